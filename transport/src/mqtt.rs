@@ -1,0 +1,101 @@
+//! One MQTT 5 connection, from CONNECT to its end. A new [`Connection`] is made for every connect.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+/// What to connect to and as whom.
+#[derive(Debug, Clone)]
+pub struct ConnectOptions {
+    /// `mqtt://`, `mqtts://`, `ws://` or `wss://`, host and port.
+    pub url: url::Url,
+    /// MQTT client id (for a server: its server id).
+    pub client_id: String,
+    /// User name, if any.
+    pub username: Option<String>,
+    /// Password, if any; never logged.
+    pub password: Option<Bytes>,
+    /// PEM files for TLS; read anew at every connect so that rotated files are picked up.
+    pub tls: TlsFiles,
+    /// MQTT keep alive.
+    pub keep_alive: Duration,
+    /// Deadline from TCP connect to CONNACK.
+    pub connect_timeout: Duration,
+    /// User properties of CONNECT.
+    pub user_properties: Vec<(String, String)>,
+    /// The will: published by the broker when the connection is lost.
+    pub will: Option<Publication>,
+    /// The largest packet that we take, in bytes; told to the broker.
+    pub max_packet_size: u32,
+}
+
+/// PEM files of the TLS side; each optional. Without `ca` the public roots are trusted.
+#[derive(Debug, Clone, Default)]
+pub struct TlsFiles {
+    /// Certificates to trust.
+    pub ca: Option<std::path::PathBuf>,
+    /// Client certificate chain.
+    pub cert: Option<std::path::PathBuf>,
+    /// Client private key.
+    pub key: Option<std::path::PathBuf>,
+}
+
+/// MQTT quality of service, 0 or 1 (2 buys nothing here).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Qos {
+    /// At most once.
+    AtMostOnce,
+    /// At least once.
+    AtLeastOnce,
+}
+
+/// A PUBLISH to send.
+#[derive(Debug, Clone)]
+pub struct Publication {
+    /// Topic name.
+    pub topic: String,
+    /// Payload.
+    pub payload: Bytes,
+    /// Quality of service.
+    pub qos: Qos,
+    /// Retain flag.
+    pub retain: bool,
+    /// User properties.
+    pub user_properties: Vec<(String, String)>,
+}
+
+/// A subscription to ask for.
+#[derive(Debug, Clone)]
+pub struct Filter {
+    /// Topic filter.
+    pub filter: String,
+    /// Quality of service.
+    pub qos: Qos,
+    /// No Local: do not send us our own messages.
+    pub no_local: bool,
+}
+
+/// A PUBLISH received.
+#[derive(Debug, Clone)]
+pub struct Received {
+    /// Topic name.
+    pub topic: String,
+    /// Payload.
+    pub payload: Bytes,
+    /// Retain flag: a stored message, not a live one.
+    pub retain: bool,
+    /// User properties.
+    pub user_properties: Vec<(String, String)>,
+}
+
+/// An open connection. `events` ends with exactly one [`Event::Closed`].
+#[derive(Debug)]
+pub struct Connection {
+    /// To send with; cheap to clone.
+    pub publisher: Publisher,
+    /// What arrives.
+    pub events: mpsc::Receiver<Event>,
+    /// What the broker said in CONNACK.
+    pub accepted: Accepted,
+}
