@@ -1,1 +1,3 @@
-//! mcp-mqtt-operator
+//! mcp-mqtt-operator: `McpService` to Deployment.
+
+pub mod cli;

@@ -1,0 +1,232 @@
+//! The operator's command line. Every flag has an environment variable, which is what the Helm chart sets;
+//! an empty variable counts as not given.
+
+use std::{net::SocketAddr, time::Duration};
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Port of `/healthz`, `/readyz` and `/metrics`.
+pub const ADMIN_PORT: u16 = 8080;
+
+/// Runs MCP servers on Kubernetes and registers them with an MQTT broker: `McpService` to Deployment.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "mcp-mqtt-operator", version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the binary can do.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Watch `McpServices` and keep their Deployments.
+    Run(Box<RunArgs>),
+    /// Print the CustomResourceDefinitions as YAML.
+    Crds,
+}
+
+/// Everything `run` needs to know.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct RunArgs {
+    /// Namespaces to watch, separated by commas; none: all of them.
+    #[arg(long, env = "MCP_MQTT_WATCH_NAMESPACES", value_delimiter = ',', value_name = "NAMESPACE")]
+    pub watch_namespaces: Vec<String>,
+
+    /// Name of this cluster: the first part of every MQTT client id (`<cluster>.<namespace>.<pod>`), so it must
+    /// differ between clusters that share a broker.
+    #[arg(long, env = "MCP_MQTT_CLUSTER_NAME", default_value = "kubernetes", value_parser = cluster_name, value_name = "NAME")]
+    pub cluster_name: String,
+
+    /// Image that holds the gateway, the shim and the installer.
+    #[arg(long, env = "MCP_MQTT_SIDECAR_IMAGE", value_name = "IMAGE")]
+    pub sidecar_image: String,
+
+    /// When the kubelet pulls that image.
+    #[arg(long, env = "MCP_MQTT_SIDECAR_IMAGE_PULL_POLICY", value_enum, default_value_t = PullPolicy::IfNotPresent, value_name = "POLICY")]
+    pub sidecar_image_pull_policy: PullPolicy,
+
+    /// Names of image pull Secrets that each pod refers to, separated by commas; they must exist in the
+    /// namespaces of the `McpServices`.
+    #[arg(long, env = "MCP_MQTT_IMAGE_PULL_SECRETS", value_delimiter = ',', value_name = "SECRET")]
+    pub image_pull_secrets: Vec<String>,
+
+    /// The broker of every `McpService` that names none of its own.
+    #[command(flatten)]
+    pub default_broker: DefaultBrokerArgs,
+
+    /// Namespace of the operator itself: its Lease and the default broker's Secret live there.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "default", value_name = "NAMESPACE")]
+    pub namespace: String,
+
+    /// Name of this instance among the candidates for leadership; by default the host's name.
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    pub identity: Option<String>,
+
+    /// Whether only one of several operators works at a time.
+    #[arg(long, env = "MCP_MQTT_LEADER_ELECTION", default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub leader_election: bool,
+
+    /// Name of the Lease, and (with `-salt` behind it) of the Secret that salts the hashes of Secrets.
+    #[arg(long, env = "MCP_MQTT_LEASE_NAME", default_value = "mcp-mqtt-operator", value_name = "NAME")]
+    pub lease_name: String,
+
+    /// How many `McpServices` are reconciled at one time.
+    #[arg(long, env = "MCP_MQTT_CONCURRENCY", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64), value_name = "N")]
+    pub concurrency: u16,
+
+    /// How often the gateways of a settled `McpService` are asked for their status (an unsettled one: each second).
+    #[arg(long, env = "MCP_MQTT_STATUS_INTERVAL", default_value = "5s", value_parser = humantime::parse_duration, value_name = "DURATION")]
+    pub status_interval: Duration,
+
+    /// Address of `/healthz`, `/readyz` and `/metrics`.
+    #[arg(long, env = "MCP_MQTT_ADMIN_ADDRESS", default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
+    pub admin_address: SocketAddr,
+
+    /// Log format.
+    #[arg(long, env = "MCP_MQTT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json, value_name = "FORMAT")]
+    pub log_format: LogFormat,
+
+    /// Log filter: a level (`info`) or directives (`info,mcp_mqtt_operator::observe=debug`).
+    #[arg(long, env = "MCP_MQTT_LOG", default_value = "info", value_name = "FILTER")]
+    pub log: String,
+}
+
+/// The default broker. Its credentials, where it has any, stand in one Secret of the operator's own namespace;
+/// the operator copies the keys it finds there into a Secret `<name>-broker` beside each `McpService` that uses it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+pub struct DefaultBrokerArgs {
+    /// `mqtt://`, `mqtts://`, `ws://` or `wss://` URL; without it each `McpService` must name its own broker.
+    #[arg(long, env = "MCP_MQTT_DEFAULT_BROKER_URL", value_name = "URL")]
+    pub default_broker_url: Option<String>,
+
+    /// Secret of the operator's namespace with any of the keys `username` and `password`, `ca.crt`, `tls.crt`
+    /// and `tls.key`.
+    #[arg(long, env = "MCP_MQTT_DEFAULT_BROKER_SECRET", value_name = "SECRET")]
+    pub default_broker_secret: Option<String>,
+
+    /// Audience of a projected `ServiceAccount` token that serves as the password.
+    #[arg(long, env = "MCP_MQTT_DEFAULT_BROKER_TOKEN_AUDIENCE", value_name = "AUDIENCE")]
+    pub default_broker_token_audience: Option<String>,
+
+    /// Life of that token, in seconds.
+    #[arg(long, env = "MCP_MQTT_DEFAULT_BROKER_TOKEN_EXPIRATION_SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(i64).range(600..), value_name = "SECONDS")]
+    pub default_broker_token_expiration_seconds: i64,
+
+    /// User name that goes with that token; without it the broker sees none.
+    #[arg(long, env = "MCP_MQTT_DEFAULT_BROKER_TOKEN_USERNAME", value_name = "NAME")]
+    pub default_broker_token_username: Option<String>,
+}
+
+/// When the kubelet pulls an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum PullPolicy {
+    /// At each start.
+    Always,
+    /// When the node has none.
+    IfNotPresent,
+    /// Never.
+    Never,
+}
+
+impl PullPolicy {
+    /// As Kubernetes spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "Always",
+            Self::IfNotPresent => "IfNotPresent",
+            Self::Never => "Never",
+        }
+    }
+}
+
+/// Log format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// A DNS label: it becomes a part of MQTT client ids, which take no `/ + #` and no dots of their own.
+fn cluster_name(text: &str) -> Result<String, String> {
+    let label = text.len() <= 63
+        && !text.is_empty()
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if label {
+        Ok(text.to_owned())
+    } else {
+        Err("at most 63 lower-case letters, digits and inner hyphens".to_owned())
+    }
+}
+
+impl RunArgs {
+    /// Empty strings are what an unset Helm value leaves in an environment variable: they count as not given.
+    #[must_use]
+    pub fn without_blanks(mut self) -> Self {
+        let blank = |value: &mut Option<String>| {
+            if value.as_deref().is_some_and(|text| text.trim().is_empty()) {
+                *value = None;
+            }
+        };
+        let broker = &mut self.default_broker;
+        blank(&mut broker.default_broker_url);
+        blank(&mut broker.default_broker_secret);
+        blank(&mut broker.default_broker_token_audience);
+        blank(&mut broker.default_broker_token_username);
+        blank(&mut self.identity);
+        for list in [&mut self.watch_namespaces, &mut self.image_pull_secrets] {
+            for item in list.iter_mut() {
+                *item = item.trim().to_owned();
+            }
+            list.retain(|item| !item.is_empty());
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    fn run_args(args: &[&str]) -> RunArgs {
+        let all = ["mcp-mqtt-operator", "run", "--sidecar-image", "example/sidecar:1"].iter().chain(args);
+        let Command::Run(run) = Cli::try_parse_from(all).unwrap().command else { panic!("not `run`") };
+        run.without_blanks()
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn blanks_count_as_not_given() {
+        let args =
+            run_args(&["--watch-namespaces", "", "--default-broker-url", "", "--image-pull-secrets", "a, b"]);
+        assert_eq!(args.watch_namespaces, Vec::<String>::new());
+        assert_eq!(args.default_broker.default_broker_url, None);
+        assert_eq!(args.image_pull_secrets, ["a", "b"]);
+    }
+
+    #[test]
+    fn the_admin_port_is_the_default_of_its_address() {
+        assert_eq!(run_args(&[]).admin_address.port(), ADMIN_PORT);
+    }
+
+    #[test]
+    fn a_cluster_name_is_a_dns_label() {
+        for good in ["kubernetes", "prod-1"] {
+            assert!(cluster_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a.b", "Prod", "-a", "a/b"] {
+            assert!(cluster_name(bad).is_err(), "{bad}");
+        }
+    }
+}
