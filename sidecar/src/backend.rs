@@ -1,9 +1,31 @@
 //! The backend: the pod's own MCP server, over stdio or HTTP. One MQTT client session is one backend session.
+//!
+//! A session is opened by [`Backend::open`], spoken to through [`BackendSession::to_backend`], heard through the
+//! gateway's one [`BackendEvents`] channel, and ended by dropping the [`BackendSession`].
+//!
+//! - [`stdio`]: a process per session, started by the shim; the gateway holds its pipes
+//! - [`http`]: Streamable HTTP, 2025-03-26 to 2025-11-25
+//! - [`probe`]: asks the server who it is, as a client would
 
 use std::fmt;
 
 use mcp_mqtt_transport::jsonrpc::{Message, RequestId};
 use tokio::sync::mpsc;
+
+use crate::{
+    config::{BackendConfig, Limits},
+    status::ServerInfo,
+};
+
+pub mod http;
+mod incoming;
+pub mod probe;
+pub mod stdio;
+
+pub use self::{http::HttpBackend, probe::ProbeError, stdio::StdioBackend};
+
+/// The newest revision of MCP that the gateway speaks to its backend.
+pub const NEWEST_REVISION: &str = "2025-11-25";
 
 /// Names one session of this gateway for as long as the process lives; never used twice, so that a late event
 /// of an ended session finds nobody.
@@ -13,6 +35,43 @@ pub struct SessionId(pub u64);
 /// Messages to one backend session that may wait there; a full queue is an error to the caller.
 /// Two per request in flight (the request and its cancellation) at the default of 64.
 pub const TO_BACKEND_CAPACITY: usize = 128;
+
+/// What of [`Limits`] concerns a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackendLimits {
+    /// Largest message of the server that is taken, in bytes.
+    pub max_message_bytes: usize,
+    /// Requests in flight per session.
+    pub max_in_flight: usize,
+}
+
+/// How the pod's MCP server is reached. Cheap to clone.
+///
+/// HTTP+SSE (2024-11-05) will be a third variant with the same four functions: nothing outside this module tells
+/// the variants apart.
+#[derive(Debug, Clone)]
+pub enum Backend {
+    /// One process per session, its pipes handed over by the shim.
+    Stdio(StdioBackend),
+    /// Streamable HTTP.
+    StreamableHttp(HttpBackend),
+}
+
+/// The configured backend cannot be used.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum BackendConfigError {
+    /// Neither or both transports were given.
+    #[error("exactly one of --stdio-socket and --http-url is needed")]
+    NotExactlyOne,
+    /// The URL is not one of a server in this pod.
+    #[error("--http-url {url}: {why}")]
+    BadUrl {
+        /// The URL as given.
+        url: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+}
 
 /// The bridge's end of one backend session. Dropping it ends the session: the process is ended, HTTP gets its DELETE.
 #[derive(Debug)]
@@ -26,11 +85,12 @@ pub struct BackendSession {
 pub enum FromBackend {
     /// A message of the server to its client: a response, a request or a notification.
     Message(Message),
-    /// This request of the client will get no answer from the server.
+    /// This request of the client will get no answer from the server. May name a request that is no longer in
+    /// flight (answered, cancelled or timed out meanwhile): then it means nothing.
     RequestFailed {
         /// The request's id.
         id: RequestId,
-        /// Why: a stable word for `error.data.reason`.
+        /// Why: a stable word for `error.data.reason`, one of [`failure`].
         reason: &'static str,
         /// Why, for a person.
         detail: String,
@@ -40,8 +100,22 @@ pub enum FromBackend {
         /// What was wrong.
         detail: String,
     },
-    /// The session is over.
+    /// The session is over. What is still in flight gets no answer; the bridge answers it.
     Ended(BackendEnd),
+}
+
+/// The stable words of [`FromBackend::RequestFailed`].
+pub mod failure {
+    /// The server's answer is larger than `max_message_bytes`.
+    pub const ANSWER_TOO_LARGE: &str = "answer-too-large";
+    /// HTTP: the server answered an error status without a JSON-RPC error.
+    pub const HTTP_STATUS: &str = "http-status";
+    /// HTTP: the body was not what the revision allows, or held no answer to the request.
+    pub const BAD_ANSWER: &str = "bad-answer";
+    /// HTTP: the connection or stream broke before the answer and could not be resumed.
+    pub const CONNECTION_BROKEN: &str = "connection-broken";
+    /// HTTP: the session has too many requests that the server does not answer.
+    pub const TOO_MANY_IN_FLIGHT: &str = "backend-too-many-in-flight";
 }
 
 /// Why a backend session is over.
@@ -61,6 +135,58 @@ pub enum BackendEnd {
 
 /// Where all backend sessions report to. Bounded: a flooding server waits, the others' order holds.
 pub type BackendEvents = mpsc::Sender<(SessionId, FromBackend)>;
+
+impl Backend {
+    /// The backend that the configuration names.
+    ///
+    /// # Errors
+    /// Not exactly one transport, or an HTTP URL that is not plain `http`.
+    pub fn from_config(config: &BackendConfig, limits: &Limits) -> Result<Self, BackendConfigError> {
+        let limits = BackendLimits::from(limits);
+        match (&config.stdio_socket, &config.http_url) {
+            (Some(socket), None) => Ok(Self::Stdio(StdioBackend::new(socket.clone(), limits))),
+            (None, Some(url)) => Ok(Self::StreamableHttp(HttpBackend::new(url, limits)?)),
+            _ => Err(BackendConfigError::NotExactlyOne),
+        }
+    }
+
+    /// Opens a session and returns at once; what is sent meanwhile waits. A failure arrives as
+    /// [`BackendEnd::OpenFailed`]. Must be called within a tokio runtime.
+    pub fn open(&self, session: SessionId, events: BackendEvents) -> BackendSession {
+        let (to_backend, from_bridge) = mpsc::channel(TO_BACKEND_CAPACITY);
+        match self {
+            Self::Stdio(backend) => backend.open(session, events, from_bridge),
+            Self::StreamableHttp(backend) => backend.open(session, events, from_bridge),
+        }
+        BackendSession { to_backend }
+    }
+
+    /// Asks the server who it is: opens a session of its own, sends `initialize`, ends it. Bounded in time.
+    ///
+    /// # Errors
+    /// The server cannot be reached or did not answer `initialize` with a result; the message is for a person.
+    pub async fn probe(&self) -> Result<ServerInfo, ProbeError> {
+        probe::probe(self).await
+    }
+
+    /// Resolves when the backend as a whole is gone, with the reason for a person: its container restarts, its
+    /// port refuses. Resolves at once when it is gone already. Cancel-safe; one caller at a time.
+    pub async fn lost(&self) -> String {
+        match self {
+            Self::Stdio(backend) => backend.lost().await,
+            Self::StreamableHttp(backend) => backend.lost().await,
+        }
+    }
+}
+
+impl From<&Limits> for BackendLimits {
+    fn from(limits: &Limits) -> Self {
+        Self {
+            max_message_bytes: usize::try_from(limits.max_message_bytes).unwrap_or(usize::MAX),
+            max_in_flight: usize::try_from(limits.max_in_flight).unwrap_or(usize::MAX),
+        }
+    }
+}
 
 impl fmt::Display for BackendEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

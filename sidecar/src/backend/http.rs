@@ -1,0 +1,26 @@
+//! Streamable HTTP, 2025-03-26 to 2025-11-25.
+use mcp_mqtt_transport::jsonrpc::Message;
+use tokio::sync::mpsc;
+use url::Url;
+use super::{BackendConfigError, BackendEvents, BackendLimits, SessionId};
+
+/// A server that listens on one endpoint.
+#[derive(Debug, Clone)]
+pub struct HttpBackend {
+    url: Url,
+    limits: BackendLimits,
+}
+
+impl HttpBackend {
+    /// The backend at this endpoint.
+    ///
+    /// # Errors
+    /// The URL is not plain `http` with a host.
+    pub fn new(url: &Url, limits: BackendLimits) -> Result<Self, BackendConfigError> {
+        Ok(Self { url: url.clone(), limits })
+    }
+    pub(super) fn open(&self, _session: SessionId, _events: BackendEvents, _from_bridge: mpsc::Receiver<Message>) {}
+    pub(super) async fn lost(&self) -> String {
+        format!("{} {:?}", self.url, self.limits)
+    }
+}
