@@ -1,9 +1,22 @@
 //! One MQTT 5 connection, from CONNECT to its end. A new [`Connection`] is made for every connect.
 
+mod accepted;
+mod error;
+mod events;
+mod publisher;
+mod reason;
+
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+
+pub use self::{
+    accepted::Accepted,
+    error::{CloseReason, ConnectError, PublishError},
+    events::{Event, Events},
+    publisher::{PublishReply, Publisher, SubscribeReply, UnsubscribeReply},
+    reason::ReasonCode,
+};
 
 /// What to connect to and as whom.
 #[derive(Debug, Clone)]
@@ -18,7 +31,7 @@ pub struct ConnectOptions {
     pub password: Option<Bytes>,
     /// PEM files for TLS; read anew at every connect so that rotated files are picked up.
     pub tls: TlsFiles,
-    /// MQTT keep alive.
+    /// MQTT keep alive; at least 5 s (less is taken as 5 s).
     pub keep_alive: Duration,
     /// Deadline from TCP connect to CONNACK.
     pub connect_timeout: Duration,
@@ -89,13 +102,25 @@ pub struct Received {
     pub user_properties: Vec<(String, String)>,
 }
 
-/// An open connection. `events` ends with exactly one [`Event::Closed`].
+/// An open connection. `events` ends with exactly one [`Event::Closed`]. Dropping `events` ends the connection at
+/// once and without DISCONNECT, so that the will is published; [`Publisher::disconnect`] is the orderly way.
 #[derive(Debug)]
 pub struct Connection {
     /// To send with; cheap to clone.
     pub publisher: Publisher,
     /// What arrives.
-    pub events: mpsc::Receiver<Event>,
+    pub events: Events,
     /// What the broker said in CONNACK.
     pub accepted: Accepted,
+}
+
+impl Connection {
+    /// Connects, up to CONNACK. The TLS files are read here, anew each time.
+    ///
+    /// # Errors
+    /// [`ConnectError`], within [`ConnectOptions::connect_timeout`].
+    pub async fn open(options: &ConnectOptions) -> Result<Self, ConnectError> {
+        let _ = options;
+        todo!()
+    }
 }
