@@ -1,0 +1,50 @@
+{{/*
+What the operator may do where McpServices live: as a ClusterRole, or as a Role in each of watchNamespaces. Each rule
+says why; a test holds that.
+*/}}
+{{- define "mcp-mqtt-operator.rules" -}}
+# The objects it serves: read, and watched for changes. Never written, but for the status.
+- apiGroups: [mcp-mqtt.io]
+  resources: [mcpservices]
+  verbs: [get, list, watch]
+# Conditions, replica and session counts: what `kubectl get mcps` shows.
+- apiGroups: [mcp-mqtt.io]
+  resources: [mcpservices/status]
+  verbs: [get, patch]
+# Owner references with blockOwnerDeletion on what it creates; clusters with OwnerReferencesPermissionEnforcement ask
+# for this. It sets no finalizer.
+- apiGroups: [mcp-mqtt.io]
+  resources: [mcpservices/finalizers]
+  verbs: [update]
+# The Deployment of each McpService: server-side apply is create and patch; watched, so that a change by hand or a lost
+# Deployment is mended. Deletion is left to the garbage collector.
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch]
+# Which instances exist and which are ready, and their addresses: the operator asks each gateway for its sessions.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+# A ServiceAccount of its own, without API token, for the pods of each McpService.
+- apiGroups: [""]
+  resources: [serviceaccounts]
+  verbs: [get, list, watch, create, patch]
+# A PodDisruptionBudget where an McpService has several replicas; deleted when it goes back to one.
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+# Secrets that McpServices refer to: watched by their metadata, read when they change, because a new content must reach
+# the pods by a rolling update. Written: only `<name>-broker`, the copy of the default broker's credentials, deleted
+# when the McpService no longer uses that broker. RBAC cannot bound this by a name pattern.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, list, watch, create, patch, delete]
+# ConfigMaps that McpServices refer to (the broker's CA, the server's env and volumes): the same, and never written.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get, list, watch]
+# Events that tell of changes, beside the McpService they are about.
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end -}}
