@@ -1,0 +1,53 @@
+//! Durations as people write them: `500ms`, `30s`, `1m30s`.
+
+use std::{borrow::Cow, time::Duration};
+
+use kube::core::{Rule, validate};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+/// A duration; the schema's rules and [`Self::parse`] take the same texts.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(transparent)]
+pub struct DurationText(pub String);
+
+impl DurationText {
+    /// A text as a duration, unchecked.
+    pub fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    /// The duration.
+    ///
+    /// # Errors
+    /// A text that is no duration: an object written before the rules, or past them.
+    pub fn parse(&self) -> Result<Duration, humantime::DurationError> {
+        humantime::parse_duration(&self.0)
+    }
+}
+
+impl JsonSchema for DurationText {
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        // Five digits a unit: more would overflow CEL's duration() and end in an error nobody can read.
+        let mut schema = json_schema!({"type": "string", "minLength": 1, "maxLength": 16});
+        for rule in [
+            Rule::new(format!("self.matches('{FORM}')"))
+                .message("must be a duration such as 500ms, 30s or 1m30s"),
+            Rule::new(format!("!self.matches('{FORM}') || (duration(self) >= duration('1s') && duration(self) <= duration('18h'))"))
+                .message("must be between 1s and 18h"),
+        ] {
+            validate(&mut schema, rule).expect("a rule is plain data");
+        }
+        schema
+    }
+}
+
+const FORM: &str = "^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?([0-9]{1,5}ms)?$";

@@ -1,0 +1,129 @@
+//! `spec.gateway`: limits, timeouts and resources of the sidecar.
+
+use k8s_openapi::api::core::v1::ResourceRequirements;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::duration::DurationText;
+
+/// The gateway of each instance.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GatewaySpec {
+    /// MCP sessions of one instance at one time; an `initialize` beyond it is refused.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub max_sessions: i32,
+
+    /// The largest message either way, in bytes. The broker's own limit, where it is lower, holds.
+    #[schemars(range(min = 1024, max = 67_108_864))]
+    pub max_message_bytes: i32,
+
+    /// Requests in flight of one session; one more is refused.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max_in_flight: i32,
+
+    /// How long requests may take.
+    pub timeouts: TimeoutsSpec,
+
+    /// CPU and memory of the gateway's container. By default it requests 10m CPU and 16Mi memory, and is limited
+    /// to 128Mi memory; raise that with `maxSessions` and `maxMessageBytes`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+
+    /// MQTT quality of service of publishes and subscriptions.
+    #[schemars(range(min = 0, max = 1))]
+    pub qos: i32,
+
+    /// MQTT keep alive: how soon the broker notices a dead instance (at 1.5 times this).
+    pub keep_alive: DurationText,
+
+    /// The gateway's log.
+    pub log: LogSpec,
+}
+
+impl Default for GatewaySpec {
+    fn default() -> Self {
+        Self {
+            max_sessions: 100,
+            max_message_bytes: 1_048_576,
+            max_in_flight: 64,
+            timeouts: TimeoutsSpec::default(),
+            resources: None,
+            qos: 1,
+            keep_alive: DurationText::new("15s"),
+            log: LogSpec::default(),
+        }
+    }
+}
+
+/// How long requests may take, by method; progress prolongs a request, up to `max`.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!([self.ping, self.call, self.default, self.max].all(t, t.matches('^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?([0-9]{1,5}ms)?$'))) || [self.ping, self.call, self.default].all(t, duration(t) <= duration(self.max))")
+        .message("timeouts.max must not be less than timeouts.ping, timeouts.call or timeouts.default")
+)]
+pub struct TimeoutsSpec {
+    /// `ping`.
+    #[serde(default = "ten_seconds")]
+    pub ping: DurationText,
+    /// `tools/call`, `sampling/createMessage`, `completion/complete`.
+    #[serde(default = "a_minute")]
+    pub call: DurationText,
+    /// Every other request.
+    #[serde(default = "half_a_minute")]
+    pub default: DurationText,
+    /// The most that progress can prolong a request to.
+    #[serde(default = "ten_minutes")]
+    pub max: DurationText,
+}
+
+impl Default for TimeoutsSpec {
+    fn default() -> Self {
+        Self { ping: ten_seconds(), call: a_minute(), default: half_a_minute(), max: ten_minutes() }
+    }
+}
+
+fn ten_seconds() -> DurationText {
+    DurationText::new("10s")
+}
+
+fn half_a_minute() -> DurationText {
+    DurationText::new("30s")
+}
+
+fn a_minute() -> DurationText {
+    DurationText::new("60s")
+}
+
+fn ten_minutes() -> DurationText {
+    DurationText::new("10m")
+}
+
+/// The gateway's log.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LogSpec {
+    /// A level (`error`, `warn`, `info`, `debug`, `trace`) or a filter such as `info,mcp_mqtt_sidecar::bridge=debug`.
+    #[schemars(length(min = 1, max = 512))]
+    pub level: String,
+    /// JSON lines, or text for people.
+    pub format: LogFormat,
+}
+
+impl Default for LogSpec {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Json }
+    }
+}
+
+/// Log format.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
