@@ -5,6 +5,8 @@ use std::{net::SocketAddr, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::check::CheckArgs;
+
 /// Port of `/healthz`, `/readyz` and `/metrics`.
 pub const ADMIN_PORT: u16 = 8080;
 
@@ -24,6 +26,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Print the CustomResourceDefinitions as YAML.
     Crds,
+    /// See whether an installed operator works: it is ready, and `McpServices` can be read. For `helm test`.
+    Check(CheckArgs),
 }
 
 /// Everything `run` needs to know.

@@ -1,14 +1,21 @@
 //! mcp-mqtt-operator.
 
+use std::process::ExitCode;
+
 use clap::Parser;
 use mcp_mqtt_operator::{
+    check,
     cli::{Cli, Command},
     crd,
 };
 
-fn main() {
+fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Crds => print!("{}", crd::crd_yaml()),
-        Command::Run(_) => {}
+        Command::Crds => {
+            print!("{}", crd::crd_yaml());
+            ExitCode::SUCCESS
+        }
+        Command::Check(args) => check::main(args),
+        Command::Run(_) => ExitCode::SUCCESS,
     }
 }
