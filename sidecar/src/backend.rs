@@ -7,10 +7,10 @@
 //! - [`http`]: Streamable HTTP, 2025-03-26 to 2025-11-25
 //! - [`probe`]: asks the server who it is, as a client would
 
-use std::fmt;
+use std::{convert::Infallible, fmt};
 
 use mcp_mqtt_transport::jsonrpc::{Message, RequestId};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     config::{BackendConfig, Limits},
@@ -19,7 +19,9 @@ use crate::{
 
 pub mod http;
 mod incoming;
+mod lines;
 pub mod probe;
+mod skim;
 pub mod stdio;
 
 pub use self::{http::HttpBackend, probe::ProbeError, stdio::StdioBackend};
@@ -78,6 +80,17 @@ pub enum BackendConfigError {
 pub struct BackendSession {
     /// Client → server messages, in order.
     pub to_backend: mpsc::Sender<Message>,
+    /// Tells the session to end even when its queue is full of messages that nobody reads.
+    _alive: oneshot::Sender<Infallible>,
+}
+
+/// The backend's end of one session.
+#[derive(Debug)]
+pub struct FromBridge {
+    /// Client → server messages, in order; ends when the bridge has dropped its end and all were taken.
+    pub messages: mpsc::Receiver<Message>,
+    /// Resolves (with an error) when the bridge has dropped its end.
+    pub dropped: oneshot::Receiver<Infallible>,
 }
 
 /// What a backend session reports. [`FromBackend::Ended`] comes exactly once, and last.
@@ -153,12 +166,12 @@ impl Backend {
     /// Opens a session and returns at once; what is sent meanwhile waits. A failure arrives as
     /// [`BackendEnd::OpenFailed`]. Must be called within a tokio runtime.
     pub fn open(&self, session: SessionId, events: BackendEvents) -> BackendSession {
-        let (to_backend, from_bridge) = mpsc::channel(TO_BACKEND_CAPACITY);
+        let (backend_session, from_bridge) = BackendSession::pair();
         match self {
             Self::Stdio(backend) => backend.open(session, events, from_bridge),
             Self::StreamableHttp(backend) => backend.open(session, events, from_bridge),
         }
-        BackendSession { to_backend }
+        backend_session
     }
 
     /// Asks the server who it is: opens a session of its own, sends `initialize`, ends it. Bounded in time.
@@ -176,6 +189,15 @@ impl Backend {
             Self::Stdio(backend) => backend.lost().await,
             Self::StreamableHttp(backend) => backend.lost().await,
         }
+    }
+}
+
+impl BackendSession {
+    /// Both ends of a session.
+    pub fn pair() -> (Self, FromBridge) {
+        let (to_backend, messages) = mpsc::channel(TO_BACKEND_CAPACITY);
+        let (alive, dropped) = oneshot::channel();
+        (Self { to_backend, _alive: alive }, FromBridge { messages, dropped })
     }
 }
 

@@ -1,8 +1,6 @@
 //! Streamable HTTP, 2025-03-26 to 2025-11-25.
-use mcp_mqtt_transport::jsonrpc::Message;
-use tokio::sync::mpsc;
+use super::{BackendConfigError, BackendEvents, BackendLimits, FromBridge, SessionId};
 use url::Url;
-use super::{BackendConfigError, BackendEvents, BackendLimits, SessionId};
 
 /// A server that listens on one endpoint.
 #[derive(Debug, Clone)]
@@ -19,7 +17,7 @@ impl HttpBackend {
     pub fn new(url: &Url, limits: BackendLimits) -> Result<Self, BackendConfigError> {
         Ok(Self { url: url.clone(), limits })
     }
-    pub(super) fn open(&self, _session: SessionId, _events: BackendEvents, _from_bridge: mpsc::Receiver<Message>) {}
+    pub(super) fn open(&self, _session: SessionId, _events: BackendEvents, _from_bridge: FromBridge) {}
     pub(super) async fn lost(&self) -> String {
         format!("{} {:?}", self.url, self.limits)
     }

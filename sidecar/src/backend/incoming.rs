@@ -1,1 +1,127 @@
-//! What a server sends, made into events.
+//! What a server sent, made into what the bridge hears.
+
+use bytes::Bytes;
+use mcp_mqtt_transport::jsonrpc::{Message, ParseErrorKind, RequestId};
+use serde_json::value::RawValue;
+
+use super::{FromBackend, failure, skim::Skim};
+
+/// How much of something unreadable is shown to a person, in characters.
+const EXCERPT: usize = 120;
+
+/// Reads one message; what is none comes back as what to report in its place. A batch (2025-03-26) is taken apart.
+pub(super) fn read(raw: &Bytes, limit: usize) -> Result<Message, Vec<FromBackend>> {
+    Message::parse(raw.clone(), limit).map_err(|error| match error.kind {
+        ParseErrorKind::Batch => read_batch(raw, limit),
+        ParseErrorKind::TooLarge { size, limit } => too_large(size, limit, answered_by(raw)),
+        kind => {
+            let detail = if raw.trim_ascii_start().starts_with(b"{") {
+                format!("the server sent a message that cannot be used: {kind}")
+            } else {
+                format!("the server sent something that is no JSON-RPC message: `{}`", excerpt(raw))
+            };
+            refuse(detail, failure::BAD_ANSWER, answered_by(raw))
+        }
+    })
+}
+
+/// Reports a message that was over the limit and not kept; `answers`: the request that it would have answered.
+pub(super) fn too_large(size: usize, limit: usize, answers: Option<RequestId>) -> Vec<FromBackend> {
+    let detail = format!(
+        "the server sent a message of {size} bytes; the limit is {limit} (gateway.maxMessageBytes of the McpService)"
+    );
+    refuse(detail, failure::ANSWER_TOO_LARGE, answers)
+}
+
+fn refuse(detail: String, reason: &'static str, answers: Option<RequestId>) -> Vec<FromBackend> {
+    let failed = answers.map(|id| FromBackend::RequestFailed { id, reason, detail: detail.clone() });
+    std::iter::once(FromBackend::Malformed { detail }).chain(failed).collect()
+}
+
+fn read_batch(raw: &Bytes, limit: usize) -> Vec<FromBackend> {
+    let parts: Vec<&RawValue> = match serde_json::from_slice(raw) {
+        Ok(parts) => parts,
+        Err(error) => return refuse(format!("the server sent no JSON: {error}"), failure::BAD_ANSWER, None),
+    };
+    let mut read_all = Vec::with_capacity(parts.len());
+    for part in parts {
+        // A batch in a batch is none; it would recurse.
+        match Message::parse(raw.slice_ref(part.get().as_bytes()), limit) {
+            Ok(message) => read_all.push(FromBackend::Message(message)),
+            Err(error) => {
+                let answers = answered_by(part.get().as_bytes());
+                read_all.extend(refuse(error.to_string(), failure::BAD_ANSWER, answers));
+            }
+        }
+    }
+    read_all
+}
+
+fn answered_by(raw: &[u8]) -> Option<RequestId> {
+    let mut skim = Skim::default();
+    skim.feed(raw);
+    skim.answers()
+}
+
+/// The beginning of some text for a person, on one line.
+pub(super) fn excerpt(raw: &[u8]) -> String {
+    let bounded = &raw[..raw.len().min(4 * EXCERPT)];
+    let text: String = String::from_utf8_lossy(bounded)
+        .trim()
+        .chars()
+        .map(|character| if character.is_control() { ' ' } else { character })
+        .take(EXCERPT)
+        .collect();
+    if raw.len() > text.len() + 4 { text + "…" } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(raw: &'static str) -> Vec<String> {
+        let tell = |event: &FromBackend| match event {
+            FromBackend::Message(message) => {
+                format!("message {}", message.id().map_or("-", RequestId::as_json))
+            }
+            FromBackend::RequestFailed { id, reason, .. } => format!("failed {id} {reason}"),
+            FromBackend::Malformed { .. } => "malformed".to_owned(),
+            FromBackend::Ended(_) => unreachable!("not made here"),
+        };
+        match read(&Bytes::from_static(raw.as_bytes()), 100) {
+            Ok(message) => vec![tell(&FromBackend::Message(message))],
+            Err(events) => events.iter().map(tell).collect(),
+        }
+    }
+
+    #[test]
+    fn a_message_passes_and_what_is_none_is_reported() {
+        assert_eq!(ids(r#"{"jsonrpc":"2.0","id":7,"result":{}}"#), ["message 7"]);
+        assert_eq!(ids("Server listening"), ["malformed"]);
+    }
+
+    #[test]
+    fn a_bad_answer_fails_the_request_that_it_would_have_answered() {
+        assert_eq!(ids(r#"{"jsonrpc":"1.0","result":{},"id":7}"#), ["malformed", "failed 7 bad-answer"]);
+        assert_eq!(
+            ids(r#"{"jsonrpc":"1.0","method":"ping","id":7}"#),
+            ["malformed"],
+            "the id is the server's own"
+        );
+    }
+
+    #[test]
+    fn a_batch_is_taken_apart() {
+        assert_eq!(
+            ids(r#"[{"jsonrpc":"2.0","id":1,"result":{}}, 3,{"jsonrpc":"2.0","method":"a"}]"#),
+            ["message 1", "malformed", "message -"]
+        );
+    }
+
+    #[test]
+    fn an_excerpt_is_short_and_on_one_line() {
+        assert_eq!(excerpt(b"  two\nlines\x1b[0m "), "two lines [0m");
+        assert!(excerpt(&[b'x'; 4096]).chars().count() <= EXCERPT + 1);
+        assert!(excerpt("é".repeat(500).as_bytes()).ends_with('…'));
+    }
+}

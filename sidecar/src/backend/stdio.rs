@@ -1,10 +1,35 @@
-//! stdio: one process per session, its pipes handed over by the shim.
-use std::path::PathBuf;
-use mcp_mqtt_transport::jsonrpc::Message;
-use tokio::sync::mpsc;
-use super::{BackendEvents, BackendLimits, SessionId};
+//! stdio: one process per session. The shim in the server's container starts it and hands its pipes over; the
+//! gateway reads and writes them directly.
 
-/// A server that is started once per session by the shim.
+use std::{io, path::PathBuf, pin::pin, time::Duration};
+
+use mcp_mqtt_transport::jsonrpc::Message;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{UnixStream, unix::pipe},
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+
+use super::{
+    BackendEnd, BackendEvents, BackendLimits, FromBackend, FromBridge, SessionId, incoming,
+    lines::{Line, Lines},
+};
+use crate::shim::control::{Control, Hello, Purpose, Report};
+
+/// From connecting to the shim until the process is there. Starting one takes milliseconds.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long what is already queued may take to be written once the bridge has dropped the session.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(250);
+/// How long stdout is read on after the process has ended (a child of it may hold the pipe open), and how long
+/// a process may live on after it closed stdin or stdout.
+const EXIT_GRACE: Duration = Duration::from_secs(1);
+/// Messages that go into one write.
+const WRITE_BATCH: usize = 32;
+/// Room that the write buffer keeps from one write to the next, in bytes.
+const KEPT_WRITE_BUFFER: usize = 16 * 1024;
+
+/// A server of which the shim starts one process per session.
 #[derive(Debug, Clone)]
 pub struct StdioBackend {
     socket: PathBuf,
@@ -12,12 +37,205 @@ pub struct StdioBackend {
 }
 
 impl StdioBackend {
-    /// The backend behind this shim socket.
+    /// The backend behind this shim's socket.
     pub fn new(socket: PathBuf, limits: BackendLimits) -> Self {
         Self { socket, limits }
     }
-    pub(super) fn open(&self, _session: SessionId, _events: BackendEvents, _from_bridge: mpsc::Receiver<Message>) {}
-    pub(super) async fn lost(&self) -> String {
-        format!("{} {:?}", self.socket.display(), self.limits)
+
+    pub(super) fn open(&self, session: SessionId, events: BackendEvents, from_bridge: FromBridge) {
+        let backend = self.clone();
+        tokio::spawn(async move {
+            let end = match backend.start_process().await {
+                Ok(process) => {
+                    let session =
+                        Session { id: session, events: &events, max: backend.limits.max_message_bytes };
+                    session.serve(process, from_bridge).await
+                }
+                Err(why) => BackendEnd::OpenFailed(why),
+            };
+            let _ = events.send((session, FromBackend::Ended(end))).await; // the bridge is gone: nobody to tell
+        });
     }
+
+    /// Resolves when the shim is gone.
+    pub(super) async fn lost(&self) -> String {
+        let monitor = async {
+            let mut control = self.connect(Purpose::Monitor).await?;
+            match control.receive::<Report>().await {
+                Ok(Some(Report::Ready { .. })) => Ok(control),
+                Ok(_) => Err("the shim closed the connection".to_owned()),
+                Err(error) => Err(format!("the shim answered nothing usable: {error}")),
+            }
+        };
+        match timeout(OPEN_TIMEOUT, monitor).await {
+            Ok(Ok(mut control)) => {
+                while let Ok(Some(_)) = control.receive::<Report>().await {} // it has nothing more to say
+                gone()
+            }
+            Ok(Err(why)) => why,
+            Err(_) => no_answer(),
+        }
+    }
+
+    async fn start_process(&self) -> Result<Process, String> {
+        let started = async {
+            let mut control = self.connect(Purpose::Session).await?;
+            let pipes = match control.receive::<Report>().await {
+                Ok(Some(Report::Spawned { .. })) => control.take_pipes(),
+                Ok(Some(Report::Failed { message })) => return Err(message),
+                Ok(_) => return Err(gone()),
+                Err(error) => return Err(format!("the shim answered nothing usable: {error}")),
+            };
+            let Some([stdin, stdout]) = pipes else {
+                return Err("the shim handed over no pipes (are gateway and shim of one version?)".to_owned());
+            };
+            let pipes = pipe::Sender::from_owned_fd(stdin)
+                .and_then(|stdin| pipe::Receiver::from_owned_fd(stdout).map(|stdout| (stdin, stdout)));
+            let (stdin, stdout) =
+                pipes.map_err(|error| format!("the process's pipes cannot be used: {error}"))?;
+            Ok(Process { control, stdin, stdout })
+        };
+        timeout(OPEN_TIMEOUT, started).await.unwrap_or_else(|_| Err(no_answer()))
+    }
+
+    async fn connect(&self, purpose: Purpose) -> Result<Control, String> {
+        let connected = async {
+            let mut control = Control::new(UnixStream::connect(&self.socket).await?);
+            control.send(&Hello::Open(purpose)).await?;
+            Ok(control)
+        };
+        connected.await.map_err(|error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => format!(
+                "the server container does not run (yet): nobody listens on {}. If it stays so, see `kubectl describe \
+                 pod` and `kubectl logs -c server`.",
+                self.socket.display()
+            ),
+            _ => format!("the shim's socket {} cannot be used: {error}", self.socket.display()),
+        })
+    }
+}
+
+fn gone() -> String {
+    "the server container stopped; see `kubectl describe pod` for why, and `kubectl logs -c server --previous` for \
+     its last words"
+        .to_owned()
+}
+
+fn no_answer() -> String {
+    format!("the shim did not answer within {OPEN_TIMEOUT:?}: is the server container out of CPU, or frozen?")
+}
+
+/// A process of the server, and the connection on which the shim tells of its end. Dropping it ends the process.
+struct Process {
+    control: Control,
+    stdin: pipe::Sender,
+    stdout: pipe::Receiver,
+}
+
+struct Session<'a> {
+    id: SessionId,
+    events: &'a BackendEvents,
+    max: usize,
+}
+
+impl Session<'_> {
+    /// Both directions at once; neither waits for the other.
+    async fn serve(&self, process: Process, from_bridge: FromBridge) -> BackendEnd {
+        let Process { control, stdin, stdout } = process;
+        let FromBridge { messages, dropped } = from_bridge;
+        let mut write = pin!(write(stdin, messages));
+        let mut read = pin!(self.read_until_exit(stdout, control));
+        tokio::select! {
+            end = &mut write => end,
+            end = &mut read => end,
+            _ = dropped => {
+                // The bridge's last words (a cancellation) may still be on their way.
+                tokio::select! {
+                    end = &mut read => end,
+                    _ = timeout(FLUSH_TIMEOUT, &mut write) => BackendEnd::Closed,
+                }
+            }
+        }
+    }
+
+    async fn read_until_exit(&self, stdout: pipe::Receiver, mut control: Control) -> BackendEnd {
+        let mut read = pin!(self.read(stdout));
+        let report = tokio::select! {
+            () = &mut read => match timeout(EXIT_GRACE, control.receive::<Report>()).await {
+                Ok(report) => report,
+                Err(_) => return BackendEnd::Exited("it closed its stdout; it is being ended".to_owned()),
+            },
+            report = control.receive::<Report>() => {
+                let _ = timeout(EXIT_GRACE, read).await; // its last words come before its end
+                report
+            }
+        };
+        match report {
+            Ok(Some(Report::Exited(exit))) => BackendEnd::Exited(exit.to_string()),
+            Ok(_) | Err(_) => BackendEnd::BackendLost(gone()),
+        }
+    }
+
+    /// Reports what the process says until it says no more.
+    async fn read(&self, mut stdout: pipe::Receiver) {
+        let mut lines = Lines::new(self.max);
+        loop {
+            match stdout.read_buf(lines.buffer()).await {
+                Ok(0) => break,
+                Ok(read) => lines.was_read(read),
+                Err(error) => {
+                    tracing::warn!(session = self.id.0, "stdout of the MCP server cannot be read: {error}");
+                    break;
+                }
+            }
+            while let Some(line) = lines.next() {
+                self.report(line).await;
+            }
+        }
+        if let Some(line) = lines.rest() {
+            self.report(line).await;
+        }
+    }
+
+    async fn report(&self, line: Line) {
+        let read = match line {
+            Line::Whole(line) => incoming::read(&line, self.max),
+            Line::TooLong { size, answers } => Err(incoming::too_large(size, self.max, answers)),
+        };
+        match read {
+            Ok(message) => self.send(FromBackend::Message(message)).await,
+            Err(events) => {
+                for event in events {
+                    self.send(event).await;
+                }
+            }
+        }
+    }
+
+    async fn send(&self, event: FromBackend) {
+        let _ = self.events.send((self.id, event)).await; // the bridge is gone: we are about to end
+    }
+}
+
+/// Writes what comes, as many messages at once as wait; ends when the bridge has no more, or the process does not
+/// take them.
+async fn write(mut stdin: pipe::Sender, mut messages: mpsc::Receiver<Message>) -> BackendEnd {
+    let mut waiting = Vec::new();
+    let mut buffer = Vec::new();
+    while messages.recv_many(&mut waiting, WRITE_BATCH).await > 0 {
+        for message in waiting.drain(..) {
+            buffer.extend_from_slice(&message.to_line());
+            buffer.push(b'\n');
+        }
+        if let Err(error) = stdin.write_all(&buffer).await {
+            // Most often it has exited, and the shim is about to say how.
+            sleep(EXIT_GRACE).await;
+            return BackendEnd::Exited(format!(
+                "it reads no more from its stdin ({error}); it is being ended"
+            ));
+        }
+        buffer.clear();
+        buffer.shrink_to(KEPT_WRITE_BUFFER);
+    }
+    BackendEnd::Closed
 }

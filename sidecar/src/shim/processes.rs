@@ -1,0 +1,325 @@
+//! Child processes: started, ended with everything they started, and reaped. Knows nothing of sockets.
+//!
+//! Each process leads a process group of its own. Ending one means the whole group: stdin closes → grace →
+//! SIGTERM → grace → SIGKILL. Whatever left the group by `setsid` (a headless browser does) carries a mark in its
+//! environment by which it is found once its parents are gone, and is ended too.
+
+use std::{
+    collections::HashMap,
+    ffi::OsString,
+    io,
+    os::{fd::OwnedFd, unix::process::CommandExt},
+    path::Path,
+    process::{Command, Stdio},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    time::{sleep, timeout},
+};
+
+use super::{control::Exit, orphans};
+
+/// The environment variable that marks all descendants of one process.
+const MARK: &str = "MCP_MQTT_PROCESS";
+/// How long SIGKILL may take: only the kernel can delay it (a process in uninterruptible sleep).
+const KILL_GRACE: Duration = Duration::from_secs(5);
+/// How often to look whether a group is empty: nobody tells about processes that are not our children.
+const GROUP_POLL: Duration = Duration::from_millis(20);
+
+/// All processes that were started here. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Processes {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    command: Vec<OsString>,
+    max: usize,
+    reap: Reap,
+    /// Leaders not yet reaped. Held while spawning and while reaping: `spawn` waits for a child whose exec failed
+    /// itself, and a pid cannot come back to life between a look at this table and a signal.
+    table: Mutex<HashMap<Pid, watch::Sender<Option<Exit>>>>,
+    spawned: AtomicU64,
+}
+
+/// Which children to reap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reap {
+    /// All, orphans of the processes included: for PID 1, which inherits them; made so for any other.
+    Everything,
+    /// Only those that were started here.
+    Own,
+}
+
+/// A running process (or one that ended but was not looked at). Give it to [`Processes::end`] when done.
+#[derive(Debug)]
+pub struct Process {
+    pid: Pid,
+    mark: String,
+    started: Instant,
+    exit: watch::Receiver<Option<Exit>>,
+    /// Its stdin and stdout, until they are handed over.
+    pub pipes: Option<[OwnedFd; 2]>,
+}
+
+/// A process could not be started; the messages are for a person.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// No such file.
+    #[error(
+        "command not found in the image: `{0}`. Check transport.stdio.command, and that the image has it in its PATH."
+    )]
+    NotFound(String),
+    /// The file is there, what should interpret it is not.
+    #[error(
+        "`{0}` exists but cannot be run: the interpreter in its first line, or its dynamic loader, is not in the image."
+    )]
+    NoInterpreter(String),
+    /// Not allowed.
+    #[error(
+        "`{0}` may not be executed by this user: check its mode, and the securityContext of the container."
+    )]
+    NotExecutable(String),
+    /// Not a program.
+    #[error(
+        "`{0}` is no program for this machine: a script without `#!`, or built for another architecture."
+    )]
+    NotAProgram(String),
+    /// Too many.
+    #[error("{0} processes of the MCP server run already, the most that --max-processes allows.")]
+    TooMany(usize),
+    /// Anything else.
+    #[error("`{command}` could not be started: {error}.")]
+    Other {
+        /// The program.
+        command: String,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+impl Processes {
+    /// Will start `command` (program and arguments, not empty), at most `max` at one time.
+    ///
+    /// # Errors
+    /// The system refuses to make this process the reaper of its descendants.
+    pub fn new(command: Vec<OsString>, max: usize, reap: Reap) -> io::Result<Self> {
+        if reap == Reap::Everything {
+            rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        }
+        let shared = Shared { command, max, reap, table: Mutex::default(), spawned: AtomicU64::new(0) };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The program that is started.
+    pub fn program(&self) -> String {
+        self.shared.command.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
+    /// Processes that run, those being ended included.
+    pub fn running(&self) -> usize {
+        self.table().len()
+    }
+
+    /// Starts a process. Its stderr is ours.
+    ///
+    /// # Errors
+    /// See [`SpawnError`].
+    pub fn spawn(&self) -> Result<Process, SpawnError> {
+        let Some((program, arguments)) = self.shared.command.split_first() else {
+            return Err(SpawnError::NotFound(String::new()));
+        };
+        let mut table = self.table();
+        if table.len() >= self.shared.max {
+            return Err(SpawnError::TooMany(table.len()));
+        }
+        let serial = self.shared.spawned.fetch_add(1, Ordering::Relaxed);
+        let mark = format!("{}.{serial}", std::process::id());
+        let mut child = Command::new(program)
+            .args(arguments)
+            .env(MARK, &mark)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .process_group(0)
+            .spawn()
+            .map_err(|error| explain(program, error))?;
+        let (tell, exit) = watch::channel(None);
+        let pid = Pid::from_child(&child);
+        table.insert(pid, tell);
+        let pipes = child.stdin.take().zip(child.stdout.take());
+        let pipes = pipes.map(|(stdin, stdout)| [stdin.into(), stdout.into()]);
+        Ok(Process { pid, mark, started: Instant::now(), exit, pipes })
+    }
+
+    /// Reaps whatever ends, for as long as it is polled. Without it no process is ever seen to end.
+    ///
+    /// # Errors
+    /// SIGCHLD cannot be listened to.
+    pub async fn reap(&self) -> io::Result<()> {
+        let mut child_ended = signal(SignalKind::child())?;
+        loop {
+            self.reap_ended();
+            if child_ended.recv().await.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn reap_ended(&self) {
+        let mut table = self.table();
+        match self.shared.reap {
+            Reap::Everything => {
+                while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+                    tell_exit(&mut table, pid, status);
+                }
+            }
+            Reap::Own => {
+                let pids: Vec<Pid> = table.keys().copied().collect();
+                for pid in pids {
+                    if let Ok(Some((pid, status))) = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG)
+                    {
+                        tell_exit(&mut table, pid, status);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends a process and everything it started, and says how it ended (`None`: it would not even by SIGKILL).
+    /// Takes at most two graces and [`KILL_GRACE`]. `close_first`: wait a grace for it to leave by itself, its
+    /// stdin being closed.
+    pub async fn end(&self, mut process: Process, grace: Duration, close_first: bool) -> Option<Exit> {
+        process.pipes = None;
+        if close_first {
+            let _ = timeout(grace, process.exited()).await; // it had its chance
+        }
+        for (signal, patience) in [(Signal::TERM, grace), (Signal::KILL, KILL_GRACE)] {
+            if !self.signal(&process, signal) {
+                break;
+            }
+            if timeout(patience, self.gone(&mut process)).await.is_ok() {
+                break;
+            }
+        }
+        let exit = *process.exit.borrow();
+        if exit.is_none() {
+            tracing::error!(
+                pid = process.pid(),
+                "a process of the MCP server does not end, not even by SIGKILL"
+            );
+        }
+        exit
+    }
+
+    /// Signals the process, its group and its strays; false when there is nobody left.
+    fn signal(&self, process: &Process, signal: Signal) -> bool {
+        let table = self.table();
+        // Once the leader is reaped its pid may name another process of ours; a group that still has members
+        // keeps its id from being used again.
+        let reused = process.exit.borrow().is_some() && table.contains_key(&process.pid);
+        let group = !reused && rustix::process::kill_process_group(process.pid, signal).is_ok();
+        let strays = self.strays(process, &table);
+        for stray in &strays {
+            let _ = rustix::process::kill_process(*stray, signal); // gone meanwhile: good
+        }
+        group || !strays.is_empty()
+    }
+
+    /// Resolves when the process, its group and its strays are gone. Strays that appear while the others go
+    /// (their parents died) get SIGKILL: their time was their parents' time.
+    async fn gone(&self, process: &mut Process) {
+        process.exited().await;
+        loop {
+            {
+                let table = self.table();
+                let group = !table.contains_key(&process.pid)
+                    && rustix::process::test_kill_process_group(process.pid).is_ok();
+                if !group {
+                    let strays = self.strays(process, &table);
+                    if strays.is_empty() {
+                        return;
+                    }
+                    for stray in strays {
+                        let _ = rustix::process::kill_process(stray, Signal::KILL);
+                    }
+                }
+            }
+            sleep(GROUP_POLL).await;
+        }
+    }
+
+    fn strays(&self, process: &Process, table: &HashMap<Pid, watch::Sender<Option<Exit>>>) -> Vec<Pid> {
+        match self.shared.reap {
+            Reap::Everything => {
+                orphans::marked(&format!("{MARK}={}", process.mark), |pid| table.contains_key(&pid))
+            }
+            Reap::Own => Vec::new(), // they are not our children
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<Pid, watch::Sender<Option<Exit>>>> {
+        self.shared.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Process {
+    /// Process id.
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    /// How it ended, if it has.
+    pub fn exit(&self) -> Option<Exit> {
+        *self.exit.borrow()
+    }
+
+    /// How long ago it was started.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Resolves when it has ended. Cancel-safe.
+    pub async fn exited(&mut self) -> Exit {
+        match self.exit.wait_for(Option::is_some).await.map(|exit| *exit) {
+            Ok(Some(exit)) => exit,
+            // The table never drops a sender without telling first.
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+fn tell_exit(table: &mut HashMap<Pid, watch::Sender<Option<Exit>>>, pid: Pid, status: WaitStatus) {
+    let exit = match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => Exit::Code(code),
+        (None, Some(signal)) => Exit::Signal(signal),
+        (None, None) => return, // stopped or continued
+    };
+    if let Some(tell) = table.remove(&pid) {
+        tell.send_replace(Some(exit));
+    }
+}
+
+fn explain(program: &OsString, error: io::Error) -> SpawnError {
+    const ENOEXEC: i32 = 8;
+    let path = Path::new(program);
+    let command = program.to_string_lossy().into_owned();
+    match error.kind() {
+        io::ErrorKind::NotFound if path.components().count() > 1 && path.exists() => {
+            SpawnError::NoInterpreter(command)
+        }
+        io::ErrorKind::NotFound => SpawnError::NotFound(command),
+        io::ErrorKind::PermissionDenied => SpawnError::NotExecutable(command),
+        _ if error.raw_os_error() == Some(ENOEXEC) => SpawnError::NotAProgram(command),
+        _ => SpawnError::Other { command, error },
+    }
+}
