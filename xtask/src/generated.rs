@@ -15,6 +15,14 @@ pub(crate) struct Generated {
     pub(crate) command: &'static str,
 }
 
+/// [`write`], or [`check`] where nothing shall change.
+///
+/// # Errors
+/// As those.
+pub(crate) fn write_or_check(files: &[Generated], only_check: bool) -> Result<()> {
+    if only_check { check(files) } else { write(files) }
+}
+
 /// Writes what differs and says so.
 ///
 /// # Errors

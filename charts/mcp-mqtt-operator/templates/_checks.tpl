@@ -5,6 +5,10 @@ judges them together.
 {{- define "mcp-mqtt-operator.checks" -}}
 {{- $broker := .Values.broker -}}
 {{- $secured := or $broker.secret $broker.serviceAccountToken.audience -}}
+{{- /* Here and not in the schema, whose messages quote the value. */ -}}
+{{- if contains "@" $broker.url -}}
+{{- fail "broker.url must not contain credentials: put them into a Secret and name that in broker.secret" -}}
+{{- end -}}
 {{- if and .Values.mosquitto.enabled $broker.url -}}
 {{- fail (printf "mosquitto.enabled and broker.url (%s) both name the operator's default broker: unset one of them" $broker.url) -}}
 {{- end -}}
