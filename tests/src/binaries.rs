@@ -1,0 +1,46 @@
+//! The project's own binaries, as cargo built them.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+/// The sidecar (gateway, shim, installer) of the profile that the running test was built with.
+pub fn sidecar() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| built("mcp-mqtt-sidecar"))
+}
+
+/// The operator.
+pub fn operator() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| built("mcp-mqtt-operator"))
+}
+
+/// The stdio MCP server of the tests, whose tools do what a test asks for.
+pub fn stub_server() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| built("stub-server"))
+}
+
+/// The root of the checkout.
+pub fn workspace() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// Builds a binary (a moment's work when nothing changed) and gives its path. Cargo builds only the binaries of
+/// the package under test, and these belong to others.
+fn built(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a process knows its executable");
+    // target/<profile>/deps/<test> or target/<profile>/<binary>
+    let profile = test.ancestors().find(|dir| dir.join(".cargo-lock").exists()).expect("tests run from a cargo target directory");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace()).args(["build", "--quiet", "--offline", "--bin", name]);
+    if profile.ends_with("release") {
+        cargo.arg("--release");
+    }
+    let status = cargo.status().expect("cargo starts");
+    assert!(status.success(), "cargo could not build {name}: {status}");
+    profile.join(name)
+}
