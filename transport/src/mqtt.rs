@@ -1,12 +1,17 @@
 //! One MQTT 5 connection, from CONNECT to its end. A new [`Connection`] is made for every connect.
 
 mod accepted;
+mod dial;
+mod driver;
 mod error;
 mod events;
+mod outbox;
+mod packet;
 mod publisher;
 mod reason;
+mod tls;
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use bytes::Bytes;
 
@@ -19,7 +24,7 @@ pub use self::{
 };
 
 /// What to connect to and as whom.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ConnectOptions {
     /// `mqtt://`, `mqtts://`, `ws://` or `wss://`, host and port.
     pub url: url::Url,
@@ -55,7 +60,7 @@ pub struct TlsFiles {
 }
 
 /// MQTT quality of service, 0 or 1 (2 buys nothing here).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Qos {
     /// At most once.
     AtMostOnce,
@@ -120,7 +125,41 @@ impl Connection {
     /// # Errors
     /// [`ConnectError`], within [`ConnectOptions::connect_timeout`].
     pub async fn open(options: &ConnectOptions) -> Result<Self, ConnectError> {
-        let _ = options;
-        todo!()
+        let dialled = dial::dial(options).await?;
+        let accepted = dialled.accepted.clone();
+        let (publisher, events) = driver::start(dialled);
+        Ok(Self { publisher, events, accepted })
+    }
+}
+
+impl Publication {
+    /// A publication that is not retained and has no user properties.
+    pub fn new(topic: impl Into<String>, payload: impl Into<Bytes>, qos: Qos) -> Self {
+        Self { topic: topic.into(), payload: payload.into(), qos, retain: false, user_properties: Vec::new() }
+    }
+}
+
+impl Filter {
+    /// A filter that also gets our own messages.
+    pub fn new(filter: impl Into<String>, qos: Qos) -> Self {
+        Self { filter: filter.into(), qos, no_local: false }
+    }
+
+    /// A filter with No Local.
+    pub fn no_local(filter: impl Into<String>, qos: Qos) -> Self {
+        Self { filter: filter.into(), qos, no_local: true }
+    }
+}
+
+/// Never shows the password or the payload of the will.
+impl fmt::Debug for ConnectOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectOptions")
+            .field("url", &self.url.as_str())
+            .field("client_id", &self.client_id)
+            .field("username", &self.username)
+            .field("password", &self.password.as_ref().map(|_| "***"))
+            .field("tls", &self.tls)
+            .finish_non_exhaustive()
     }
 }

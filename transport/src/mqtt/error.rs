@@ -98,6 +98,9 @@ pub enum CloseReason {
     /// broker publishes the will.
     #[error("the disconnect was not done by its deadline")]
     DisconnectTimedOut,
+    /// [`Events`](super::Events) was dropped without a disconnect: the connection was cut, the will is published.
+    #[error("given up without a disconnect")]
+    Abandoned,
     /// DISCONNECT 0x8E: another client connected with this client id.
     #[error("another client connected with the same client id")]
     SessionTakenOver,

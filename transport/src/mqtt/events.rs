@@ -1,6 +1,27 @@
 //! What arrives.
+//!
+//! Bounded by count and by bytes. When more waits than that, the connection stops reading from its socket: the
+//! broker then holds what follows, and by its own rules drops some. Only what keeps the connection alive goes on,
+//! and what has to be read for that still fits up to a hard limit; beyond it the connection ends, which is the
+//! one explicit end for a receiver that is stuck for good.
 
-use super::{CloseReason, Received};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::SeqCst},
+};
+
+use tokio::sync::{Notify, mpsc};
+
+use super::{CloseReason, Received, publisher::Link};
+
+/// Messages that wait before reading stops: a burst of many clients at once.
+pub(super) const PAUSE_MESSAGES: usize = 1024;
+/// Bytes that wait before reading stops.
+pub(super) const PAUSE_BYTES: usize = 8 << 20;
+/// Keep-alives under a pause read on a little (some ten packets each); this much lasts for an hour of them.
+pub(super) const MOST_MESSAGES: usize = 8 * PAUSE_MESSAGES;
+/// As [`MOST_MESSAGES`], in bytes.
+pub(super) const MOST_BYTES: usize = 8 * PAUSE_BYTES;
 
 /// What happens on a connection.
 #[derive(Debug)]
@@ -11,19 +32,138 @@ pub enum Event {
     Closed(CloseReason),
 }
 
-/// The receiving end of a connection's events. Bounded by count and by bytes: when nobody takes them, reading
-/// from the broker stops.
+/// The receiving end of a connection's events.
+///
+/// When nobody takes them, reading from the broker stops (see the module). Overlapping filters make some brokers
+/// (Mosquitto) deliver a message once for each: keep the filters of one connection disjoint, or take a message
+/// twice without harm.
 #[derive(Debug)]
-pub struct Events {}
+pub struct Events {
+    messages: mpsc::UnboundedReceiver<Received>,
+    link: Arc<Link>,
+    waiting: Arc<Waiting>,
+    closed: bool,
+}
+
+/// The driver's end. The channel itself has no bound: [`Waiting`] is the bound.
+#[derive(Debug)]
+pub(super) struct Sink {
+    messages: mpsc::UnboundedSender<Received>,
+    waiting: Arc<Waiting>,
+}
+
+/// How much waits.
+#[derive(Debug, Default)]
+struct Waiting {
+    messages: AtomicUsize,
+    bytes: AtomicUsize,
+    /// There is room again.
+    room: Notify,
+}
+
+/// How full it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fill {
+    Room,
+    /// Stop reading.
+    Pause,
+    /// Not even keep-alives can go on.
+    Overwhelmed,
+}
+
+pub(super) fn channel(link: Arc<Link>) -> (Sink, Events) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let waiting = Arc::new(Waiting::default());
+    let sink = Sink { messages: sender, waiting: waiting.clone() };
+    (sink, Events { messages: receiver, link, waiting, closed: false })
+}
+
+impl Sink {
+    /// Passes a message on. False: nobody is there to take it.
+    pub(super) fn push(&self, received: Received) -> bool {
+        let bytes = received.weight();
+        self.waiting.messages.fetch_add(1, SeqCst);
+        self.waiting.bytes.fetch_add(bytes, SeqCst);
+        self.messages.send(received).is_ok()
+    }
+
+    pub(super) fn fill(&self) -> Fill {
+        let (messages, bytes) = (self.waiting.messages.load(SeqCst), self.waiting.bytes.load(SeqCst));
+        if messages > MOST_MESSAGES || bytes > MOST_BYTES {
+            Fill::Overwhelmed
+        } else if messages >= PAUSE_MESSAGES || bytes >= PAUSE_BYTES {
+            Fill::Pause
+        } else {
+            Fill::Room
+        }
+    }
+
+    /// Waits until there is room.
+    pub(super) async fn room(&self) {
+        while self.fill() != Fill::Room {
+            self.waiting.room.notified().await;
+        }
+    }
+}
+
+impl Waiting {
+    fn release(&self, received: &Received) {
+        let bytes = received.weight();
+        let messages_before = self.messages.fetch_sub(1, SeqCst);
+        let bytes_before = self.bytes.fetch_sub(bytes, SeqCst);
+        // Only who crosses a limit has somebody to wake.
+        let crossed = |before: usize, taken: usize, limit: usize| before >= limit && before - taken < limit;
+        if crossed(messages_before, 1, PAUSE_MESSAGES) || crossed(bytes_before, bytes, PAUSE_BYTES) {
+            self.room.notify_one();
+        }
+    }
+}
+
+impl Received {
+    /// Bytes that it holds in memory, nearly.
+    fn weight(&self) -> usize {
+        self.payload.len() + self.topic.len()
+    }
+}
 
 impl Events {
-    /// The next event; none after [`Event::Closed`].
+    /// The next event; none after [`Event::Closed`]. Cancel-safe.
     pub async fn recv(&mut self) -> Option<Event> {
-        todo!()
+        match self.messages.recv().await {
+            Some(received) => {
+                self.waiting.release(&received);
+                Some(Event::Received(received))
+            }
+            None => self.end(),
+        }
     }
 
     /// The next event, when one waits.
     pub fn try_recv(&mut self) -> Option<Event> {
-        todo!()
+        match self.messages.try_recv() {
+            Ok(received) => {
+                self.waiting.release(&received);
+                Some(Event::Received(received))
+            }
+            Err(mpsc::error::TryRecvError::Empty) => None,
+            Err(mpsc::error::TryRecvError::Disconnected) => self.end(),
+        }
+    }
+
+    /// The close reason, once.
+    fn end(&mut self) -> Option<Event> {
+        if std::mem::replace(&mut self.closed, true) {
+            return None;
+        }
+        // The driver tells its reason before it drops its end; without one its task was aborted with the runtime.
+        let reason = self.link.close_reason();
+        Some(Event::Closed(reason.unwrap_or_else(|| CloseReason::Lost("its task was aborted".to_owned()))))
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.messages.close();
+        self.link.wake_driver();
     }
 }

@@ -1,19 +1,56 @@
 //! The sending end of a connection.
 
 use std::{
+    fmt,
     future::Future,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    sync::{Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::sync::oneshot;
+use tokio::{
+    sync::{Notify, oneshot, watch},
+    time::{Instant, timeout, timeout_at},
+};
 
-use super::{Filter, Publication, PublishError, ReasonCode};
+use super::{
+    Accepted, CloseReason, Filter, Publication, PublishError, Qos, ReasonCode,
+    outbox::{Item, Outbox},
+    packet,
+};
 
 /// To send with; cheap to clone. What is queued goes out in order.
 #[derive(Debug, Clone)]
-pub struct Publisher {}
+pub struct Publisher {
+    link: Arc<Link>,
+}
+
+/// What publishers, events and the driver share.
+pub(super) struct Link {
+    outbox: Mutex<Outbox>,
+    limits: Limits,
+    /// There is room in the outbox again.
+    room: Notify,
+    /// For the driver: a disconnect was asked for, or the events were dropped.
+    wake: Notify,
+    /// When a disconnect has to be done.
+    disconnect_by: Mutex<Option<Instant>>,
+    disconnecting: AtomicBool,
+    abandoned: AtomicBool,
+    closed: watch::Sender<Option<CloseReason>>,
+}
+
+/// What the broker takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    packet_bytes: usize,
+    retain: bool,
+}
 
 /// The broker's answer to a publish: PUBACK's reason code. Dropping it changes nothing.
 #[derive(Debug)]
@@ -25,26 +62,36 @@ pub struct SubscribeReply(oneshot::Receiver<Vec<ReasonCode>>);
 
 /// The broker's answer to an unsubscribe: one reason code per filter, in order. Dropping it changes nothing.
 #[derive(Debug)]
-pub struct UnsubscribeReply(oneshot::Receiver<Vec<ReasonCode>>);
+pub struct UnsubscribeReply {
+    /// One packet for each filter: the library has no other way.
+    waiting: Vec<oneshot::Receiver<Vec<ReasonCode>>>,
+    reasons: Vec<ReasonCode>,
+}
 
 impl Publisher {
+    pub(super) fn new(link: Arc<Link>) -> Self {
+        Self { link }
+    }
+
     /// Queues a publish, without waiting for anything.
     ///
     /// # Errors
-    /// [`PublishError::Full`], [`TooLarge`](PublishError::TooLarge), [`Invalid`](PublishError::Invalid) or
-    /// [`Closed`](PublishError::Closed); nothing was sent then.
+    /// [`PublishError::Full`], [`TooLarge`](PublishError::TooLarge), [`Invalid`](PublishError::Invalid),
+    /// [`Closed`](PublishError::Closed), or [`Refused`](PublishError::Refused) when the broker has said in CONNACK
+    /// that it keeps no retained messages. Nothing was sent then.
     pub fn try_publish(&self, publication: Publication) -> Result<(), PublishError> {
-        let _ = publication;
-        todo!()
+        self.push_publication(publication, None)
     }
 
     /// Queues a publish at QoS 1, without waiting; the reply is the broker's PUBACK.
     ///
     /// # Errors
     /// As [`try_publish`](Self::try_publish).
-    pub fn publish_start(&self, publication: Publication) -> Result<PublishReply, PublishError> {
-        let _ = publication;
-        todo!()
+    pub fn publish_start(&self, mut publication: Publication) -> Result<PublishReply, PublishError> {
+        publication.qos = Qos::AtLeastOnce;
+        let (sender, receiver) = oneshot::channel();
+        self.push_publication(publication, Some(sender))?;
+        Ok(PublishReply(receiver))
     }
 
     /// Publishes at QoS 1 and waits for room and for the PUBACK.
@@ -56,8 +103,9 @@ impl Publisher {
         publication: Publication,
         timeout: Duration,
     ) -> Result<(), PublishError> {
-        let _ = (publication, timeout);
-        todo!()
+        let reply = self.with_room(timeout, || self.publish_start(publication.clone()));
+        let reason = bounded(timeout, async { reply.await?.await }).await?;
+        if reason.is_error() { Err(PublishError::Refused(reason)) } else { Ok(()) }
     }
 
     /// Queues a subscribe, without waiting; the reply is the broker's SUBACK.
@@ -65,8 +113,11 @@ impl Publisher {
     /// # Errors
     /// As [`try_publish`](Self::try_publish).
     pub fn subscribe_start(&self, filters: Vec<Filter>) -> Result<SubscribeReply, PublishError> {
-        let _ = filters;
-        todo!()
+        packet::check_filters(filters.iter().map(|filter| filter.filter.as_str()))?;
+        self.link.check_size(packet::subscribe_size(&filters))?;
+        let (reply, receiver) = oneshot::channel();
+        self.link.outbox().push([Item::Subscribe { filters, reply }].into_iter())?;
+        Ok(SubscribeReply(receiver))
     }
 
     /// Subscribes and waits for room and for the SUBACK: one reason code per filter, in order; each may be a
@@ -79,8 +130,8 @@ impl Publisher {
         filters: Vec<Filter>,
         timeout: Duration,
     ) -> Result<Vec<ReasonCode>, PublishError> {
-        let _ = (filters, timeout);
-        todo!()
+        let reply = self.with_room(timeout, || self.subscribe_start(filters.clone()));
+        bounded(timeout, async { reply.await?.await }).await
     }
 
     /// Queues an unsubscribe, without waiting.
@@ -88,40 +139,218 @@ impl Publisher {
     /// # Errors
     /// As [`try_publish`](Self::try_publish).
     pub fn unsubscribe(&self, filters: Vec<String>) -> Result<UnsubscribeReply, PublishError> {
-        let _ = filters;
-        todo!()
+        packet::check_filters(filters.iter().map(String::as_str))?;
+        let mut waiting = Vec::with_capacity(filters.len());
+        let mut items = Vec::with_capacity(filters.len());
+        for filter in filters {
+            self.link.check_size(packet::unsubscribe_size(&filter))?;
+            let (reply, receiver) = oneshot::channel();
+            waiting.push(receiver);
+            items.push(Item::Unsubscribe { filter, reply });
+        }
+        self.link.outbox().push(items.into_iter())?;
+        Ok(UnsubscribeReply { waiting, reasons: Vec::new() })
     }
 
     /// Sends all that was queued before, then DISCONNECT, and waits until the broker has closed the connection (at
-    /// most one second after DISCONNECT went out). Events are still to be read meanwhile, or dropped.
+    /// most one second after DISCONNECT went out). Nobody has to read the events meanwhile.
     ///
     /// # Errors
-    /// [`PublishError::Timeout`] when it was not done by the deadline; the connection is cut then.
-    /// [`PublishError::Closed`] when it was over before DISCONNECT went out.
+    /// [`PublishError::Timeout`] when it was not done by the deadline; the connection is cut then, and the will
+    /// published. [`PublishError::Closed`] when it was over before DISCONNECT went out.
     pub async fn disconnect(&self, deadline: Duration) -> Result<(), PublishError> {
-        let _ = deadline;
-        todo!()
+        self.link.start_disconnect(Instant::now() + deadline);
+        match self.closed().await {
+            CloseReason::Wanted => Ok(()),
+            CloseReason::DisconnectTimedOut => Err(PublishError::Timeout(deadline)),
+            _ => Err(PublishError::Closed),
+        }
     }
 
-    /// Publications that may be queued now before [`PublishError::Full`].
+    /// Packets that may be queued now before [`PublishError::Full`].
     pub fn capacity(&self) -> usize {
-        todo!()
+        self.link.outbox().room(0)
     }
 
-    /// Waits until there is room, or the connection is closed. Bounded by the connection's own keep alive.
+    /// Waits until there is room, or the connection is closed. There may be none again when this returns; then wait
+    /// again. A broker that takes nothing ends the connection by its keep alive, so this ends, too.
     pub async fn ready(&self) {
-        todo!()
+        loop {
+            let mut room = std::pin::pin!(self.link.room.notified());
+            room.as_mut().enable();
+            {
+                let outbox = self.link.outbox();
+                if !outbox.is_open() || outbox.room(1) > 0 {
+                    return;
+                }
+            }
+            room.await;
+        }
     }
 
-    /// Whether the connection is over.
-    pub fn is_closed(&self) -> bool {
-        todo!()
+    /// Waits until the connection is over, and says why.
+    pub async fn closed(&self) -> CloseReason {
+        let mut closed = self.link.closed.subscribe();
+        match closed.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
+            Ok(Some(reason)) => reason,
+            // The link holds the sender, and we hold the link.
+            Ok(None) | Err(_) => CloseReason::Lost("its task was aborted".to_owned()),
+        }
+    }
+
+    /// Why the connection is over; none while it is not.
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        self.link.close_reason()
     }
 
     /// Bytes that a PUBLISH of this takes on the wire, to compare with the broker's Maximum Packet Size.
     pub fn packet_size(publication: &Publication) -> usize {
-        let _ = publication;
-        todo!()
+        packet::publish_size(publication)
+    }
+
+    fn push_publication(
+        &self,
+        publication: Publication,
+        reply: Option<oneshot::Sender<ReasonCode>>,
+    ) -> Result<(), PublishError> {
+        packet::check_publication(&publication)?;
+        if publication.retain && !self.link.limits.retain {
+            return Err(PublishError::Refused(ReasonCode::RETAIN_NOT_SUPPORTED));
+        }
+        let item = Item::publish(publication, reply);
+        self.link.check_size(item.size())?;
+        self.link.outbox().push([item].into_iter())
+    }
+
+    /// Tries until there was room.
+    async fn with_room<T>(
+        &self,
+        within: Duration,
+        mut start: impl FnMut() -> Result<T, PublishError>,
+    ) -> Result<T, PublishError> {
+        let deadline = Instant::now() + within;
+        loop {
+            match start() {
+                Err(PublishError::Full) => {}
+                done => return done,
+            }
+            timeout_at(deadline, self.ready()).await.map_err(|_| PublishError::Timeout(within))?;
+        }
+    }
+}
+
+async fn bounded<T>(
+    within: Duration,
+    reply: impl Future<Output = Result<T, PublishError>>,
+) -> Result<T, PublishError> {
+    timeout(within, reply).await.unwrap_or(Err(PublishError::Timeout(within)))
+}
+
+impl Limits {
+    pub(super) fn new(accepted: &Accepted) -> Self {
+        let packet_bytes = accepted.maximum_packet_size.map_or(packet::MAX_PACKET_BYTES, |limit| {
+            usize::try_from(limit).unwrap_or(usize::MAX).min(packet::MAX_PACKET_BYTES)
+        });
+        Self { packet_bytes, retain: accepted.retain_available }
+    }
+}
+
+impl Link {
+    pub(super) fn new(outbox: Outbox, limits: Limits) -> Self {
+        Self {
+            outbox: Mutex::new(outbox),
+            limits,
+            room: Notify::new(),
+            wake: Notify::new(),
+            disconnect_by: Mutex::new(None),
+            disconnecting: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
+            closed: watch::Sender::new(None),
+        }
+    }
+
+    /// Nothing that is done under this lock waits or panics half-way.
+    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check_size(&self, size: usize) -> Result<(), PublishError> {
+        let limit = self.limits.packet_bytes;
+        if size > limit { Err(PublishError::TooLarge { limit, size }) } else { Ok(()) }
+    }
+
+    pub(super) fn taken(&self) {
+        let made_room = self.outbox().taken();
+        self.tell_room(made_room);
+    }
+
+    pub(super) fn publish_acked(&self, id: u16, reason: ReasonCode) {
+        let made_room = self.outbox().publish_acked(id, reason);
+        self.tell_room(made_room);
+    }
+
+    pub(super) fn filters_acked(&self, id: u16, reasons: Vec<ReasonCode>) {
+        let made_room = self.outbox().filters_acked(id, reasons);
+        self.tell_room(made_room);
+    }
+
+    fn tell_room(&self, made_room: bool) {
+        if made_room {
+            self.room.notify_waiters();
+        }
+    }
+
+    fn start_disconnect(&self, by: Instant) {
+        if self.outbox().disconnect() {
+            *self.disconnect_by.lock().unwrap_or_else(PoisonError::into_inner) = Some(by);
+            self.disconnecting.store(true, SeqCst);
+            self.wake.notify_one();
+            // Who waits for room learns that there will be none.
+            self.room.notify_waiters();
+        }
+    }
+
+    /// The events were dropped.
+    pub(super) fn wake_driver(&self) {
+        self.abandoned.store(true, SeqCst);
+        self.wake.notify_one();
+    }
+
+    pub(super) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    pub(super) fn is_disconnecting(&self) -> bool {
+        self.disconnecting.load(SeqCst)
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(SeqCst)
+    }
+
+    pub(super) fn disconnect_deadline(&self) -> Option<Instant> {
+        if !self.is_disconnecting() {
+            return None;
+        }
+        *self.disconnect_by.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn close_reason(&self) -> Option<CloseReason> {
+        self.closed.borrow().clone()
+    }
+
+    /// The connection is over; everybody who waits learns it. How many packets were not sent.
+    pub(super) fn close(&self, reason: CloseReason) -> usize {
+        self.closed.send_replace(Some(reason));
+        let unsent = self.outbox().close();
+        self.room.notify_waiters();
+        unsent
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("limits", &self.limits).finish_non_exhaustive()
     }
 }
 
@@ -145,6 +374,16 @@ impl Future for UnsubscribeReply {
     type Output = Result<Vec<ReasonCode>, PublishError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(cx).map_err(|_| PublishError::Closed)
+        while let Some(next) = self.waiting.first_mut() {
+            match Pin::new(next).poll(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(PublishError::Closed)),
+                Poll::Ready(Ok(reasons)) => {
+                    self.reasons.extend(reasons);
+                    self.waiting.remove(0);
+                }
+            }
+        }
+        Poll::Ready(Ok(std::mem::take(&mut self.reasons)))
     }
 }

@@ -28,6 +28,9 @@ impl ReasonCode {
     /// A quota is used up.
     pub const QUOTA_EXCEEDED: Self = Self(0x97);
 
+    /// The broker keeps no retained messages.
+    pub const RETAIN_NOT_SUPPORTED: Self = Self(0x9A);
+
     /// Whether it is a failure.
     pub fn is_error(self) -> bool {
         self.0 >= 0x80
