@@ -6,6 +6,11 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, ValueEnum};
 use url::Url;
 
+mod arguments;
+mod check;
+
+pub use check::{ConfigError, Identity};
+
 /// Where the shared binary and the sockets live in a pod; the operator mounts it, the shim and the gateway use it.
 pub const BIN_DIR: &str = "/mcp-mqtt/bin";
 /// Directory of the Unix sockets (an emptyDir shared by the gateway and the server container).

@@ -7,8 +7,10 @@
 //! - [`shim`], [`install`]: the other two faces
 
 pub mod backend;
+pub mod bridge;
 pub mod cli;
 pub mod config;
 pub mod install;
+pub mod metrics;
 pub mod shim;
 pub mod status;

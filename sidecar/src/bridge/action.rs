@@ -1,0 +1,166 @@
+//! What the state machines ask the driver to do.
+
+use std::{fmt, time::Duration};
+
+use mcp_mqtt_transport::{
+    jsonrpc::{Message, RequestId},
+    topic::ClientId,
+};
+
+use super::refusal::Refusal;
+use crate::{
+    backend::{BackendEnd, SessionId},
+    metrics::{Asker, Method, Outcome},
+};
+
+/// One thing to do, in the order in which they were asked for.
+#[derive(Debug)]
+pub enum Action {
+    /// Subscribe the client's RPC, presence and capability topics; report to this session.
+    Subscribe {
+        /// Who wants it.
+        session: SessionId,
+        /// Whose topics.
+        client: ClientId,
+    },
+    /// Give these three up.
+    Unsubscribe {
+        /// Whose topics.
+        client: ClientId,
+    },
+    /// Publish on the client's RPC topic.
+    ToClient {
+        /// Whose topic.
+        client: ClientId,
+        /// What.
+        message: Message,
+    },
+    /// Tell all clients, on the capability topic.
+    Broadcast {
+        /// What.
+        message: Message,
+    },
+    /// Give to the session's backend; report when its queue is full.
+    ToBackend {
+        /// Whose backend.
+        session: SessionId,
+        /// What.
+        message: Message,
+    },
+    /// The session is open: its client has the `initialize` result.
+    Opened {
+        /// Which.
+        session: SessionId,
+        /// Whose.
+        client: ClientId,
+        /// The server's answer.
+        result: Message,
+    },
+    /// The session is over: end its backend session.
+    Ended {
+        /// Which.
+        session: SessionId,
+        /// Whose.
+        client: ClientId,
+        /// Why.
+        reason: EndReason,
+    },
+    /// A request ended; for the metrics.
+    Resolved {
+        /// Who asked.
+        asker: Asker,
+        /// What.
+        method: Method,
+        /// How it ended.
+        outcome: Outcome,
+        /// After how long.
+        elapsed: Duration,
+    },
+    /// A message went nowhere; for the metrics.
+    Dropped {
+        /// A stable word.
+        reason: &'static str,
+    },
+}
+
+/// Why a session is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EndReason {
+    /// The client said `notifications/disconnected`, or its will did.
+    ClientLeft,
+    /// The client sent another `initialize`; its id.
+    Replaced(RequestId),
+    /// `initialize` was answered with an error.
+    InitializeFailed,
+    /// The broker refused the subscriptions.
+    SubscriptionRefused,
+    /// The backend session ended.
+    Backend(BackendEnd),
+    /// The instance is being drained.
+    Drained,
+    /// The connection to the broker is gone, and with it the way to the client.
+    BrokerLost,
+}
+
+impl EndReason {
+    /// A stable word, for metrics and logs.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::ClientLeft => "client-left",
+            Self::Replaced(_) => "replaced",
+            Self::InitializeFailed => "initialize-failed",
+            Self::SubscriptionRefused => "subscription-refused",
+            Self::Backend(_) => "backend-ended",
+            Self::Drained => "drained",
+            Self::BrokerLost => "broker-lost",
+        }
+    }
+
+    /// The error for each request in flight; nothing where nobody would hear it.
+    pub fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::ClientLeft | Self::BrokerLost => None,
+            Self::Drained => Some(Refusal::Draining),
+            Self::Backend(end) => Some(Refusal::Backend(self.as_str(), end.to_string())),
+            Self::Replaced(_) | Self::InitializeFailed | Self::SubscriptionRefused => {
+                Some(Refusal::SessionEnded(self.to_string()))
+            }
+        }
+    }
+
+    /// Whether an error for this id would hit another request of the client.
+    pub fn spares(&self, id: &RequestId) -> bool {
+        matches!(self, Self::Replaced(by) if by == id)
+    }
+
+    /// Item 13: whether we are the ones who end it. After a new `initialize` it would end the new session.
+    pub fn tells_client(&self) -> bool {
+        match self {
+            Self::Backend(_) | Self::Drained => true,
+            Self::ClientLeft
+            | Self::Replaced(_)
+            | Self::InitializeFailed
+            | Self::SubscriptionRefused
+            | Self::BrokerLost => false,
+        }
+    }
+
+    /// Whether the subscriptions are to be given up. After a new `initialize` they are the new session's.
+    pub fn unsubscribes(&self) -> bool {
+        !matches!(self, Self::Replaced(_) | Self::BrokerLost)
+    }
+}
+
+impl fmt::Display for EndReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ClientLeft => f.write_str("the client left"),
+            Self::Replaced(_) => f.write_str("the client initialized again"),
+            Self::InitializeFailed => f.write_str("initialize was answered with an error"),
+            Self::SubscriptionRefused => f.write_str("the broker refused the subscriptions"),
+            Self::Backend(end) => end.fmt(f),
+            Self::Drained => f.write_str("the instance is shutting down"),
+            Self::BrokerLost => f.write_str("the connection to the broker was lost"),
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! From topics to sessions, and from actions to topics: everything of the bridge that needs no IO.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use mcp_mqtt_transport::{
+    jsonrpc::{Kind, Message, ParseError, ParseErrorKind},
+    mqtt::{Publication, Publisher, Qos, Received},
+    topic::{self, ClientId, ServerId, ServerName, Topic},
+    user_property::{self, Component, UserProperties},
+};
+use serde_json::value::RawValue;
+
+use super::{
+    action::Action,
+    refusal::Refusal,
+    session::Rules,
+    sessions::{Initialize, Sessions},
+};
+use crate::backend::SessionId;
+
+/// The MQTT header may take three bytes more with a payload than without: its length is a varint.
+const LENGTH_BYTES: usize = 3;
+
+/// What the core needs to know of its connection and of the configuration.
+#[derive(Debug, Clone)]
+pub struct Setting {
+    /// Our MQTT client id.
+    pub server_id: ServerId,
+    /// The server name in use.
+    pub server_name: ServerName,
+    /// Quality of service of what we publish.
+    pub qos: Qos,
+    /// The largest packet that the broker takes, in bytes.
+    pub max_packet: Option<u32>,
+    /// What holds for all sessions.
+    pub rules: Rules,
+    /// Sessions at one time.
+    pub max_sessions: u32,
+}
+
+/// The bridge without its IO, for the life of one connection.
+#[derive(Debug)]
+pub struct Core {
+    setting: Setting,
+    properties: UserProperties,
+    capability_topic: String,
+    /// The sessions; public to the driver, which reports to them.
+    pub sessions: Sessions,
+}
+
+impl Core {
+    /// No sessions yet; their ids will follow `last_id`.
+    pub fn new(setting: Setting, last_id: u64) -> Self {
+        let properties = user_property::of_publish(Component::Server, setting.server_id.as_str());
+        let capability_topic = topic::server_capability(&setting.server_id, &setting.server_name);
+        let sessions = Sessions::new(setting.rules.clone(), setting.max_sessions, last_id);
+        Self { setting, properties, capability_topic, sessions }
+    }
+
+    /// A message of the broker. `open` opens a backend session.
+    pub fn received(
+        &mut self,
+        received: Received,
+        now: Instant,
+        out: &mut Vec<Action>,
+        open: impl FnOnce(SessionId),
+    ) {
+        let Received { topic, payload, retain, user_properties } = received;
+        let sender = user_property::find(&user_properties, user_property::MQTT_CLIENT_ID);
+        if retain {
+            // Nothing that concerns a session is meant for whoever comes later.
+            return out.push(Action::Dropped { reason: "retained" });
+        }
+        if sender == Some(self.setting.server_id.as_str()) {
+            return; // the self-test's own message
+        }
+        let ours = |id: &str, name: &str| {
+            id == self.setting.server_id.as_str() && name == self.setting.server_name.as_str()
+        };
+        match Topic::parse(&topic) {
+            Ok(Topic::Rpc { client_id, server_id, server_name }) if ours(server_id, server_name) => {
+                let Ok(client) = ClientId::new(client_id) else { return };
+                let matches = sender.is_none_or(|sender| sender == client_id);
+                self.rpc(&client, matches, payload, now, out);
+            }
+            Ok(Topic::Control { server_id, server_name }) if ours(server_id, server_name) => {
+                match sender.map(ClientId::new) {
+                    Some(Ok(client)) => self.control(client, payload, now, out, open),
+                    Some(Err(_)) => out.push(Action::Dropped { reason: "bad-client-id" }),
+                    None => out.push(Action::Dropped { reason: "no-client-id" }),
+                }
+            }
+            Ok(Topic::ClientPresence { client_id } | Topic::ClientCapability { client_id })
+                if sender.is_some_and(|sender| sender != client_id) =>
+            {
+                out.push(Action::Dropped { reason: Refusal::ClientIdMismatch.reason() });
+            }
+            Ok(Topic::ClientPresence { client_id }) => self.presence(client_id, payload, now, out),
+            Ok(Topic::ClientCapability { client_id }) => self.capability(client_id, payload, now, out),
+            _ => out.push(Action::Dropped { reason: "unknown-topic" }),
+        }
+    }
+
+    fn rpc(&mut self, client: &ClientId, matches: bool, payload: Bytes, now: Instant, out: &mut Vec<Action>) {
+        let Some(message) = self.parse(client, payload, out) else { return };
+        if matches {
+            return self.sessions.from_client(client, message, now, out);
+        }
+        match message.kind() {
+            Kind::Request { id, .. } => self.sessions.refuse(client, id, &Refusal::ClientIdMismatch, out),
+            _ => out.push(Action::Dropped { reason: Refusal::ClientIdMismatch.reason() }),
+        }
+    }
+
+    fn control(
+        &mut self,
+        client: ClientId,
+        payload: Bytes,
+        now: Instant,
+        out: &mut Vec<Action>,
+        open: impl FnOnce(SessionId),
+    ) {
+        let Some(message) = self.parse(&client, payload, out) else { return };
+        match message.kind() {
+            Kind::Request { id, method } if &**method == "initialize" => {
+                let max_to_client = self.max_to_client(&client);
+                let request = Initialize { id: id.clone(), message, client, max_to_client };
+                self.sessions.initialize(request, now, out, open);
+            }
+            Kind::Request { id, .. } => self.sessions.refuse(&client, id, &Refusal::NotInitialize, out),
+            _ => out.push(Action::Dropped { reason: Refusal::NotInitialize.reason() }),
+        }
+    }
+
+    /// Item 12: `notifications/disconnected`, or nothing at all.
+    fn presence(&mut self, client: &str, payload: Bytes, now: Instant, out: &mut Vec<Action>) {
+        let Ok(client) = ClientId::new(client) else { return };
+        if payload.is_empty() {
+            return self.sessions.client_left(&client, now, out);
+        }
+        match Message::parse(payload, usize::MAX) {
+            Ok(message) if message.method() == Some("notifications/disconnected") => {
+                self.sessions.client_left(&client, now, out);
+            }
+            _ => out.push(Action::Dropped { reason: "unknown-client-presence" }),
+        }
+    }
+
+    fn capability(&mut self, client: &str, payload: Bytes, now: Instant, out: &mut Vec<Action>) {
+        let Ok(client) = ClientId::new(client) else { return };
+        match Message::parse(payload, self.setting.rules.max_message_bytes) {
+            Ok(message) if message.method() == Some("notifications/roots/list_changed") => {
+                // Also wanted by servers to which this client has not spoken yet.
+                if self.sessions.of_client(client.as_str()).is_some() {
+                    self.sessions.from_client(&client, message, now, out);
+                }
+            }
+            _ => out.push(Action::Dropped { reason: "unknown-client-capability" }),
+        }
+    }
+
+    /// Item 22: what is no message is answered where there is an id to answer, and counted.
+    fn parse(&mut self, client: &ClientId, payload: Bytes, out: &mut Vec<Action>) -> Option<Message> {
+        // What is over our own limit is parsed all the same, up to the packet size that we announced: its
+        // sender waits for an answer.
+        match Message::parse(payload.clone(), usize::MAX) {
+            Ok(message) => Some(message),
+            Err(ParseError { kind, request_id }) => {
+                out.push(Action::Dropped { reason: kind.reason() });
+                if kind == ParseErrorKind::Batch {
+                    self.refuse_batch(client, &payload, out);
+                } else if let Some(id) = request_id {
+                    let refusal = Refusal::Malformed(kind);
+                    self.sessions.refuse(client, &id, &refusal, out);
+                }
+                None
+            }
+        }
+    }
+
+    /// An error for each request of a batch: nobody is to wait for an answer that will not come.
+    fn refuse_batch(&mut self, client: &ClientId, payload: &[u8], out: &mut Vec<Action>) {
+        let Ok(parts) = serde_json::from_slice::<Vec<&RawValue>>(payload) else { return };
+        for part in parts {
+            let part = Message::parse(Bytes::copy_from_slice(part.get().as_bytes()), usize::MAX);
+            if let Ok(Kind::Request { id, .. }) = part.as_ref().map(Message::kind) {
+                self.sessions.refuse(client, id, &Refusal::Malformed(ParseErrorKind::Batch), out);
+            }
+        }
+    }
+
+    /// A publish on a client's RPC topic.
+    pub fn to_client(&self, client: &ClientId, payload: Bytes) -> Publication {
+        let topic = topic::rpc(client, &self.setting.server_id, &self.setting.server_name);
+        self.publication(topic, payload)
+    }
+
+    /// A publish on the capability topic; nothing when the broker would not take it.
+    pub fn to_all(&self, payload: Bytes) -> Option<Publication> {
+        let publication = self.publication(self.capability_topic.clone(), payload);
+        let fits =
+            self.setting.max_packet.is_none_or(|max| Publisher::packet_size(&publication) <= max as usize);
+        fits.then_some(publication)
+    }
+
+    fn publication(&self, topic: String, payload: Bytes) -> Publication {
+        let user_properties = self.properties.clone();
+        Publication { topic, payload, qos: self.setting.qos, retain: false, user_properties }
+    }
+
+    /// Item 20: the whole packet has to fit, so the payload's limit depends on the length of the client's id.
+    fn max_to_client(&self, client: &ClientId) -> usize {
+        let ours = self.setting.rules.max_message_bytes;
+        let Some(max_packet) = self.setting.max_packet else { return ours };
+        let without_payload = Publisher::packet_size(&self.to_client(client, Bytes::new()));
+        ours.min((max_packet as usize).saturating_sub(without_payload + LENGTH_BYTES))
+    }
+}
+
+#[cfg(test)]
+mod tests;

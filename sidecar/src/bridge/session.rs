@@ -1,0 +1,447 @@
+//! One MCP session as a state machine without IO: messages, events and a clock in, [`Action`]s out.
+//!
+//! ```text
+//!            SUBACKs ∧ the server's result          end
+//!  Opening ────────────────────────────────► Open ───────► Over
+//!     └── refused, failed, timed out, client left ──────────┘
+//! ```
+//!
+//! It answers each request of its client exactly once: with the server's answer or with an error of its own.
+
+use std::time::Instant;
+
+use mcp_mqtt_transport::{
+    jsonrpc::{Kind, Message, RequestId},
+    topic::ClientId,
+};
+
+use super::{
+    action::{Action, EndReason},
+    flights::{Expired, Flight, Flights, Refused},
+    refusal::Refusal,
+};
+use crate::{
+    backend::{FromBackend, SessionId},
+    config::Timeouts,
+    metrics::{Asker, Outcome},
+};
+
+/// What all sessions have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// Time-outs of requests, either way.
+    pub timeouts: Timeouts,
+    /// Requests in flight per session and direction.
+    pub max_in_flight: usize,
+    /// Largest message of a client, in bytes.
+    pub max_message_bytes: usize,
+}
+
+/// What a session needs for one step.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    /// The time.
+    pub now: Instant,
+    /// What holds for all.
+    pub rules: &'a Rules,
+    /// Where the actions go.
+    pub out: &'a mut Vec<Action>,
+}
+
+/// A session; see the module.
+#[derive(Debug)]
+pub struct Session {
+    id: SessionId,
+    client: ClientId,
+    /// Largest payload that may go to the client, in bytes: our own limit or the broker's.
+    max_to_client: usize,
+    state: State,
+    /// End as soon as nobody waits; until then take nothing new.
+    draining: bool,
+    from_client: Flights,
+    from_server: Flights,
+}
+
+#[derive(Debug)]
+enum State {
+    /// `initialize` went to the server and the three subscriptions to the broker; both must answer.
+    Opening { initialize: RequestId, subscribed: bool, answer: Option<Message> },
+    /// The client has its `initialize` result.
+    Open,
+    /// Nothing more comes of it.
+    Over,
+}
+
+impl Session {
+    /// Begins a session with an `initialize` request. The caller has opened its backend session.
+    pub fn begin(
+        id: SessionId,
+        client: ClientId,
+        initialize: (RequestId, Message),
+        max_to_client: usize,
+        turn: &mut Turn<'_>,
+    ) -> Self {
+        let (request_id, message) = initialize;
+        let mut from_client = Flights::new(turn.rules.max_in_flight);
+        from_client
+            .take(&request_id, &message, &turn.rules.timeouts, turn.now)
+            .expect("the first of a session: no id is in flight, and the limit is not 0");
+        turn.out.push(Action::Subscribe { session: id, client: client.clone() });
+        turn.out.push(Action::ToBackend { session: id, message });
+        Self {
+            id,
+            client,
+            max_to_client,
+            state: State::Opening { initialize: request_id, subscribed: false, answer: None },
+            draining: false,
+            from_client,
+            from_server: Flights::new(turn.rules.max_in_flight),
+        }
+    }
+
+    /// Whose it is.
+    pub fn client(&self) -> &ClientId {
+        &self.client
+    }
+
+    /// Client requests that wait for an answer.
+    pub fn in_flight(&self) -> usize {
+        self.from_client.waiting()
+    }
+
+    /// Whether a client request with this id is in flight.
+    pub fn has_in_flight(&self, id: &RequestId) -> bool {
+        self.from_client.contains(id)
+    }
+
+    /// Whether it has ended.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state, State::Over)
+    }
+
+    /// When to call [`Session::expire`].
+    pub fn next_deadline(&self) -> Option<Instant> {
+        [self.from_client.next_deadline(), self.from_server.next_deadline()].into_iter().flatten().min()
+    }
+
+    /// The same, if it comes before a call that is arranged already.
+    pub fn next_deadline_before(&self, arranged: Option<Instant>) -> Option<Instant> {
+        self.next_deadline().filter(|deadline| arranged.is_none_or(|arranged| *deadline < arranged))
+    }
+
+    /// The broker answered the three subscriptions.
+    pub fn subscribed(&mut self, result: Result<(), String>, turn: &mut Turn<'_>) {
+        let State::Opening { initialize, subscribed, .. } = &mut self.state else { return };
+        match result {
+            Ok(()) => {
+                *subscribed = true;
+                self.open_when_complete(turn);
+            }
+            Err(detail) => {
+                let initialize = initialize.clone();
+                self.refuse(&initialize, &Refusal::Subscription(detail), turn);
+                self.end(EndReason::SubscriptionRefused, turn);
+            }
+        }
+    }
+
+    /// A message of the client on the RPC topic (or `notifications/roots/list_changed` on its capability topic).
+    pub fn from_client(&mut self, message: Message, turn: &mut Turn<'_>) {
+        let size = message.raw().len();
+        if size > turn.rules.max_message_bytes {
+            return self.too_large_from_client(&message, size, turn);
+        }
+        match message.kind() {
+            Kind::Request { id, method } => {
+                let refusal = match (&self.state, &**method) {
+                    (_, "initialize") => Some(Refusal::InitializeOnRpc),
+                    (State::Opening { .. }, method) if method != "ping" => Some(Refusal::NotInitialized),
+                    _ if self.draining => Some(Refusal::Draining),
+                    _ => match self.from_client.take(id, &message, &turn.rules.timeouts, turn.now) {
+                        Ok(_deadline) => None,
+                        Err(Refused::DuplicateId) => Some(Refusal::DuplicateId),
+                        Err(Refused::TooMany) => Some(Refusal::TooManyInFlight(turn.rules.max_in_flight)),
+                    },
+                };
+                match refusal {
+                    Some(refusal) => self.to_client(refusal.answer(id), turn),
+                    None => self.to_backend(message, turn),
+                }
+            }
+            Kind::Notification { method } => match &**method {
+                "notifications/disconnected" => self.end(EndReason::ClientLeft, turn),
+                _ if matches!(self.state, State::Opening { .. }) => dropped("not-initialized", turn),
+                "notifications/cancelled" => {
+                    // For a request that is no longer in flight it crossed the answer: nothing is left to cancel.
+                    if message.cancelled_request().is_some_and(|id| self.from_client.cancel(&id, turn.now)) {
+                        self.to_backend(message, turn);
+                        self.end_when_drained(turn);
+                    } else {
+                        dropped("unknown-request-cancelled", turn);
+                    }
+                }
+                "notifications/progress" => {
+                    self.from_server.progress(&message, turn.now);
+                    self.to_backend(message, turn);
+                }
+                _ => self.to_backend(message, turn),
+            },
+            Kind::Response { id, is_error } => {
+                let Some(flight) = id.as_ref().and_then(|id| self.from_server.land(id)) else {
+                    return dropped("unknown-answer-of-client", turn);
+                };
+                resolved(Asker::Server, &flight, outcome(*is_error), turn);
+                self.to_backend(message, turn);
+            }
+        }
+    }
+
+    /// The client's messages to the backend found its queue full.
+    pub fn backend_busy(&mut self, message: &Message, turn: &mut Turn<'_>) {
+        match message.kind() {
+            Kind::Request { id, .. } => {
+                let id = id.clone();
+                self.refuse(&id, &Refusal::BackendBusy, turn);
+                if matches!(&self.state, State::Opening { initialize, .. } if *initialize == id) {
+                    self.end(EndReason::InitializeFailed, turn);
+                }
+                self.end_when_drained(turn);
+            }
+            // The server's own time-out has to deal with these.
+            Kind::Notification { .. } | Kind::Response { .. } => dropped("backend-busy", turn),
+        }
+    }
+
+    /// What the backend session reports.
+    pub fn from_backend(&mut self, event: FromBackend, turn: &mut Turn<'_>) {
+        match event {
+            FromBackend::Message(message) => self.from_server(message, turn),
+            FromBackend::RequestFailed { id, reason, detail } => {
+                self.fail(&id, &Refusal::Backend(reason, detail), turn);
+            }
+            FromBackend::Malformed { .. } => dropped("malformed-from-server", turn),
+            FromBackend::Ended(end) => self.end(EndReason::Backend(end), turn),
+        }
+        self.end_when_drained(turn);
+    }
+
+    fn from_server(&mut self, message: Message, turn: &mut Turn<'_>) {
+        let size = message.raw().len();
+        let too_large = (size > self.max_to_client).then_some(Refusal::TooLarge(size, self.max_to_client));
+        match message.kind() {
+            Kind::Response { id, is_error } => {
+                let Some(id) = id.clone() else { return dropped("server-error-without-id", turn) };
+                if let Some(refusal) = too_large {
+                    return self.fail(&id, &refusal, turn);
+                }
+                if let State::Opening { initialize, answer, .. } = &mut self.state
+                    && *initialize == id
+                {
+                    if answer.is_some() {
+                        return dropped("unknown-answer-of-server", turn);
+                    }
+                    *answer = Some(message);
+                    return self.open_when_complete(turn);
+                }
+                match self.from_client.land(&id) {
+                    Some(flight) => {
+                        resolved(Asker::Client, &flight, outcome(*is_error), turn);
+                        self.to_client(message, turn);
+                    }
+                    None => dropped("unknown-answer-of-server", turn),
+                }
+            }
+            Kind::Request { id, .. } => {
+                let refusal = match (too_large, &self.state) {
+                    (Some(refusal), _) => Some(refusal),
+                    // Before that the client may not even be listening.
+                    (None, State::Opening { .. }) => Some(Refusal::NotInitialized),
+                    (None, _) => match self.from_server.take(id, &message, &turn.rules.timeouts, turn.now) {
+                        Ok(_deadline) => None,
+                        Err(Refused::DuplicateId) => Some(Refusal::DuplicateId),
+                        Err(Refused::TooMany) => Some(Refusal::TooManyInFlight(turn.rules.max_in_flight)),
+                    },
+                };
+                match refusal {
+                    Some(refusal) => self.to_backend(refusal.answer(id), turn),
+                    None => self.to_client(message, turn),
+                }
+            }
+            Kind::Notification { method } => {
+                let opening = matches!(self.state, State::Opening { .. });
+                match &**method {
+                    _ if too_large.is_some() => return dropped("message-too-large", turn),
+                    // Spec: the server may log before its initialize result, and nothing else.
+                    other if opening && other != "notifications/message" => {
+                        return dropped("not-initialized", turn);
+                    }
+                    "notifications/tools/list_changed"
+                    | "notifications/prompts/list_changed"
+                    | "notifications/resources/list_changed"
+                    | "notifications/resources/updated" => {
+                        return turn.out.push(Action::Broadcast { message });
+                    }
+                    "notifications/progress" => self.from_client.progress(&message, turn.now),
+                    "notifications/cancelled" => {
+                        if let Some(flight) =
+                            message.cancelled_request().and_then(|id| self.from_server.land(&id))
+                        {
+                            resolved(Asker::Server, &flight, Outcome::Abandoned, turn);
+                        }
+                    }
+                    _ => {}
+                }
+                self.to_client(message, turn);
+            }
+        }
+    }
+
+    /// Deals with the deadlines that have passed.
+    pub fn expire(&mut self, turn: &mut Turn<'_>) {
+        for expired in self.from_client.expire(turn.now) {
+            match expired {
+                Expired::Cancelled(flight) => resolved(Asker::Client, &flight, Outcome::Abandoned, turn),
+                Expired::TimedOut(id, flight) => {
+                    resolved(Asker::Client, &flight, Outcome::TimedOut, turn);
+                    self.to_client(Refusal::TimedOut.answer(&id), turn);
+                    if matches!(&self.state, State::Opening { initialize, .. } if *initialize == id) {
+                        return self.end(EndReason::InitializeFailed, turn);
+                    }
+                    self.to_backend(Message::cancelled(&id, "timed out at the gateway"), turn);
+                }
+            }
+        }
+        for expired in self.from_server.expire(turn.now) {
+            match expired {
+                Expired::Cancelled(flight) => resolved(Asker::Server, &flight, Outcome::Abandoned, turn),
+                // The client stays, also when it was a ping: three of five real clients answer none.
+                Expired::TimedOut(id, flight) => {
+                    resolved(Asker::Server, &flight, Outcome::TimedOut, turn);
+                    self.to_backend(Refusal::TimedOut.answer(&id), turn);
+                    self.to_client(Message::cancelled(&id, "timed out at the gateway"), turn);
+                }
+            }
+        }
+        self.end_when_drained(turn);
+    }
+
+    /// Takes nothing new, and ends once nobody waits.
+    pub fn drain(&mut self, turn: &mut Turn<'_>) {
+        self.draining = true;
+        self.end_when_drained(turn);
+    }
+
+    /// Ends it: what is in flight is answered, the client told, the subscriptions given up, as the reason demands.
+    pub fn end(&mut self, reason: EndReason, turn: &mut Turn<'_>) {
+        let was_open = match self.state {
+            State::Over => return,
+            State::Open => true,
+            State::Opening { .. } => false,
+        };
+        self.state = State::Over;
+        let refusal = reason.refusal();
+        for (id, flight, waiting) in self.from_client.land_all() {
+            match &refusal {
+                // The client reuses this id for the request that replaces the session: the error would answer that.
+                _ if reason.spares(&id) => resolved(Asker::Client, &flight, Outcome::Abandoned, turn),
+                Some(refusal) if waiting => {
+                    resolved(Asker::Client, &flight, Outcome::Failed, turn);
+                    self.to_client(refusal.answer(&id), turn);
+                }
+                _ => resolved(Asker::Client, &flight, Outcome::Abandoned, turn),
+            }
+        }
+        for (_, flight, _) in self.from_server.land_all() {
+            resolved(Asker::Server, &flight, Outcome::Abandoned, turn);
+        }
+        if was_open && reason.tells_client() {
+            self.to_client(Message::disconnected(), turn);
+        }
+        if reason.unsubscribes() {
+            turn.out.push(Action::Unsubscribe { client: self.client.clone() });
+        }
+        turn.out.push(Action::Ended { session: self.id, client: self.client.clone(), reason });
+    }
+
+    /// Item 9: the result goes out only after the three SUBACKs.
+    fn open_when_complete(&mut self, turn: &mut Turn<'_>) {
+        let State::Opening { initialize, subscribed: true, answer } = &mut self.state else { return };
+        let Some(answer) = answer.take() else { return };
+        let is_error = matches!(answer.kind(), Kind::Response { is_error: true, .. });
+        if let Some(flight) = self.from_client.land(initialize) {
+            resolved(Asker::Client, &flight, outcome(is_error), turn);
+        }
+        self.to_client(answer.clone(), turn);
+        if is_error {
+            return self.end(EndReason::InitializeFailed, turn);
+        }
+        self.state = State::Open;
+        turn.out.push(Action::Opened { session: self.id, client: self.client.clone(), result: answer });
+        self.end_when_drained(turn);
+    }
+
+    fn end_when_drained(&mut self, turn: &mut Turn<'_>) {
+        if self.draining && matches!(self.state, State::Open) && self.from_client.waiting() == 0 {
+            self.end(EndReason::Drained, turn);
+        }
+    }
+
+    /// A request in flight gets an error of ours in place of its answer; without its `initialize` a session is over.
+    fn fail(&mut self, id: &RequestId, refusal: &Refusal, turn: &mut Turn<'_>) {
+        if !self.from_client.contains(id) {
+            return dropped("unknown-answer-of-server", turn);
+        }
+        self.refuse(id, refusal, turn);
+        if matches!(&self.state, State::Opening { initialize, .. } if initialize == id) {
+            self.end(EndReason::InitializeFailed, turn);
+        }
+    }
+
+    fn refuse(&mut self, id: &RequestId, refusal: &Refusal, turn: &mut Turn<'_>) {
+        if let Some(flight) = self.from_client.land(id) {
+            resolved(Asker::Client, &flight, Outcome::Failed, turn);
+            self.to_client(refusal.answer(id), turn);
+        }
+    }
+
+    /// Whoever waits for it gets an error in its place: the asker for a request, the server for an answer.
+    fn too_large_from_client(&mut self, message: &Message, size: usize, turn: &mut Turn<'_>) {
+        let refusal = Refusal::TooLarge(size, turn.rules.max_message_bytes);
+        match message.kind() {
+            Kind::Request { id, .. } if self.from_client.contains(id) => dropped("message-too-large", turn),
+            Kind::Request { id, .. } => self.to_client(refusal.answer(id), turn),
+            Kind::Response { id: Some(id), .. } => match self.from_server.land(id) {
+                Some(flight) => {
+                    resolved(Asker::Server, &flight, Outcome::Failed, turn);
+                    self.to_backend(refusal.answer(id), turn);
+                }
+                None => dropped("unknown-answer-of-client", turn),
+            },
+            Kind::Notification { .. } | Kind::Response { id: None, .. } => dropped("message-too-large", turn),
+        }
+    }
+
+    fn to_client(&self, message: Message, turn: &mut Turn<'_>) {
+        turn.out.push(Action::ToClient { client: self.client.clone(), message });
+    }
+
+    fn to_backend(&self, message: Message, turn: &mut Turn<'_>) {
+        turn.out.push(Action::ToBackend { session: self.id, message });
+    }
+}
+
+fn outcome(is_error: bool) -> Outcome {
+    if is_error { Outcome::Error } else { Outcome::Ok }
+}
+
+fn dropped(reason: &'static str, turn: &mut Turn<'_>) {
+    turn.out.push(Action::Dropped { reason });
+}
+
+fn resolved(asker: Asker, flight: &Flight, outcome: Outcome, turn: &mut Turn<'_>) {
+    let elapsed = turn.now.saturating_duration_since(flight.started);
+    turn.out.push(Action::Resolved { asker, method: flight.method, outcome, elapsed });
+}
+
+#[cfg(test)]
+mod tests;

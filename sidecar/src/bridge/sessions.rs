@@ -1,0 +1,323 @@
+//! All sessions of a gateway: who has one, how many there may be, whose deadline comes next. Without IO.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use mcp_mqtt_transport::{
+    jsonrpc::{Kind, Message, RequestId},
+    topic::ClientId,
+};
+
+use super::{
+    action::{Action, EndReason},
+    refusal::Refusal,
+    session::{Rules, Session, Turn},
+};
+use crate::backend::{FromBackend, SessionId};
+
+/// A refused `initialize` is answered this late: one real client publishes it about 2 ms before the broker has taken
+/// its subscription to the answer. (An accepted one takes three SUBACKs.)
+const REFUSAL_DELAY: Duration = Duration::from_millis(20);
+/// Refusals that may wait so; more are answered at once. Bounds what a flood of `initialize` can hold here.
+const DELAYED_REFUSALS: usize = 1024;
+
+/// What is asked for with [`Sessions::initialize`].
+#[derive(Debug)]
+pub struct Initialize {
+    /// Who asks.
+    pub client: ClientId,
+    /// The request's id.
+    pub id: RequestId,
+    /// The request.
+    pub message: Message,
+    /// Largest payload that the broker takes on this client's RPC topic, in bytes.
+    pub max_to_client: usize,
+}
+
+/// The session table.
+#[derive(Debug)]
+pub struct Sessions {
+    rules: Rules,
+    max_sessions: u32,
+    draining: bool,
+    backend_up: bool,
+    by_id: HashMap<SessionId, Entry>,
+    by_client: HashMap<ClientId, SessionId>,
+    /// One entry a session that waits for something: the earliest deadline, or an earlier time.
+    deadlines: BTreeSet<(Instant, SessionId)>,
+    delayed: VecDeque<(Instant, Action)>,
+    last_id: u64,
+    in_flight: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    session: Session,
+    armed: Option<Instant>,
+}
+
+impl Sessions {
+    /// None yet; ids are given out after `last_id`.
+    pub fn new(rules: Rules, max_sessions: u32, last_id: u64) -> Self {
+        Self {
+            rules,
+            max_sessions,
+            draining: false,
+            backend_up: false,
+            by_id: HashMap::new(),
+            by_client: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            delayed: VecDeque::new(),
+            last_id,
+            in_flight: 0,
+        }
+    }
+
+    /// Sessions open or opening.
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
+    /// Client requests that wait for an answer.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// The session of a client.
+    pub fn of_client(&self, client: &str) -> Option<SessionId> {
+        self.by_client.get(client).copied()
+    }
+
+    /// The last session id that was given out.
+    pub fn last_id(&self) -> u64 {
+        self.last_id
+    }
+
+    /// Whether the MCP server answers: without it `initialize` is refused.
+    pub fn set_backend_up(&mut self, up: bool) {
+        self.backend_up = up;
+    }
+
+    /// `initialize` on the control topic. `open` opens the backend session, and is called only if there will be one;
+    /// what a client had before is ended first.
+    pub fn initialize(
+        &mut self,
+        request: Initialize,
+        now: Instant,
+        out: &mut Vec<Action>,
+        open: impl FnOnce(SessionId),
+    ) -> Option<SessionId> {
+        let Initialize { client, id, message, max_to_client } = request;
+        let old = self.of_client(client.as_str());
+        let size = message.raw().len();
+        let refusal = if self.draining {
+            Some(Refusal::Draining)
+        } else if !self.backend_up {
+            Some(Refusal::BackendDown)
+        } else if size > self.rules.max_message_bytes {
+            Some(Refusal::TooLarge(size, self.rules.max_message_bytes))
+        } else if old.is_none() && self.by_id.len() >= self.max_sessions as usize {
+            Some(Refusal::MaxSessions(self.max_sessions))
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            // A session that the client has here stays: the refusal is about another one.
+            self.delay(Action::ToClient { client, message: refusal.answer(&id) }, now, out);
+            return None;
+        }
+        if let Some(old) = old {
+            self.step(old, now, out, |session, turn| session.end(EndReason::Replaced(id.clone()), turn));
+        }
+        self.last_id += 1;
+        let session_id = SessionId(self.last_id);
+        open(session_id);
+        let mut turn = Turn { now, rules: &self.rules, out };
+        let session = Session::begin(session_id, client.clone(), (id, message), max_to_client, &mut turn);
+        self.in_flight += session.in_flight();
+        self.by_client.insert(client, session_id);
+        self.by_id.insert(session_id, Entry { session, armed: None });
+        self.arm(session_id);
+        Some(session_id)
+    }
+
+    /// A message of a client on its RPC topic, or on its capability topic.
+    pub fn from_client(&mut self, client: &ClientId, message: Message, now: Instant, out: &mut Vec<Action>) {
+        if let Some(session) = self.of_client(client.as_str()) {
+            return self.step(session, now, out, |session, turn| session.from_client(message, turn));
+        }
+        match message.kind() {
+            Kind::Request { id, .. } => {
+                let refusal = if self.draining { Refusal::Draining } else { Refusal::NoSession };
+                out.push(Action::ToClient { client: client.clone(), message: refusal.answer(id) });
+            }
+            // Its session ended while this was on its way.
+            Kind::Notification { method } if &**method == "notifications/disconnected" => {}
+            Kind::Notification { .. } | Kind::Response { .. } => {
+                out.push(Action::Dropped { reason: Refusal::NoSession.reason() });
+            }
+        }
+    }
+
+    /// An error for a request that was not taken. Not when the client waits for an answer to another request with
+    /// this id: it would take the error for that.
+    pub fn refuse(&mut self, client: &ClientId, id: &RequestId, refusal: &Refusal, out: &mut Vec<Action>) {
+        let session = self.of_client(client.as_str()).and_then(|session| self.by_id.get(&session));
+        if session.is_some_and(|entry| entry.session.has_in_flight(id)) {
+            out.push(Action::Dropped { reason: refusal.reason() });
+        } else {
+            out.push(Action::ToClient { client: client.clone(), message: refusal.answer(id) });
+        }
+    }
+
+    /// Item 12: the client left.
+    pub fn client_left(&mut self, client: &ClientId, now: Instant, out: &mut Vec<Action>) {
+        if let Some(session) = self.of_client(client.as_str()) {
+            self.step(session, now, out, |session, turn| session.end(EndReason::ClientLeft, turn));
+        }
+    }
+
+    /// The broker answered a session's subscriptions.
+    pub fn subscribed(
+        &mut self,
+        session: SessionId,
+        result: Result<(), String>,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        self.step(session, now, out, |session, turn| session.subscribed(result, turn));
+    }
+
+    /// What a backend session reports.
+    pub fn from_backend(
+        &mut self,
+        session: SessionId,
+        event: FromBackend,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        if self.by_id.contains_key(&session) {
+            self.step(session, now, out, |session, turn| session.from_backend(event, turn));
+        } else if matches!(event, FromBackend::Message(_)) {
+            out.push(Action::Dropped { reason: "session-over" });
+        }
+    }
+
+    /// A backend's queue was full for this message.
+    pub fn backend_busy(
+        &mut self,
+        session: SessionId,
+        message: &Message,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        self.step(session, now, out, |session, turn| session.backend_busy(message, turn));
+    }
+
+    /// When to call [`Sessions::expire`].
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let session = self.deadlines.first().map(|(deadline, _)| *deadline);
+        let delayed = self.delayed.front().map(|(due, _)| *due);
+        [session, delayed].into_iter().flatten().min()
+    }
+
+    /// Deals with all deadlines that have passed.
+    pub fn expire(&mut self, now: Instant, out: &mut Vec<Action>) {
+        while self.delayed.front().is_some_and(|(due, _)| *due <= now) {
+            out.extend(self.delayed.pop_front().map(|(_, action)| action));
+        }
+        while let Some((deadline, session)) = self.deadlines.first().copied()
+            && deadline <= now
+        {
+            self.deadlines.pop_first();
+            if let Some(entry) = self.by_id.get_mut(&session) {
+                entry.armed = None;
+            }
+            self.step(session, now, out, Session::expire);
+        }
+    }
+
+    /// Begins the drain: `initialize` is refused, idle sessions end, the others when nobody waits any more.
+    pub fn drain(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.draining = true;
+        for session in self.ids() {
+            self.step(session, now, out, Session::drain);
+        }
+    }
+
+    /// Ends all sessions, and answers what is delayed.
+    pub fn end_all(&mut self, reason: &EndReason, now: Instant, out: &mut Vec<Action>) {
+        let delayed = std::mem::take(&mut self.delayed);
+        if *reason != EndReason::BrokerLost {
+            out.extend(delayed.into_iter().map(|(_, action)| action));
+        }
+        for session in self.ids() {
+            self.step(session, now, out, |session, turn| session.end(reason.clone(), turn));
+        }
+    }
+
+    fn ids(&self) -> Vec<SessionId> {
+        self.by_id.keys().copied().collect()
+    }
+
+    fn delay(&mut self, action: Action, now: Instant, out: &mut Vec<Action>) {
+        if self.delayed.len() < DELAYED_REFUSALS {
+            self.delayed.push_back((now + REFUSAL_DELAY, action));
+        } else {
+            out.push(action);
+        }
+    }
+
+    /// One step of one session, and what follows from it for the table.
+    fn step(
+        &mut self,
+        id: SessionId,
+        now: Instant,
+        out: &mut Vec<Action>,
+        step: impl FnOnce(&mut Session, &mut Turn<'_>),
+    ) {
+        let Some(Entry { session, .. }) = self.by_id.get_mut(&id) else { return };
+        self.in_flight -= session.in_flight();
+        step(session, &mut Turn { now, rules: &self.rules, out });
+        self.in_flight += session.in_flight();
+        if session.is_over() {
+            self.remove(id);
+        } else {
+            self.arm(id);
+        }
+    }
+
+    fn remove(&mut self, id: SessionId) {
+        let Some(Entry { session, armed }) = self.by_id.remove(&id) else { return };
+        if let Some(armed) = armed {
+            self.deadlines.remove(&(armed, id));
+        }
+        // Not when the client has begun another one meanwhile.
+        if self.by_client.get(session.client()) == Some(&id) {
+            self.by_client.remove(session.client());
+        }
+    }
+
+    /// Sees to it that the session is called at its deadline, or before: one that moved away is not followed, so
+    /// that a call and its answer cost nothing here.
+    fn arm(&mut self, id: SessionId) {
+        let Some(entry) = self.by_id.get_mut(&id) else { return };
+        let Some(deadline) = entry.session.next_deadline_before(entry.armed) else { return };
+        if let Some(armed) = entry.armed.replace(deadline) {
+            self.deadlines.remove(&(armed, id));
+        }
+        self.deadlines.insert((deadline, id));
+    }
+}
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;

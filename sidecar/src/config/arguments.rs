@@ -1,0 +1,240 @@
+//! The configuration as command-line arguments: what the operator writes into the pod.
+
+use std::{path::Path, sync::LazyLock, time::Duration};
+
+use clap::{Args, Command, FromArgMatches, ValueEnum, builder::Resettable};
+
+use super::{BackendConfig, BrokerConfig, GatewayConfig, Limits, Timeouts};
+
+/// A configuration that says only what has to be said: every other field holds its default.
+static DEFAULTS: LazyLock<GatewayConfig> = LazyLock::new(|| {
+    let required =
+        ["gateway", "--server-name=a/b", "--server-id=a", "--broker-url=mqtt://a", "--stdio-socket=/a"];
+    // The environment of whoever writes the arguments is not the environment in which they are read.
+    let command = GatewayConfig::augment_args(Command::new("gateway"))
+        .mut_args(|argument| argument.env(Resettable::Reset));
+    let matches = command.try_get_matches_from(required).expect("a constant that a test parses");
+    GatewayConfig::from_arg_matches(&matches).expect("as above")
+});
+
+impl GatewayConfig {
+    /// Arguments of the `gateway` face that parse to this very configuration; only what differs from the
+    /// defaults. Holds no secret: the credentials are named by file.
+    pub fn to_args(&self) -> Vec<String> {
+        let Self {
+            server_name,
+            server_id,
+            description,
+            rbac,
+            backend: BackendConfig { stdio_socket, http_url },
+            broker:
+                BrokerConfig {
+                    broker_url,
+                    broker_username_file,
+                    broker_password_file,
+                    broker_ca_file,
+                    broker_cert_file,
+                    broker_key_file,
+                    keep_alive,
+                    qos,
+                },
+            limits: Limits { max_sessions, max_message_bytes, max_in_flight },
+            timeouts: Timeouts { timeout_ping, timeout_call, timeout_default, timeout_max },
+            drain_timeout,
+            drain_socket,
+            admin_address,
+            log_format,
+            log,
+        } = self; // no `..`: a new field does not compile until it is written here
+        let default = &*DEFAULTS;
+        let mut args = Arguments::default();
+        args.always("server-name", server_name);
+        args.always("server-id", server_id);
+        args.unless_default("description", description, &default.description);
+        args.if_set("rbac", rbac.as_deref());
+        args.if_set("stdio-socket", stdio_socket.as_deref().map(Path::display));
+        args.if_set("http-url", http_url.as_ref());
+        args.always("broker-url", broker_url);
+        args.if_set("broker-username-file", broker_username_file.as_deref().map(Path::display));
+        args.if_set("broker-password-file", broker_password_file.as_deref().map(Path::display));
+        args.if_set("broker-ca-file", broker_ca_file.as_deref().map(Path::display));
+        args.if_set("broker-cert-file", broker_cert_file.as_deref().map(Path::display));
+        args.if_set("broker-key-file", broker_key_file.as_deref().map(Path::display));
+        args.duration("keep-alive", *keep_alive, default.broker.keep_alive);
+        args.unless_default("qos", qos, &default.broker.qos);
+        args.unless_default("max-sessions", max_sessions, &default.limits.max_sessions);
+        args.unless_default("max-message-bytes", max_message_bytes, &default.limits.max_message_bytes);
+        args.unless_default("max-in-flight", max_in_flight, &default.limits.max_in_flight);
+        args.duration("timeout-ping", *timeout_ping, default.timeouts.timeout_ping);
+        args.duration("timeout-call", *timeout_call, default.timeouts.timeout_call);
+        args.duration("timeout-default", *timeout_default, default.timeouts.timeout_default);
+        args.duration("timeout-max", *timeout_max, default.timeouts.timeout_max);
+        args.duration("drain-timeout", *drain_timeout, default.drain_timeout);
+        args.if_set("drain-socket", drain_socket.as_deref().map(Path::display));
+        args.unless_default("admin-address", admin_address, &default.admin_address);
+        if *log_format != default.log_format {
+            let value = log_format.to_possible_value().expect("no format is hidden");
+            args.always("log-format", value.get_name());
+        }
+        args.unless_default("log", log, &default.log);
+        args.0
+    }
+}
+
+/// `--name=value`, in one piece, so that a value may begin with a dash.
+#[derive(Default)]
+struct Arguments(Vec<String>);
+
+impl Arguments {
+    fn always(&mut self, name: &str, value: impl std::fmt::Display) {
+        self.0.push(format!("--{name}={value}"));
+    }
+
+    fn if_set(&mut self, name: &str, value: Option<impl std::fmt::Display>) {
+        if let Some(value) = value {
+            self.always(name, value);
+        }
+    }
+
+    fn unless_default<T: PartialEq + std::fmt::Display>(&mut self, name: &str, value: &T, default: &T) {
+        if value != default {
+            self.always(name, value);
+        }
+    }
+
+    fn duration(&mut self, name: &str, value: Duration, default: Duration) {
+        if value != default {
+            self.always(name, humantime::format_duration(value));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::SocketAddr, path::PathBuf};
+
+    use clap::Parser;
+    use proptest::{option, prelude::*};
+    use url::Url;
+
+    use super::*;
+    use crate::config::LogFormat;
+
+    #[derive(Debug, Parser)]
+    struct Gateway {
+        #[command(flatten)]
+        config: GatewayConfig,
+    }
+
+    fn parse(args: Vec<String>) -> GatewayConfig {
+        Gateway::try_parse_from(std::iter::once("gateway".to_owned()).chain(args)).unwrap().config
+    }
+
+    fn text() -> impl Strategy<Value = String> {
+        prop_oneof![Just(String::new()), "[ -~äß\\n]{1,24}", Just("--server-id=x".to_owned())]
+    }
+
+    fn path() -> impl Strategy<Value = PathBuf> {
+        "[-/a-z= ]{1,16}".prop_map(PathBuf::from)
+    }
+
+    fn duration() -> impl Strategy<Value = Duration> {
+        prop_oneof![
+            (0u64..100_000_000, 0u32..1_000_000_000).prop_map(|(s, ns)| Duration::new(s, ns)),
+            (0u64..100_000).prop_map(Duration::from_millis),
+            Just(Duration::from_secs(60)),
+        ]
+    }
+
+    fn backend() -> impl Strategy<Value = BackendConfig> {
+        prop_oneof![
+            path().prop_map(|path| BackendConfig { stdio_socket: Some(path), http_url: None }),
+            (1u16..).prop_map(|port| BackendConfig {
+                stdio_socket: None,
+                http_url: Some(Url::parse(&format!("http://127.0.0.1:{port}/mcp?a=b")).unwrap()),
+            }),
+        ]
+    }
+
+    fn broker() -> impl Strategy<Value = BrokerConfig> {
+        let files =
+            (option::of(path()), option::of(path()), option::of(path()), option::of((path(), path())));
+        ("(mqtts?|wss?)://[a-z]{1,9}(:[1-9][0-9]{0,3})?(/[a-z]{1,5})?", files, duration(), 0u8..=1).prop_map(
+            |(url, (username, password, ca, pair), keep_alive, qos)| {
+                let (cert, key) = pair.unzip();
+                BrokerConfig {
+                    broker_url: Url::parse(&url).unwrap(),
+                    broker_username_file: username,
+                    broker_password_file: password,
+                    broker_ca_file: ca,
+                    broker_cert_file: cert,
+                    broker_key_file: key,
+                    keep_alive,
+                    qos,
+                }
+            },
+        )
+    }
+
+    fn limits() -> impl Strategy<Value = Limits> {
+        any::<(u32, u32, u32)>().prop_map(|(max_sessions, max_message_bytes, max_in_flight)| Limits {
+            max_sessions,
+            max_message_bytes,
+            max_in_flight,
+        })
+    }
+
+    fn timeouts() -> impl Strategy<Value = Timeouts> {
+        [duration(), duration(), duration(), duration()].prop_map(
+            |[timeout_ping, timeout_call, timeout_default, timeout_max]| Timeouts {
+                timeout_ping,
+                timeout_call,
+                timeout_default,
+                timeout_max,
+            },
+        )
+    }
+
+    fn config() -> impl Strategy<Value = GatewayConfig> {
+        let identity = (text(), text(), text(), option::of(text()));
+        let rest = (duration(), option::of(path()), any::<SocketAddr>(), any::<bool>(), text());
+        (identity, backend(), broker(), limits(), timeouts(), rest).prop_map(
+            |((server_name, server_id, description, rbac), backend, broker, limits, timeouts, rest)| {
+                let (drain_timeout, drain_socket, admin_address, json, log) = rest;
+                GatewayConfig {
+                    server_name,
+                    server_id,
+                    description,
+                    rbac,
+                    backend,
+                    broker,
+                    limits,
+                    timeouts,
+                    drain_timeout,
+                    drain_socket,
+                    admin_address,
+                    log_format: if json { LogFormat::Json } else { LogFormat::Text },
+                    log,
+                }
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_as_arguments_is_read_back_unchanged(config in config()) {
+            // A scope id does not survive `SocketAddr`'s own text form, and an address to listen on has none.
+            prop_assume!(config.admin_address.to_string().parse() == Ok(config.admin_address));
+            prop_assert_eq!(parse(config.to_args()), config);
+        }
+    }
+
+    #[test]
+    fn defaults_are_left_out() {
+        let args = DEFAULTS.to_args();
+        assert_eq!(
+            args,
+            ["--server-name=a/b", "--server-id=a", "--stdio-socket=/a", "--broker-url=mqtt://a"]
+        );
+    }
+}

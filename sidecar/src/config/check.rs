@@ -1,0 +1,239 @@
+//! What clap's parser cannot judge: every problem is found before anything is started, and all are told at once.
+
+use std::{fmt, time::Duration};
+
+use mcp_mqtt_transport::{
+    presence::Rbac,
+    topic::{ServerId, ServerName},
+};
+use tracing_subscriber::EnvFilter;
+
+use super::GatewayConfig;
+
+/// Schemes under which a broker is reached.
+const BROKER_SCHEMES: [&str; 4] = ["mqtt", "mqtts", "ws", "wss"];
+/// Of these, the ones with TLS.
+const TLS_SCHEMES: [&str; 2] = ["mqtts", "wss"];
+/// MQTT carries the keep alive as 16 bits of seconds.
+const MAX_KEEP_ALIVE: Duration = Duration::from_secs(u16::MAX as u64);
+/// An error message of our own must fit into the message limit.
+const MIN_MESSAGE_BYTES: u32 = 1024;
+/// The largest packet of MQTT is 256 MiB; we take four messages' worth, so that what is too large is answered.
+const MAX_MESSAGE_BYTES: u32 = 64 * 1024 * 1024;
+
+/// The configuration cannot be used: all that is wrong with it, a sentence each.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigError {
+    /// One sentence a problem; each begins with the argument that it is about.
+    pub problems: Vec<String>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the configuration cannot be used:")?;
+        self.problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+/// What the configuration's texts mean, once checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// `--server-name`.
+    pub server_name: ServerName,
+    /// `--server-id`.
+    pub server_id: ServerId,
+    /// `--rbac`.
+    pub rbac: Option<Rbac>,
+}
+
+impl GatewayConfig {
+    /// Judges everything that can be judged without a look at the world.
+    ///
+    /// # Errors
+    /// All problems at once.
+    pub fn check(&self) -> Result<Identity, ConfigError> {
+        let mut problems = Vec::new();
+        let server_name = keep(&mut problems, "--server-name", ServerName::new(&self.server_name));
+        let server_id = keep(&mut problems, "--server-id", ServerId::new(&self.server_id));
+        let rbac = self.rbac.as_deref().map(serde_json::from_str::<Rbac>).transpose();
+        let rbac = keep(
+            &mut problems,
+            "--rbac",
+            rbac.map_err(|error| format!("is not {{\"roles\": […]}}: {error}")),
+        );
+        self.check_backend(&mut problems);
+        self.check_broker(&mut problems);
+        self.check_limits(&mut problems);
+        self.check_durations(&mut problems);
+        keep(
+            &mut problems,
+            "--log",
+            EnvFilter::try_new(&self.log).map_err(|error| format!("is no filter: {error}")),
+        );
+        match (server_name, server_id, rbac) {
+            (Some(server_name), Some(server_id), Some(rbac)) if problems.is_empty() => {
+                Ok(Identity { server_name, server_id, rbac })
+            }
+            _ => Err(ConfigError { problems }),
+        }
+    }
+
+    fn check_backend(&self, problems: &mut Vec<String>) {
+        if let Some(url) = &self.backend.http_url
+            && (url.scheme() != "http" || url.host().is_none())
+        {
+            problems.push(format!(
+                "--http-url {url} is not http://HOST:PORT/PATH: the server is in this pod, no TLS is spoken to it"
+            ));
+        }
+    }
+
+    fn check_broker(&self, problems: &mut Vec<String>) {
+        let broker = &self.broker;
+        let (url, scheme) = (&broker.broker_url, broker.broker_url.scheme());
+        // The URL is not shown where it might hold a password.
+        if !url.username().is_empty() || url.password().is_some() {
+            problems.push(
+                "--broker-url holds credentials: give them in files (--broker-username-file, --broker-password-file)"
+                    .to_owned(),
+            );
+        } else if !BROKER_SCHEMES.contains(&scheme) || url.host_str().is_none_or(str::is_empty) {
+            problems
+                .push(format!("--broker-url {url} is none of mqtt://, mqtts://, ws://, wss:// with a host"));
+        }
+        let tls_files = [
+            ("--broker-ca-file", &broker.broker_ca_file),
+            ("--broker-cert-file", &broker.broker_cert_file),
+            ("--broker-key-file", &broker.broker_key_file),
+        ];
+        for (flag, file) in tls_files {
+            if file.is_some() && !TLS_SCHEMES.contains(&scheme) {
+                problems.push(format!("{flag} is for mqtts:// and wss://, and --broker-url is {scheme}://"));
+            }
+        }
+        if broker.keep_alive < Duration::from_secs(1) || broker.keep_alive > MAX_KEEP_ALIVE {
+            problems.push("--keep-alive is not between 1s and 65535s".to_owned());
+        }
+    }
+
+    fn check_limits(&self, problems: &mut Vec<String>) {
+        for (flag, value) in
+            [("--max-sessions", self.limits.max_sessions), ("--max-in-flight", self.limits.max_in_flight)]
+        {
+            if value == 0 {
+                problems.push(format!("{flag} is 0: nobody could be served"));
+            }
+        }
+        let bytes = self.limits.max_message_bytes;
+        if !(MIN_MESSAGE_BYTES..=MAX_MESSAGE_BYTES).contains(&bytes) {
+            problems.push(format!(
+                "--max-message-bytes is {bytes}, not between {MIN_MESSAGE_BYTES} and {MAX_MESSAGE_BYTES}"
+            ));
+        }
+    }
+
+    fn check_durations(&self, problems: &mut Vec<String>) {
+        let timeouts = &self.timeouts;
+        for (flag, value) in [
+            ("--timeout-ping", timeouts.timeout_ping),
+            ("--timeout-call", timeouts.timeout_call),
+            ("--timeout-default", timeouts.timeout_default),
+        ] {
+            if value.is_zero() {
+                problems.push(format!("{flag} is 0: no request could be answered in time"));
+            } else if value > timeouts.timeout_max {
+                problems.push(format!("{flag} is longer than --timeout-max"));
+            }
+        }
+    }
+}
+
+fn keep<T, E: fmt::Display>(problems: &mut Vec<String>, flag: &str, result: Result<T, E>) -> Option<T> {
+    result.map_err(|error| problems.push(format!("{flag} {error}"))).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Gateway {
+        #[command(flatten)]
+        config: GatewayConfig,
+    }
+
+    fn problems(extra: &[&str]) -> Vec<String> {
+        let mut args = vec!["gateway"];
+        for (name, default) in [
+            ("--server-name", "--server-name=tools/echo"),
+            ("--server-id", "--server-id=c.ns.pod"),
+            ("--broker-url", "--broker-url=mqtt://broker:1883"),
+        ] {
+            if !extra.iter().any(|arg| arg.starts_with(name)) {
+                args.push(default);
+            }
+        }
+        if !extra.iter().any(|arg| arg.starts_with("--http-url")) {
+            args.push("--stdio-socket=/run/shim.sock");
+        }
+        args.extend(extra);
+        match Gateway::try_parse_from(args).unwrap().config.check() {
+            Ok(_) => Vec::new(),
+            Err(error) => error.problems,
+        }
+    }
+
+    #[test]
+    fn a_usual_configuration_has_no_problem() {
+        let none: [String; 0] = [];
+        assert_eq!(problems(&[]), none);
+        assert_eq!(problems(&["--http-url=http://127.0.0.1:3001/mcp", "--drain-timeout=0s"]), none);
+        assert_eq!(problems(&["--broker-url=wss://broker/mqtt", "--broker-ca-file=/ca.pem"]), none);
+        let rbac = r#"--rbac={"roles":[{"name":"r","description":"d","allowed_methods":"all","allowed_tools":["a"],"allowed_resources":"all"}]}"#;
+        assert_eq!(problems(&[rbac]), none);
+    }
+
+    #[test]
+    fn each_problem_is_named_by_its_argument() {
+        let table: &[(&[&str], &str)] = &[
+            (&["--server-name=echo"], "--server-name has no '/'"),
+            (&["--server-name=/a/b"], "--server-name begins with '/'"),
+            (&["--server-name=a/#"], "--server-name contains '#'"),
+            (&["--server-id=a/b"], "--server-id contains '/'"),
+            (&["--server-id=presence"], "--server-id is \"presence\""),
+            (&["--rbac={}"], "--rbac is not {\"roles\""),
+            (&["--http-url=https://127.0.0.1/mcp"], "--http-url https://127.0.0.1/mcp is not http"),
+            (&["--broker-url=http://broker"], "--broker-url http://broker/ is none of"),
+            (&["--broker-url=mqtt:broker"], "--broker-url mqtt:broker is none of"),
+            (&["--broker-ca-file=/ca"], "--broker-ca-file is for mqtts://"),
+            (&["--keep-alive=0s"], "--keep-alive is not between"),
+            (&["--keep-alive=1day"], "--keep-alive is not between"),
+            (&["--max-sessions=0"], "--max-sessions is 0"),
+            (&["--max-in-flight=0"], "--max-in-flight is 0"),
+            (&["--max-message-bytes=10"], "--max-message-bytes is 10"),
+            (&["--timeout-ping=0s"], "--timeout-ping is 0"),
+            (&["--timeout-call=1h"], "--timeout-call is longer than --timeout-max"),
+            (&["--log=a=b=c"], "--log is no filter"),
+        ];
+        for (args, expected) in table {
+            let found = problems(args);
+            assert!(found.len() == 1 && found[0].starts_with(expected), "{args:?}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once() {
+        assert_eq!(problems(&["--server-name=a", "--server-id=+", "--max-sessions=0"]).len(), 3);
+    }
+
+    #[test]
+    fn a_password_in_the_url_is_refused_and_not_shown() {
+        let found = problems(&["--broker-url=mqtt://gate:hunter2@broker"]);
+        assert!(
+            found.len() == 1 && found[0].contains("credentials") && !found[0].contains("hunter2"),
+            "{found:?}"
+        );
+    }
+}
