@@ -1,0 +1,406 @@
+//! Mosquitto, the real one, on loopback ports of its own.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+use url::Url;
+
+/// How long Mosquitto may take to listen; it takes milliseconds on an idle machine.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often another free port is tried when somebody took ours between choosing and listening.
+const ATTEMPTS: usize = 5;
+
+/// What a broker is started with. The default is one plain listener, open to all.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    users: Vec<(String, String)>,
+    acl: Option<String>,
+    tls: Option<Tls>,
+    websocket: bool,
+    max_packet_size: Option<u32>,
+    extra: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tls {
+    require_client_certificate: bool,
+}
+
+impl Options {
+    /// Lets in this user (and from now on nobody without a password).
+    #[must_use]
+    pub fn user(mut self, name: &str, password: &str) -> Self {
+        self.users.push((name.to_owned(), password.to_owned()));
+        self
+    }
+
+    /// Text of the ACL file.
+    #[must_use]
+    pub fn acl(mut self, text: &str) -> Self {
+        self.acl = Some(text.to_owned());
+        self
+    }
+
+    /// Adds a TLS listener, with certificates made for it.
+    #[must_use]
+    pub fn tls(mut self) -> Self {
+        self.tls = Some(Tls { require_client_certificate: false });
+        self
+    }
+
+    /// Adds a TLS listener that wants a client certificate.
+    #[must_use]
+    pub fn mutual_tls(mut self) -> Self {
+        self.tls = Some(Tls { require_client_certificate: true });
+        self
+    }
+
+    /// Adds a websocket listener (and with TLS another one over TLS).
+    #[must_use]
+    pub fn websocket(mut self) -> Self {
+        self.websocket = true;
+        self
+    }
+
+    /// Maximum Packet Size, which CONNACK tells.
+    #[must_use]
+    pub fn max_packet_size(mut self, bytes: u32) -> Self {
+        self.max_packet_size = Some(bytes);
+        self
+    }
+
+    /// Another line of `mosquitto.conf`.
+    #[must_use]
+    pub fn line(mut self, line: &str) -> Self {
+        self.extra.push(line.to_owned());
+        self
+    }
+
+    /// Starts the broker.
+    ///
+    /// # Errors
+    /// When Mosquitto is not installed or does not start; its log is in the message.
+    pub async fn start(self) -> Result<Mosquitto> {
+        for attempt in 1.. {
+            match Mosquitto::launch(&self).await {
+                Err(error)
+                    if attempt < ATTEMPTS && format!("{error:#}").contains("Address already in use") => {}
+                done => return done,
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+}
+
+/// A running Mosquitto. Dropping it kills it and removes its files.
+#[derive(Debug)]
+pub struct Mosquitto {
+    child: Child,
+    dir: TempDir,
+    ports: Ports,
+    certificates: Option<Certificates>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ports {
+    plain: u16,
+    tls: u16,
+    websocket: u16,
+    websocket_tls: u16,
+}
+
+/// PEM files of the broker's certificates.
+#[derive(Debug, Clone)]
+pub struct Certificates {
+    /// The authority that signed the broker's and the client's certificate.
+    pub ca: PathBuf,
+    /// A client certificate, `CN=client`.
+    pub client_cert: PathBuf,
+    /// Its key.
+    pub client_key: PathBuf,
+    /// An authority that signed neither.
+    pub other_ca: PathBuf,
+}
+
+impl Mosquitto {
+    /// One plain listener, open to all.
+    ///
+    /// # Errors
+    /// As [`Options::start`].
+    pub async fn start() -> Result<Self> {
+        Self::options().start().await
+    }
+
+    /// To choose what it is started with.
+    pub fn options() -> Options {
+        Options::default()
+    }
+
+    async fn launch(options: &Options) -> Result<Self> {
+        let dir = tempfile::tempdir().context("cannot make a directory for the broker")?;
+        let ports = Ports::free()?;
+        let certificates = options.tls.map(|_| Certificates::generate(dir.path())).transpose()?;
+        let configuration = configure(options, &ports, dir.path())?;
+        fs::write(dir.path().join("mosquitto.conf"), configuration)?;
+        let child = spawn(dir.path())?;
+        let mut broker = Self { child, dir, ports, certificates };
+        broker.wait_until_listening().await?;
+        Ok(broker)
+    }
+
+    async fn wait_until_listening(&mut self) -> Result<()> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        let address = SocketAddr::from(([127, 0, 0, 1], self.ports.plain));
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("mosquitto ended at once ({status}); its log:\n{}", self.log());
+            }
+            // Blocking, but on loopback it is answered or refused at once.
+            if TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok() {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "mosquitto does not listen on {address} after {START_TIMEOUT:?}; its log:\n{}",
+                self.log()
+            );
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// `mqtt://127.0.0.1:…`
+    pub fn url(&self) -> Url {
+        url("mqtt", "127.0.0.1", self.ports.plain)
+    }
+
+    /// Port of the plain listener.
+    pub fn port(&self) -> u16 {
+        self.ports.plain
+    }
+
+    /// `mqtts://localhost:…`, when it was started with TLS.
+    pub fn tls_url(&self) -> Url {
+        url("mqtts", "localhost", self.ports.tls)
+    }
+
+    /// `ws://127.0.0.1:…`, when it was started with websockets.
+    pub fn websocket_url(&self) -> Url {
+        url("ws", "127.0.0.1", self.ports.websocket)
+    }
+
+    /// `wss://localhost:…`, when it was started with websockets and TLS.
+    pub fn websocket_tls_url(&self) -> Url {
+        url("wss", "localhost", self.ports.websocket_tls)
+    }
+
+    /// The certificate files, when it was started with TLS.
+    pub fn certificates(&self) -> &Certificates {
+        self.certificates.as_ref().expect("started with `tls` or `mutual_tls`")
+    }
+
+    /// Stops its process where it stands: connections stay open and nothing answers.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on after [`pause`](Self::pause).
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn resume(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill().context("cannot kill mosquitto")?;
+        self.child.wait().context("cannot wait for mosquitto")?;
+        Ok(())
+    }
+
+    /// Kills it, when it still runs, and starts it again on the same ports. Nothing persists.
+    ///
+    /// # Errors
+    /// As [`Options::start`].
+    pub async fn restart(&mut self) -> Result<()> {
+        self.kill()?;
+        self.child = spawn(self.dir.path())?;
+        self.wait_until_listening().await
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("no process id")?;
+        kill_process(pid, signal).with_context(|| format!("cannot send {signal:?} to mosquitto"))
+    }
+}
+
+impl Drop for Mosquitto {
+    fn drop(&mut self) {
+        // Kill works on a stopped process, too. Nothing can be done here about a failure.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Ports {
+    fn free() -> Result<Self> {
+        // All at once, so that they differ.
+        let listeners = (0..4).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
+        let ports =
+            listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect::<Result<Vec<_>>>()?;
+        let [plain, tls, websocket, websocket_tls] = ports[..] else { bail!("four ports") };
+        Ok(Self { plain, tls, websocket, websocket_tls })
+    }
+}
+
+fn url(scheme: &str, host: &str, port: u16) -> Url {
+    Url::parse(&format!("{scheme}://{host}:{port}")).expect("it is a URL")
+}
+
+fn spawn(dir: &Path) -> Result<Child> {
+    let log = fs::File::create(dir.join("log"))?;
+    Command::new(program("mosquitto"))
+        .arg("-c")
+        .arg(dir.join("mosquitto.conf"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .context(
+            "cannot start mosquitto: install the Debian package `mosquitto` (apt-get install mosquitto); \
+             `cargo xtask test` does so by itself when it runs as root",
+        )
+}
+
+/// Debian has the broker in /usr/sbin, which is not in everybody's PATH.
+fn program(name: &str) -> PathBuf {
+    let in_sbin = Path::new("/usr/sbin").join(name);
+    if in_sbin.exists() { in_sbin } else { name.into() }
+}
+
+fn configure(options: &Options, ports: &Ports, dir: &Path) -> Result<String> {
+    let mut text = String::from("persistence false\nset_tcp_nodelay true\nlog_dest stderr\nlog_type all\n");
+    if rustix::process::geteuid().is_root() {
+        // It would become the user `mosquitto`, who cannot read our directory.
+        text.push_str("user root\n");
+    }
+    if options.users.is_empty() {
+        text.push_str("allow_anonymous true\n");
+    } else {
+        let path = write_passwords(&options.users, dir)?;
+        writeln!(text, "allow_anonymous false\npassword_file {}", path.display())?;
+    }
+    if let Some(acl) = &options.acl {
+        let path = dir.join("acl");
+        fs::write(&path, acl)?;
+        writeln!(text, "acl_file {}", path.display())?;
+    }
+    if let Some(bytes) = options.max_packet_size {
+        writeln!(text, "max_packet_size {bytes}")?;
+    }
+    for line in &options.extra {
+        writeln!(text, "{line}")?;
+    }
+    writeln!(text, "listener {} 127.0.0.1", ports.plain)?;
+    if options.websocket {
+        writeln!(text, "listener {} 127.0.0.1\nprotocol websockets", ports.websocket)?;
+    }
+    if let Some(tls) = options.tls {
+        let files = format!(
+            "cafile {dir}/ca.crt\ncertfile {dir}/server.crt\nkeyfile {dir}/server.key\nrequire_certificate {required}",
+            dir = dir.display(),
+            required = tls.require_client_certificate,
+        );
+        writeln!(text, "listener {} 127.0.0.1\n{files}", ports.tls)?;
+        if options.websocket {
+            writeln!(text, "listener {} 127.0.0.1\nprotocol websockets\n{files}", ports.websocket_tls)?;
+        }
+    }
+    Ok(text)
+}
+
+fn write_passwords(users: &[(String, String)], dir: &Path) -> Result<PathBuf> {
+    let path = dir.join("passwords");
+    fs::write(&path, "")?;
+    for (name, password) in users {
+        let status = Command::new("mosquitto_passwd")
+            .arg("-b")
+            .arg(&path)
+            .args([name, password])
+            .status()
+            .context("cannot run mosquitto_passwd: it is in the Debian package `mosquitto`")?;
+        ensure!(status.success(), "mosquitto_passwd: {status}");
+    }
+    Ok(path)
+}
+
+impl Certificates {
+    fn generate(dir: &Path) -> Result<Self> {
+        let (ca, ca_pem) = authority("test authority")?;
+        let (_, other_pem) = authority("another authority")?;
+        let files = Self {
+            ca: dir.join("ca.crt"),
+            client_cert: dir.join("client.crt"),
+            client_key: dir.join("client.key"),
+            other_ca: dir.join("other-ca.crt"),
+        };
+        fs::write(&files.ca, ca_pem)?;
+        fs::write(&files.other_ca, other_pem)?;
+        let (certificate, key) = leaf("localhost", &["localhost", "127.0.0.1"], &ca)?;
+        fs::write(dir.join("server.crt"), certificate)?;
+        fs::write(dir.join("server.key"), key)?;
+        let (certificate, key) = leaf("client", &["client"], &ca)?;
+        fs::write(&files.client_cert, certificate)?;
+        fs::write(&files.client_key, key)?;
+        Ok(files)
+    }
+}
+
+fn authority(name: &str) -> Result<(rcgen::Issuer<'static, rcgen::KeyPair>, String)> {
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = rcgen::KeyPair::generate()?;
+    let certificate = params.self_signed(&key)?;
+    Ok((rcgen::Issuer::new(params, key), certificate.pem()))
+}
+
+/// A certificate and its key, as PEM.
+fn leaf(
+    name: &str,
+    alternatives: &[&str],
+    ca: &rcgen::Issuer<'static, rcgen::KeyPair>,
+) -> Result<(String, String)> {
+    let alternatives: Vec<_> = alternatives.iter().map(|&name| name.to_owned()).collect();
+    let mut params = rcgen::CertificateParams::new(alternatives)?;
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    let key = rcgen::KeyPair::generate()?;
+    let certificate = params.signed_by(&key, ca)?;
+    Ok((certificate.pem(), key.serialize_pem()))
+}
