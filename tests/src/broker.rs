@@ -108,6 +108,8 @@ pub struct Mosquitto {
     child: Child,
     dir: TempDir,
     ports: Ports,
+    /// Those of `ports` that it listens on.
+    listening: Vec<u16>,
     certificates: Option<Certificates>,
 }
 
@@ -152,26 +154,31 @@ impl Mosquitto {
         let certificates = options.tls.map(|_| Certificates::generate(dir.path())).transpose()?;
         let configuration = configure(options, &ports, dir.path())?;
         fs::write(dir.path().join("mosquitto.conf"), configuration)?;
+        let listening = ports.of(options);
         let child = spawn(dir.path())?;
-        let mut broker = Self { child, dir, ports, certificates };
+        let mut broker = Self { child, dir, ports, listening, certificates };
         broker.wait_until_listening().await?;
         Ok(broker)
     }
 
     async fn wait_until_listening(&mut self) -> Result<()> {
         let deadline = Instant::now() + START_TIMEOUT;
-        let address = SocketAddr::from(([127, 0, 0, 1], self.ports.plain));
+        let mut waiting = self.listening.clone();
         loop {
             if let Some(status) = self.child.try_wait()? {
                 bail!("mosquitto ended at once ({status}); its log:\n{}", self.log());
             }
             // Blocking, but on loopback it is answered or refused at once.
-            if TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok() {
+            waiting.retain(|&port| {
+                let address = SocketAddr::from(([127, 0, 0, 1], port));
+                TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err()
+            });
+            if waiting.is_empty() {
                 return Ok(());
             }
             ensure!(
                 Instant::now() < deadline,
-                "mosquitto does not listen on {address} after {START_TIMEOUT:?}; its log:\n{}",
+                "mosquitto does not listen on {waiting:?} after {START_TIMEOUT:?}; its log:\n{}",
                 self.log()
             );
             sleep(Duration::from_millis(10)).await;
@@ -269,6 +276,18 @@ impl Drop for Mosquitto {
 }
 
 impl Ports {
+    /// Those that a broker with these options listens on.
+    fn of(self, options: &Options) -> Vec<u16> {
+        let tls = options.tls.is_some();
+        let ports = [
+            (self.plain, true),
+            (self.tls, tls),
+            (self.websocket, options.websocket),
+            (self.websocket_tls, options.websocket && tls),
+        ];
+        ports.into_iter().filter(|(_, used)| *used).map(|(port, _)| port).collect()
+    }
+
     fn free() -> Result<Self> {
         // All at once, so that they differ.
         let listeners = (0..4).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;

@@ -5,8 +5,11 @@ use std::{error::Error, io, time::Duration};
 use rumqttc::{
     NetworkOptions, TlsConfiguration, Transport,
     v5::{
-        AsyncClient, ConnectionError, Event, EventLoop, MqttOptions,
-        mqttbytes::v5::{ConnAck, ConnectProperties, ConnectReturnCode, Packet},
+        AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError,
+        mqttbytes::{
+            Error as WireError,
+            v5::{ConnAck, ConnectProperties, ConnectReturnCode, Packet},
+        },
     },
 };
 use tokio::time::timeout;
@@ -203,15 +206,17 @@ fn connect_error(address: &Address, error: &ConnectionError) -> ConnectError {
             _ => ConnectError::Refused { address, reason },
         };
     }
-    if matches!(error, ConnectionError::Tls(_)) || caused_by_tls(error) {
-        return ConnectError::Tls { address, detail: chain(error) };
+    let detail = detail(error);
+    let tls = io_error(error).map_or_else(|| caused_by_tls(error), |error| caused_by_tls(error));
+    if tls || matches!(error, ConnectionError::Tls(_)) {
+        return ConnectError::Tls { address, detail };
     }
     match error {
         // After the connection stood: it broke off or sent something else.
         ConnectionError::MqttState(_) | ConnectionError::NotConnAck(_) => {
-            ConnectError::Protocol { address, detail: chain(error) }
+            ConnectError::Protocol { address, detail }
         }
-        _ => ConnectError::Unreachable { address, detail: chain(error) },
+        _ => ConnectError::Unreachable { address, detail },
     }
 }
 
@@ -231,8 +236,22 @@ fn caused_by_tls(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// The innermost words of an error, which name the cause.
-pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
+/// The system's error behind it; the library does not link it as the source.
+fn io_error(error: &ConnectionError) -> Option<&io::Error> {
+    match error {
+        ConnectionError::Io(error)
+        | ConnectionError::MqttState(
+            StateError::Io(error) | StateError::Deserialization(WireError::Io(error)),
+        ) => Some(error),
+        _ => None,
+    }
+}
+
+/// An error in words: the system's own where there are some, else all of the chain.
+pub(super) fn detail(error: &ConnectionError) -> String {
+    if let Some(error) = io_error(error) {
+        return error.to_string();
+    }
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(error) = next {

@@ -258,7 +258,7 @@ async fn expiry(deadline: Option<(Instant, CloseReason)>) -> CloseReason {
 
 fn close_reason(error: &ConnectionError, keep_alive: Duration) -> CloseReason {
     let ConnectionError::MqttState(state) = error else {
-        return CloseReason::Lost(dial::chain(error));
+        return CloseReason::Lost(dial::detail(error));
     };
     match state {
         StateError::ServerDisconnect { reason_code: DisconnectReasonCode::SessionTakenOver, .. } => {
@@ -270,12 +270,12 @@ fn close_reason(error: &ConnectionError, keep_alive: Duration) -> CloseReason {
         StateError::ConnectionAborted => CloseReason::ClosedByBroker,
         StateError::AwaitPingResp => CloseReason::KeepAlive(keep_alive),
         StateError::Io(_) | StateError::Deserialization(WireError::Io(_)) => {
-            CloseReason::Lost(dial::chain(error))
+            CloseReason::Lost(dial::detail(error))
         }
         StateError::Deserialization(WireError::PayloadSizeLimitExceeded { pkt_size, max }) => {
             CloseReason::Protocol(format!("a packet of {pkt_size} bytes, though we allowed {max}"))
         }
-        _ => CloseReason::Protocol(dial::chain(error)),
+        _ => CloseReason::Protocol(dial::detail(error)),
     }
 }
 
