@@ -1,0 +1,4 @@
+//! What the chart renders to, with the values files under its `ci/`. Only helm is asked, no cluster.
+
+mod parts;
+mod values;
