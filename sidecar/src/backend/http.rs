@@ -1,11 +1,42 @@
 //! Streamable HTTP, 2025-03-26 to 2025-11-25.
-use super::{BackendConfigError, BackendEvents, BackendLimits, FromBridge, SessionId};
+//!
+//! - [`session`]: one session: what is sent in which order, what is in flight
+//! - [`exchange`]: one message posted and its answer followed; [`listen`]: the server's own stream
+//! - [`wire`]: one HTTP request and what kind of reply it got
+//! - [`sse_parser`]: server-sent events
+
+use std::{io, sync::Arc, time::Duration};
+
+use http::Uri;
+use tokio::{net::TcpStream, time::timeout};
 use url::Url;
+
+use self::{
+    exchange::Shared,
+    session::Driver,
+    wire::{Endpoint, Wire},
+};
+use super::{BackendConfigError, BackendEvents, BackendLimits, FromBackend, FromBridge, SessionId};
+
+mod exchange;
+mod listen;
+mod session;
+mod sse_parser;
+mod wire;
+
+/// How often to look whether the server still listens. A connection within the pod costs some 50 µs.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How long that may take: a server that does not accept in time is slow, not gone.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
+/// `http`'s own port.
+const DEFAULT_PORT: u16 = 80;
 
 /// A server that listens on one endpoint.
 #[derive(Debug, Clone)]
 pub struct HttpBackend {
-    url: Url,
+    endpoint: Arc<Endpoint>,
+    /// Host and port to connect to.
+    address: (String, u16),
     limits: BackendLimits,
 }
 
@@ -15,10 +46,65 @@ impl HttpBackend {
     /// # Errors
     /// The URL is not plain `http` with a host.
     pub fn new(url: &Url, limits: BackendLimits) -> Result<Self, BackendConfigError> {
-        Ok(Self { url: url.clone(), limits })
+        let bad = |why| BackendConfigError::BadUrl { url: url.to_string(), why };
+        if url.scheme() != "http" {
+            return Err(bad("the scheme has to be http: the server is in the same pod"));
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(bad("credentials in the URL are not supported"));
+        }
+        let host = match url.host().ok_or_else(|| bad("it has no host"))? {
+            url::Host::Ipv6(address) => address.to_string(),
+            other => other.to_string(),
+        };
+        let mut without_fragment = url.clone();
+        without_fragment.set_fragment(None);
+        let uri: Uri = without_fragment.as_str().parse().map_err(|_| bad("it is no usable URL"))?;
+        let address = (host, url.port().unwrap_or(DEFAULT_PORT));
+        Ok(Self { endpoint: Arc::new(Endpoint::new(uri)), address, limits })
     }
-    pub(super) fn open(&self, _session: SessionId, _events: BackendEvents, _from_bridge: FromBridge) {}
+
+    pub(super) fn open(&self, id: SessionId, events: BackendEvents, from_bridge: FromBridge) {
+        let wire = Wire::new(self.endpoint.clone());
+        let session =
+            Arc::new(Shared { id, wire, events: events.clone(), max: self.limits.max_message_bytes });
+        let driver = Driver::new(session, self.limits.max_in_flight);
+        tokio::spawn(async move {
+            let end = driver.serve(from_bridge).await;
+            let _ = events.send((id, FromBackend::Ended(end))).await; // the bridge is gone: nobody to tell
+        });
+    }
+
+    /// Resolves when nobody listens any more. Looks now and then, and at once when a request had trouble.
     pub(super) async fn lost(&self) -> String {
-        format!("{} {:?}", self.url, self.limits)
+        loop {
+            let (host, port) = &self.address;
+            if let Ok(Err(error)) = timeout(LOOK_TIMEOUT, TcpStream::connect((host.as_str(), *port))).await {
+                return match error.kind() {
+                    io::ErrorKind::ConnectionRefused => wire::refused(&self.endpoint.uri),
+                    _ => format!("{} cannot be reached: {error}", self.endpoint.uri),
+                };
+            }
+            let _ = timeout(LOOK_EVERY, self.endpoint.trouble.notified()).await; // or it is time to look
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_plain_http_url_is_taken() {
+        let limits = BackendLimits { max_message_bytes: 1, max_in_flight: 1 };
+        let take = |url: &str| HttpBackend::new(&Url::parse(url).unwrap(), limits);
+        assert_eq!(
+            take("http://127.0.0.1:3001/mcp?a=b#c").unwrap().endpoint.uri.to_string(),
+            "http://127.0.0.1:3001/mcp?a=b"
+        );
+        assert_eq!(take("http://[::1]/mcp").unwrap().address, ("::1".to_owned(), 80));
+        for bad in ["https://127.0.0.1/mcp", "file:///mcp", "http://me:secret@127.0.0.1/"] {
+            assert!(take(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -13,7 +13,7 @@ const EXCERPT: usize = 120;
 pub(super) fn read(raw: &Bytes, limit: usize) -> Result<Message, Vec<FromBackend>> {
     Message::parse(raw.clone(), limit).map_err(|error| match error.kind {
         ParseErrorKind::Batch => read_batch(raw, limit),
-        ParseErrorKind::TooLarge { size, limit } => too_large(size, limit, answered_by(raw)),
+        ParseErrorKind::TooLarge { size, limit } => too_large(Some(size), limit, answered_by(raw)),
         kind => {
             let detail = if raw.trim_ascii_start().starts_with(b"{") {
                 format!("the server sent a message that cannot be used: {kind}")
@@ -25,8 +25,10 @@ pub(super) fn read(raw: &Bytes, limit: usize) -> Result<Message, Vec<FromBackend
     })
 }
 
-/// Reports a message that was over the limit and not kept; `answers`: the request that it would have answered.
-pub(super) fn too_large(size: usize, limit: usize, answers: Option<RequestId>) -> Vec<FromBackend> {
+/// Reports a message that was over the limit and not kept; `answers`: the request that it would have
+/// answered. `size`: when it is known.
+pub(super) fn too_large(size: Option<usize>, limit: usize, answers: Option<RequestId>) -> Vec<FromBackend> {
+    let size = size.map_or("too many".to_owned(), |size| size.to_string());
     let detail = format!(
         "the server sent a message of {size} bytes; the limit is {limit} (gateway.maxMessageBytes of the McpService)"
     );

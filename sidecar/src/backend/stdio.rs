@@ -200,7 +200,7 @@ impl Session<'_> {
     async fn report(&self, line: Line) {
         let read = match line {
             Line::Whole(line) => incoming::read(&line, self.max),
-            Line::TooLong { size, answers } => Err(incoming::too_large(size, self.max, answers)),
+            Line::TooLong { size, answers } => Err(incoming::too_large(Some(size), self.max, answers)),
         };
         match read {
             Ok(message) => self.send(FromBackend::Message(message)).await,

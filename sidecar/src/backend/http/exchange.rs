@@ -1,0 +1,311 @@
+//! One message posted, and its answer followed to the end: a JSON body, or a stream that may break and be resumed.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::{Frame, Incoming};
+use mcp_mqtt_transport::jsonrpc::{Kind, Message, RequestId};
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
+
+use super::{
+    sse_parser::{Event, SseParser},
+    wire::{Failure, Reply, Wire, innermost, read_json},
+};
+use crate::backend::{BackendEnd, BackendEvents, FromBackend, SessionId, failure, incoming};
+
+/// Pause before a broken stream is resumed when the server named none; doubles with each failure.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// The longest pause, whatever the server says: its client waits for an answer.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// The shortest, whatever the server says: not a tight loop.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
+/// Failures in a row after which a stream is given up.
+const MAX_FAILURES: u32 = 5;
+/// How long a stream may go on after it brought the answer: its proper end lets the connection be used again.
+const LINGER: Duration = Duration::from_secs(1);
+/// How long the delivery of a notification or response may take.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What all exchanges of a session share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) id: SessionId,
+    pub(super) wire: Wire,
+    pub(super) events: BackendEvents,
+    pub(super) max: usize,
+}
+
+/// How a stream ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum StreamEnd {
+    /// It brought the answer that it was read for.
+    Answered,
+    /// The server ended it.
+    Closed,
+    /// It broke.
+    Broken(String),
+}
+
+impl Shared {
+    /// Posts a request and reports its answer, or that there is none. `Err`: the session is over.
+    pub(super) async fn exchange(
+        &self,
+        request: Message,
+        written: Option<oneshot::Sender<()>>,
+    ) -> Result<(), BackendEnd> {
+        let Some(id) = request.id().cloned() else { return Ok(()) }; // a request has an id
+        let opening = request.method() == Some("initialize");
+        match self.wire.post(request.into_raw(), written, opening).await {
+            Ok(Reply::Json(body)) => {
+                self.read_body(body, &id, opening).await;
+                Ok(())
+            }
+            Ok(Reply::Stream(body)) => self.follow(body, &id, opening).await,
+            Ok(Reply::Accepted) => {
+                self.fail(
+                    id,
+                    failure::BAD_ANSWER,
+                    "the server accepted the request but does not answer it".into(),
+                )
+                .await;
+                Ok(())
+            }
+            Err(Failure::Rejected { body, told, .. }) => self.reject(id, &body, told, opening).await,
+            Err(Failure::Broken(why)) if opening => Err(BackendEnd::OpenFailed(why)),
+            Err(Failure::Broken(why)) => {
+                self.fail(id, failure::CONNECTION_BROKEN, why).await;
+                Ok(())
+            }
+            Err(Failure::Refused(why)) if opening => Err(BackendEnd::OpenFailed(why)),
+            Err(Failure::Refused(why)) => Err(BackendEnd::BackendLost(why)),
+            Err(Failure::SessionLost(why)) => Err(BackendEnd::SessionLost(why)),
+        }
+    }
+
+    /// Posts a notification or a response. What the server thinks of it is told to nobody but the log.
+    pub(super) async fn deliver(
+        &self,
+        message: Bytes,
+        written: Option<oneshot::Sender<()>>,
+    ) -> Result<(), BackendEnd> {
+        let session = self.id.0;
+        match timeout(DELIVERY_TIMEOUT, self.wire.post(message, written, false)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(Failure::SessionLost(why))) => Err(BackendEnd::SessionLost(why)),
+            Ok(Err(Failure::Refused(why))) => Err(BackendEnd::BackendLost(why)),
+            Ok(Err(Failure::Broken(told) | Failure::Rejected { told, .. })) => {
+                tracing::warn!(session, "the MCP server did not take a notification or response: {told}");
+                Ok(())
+            }
+            Err(_) => {
+                tracing::warn!(
+                    session,
+                    "the MCP server did not take a notification or response in {DELIVERY_TIMEOUT:?}"
+                );
+                Ok(())
+            }
+        }
+    }
+
+    /// An error status: the server's own error if it sent one, ours otherwise.
+    async fn reject(
+        &self,
+        id: RequestId,
+        body: &Bytes,
+        told: String,
+        opening: bool,
+    ) -> Result<(), BackendEnd> {
+        let said = Message::parse(body.clone(), self.max).ok();
+        if let Some(message) = said.filter(|message| message.error().is_some()) {
+            self.forward(message, Some(&id), opening).await;
+            return Ok(());
+        }
+        if opening {
+            let hint = "Is transport.streamableHttp.path the path of its MCP endpoint?";
+            return Err(BackendEnd::OpenFailed(format!("{} answered {told}. {hint}", self.wire.uri())));
+        }
+        self.fail(id, failure::HTTP_STATUS, format!("the server answered {told}")).await;
+        Ok(())
+    }
+
+    async fn read_body(&self, body: Incoming, id: &RequestId, opening: bool) {
+        match read_json(body, self.max).await {
+            Ok(body) => {
+                if !self.take(&body, Some(id), opening).await {
+                    let detail = format!(
+                        "the server's reply holds no answer to the request: {}",
+                        incoming::excerpt(&body)
+                    );
+                    self.fail(id.clone(), failure::BAD_ANSWER, detail).await;
+                }
+            }
+            Err(None) => {
+                for event in incoming::too_large(None, self.max, Some(id.clone())) {
+                    self.report(event).await;
+                }
+            }
+            Err(Some(why)) => {
+                self.fail(id.clone(), failure::CONNECTION_BROKEN, format!("the answer broke off: {why}"))
+                    .await;
+            }
+        }
+    }
+
+    /// Reads the stream of a request's answer, resuming it as long as that is possible.
+    async fn follow(&self, body: Incoming, id: &RequestId, opening: bool) -> Result<(), BackendEnd> {
+        let mut parser = SseParser::new(self.max);
+        let mut failures = 0;
+        let mut end = self.read_stream(body, &mut parser, Some(id), opening).await;
+        loop {
+            let why = match end {
+                StreamEnd::Answered => return Ok(()),
+                StreamEnd::Closed => "the server closed the stream before the answer".to_owned(),
+                StreamEnd::Broken(why) => why,
+            };
+            if parser.last_event_id().is_none() || failures >= MAX_FAILURES {
+                self.fail(id.clone(), failure::CONNECTION_BROKEN, why).await;
+                return Ok(());
+            }
+            sleep(pause(parser.retry(), failures)).await;
+            end = match self.wire.get(parser.last_event_id()).await {
+                Ok(Reply::Stream(body)) => {
+                    failures = 0;
+                    parser.restart();
+                    self.read_stream(body, &mut parser, Some(id), opening).await
+                }
+                Ok(Reply::Json(_) | Reply::Accepted) | Err(Failure::Rejected { .. }) => {
+                    let detail = format!("{why}; it does not let us resume it");
+                    self.fail(id.clone(), failure::CONNECTION_BROKEN, detail).await;
+                    return Ok(());
+                }
+                Err(Failure::Broken(why)) => {
+                    failures += 1;
+                    StreamEnd::Broken(why)
+                }
+                Err(Failure::Refused(why)) => return Err(BackendEnd::BackendLost(why)),
+                Err(Failure::SessionLost(why)) => return Err(BackendEnd::SessionLost(why)),
+            };
+        }
+    }
+
+    /// Reports what a stream brings, until it ends or `awaited` is answered.
+    pub(super) async fn read_stream(
+        &self,
+        mut body: Incoming,
+        parser: &mut SseParser,
+        awaited: Option<&RequestId>,
+        opening: bool,
+    ) -> StreamEnd {
+        let mut events = Vec::new();
+        let mut answered = false;
+        loop {
+            let frame = if answered {
+                match timeout(LINGER, body.frame()).await {
+                    Ok(frame) => frame,
+                    Err(_) => return StreamEnd::Answered,
+                }
+            } else {
+                body.frame().await
+            };
+            let chunk = match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(chunk))) => chunk,
+                Some(Ok(Err(_trailers))) => continue,
+                _ if answered => return StreamEnd::Answered,
+                None => return StreamEnd::Closed,
+                Some(Err(error)) => {
+                    return StreamEnd::Broken(format!("the stream broke: {}", innermost(&error)));
+                }
+            };
+            parser.feed(chunk, &mut events);
+            for event in events.drain(..) {
+                answered |= match event {
+                    Event::Message(data) if data.trim_ascii().is_empty() => false, // only an id
+                    Event::Message(data) => self.take(&data, awaited, opening).await,
+                    Event::Other => false,
+                    Event::TooLarge { size, answers } => {
+                        let answered = answers.as_ref() == awaited && awaited.is_some();
+                        for event in incoming::too_large(Some(size), self.max, answers) {
+                            self.report(event).await;
+                        }
+                        answered
+                    }
+                };
+            }
+        }
+    }
+
+    /// Reports one JSON text; true when it answers `awaited`.
+    async fn take(&self, raw: &Bytes, awaited: Option<&RequestId>, opening: bool) -> bool {
+        let events = match incoming::read(raw, self.max) {
+            Ok(message) => return self.forward(message, awaited, opening).await,
+            Err(events) => events,
+        };
+        let mut answered = false;
+        for event in events {
+            answered |= match event {
+                FromBackend::Message(message) => self.forward(message, awaited, opening).await,
+                other => {
+                    let fails =
+                        matches!(&other, FromBackend::RequestFailed { id, .. } if Some(id) == awaited);
+                    self.report(other).await;
+                    fails
+                }
+            };
+        }
+        answered
+    }
+
+    /// Reports a message; true when it answers `awaited`. An error without an id where an answer is awaited is the
+    /// answer: servers that cannot read a request's id say null.
+    async fn forward(&self, mut message: Message, awaited: Option<&RequestId>, opening: bool) -> bool {
+        if let (Kind::Response { id: None, .. }, Some(id), Some(error)) =
+            (message.kind(), awaited, message.error())
+        {
+            message = Message::error_of(id, &error);
+        }
+        let answers =
+            awaited.is_some() && matches!(message.kind(), Kind::Response { .. }) && message.id() == awaited;
+        if answers
+            && opening
+            && let Some(version) = message.protocol_version()
+        {
+            self.wire.agree_on(&version);
+        }
+        self.report(FromBackend::Message(message)).await;
+        answers
+    }
+
+    pub(super) async fn fail(&self, id: RequestId, reason: &'static str, detail: String) {
+        self.report(FromBackend::RequestFailed { id, reason, detail }).await;
+    }
+
+    pub(super) async fn report(&self, event: FromBackend) {
+        let _ = self.events.send((self.id, event)).await; // the bridge is gone: we are about to end
+    }
+}
+
+/// How long to wait before a stream is tried again.
+pub(super) fn pause(retry: Option<Duration>, failures: u32) -> Duration {
+    retry.unwrap_or(FIRST_PAUSE).saturating_mul(1 << failures.min(16)).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+}
+
+/// Shared by the tasks of a session.
+pub(super) type Session = Arc<Shared>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_follow_the_server_within_bounds() {
+        assert_eq!(pause(None, 0), FIRST_PAUSE);
+        assert_eq!(pause(None, 2), 4 * FIRST_PAUSE);
+        assert_eq!(pause(Some(Duration::from_millis(100)), 1), Duration::from_millis(200));
+        assert_eq!(pause(Some(Duration::ZERO), 0), SHORTEST_PAUSE);
+        assert_eq!(pause(Some(Duration::MAX), u32::MAX), LONGEST_PAUSE);
+    }
+}

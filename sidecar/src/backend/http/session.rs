@@ -1,0 +1,193 @@
+//! One session over HTTP: each message is a POST of its own; nothing but order holds one up for another.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use mcp_mqtt_transport::jsonrpc::{Kind, Message, RequestId};
+use tokio::{
+    sync::{Notify, oneshot},
+    task::{JoinError, JoinSet},
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+use super::exchange::Session;
+use crate::backend::{BackendEnd, FromBridge, failure};
+
+/// How long the next message waits for the one before to be on its way: longer when a connection does not take
+/// it, and then order is given up for the sake of the others.
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long everything waits for `initialize` to be answered and `notifications/initialized` to be delivered.
+/// Their own timeouts are shorter, or the bridge's are.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_mins(10);
+/// How long an answer may still come after its request was cancelled; the server need not end the stream.
+const CANCEL_LINGER: Duration = Duration::from_secs(5);
+/// Backstop of a request that is never answered nor cancelled; the bridge's timeouts are far shorter.
+const EXCHANGE_CEILING: Duration = Duration::from_hours(1);
+/// How long the DELETE at the end may take.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Notifications and responses that may be on their way at one time; each is bounded in time. The stream of the
+/// server counts as one.
+const MAX_DELIVERIES: usize = 64;
+
+/// A session's tasks.
+pub(super) struct Driver {
+    session: Session,
+    tasks: JoinSet<(Option<RequestId>, Result<(), BackendEnd>)>,
+    /// Requests in flight, by id: how to tell each that it was cancelled.
+    in_flight: HashMap<RequestId, Arc<Notify>>,
+    max_in_flight: usize,
+    hold: Option<Hold>,
+    listening: bool,
+}
+
+/// What the next message waits for.
+struct Hold {
+    /// Sent or dropped when it may go.
+    released: oneshot::Receiver<()>,
+    until: Instant,
+}
+
+impl Driver {
+    /// `max_in_flight`: the bridge's bound. Twice that may be open here, since what it gave up (cancelled, timed
+    /// out) is not over at once.
+    pub(super) fn new(session: Session, max_in_flight: usize) -> Self {
+        Self {
+            session,
+            tasks: JoinSet::new(),
+            in_flight: HashMap::new(),
+            max_in_flight: max_in_flight.saturating_mul(2),
+            hold: None,
+            listening: false,
+        }
+    }
+
+    /// Serves the session to its end.
+    pub(super) async fn serve(mut self, from_bridge: FromBridge) -> BackendEnd {
+        let end = self.pump(from_bridge).await;
+        self.tasks.shutdown().await; // nothing is reported after the end
+        if end == BackendEnd::Closed {
+            match timeout(DELETE_TIMEOUT, self.session.wire.delete()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(failed)) => tracing::debug!(session = self.session.id.0, ?failed, "DELETE failed"),
+                Err(_) => {
+                    tracing::debug!(session = self.session.id.0, "DELETE took more than {DELETE_TIMEOUT:?}")
+                }
+            }
+        }
+        end
+    }
+
+    async fn pump(&mut self, from_bridge: FromBridge) -> BackendEnd {
+        let FromBridge { mut messages, mut dropped } = from_bridge;
+        loop {
+            let has_room = self.tasks.len() < self.max_in_flight.saturating_add(MAX_DELIVERIES);
+            tokio::select! {
+                biased;
+                Some(done) = self.tasks.join_next() => {
+                    if let Some(end) = self.settle(done) {
+                        return end;
+                    }
+                }
+                () = released(&mut self.hold), if self.hold.is_some() => self.hold = None,
+                message = messages.recv(), if self.hold.is_none() && has_room => match message {
+                    Some(message) => self.dispatch(message).await,
+                    None => return BackendEnd::Closed,
+                },
+                _ = &mut dropped, if self.hold.is_some() || !has_room => return BackendEnd::Closed,
+            }
+        }
+    }
+
+    /// Sends a message on its way in a task of its own.
+    async fn dispatch(&mut self, message: Message) {
+        let (release, released) = oneshot::channel();
+        let mut patience = SEND_TIMEOUT;
+        match (message.kind().clone(), message.method()) {
+            (Kind::Request { id, .. }, _) if self.in_flight.len() >= self.max_in_flight => {
+                let detail =
+                    format!("{} requests of this session wait for the server already", self.in_flight.len());
+                self.session.fail(id, failure::TOO_MANY_IN_FLIGHT, detail).await;
+                return;
+            }
+            (Kind::Request { id, .. }, Some("initialize")) => {
+                patience = HANDSHAKE_TIMEOUT;
+                self.exchange(id, message, None, Some(release));
+            }
+            (Kind::Request { id, .. }, _) => self.exchange(id, message, Some(release), None),
+            (_, Some("notifications/initialized")) => {
+                patience = HANDSHAKE_TIMEOUT;
+                let session = self.session.clone();
+                let listen = !std::mem::replace(&mut self.listening, true);
+                self.tasks.spawn(async move {
+                    let delivered = session.deliver(message.into_raw(), None).await;
+                    drop(release);
+                    match delivered {
+                        Ok(()) if listen => (None, session.listen().await),
+                        other => (None, other),
+                    }
+                });
+            }
+            _ => {
+                if let Some(cancelled) = message.cancelled_request().and_then(|id| self.in_flight.get(&id)) {
+                    cancelled.notify_one();
+                }
+                let session = self.session.clone();
+                self.tasks
+                    .spawn(async move { (None, session.deliver(message.into_raw(), Some(release)).await) });
+            }
+        }
+        self.hold = Some(Hold { released, until: Instant::now() + patience });
+    }
+
+    /// `written` is told when the request is on its way, `answered` dropped when it is over.
+    fn exchange(
+        &mut self,
+        id: RequestId,
+        message: Message,
+        written: Option<oneshot::Sender<()>>,
+        answered: Option<oneshot::Sender<()>>,
+    ) {
+        let cancelled = Arc::new(Notify::new());
+        self.in_flight.insert(id.clone(), cancelled.clone());
+        let session = self.session.clone();
+        self.tasks.spawn(async move {
+            let given_up = async {
+                cancelled.notified().await;
+                sleep(CANCEL_LINGER).await;
+            };
+            let result = tokio::select! {
+                result = session.exchange(message, written) => result,
+                () = given_up => Ok(()), // nobody waits for it
+                () = sleep(EXCHANGE_CEILING) => {
+                    let detail = format!("no answer within {EXCHANGE_CEILING:?}");
+                    session.fail(id.clone(), failure::CONNECTION_BROKEN, detail).await;
+                    Ok(())
+                }
+            };
+            drop(answered);
+            (Some(id), result)
+        });
+    }
+
+    fn settle(
+        &mut self,
+        done: Result<(Option<RequestId>, Result<(), BackendEnd>), JoinError>,
+    ) -> Option<BackendEnd> {
+        match done {
+            Ok((id, result)) => {
+                if let Some(id) = id {
+                    self.in_flight.remove(&id);
+                }
+                result.err()
+            }
+            Err(error) => Some(BackendEnd::SessionLost(format!("a task of the gateway failed: {error}"))),
+        }
+    }
+}
+
+async fn released(hold: &mut Option<Hold>) {
+    let Some(hold) = hold else { return };
+    tokio::select! {
+        _ = &mut hold.released => {}
+        () = sleep_until(hold.until) => {}
+    }
+}

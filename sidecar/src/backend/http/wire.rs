@@ -1,0 +1,358 @@
+//! One HTTP request and what kind of reply it got.
+
+use std::{
+    error::Error,
+    io,
+    pin::Pin,
+    sync::OnceLock,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use serde::Deserialize;
+use tokio::{
+    sync::{Notify, oneshot},
+    time::timeout,
+};
+
+use crate::backend::incoming;
+
+/// How long a TCP connection within the pod may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an idle connection is kept: less than the 5 s of Node and uvicorn, so that we never write into a
+/// connection that they are closing.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// Idle connections kept: a burst of sessions should not leave hundreds.
+const MAX_IDLE: usize = 32;
+/// How much of an error's body is read, in bytes, and for how long.
+const MAX_ERROR_BODY: usize = 64 * 1024;
+const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The error code that servers made with the TypeScript SDK use for a session they do not know.
+const NO_SESSION: i64 = -32000;
+/// And with the Python SDK.
+const NO_SESSION_PYTHON: i64 = -32600;
+
+const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
+const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// The first revision that wants its name in a header.
+const FIRST_WITH_VERSION_HEADER: &str = "2025-06-18";
+
+/// The server's endpoint and the connections to it, shared by all sessions.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    pub(super) uri: Uri,
+    client: Client<HttpConnector, RequestBody>,
+    /// Told when a connection was refused or broke: it is time to look whether the server is there.
+    pub(super) trouble: Notify,
+}
+
+/// One session's requests.
+#[derive(Debug)]
+pub(super) struct Wire {
+    endpoint: std::sync::Arc<Endpoint>,
+    session_id: OnceLock<HeaderValue>,
+    version: OnceLock<HeaderValue>,
+}
+
+/// A reply that is none of the failures.
+#[derive(Debug)]
+pub(super) enum Reply {
+    /// 202 (or another success without content).
+    Accepted,
+    /// One JSON body.
+    Json(Incoming),
+    /// A stream of events.
+    Stream(Incoming),
+}
+
+/// A request that got no usable reply. The texts are for a person.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Nobody listens there.
+    Refused(String),
+    /// The connection broke before the reply began.
+    Broken(String),
+    /// The server does not know the session.
+    SessionLost(String),
+    /// An error status, or a content type of no use.
+    Rejected {
+        /// Its status.
+        status: StatusCode,
+        /// The body, as far as it was read.
+        body: Bytes,
+        /// Status and the beginning of the body.
+        told: String,
+    },
+}
+
+impl Endpoint {
+    pub(super) fn new(uri: Uri) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(MAX_IDLE)
+            .build(connector);
+        Self { uri, client, trouble: Notify::new() }
+    }
+
+    async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Failure> {
+        self.client.request(request).await.map_err(|error| {
+            self.trouble.notify_one();
+            if is_refused(&error) {
+                Failure::Refused(refused(&self.uri))
+            } else {
+                Failure::Broken(format!("no reply from {}: {}", self.uri, innermost(&error)))
+            }
+        })
+    }
+}
+
+pub(super) fn refused(uri: &Uri) -> String {
+    format!(
+        "nobody listens at {uri}: the server has not started, or restarts, or listens on another port. See `kubectl \
+         logs -c server` and the port of transport.streamableHttp."
+    )
+}
+
+impl Wire {
+    pub(super) fn new(endpoint: std::sync::Arc<Endpoint>) -> Self {
+        Self { endpoint, session_id: OnceLock::new(), version: OnceLock::new() }
+    }
+
+    pub(super) fn uri(&self) -> &Uri {
+        &self.endpoint.uri
+    }
+
+    /// The revision that `initialize` agreed on; goes with every later request, if it is one that wants that.
+    pub(super) fn agree_on(&self, version: &str) {
+        if version >= FIRST_WITH_VERSION_HEADER
+            && let Ok(version) = HeaderValue::from_str(version)
+        {
+            let _ = self.version.set(version); // only one `initialize` is sent
+        }
+    }
+
+    /// Posts one message. `written` is told when it is on its way; `opening`: this is `initialize`, whose reply
+    /// names the session.
+    pub(super) async fn post(
+        &self,
+        message: Bytes,
+        written: Option<oneshot::Sender<()>>,
+        opening: bool,
+    ) -> Result<Reply, Failure> {
+        let mut request = self.request(Method::POST, RequestBody { data: Some(message), written });
+        let headers = request.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
+        let response = self.endpoint.send(request).await?;
+        if opening && let Some(id) = response.headers().get(SESSION_ID) {
+            let _ = self.session_id.set(id.clone()); // only one `initialize` is sent
+        }
+        self.judge(response).await
+    }
+
+    /// Opens a stream of what the server has to say, or goes on with one.
+    pub(super) async fn get(&self, last_event_id: Option<&str>) -> Result<Reply, Failure> {
+        let mut request = self.request(Method::GET, RequestBody::default());
+        let headers = request.headers_mut();
+        headers.insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
+        if let Some(id) = last_event_id.and_then(|id| HeaderValue::from_str(id).ok()) {
+            headers.insert(LAST_EVENT_ID, id);
+        }
+        let response = self.endpoint.send(request).await?;
+        self.judge(response).await
+    }
+
+    /// Ends the session, if the server gave it an id. A server may refuse that (405).
+    pub(super) async fn delete(&self) -> Result<(), Failure> {
+        if self.session_id.get().is_none() {
+            return Ok(());
+        }
+        let request = self.request(Method::DELETE, RequestBody::default());
+        self.endpoint.send(request).await.map(drop)
+    }
+
+    fn request(&self, method: Method, body: RequestBody) -> Request<RequestBody> {
+        let mut request = Request::new(body);
+        *request.method_mut() = method;
+        *request.uri_mut() = self.endpoint.uri.clone();
+        for (name, value) in [(SESSION_ID, &self.session_id), (PROTOCOL_VERSION, &self.version)] {
+            if let Some(value) = value.get() {
+                request.headers_mut().insert(name, value.clone());
+            }
+        }
+        request
+    }
+
+    async fn judge(&self, response: Response<Incoming>) -> Result<Reply, Failure> {
+        let status = response.status();
+        if matches!(status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT) {
+            return Ok(Reply::Accepted);
+        }
+        if status.is_success() {
+            match content_type(response.headers()) {
+                "application/json" => return Ok(Reply::Json(response.into_body())),
+                "text/event-stream" => return Ok(Reply::Stream(response.into_body())),
+                _ if response.body().is_end_stream() => return Ok(Reply::Accepted),
+                _ => {}
+            }
+        }
+        let kind = content_type(response.headers()).to_owned();
+        let body = Limited::new(response.into_body(), MAX_ERROR_BODY).collect();
+        let body = match timeout(ERROR_BODY_TIMEOUT, body).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(_)) | Err(_) => Bytes::new(), // too long, broken or slow: the status has to do
+        };
+        let told = match (status.is_success(), incoming::excerpt(&body)) {
+            (true, said) => format!("HTTP {status} with content type \"{kind}\": {said}"),
+            (false, said) if said.is_empty() => format!("HTTP {status}"),
+            (false, said) => format!("HTTP {status}: {said}"),
+        };
+        if self.session_id.get().is_some() && is_session_lost(status, &body) {
+            return Err(Failure::SessionLost(told));
+        }
+        Err(Failure::Rejected { status, body, told })
+    }
+}
+
+/// Reads a JSON body of at most `max` bytes. `Err(None)`: it is larger.
+pub(super) async fn read_json(body: Incoming, max: usize) -> Result<Bytes, Option<String>> {
+    match Limited::new(body, max).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(None),
+        Err(error) => Err(Some(innermost(&*error))),
+    }
+}
+
+fn content_type(headers: &HeaderMap) -> &str {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim()
+}
+
+/// 404 by the specification; 400 with a JSON-RPC error about the session by the SDKs.
+fn is_session_lost(status: StatusCode, body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Answer {
+        error: Detail,
+    }
+    #[derive(Deserialize)]
+    struct Detail {
+        code: i64,
+        message: String,
+    }
+    match status {
+        StatusCode::NOT_FOUND => true,
+        StatusCode::BAD_REQUEST => serde_json::from_slice::<Answer>(body).is_ok_and(|Answer { error }| {
+            let message = error.message.to_ascii_lowercase();
+            matches!(error.code, NO_SESSION | NO_SESSION_PYTHON)
+                && (message.contains("session") || message.contains("not initialized"))
+        }),
+        _ => false,
+    }
+}
+
+fn is_refused(error: &(dyn Error + 'static)) -> bool {
+    causes(error).any(|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    })
+}
+
+/// The last cause in a chain of errors: the one that says what happened.
+pub(super) fn innermost(error: &(dyn Error + 'static)) -> String {
+    causes(error).last().map(ToString::to_string).unwrap_or_default()
+}
+
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    let next = |error: &&'a (dyn Error + 'static)| -> Option<&'a (dyn Error + 'static)> { (*error).source() };
+    std::iter::successors(Some(error), next)
+}
+
+/// A request's body: one message or nothing.
+#[derive(Debug, Default)]
+struct RequestBody {
+    data: Option<Bytes>,
+    written: Option<oneshot::Sender<()>>,
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    /// The connection takes the body and writes it in the same go, so what is sent after `written` goes later.
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        if let Some(written) = self.written.take() {
+            let _ = written.send(()); // nobody waits any more
+        }
+        Poll::Ready(self.data.take().map(|data| Ok(Frame::data(data))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.data.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.data.as_ref().map_or(0, |data| data.len() as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_session_is_told_from_other_errors() {
+        let bad = StatusCode::BAD_REQUEST;
+        let body = |code: i64, message: &str| {
+            serde_json::json!({"jsonrpc": "2.0", "id": null, "error": {"code": code, "message": message}})
+                .to_string()
+        };
+        for (status, body, lost) in [
+            (StatusCode::NOT_FOUND, String::new(), true),
+            (bad, body(-32000, "Bad Request: No valid session ID provided"), true),
+            (bad, body(-32000, "Bad Request: Server not initialized"), true),
+            (bad, body(-32600, "Bad Request: No valid session ID provided"), true),
+            (bad, body(-32602, "no such session parameter"), false),
+            (bad, body(-32000, "Bad Request: Unsupported protocol version"), false),
+            (bad, "session".to_owned(), false),
+            (StatusCode::INTERNAL_SERVER_ERROR, body(-32000, "session"), false),
+        ] {
+            assert_eq!(is_session_lost(status, body.as_bytes()), lost, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn a_content_type_is_its_first_part() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(content_type(&headers), "");
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream ; charset=utf-8"));
+        assert_eq!(content_type(&headers), "text/event-stream");
+    }
+
+    #[test]
+    fn only_revisions_that_want_it_get_the_version_header() {
+        for (version, sent) in [("2025-03-26", false), ("2025-06-18", true), ("2025-11-25", true)] {
+            let wire =
+                Wire::new(std::sync::Arc::new(Endpoint::new(Uri::from_static("http://127.0.0.1:1/mcp"))));
+            wire.agree_on(version);
+            assert_eq!(wire.version.get().is_some(), sent, "{version}");
+        }
+    }
+}
