@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 pub use self::{
     error::{ParseError, ParseErrorKind, RpcError, code},
-    id::{IdError, ProgressToken, RequestId},
+    id::{IdError, MAX_ID_BYTES, ProgressToken, RequestId},
     lazy::{InitializeResult, Progress, ServerInfo},
     parse::MAX_DEPTH,
 };

@@ -164,17 +164,45 @@ fn check_server_id(id: &str) -> Result<(), NameError> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Topic<'a> {
     /// `$mcp-server/{server-id}/{server-name}`
-    Control { server_id: &'a str, server_name: &'a str },
+    Control {
+        /// Server id.
+        server_id: &'a str,
+        /// Server name.
+        server_name: &'a str,
+    },
     /// `$mcp-server/capability/{server-id}/{server-name}`
-    ServerCapability { server_id: &'a str, server_name: &'a str },
+    ServerCapability {
+        /// Server id.
+        server_id: &'a str,
+        /// Server name.
+        server_name: &'a str,
+    },
     /// `$mcp-server/presence/{server-id}/{server-name}`
-    ServerPresence { server_id: &'a str, server_name: &'a str },
+    ServerPresence {
+        /// Server id.
+        server_id: &'a str,
+        /// Server name.
+        server_name: &'a str,
+    },
     /// `$mcp-client/presence/{mcp-client-id}`
-    ClientPresence { client_id: &'a str },
+    ClientPresence {
+        /// Client id.
+        client_id: &'a str,
+    },
     /// `$mcp-client/capability/{mcp-client-id}`
-    ClientCapability { client_id: &'a str },
+    ClientCapability {
+        /// Client id.
+        client_id: &'a str,
+    },
     /// `$mcp-rpc/{mcp-client-id}/{server-id}/{server-name}`
-    Rpc { client_id: &'a str, server_id: &'a str, server_name: &'a str },
+    Rpc {
+        /// Client id.
+        client_id: &'a str,
+        /// Server id.
+        server_id: &'a str,
+        /// Server name.
+        server_name: &'a str,
+    },
 }
 
 /// Why a text is none of the six topics.
@@ -292,4 +320,140 @@ pub fn rpc(client_id: &ClientId, server_id: &ServerId, server_name: &ServerName)
 /// (a server name, or one with `+` and `#`).
 pub fn server_presence_filter(name_filter: &str) -> String {
     format!("$mcp-server/presence/+/{name_filter}")
+}
+
+/// Whether a server name matches a name filter: levels of a server name, `+` for one and `#` at the end for the rest.
+pub fn name_matches(filter: &str, server_name: &str) -> bool {
+    let mut levels = server_name.split('/');
+    for wanted in filter.split('/') {
+        if wanted == "#" {
+            return true;
+        }
+        match levels.next() {
+            Some(level) if wanted == "+" || wanted == level => {}
+            _ => return false,
+        }
+    }
+    levels.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name(name: &str) -> Result<(), NameError> {
+        ServerName::new(name).map(|_| ())
+    }
+
+    #[test]
+    fn each_rule_for_server_names_is_named_when_it_is_broken() {
+        assert_eq!(name("tools/echo"), Ok(()));
+        assert_eq!(name("a/b/c d/ü"), Ok(()));
+        assert_eq!(name(""), Err(NameError::Empty));
+        assert_eq!(name("echo"), Err(NameError::NotHierarchical));
+        assert_eq!(name("/tools/echo"), Err(NameError::LeadingSlash));
+        assert_eq!(name("tools/+"), Err(NameError::Wildcard('+')));
+        assert_eq!(name("tools/#"), Err(NameError::Wildcard('#')));
+        assert_eq!(name("tools/a\0b"), Err(NameError::ControlCharacter('\0')));
+        assert_eq!(name(&format!("a/{}", "b".repeat(510))), Ok(()));
+        assert_eq!(name(&format!("a/{}", "b".repeat(511))), Err(NameError::TooLong(513)));
+        assert_eq!(
+            NameError::NotHierarchical.to_string(),
+            "has no '/': a server name is hierarchical, as in \"tools/echo\""
+        );
+    }
+
+    #[test]
+    fn ids_are_one_level_and_a_server_id_is_no_level_of_the_specification() {
+        assert_eq!(ServerId::new("cluster.ns.pod").map(|id| id.to_string()), Ok("cluster.ns.pod".to_owned()));
+        assert_eq!(ServerId::new("a/b"), Err(NameError::Slash));
+        assert_eq!(ServerId::new("capability"), Err(NameError::Reserved("capability")));
+        assert_eq!(ServerId::new("presence"), Err(NameError::Reserved("presence")));
+        assert!(ClientId::new("presence").is_ok());
+        assert_eq!(ClientId::new("a+"), Err(NameError::Wildcard('+')));
+        assert_eq!(ClientId::new(""), Err(NameError::Empty));
+    }
+
+    #[test]
+    fn the_six_topics_are_told_apart() {
+        let (server_id, server_name, client_id) = ("s", "a/b/c", "c");
+        for (text, topic) in [
+            ("$mcp-server/s/a/b/c", Topic::Control { server_id, server_name }),
+            ("$mcp-server/capability/s/a/b/c", Topic::ServerCapability { server_id, server_name }),
+            ("$mcp-server/presence/s/a/b/c", Topic::ServerPresence { server_id, server_name }),
+            ("$mcp-client/presence/c", Topic::ClientPresence { client_id }),
+            ("$mcp-client/capability/c", Topic::ClientCapability { client_id }),
+            ("$mcp-rpc/c/s/a/b/c", Topic::Rpc { client_id, server_id, server_name }),
+        ] {
+            assert_eq!(Topic::parse(text), Ok(topic));
+            assert_eq!(topic.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_none_of_the_six_says_why() {
+        for text in [
+            "",
+            "$mcp-server",
+            "$mcp-server/",
+            "$mcp-rpc/c",
+            "$mcp-client/other/c",
+            "mcp-rpc/c/s/a/b",
+            "$SYS/x",
+        ] {
+            assert_eq!(Topic::parse(text), Err(TopicError::NotMcp), "{text}");
+        }
+        assert_eq!(Topic::parse("$mcp-server/s/a"), Err(TopicError::ServerName(NameError::NotHierarchical)));
+        assert_eq!(Topic::parse("$mcp-server/presence/a"), Err(TopicError::NotMcp));
+        assert_eq!(Topic::parse("$mcp-rpc//s/a/b"), Err(TopicError::ClientId(NameError::Empty)));
+        assert_eq!(Topic::parse("$mcp-rpc/c//a/b"), Err(TopicError::ServerId(NameError::Empty)));
+        assert_eq!(Topic::parse("$mcp-client/presence/a/b"), Err(TopicError::ClientId(NameError::Slash)));
+    }
+
+    #[test]
+    fn name_filters_match_as_mqtt_does() {
+        for (filter, matching, other) in [
+            ("tools/echo", "tools/echo", "tools/echo/2"),
+            ("tools/+", "tools/echo", "tools/a/b"),
+            ("#", "tools/echo/deep", ""),
+            ("tools/#", "tools/a/b", "other/a"),
+            ("+/echo", "tools/echo", "tools/other"),
+        ] {
+            assert!(name_matches(filter, matching), "{filter} {matching}");
+            assert!(other.is_empty() || !name_matches(filter, other), "{filter} {other}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_formatted_topic_parses_back(
+            client in "[a-zA-Z0-9._-]{1,20}", server in "x[a-zA-Z0-9._-]{0,20}", name in "[a-z]{1,5}(/[a-z ]{0,5}){1,4}",
+        ) {
+            let (client, server, name) = (
+                ClientId::new(&client).expect("valid"),
+                ServerId::new(&server).expect("valid"),
+                ServerName::new(&name).expect("valid"),
+            );
+            let (client_id, server_id, server_name) = (client.as_str(), server.as_str(), name.as_str());
+            for (text, topic) in [
+                (control(&server, &name), Topic::Control { server_id, server_name }),
+                (server_capability(&server, &name), Topic::ServerCapability { server_id, server_name }),
+                (server_presence(&server, &name), Topic::ServerPresence { server_id, server_name }),
+                (client_presence(&client), Topic::ClientPresence { client_id }),
+                (client_capability(&client), Topic::ClientCapability { client_id }),
+                (rpc(&client, &server, &name), Topic::Rpc { client_id, server_id, server_name }),
+            ] {
+                prop_assert_eq!(Topic::parse(&text), Ok(topic));
+            }
+        }
+
+        #[test]
+        fn no_text_makes_the_parser_panic_and_what_parses_formats_back(text in "\\$mcp-(server|client|rpc)/[a-z/+#]{0,30}") {
+            if let Ok(topic) = Topic::parse(&text) {
+                prop_assert_eq!(topic.to_string(), text);
+            }
+        }
+    }
 }

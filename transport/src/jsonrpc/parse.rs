@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::{Kind, Message, ParseError, ParseErrorKind, RequestId, Span};
 
-/// Deepest nesting of arrays and objects that passes: what serde_json itself takes. Servers that parse recursively
+/// Deepest nesting of arrays and objects that passes: what `serde_json` itself takes. Servers that parse recursively
 /// would break on more.
 pub const MAX_DEPTH: usize = 128;
 
@@ -93,7 +93,7 @@ impl Envelope<'_> {
             (None, Some(_)) => return Err(ParseErrorKind::Error),
             (None, None) => return Err(ParseErrorKind::NoKind),
         };
-        let id = match self.id.map(|id| id.get()) {
+        let id = match self.id.map(RawValue::get) {
             None | Some("null") if is_error => None,
             None => return Err(ParseErrorKind::ResultWithoutId),
             Some(id) => Some(RequestId::from_json(id).map_err(ParseErrorKind::Id)?),

@@ -71,12 +71,6 @@ struct Driver {
     dropped: u64,
 }
 
-/// What ended the wait for one poll.
-enum Step {
-    Polled(Result<WireEvent, ConnectionError>),
-    Ended(CloseReason),
-}
-
 impl Driver {
     async fn run(mut self) {
         let reason = self.drive().await;
@@ -88,18 +82,8 @@ impl Driver {
 
     async fn drive(&mut self) -> CloseReason {
         loop {
-            let error = match self.step().await {
-                Step::Ended(reason) => return reason,
-                Step::Polled(Ok(event)) => {
-                    if let Err(reason) = self.handle(event) {
-                        return reason;
-                    }
-                    None
-                }
-                Step::Polled(Err(error)) => Some(error),
-            };
-            if let Some(error) = error {
-                return self.over(&error);
+            if let Err(reason) = self.step().await {
+                return reason;
             }
             match self.sink.fill() {
                 Fill::Room => {}
@@ -114,8 +98,16 @@ impl Driver {
         }
     }
 
+    /// Polls once and handles what came.
+    async fn step(&mut self) -> Result<(), CloseReason> {
+        match self.poll().await? {
+            Ok(event) => self.handle(event),
+            Err(error) => Err(self.over(&error)),
+        }
+    }
+
     /// Polls once, and meanwhile watches over the deadlines.
-    async fn step(&mut self) -> Step {
+    async fn poll(&mut self) -> Result<Result<WireEvent, ConnectionError>, CloseReason> {
         // The library sends no keep-alive while a flush blocks, so a poll on a link that takes no bytes would last
         // for ever. A poll on a good link ends at the next keep-alive at the latest.
         let patience = self.keep_alive.mul_f32(1.5);
@@ -127,18 +119,18 @@ impl Driver {
                 None => self.link.disconnect_deadline().map(|at| (at, CloseReason::DisconnectTimedOut)),
             };
             if deadline.is_none() && self.link.is_abandoned() {
-                return Step::Ended(CloseReason::Abandoned);
+                return Err(CloseReason::Abandoned);
             }
             tokio::select! {
                 biased;
-                polled = &mut poll => return Step::Polled(polled),
+                polled = &mut poll => return Ok(polled),
                 // A disconnect was asked for, or the events were dropped: look again.
                 () = self.link.woken() => {}
-                reason = expiry(deadline) => return Step::Ended(reason),
+                reason = expiry(deadline) => return Err(reason),
                 () = &mut self.watchdog => {
                     let due = self.progress + patience;
                     if Instant::now() >= due {
-                        return Step::Ended(CloseReason::KeepAlive(patience));
+                        return Err(CloseReason::KeepAlive(patience));
                     }
                     self.watchdog.as_mut().reset(due);
                 }
@@ -169,11 +161,7 @@ impl Driver {
         while self.last_ping == before {
             // The answer to the last one stands behind what we do not read.
             self.event_loop.state.await_pingresp = false;
-            match self.step().await {
-                Step::Ended(reason) => return Err(reason),
-                Step::Polled(Ok(event)) => self.handle(event)?,
-                Step::Polled(Err(error)) => return Err(self.over(&error)),
-            }
+            self.step().await?;
             if self.sink.fill() == Fill::Overwhelmed {
                 return Err(CloseReason::Overwhelmed);
             }

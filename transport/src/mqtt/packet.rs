@@ -185,7 +185,7 @@ mod tests {
         let publication = |topic: &str| Publication::new(topic, Bytes::new(), Qos::AtLeastOnce);
         for topic in ["", "a/+/b", "a/#", "a\0b", &"a".repeat(65_536)] {
             let refused = check_publication(&publication(topic));
-            assert!(matches!(refused, Err(PublishError::Invalid(_))), "{:.10}: {refused:?}", topic);
+            assert!(matches!(refused, Err(PublishError::Invalid(_))), "{topic:.10}: {refused:?}");
         }
         let mut long = publication("a");
         long.user_properties.push(("name".to_owned(), "v".repeat(65_536)));

@@ -203,6 +203,11 @@ impl Publisher {
         self.link.close_reason()
     }
 
+    /// Whether the connection is over.
+    pub fn is_closed(&self) -> bool {
+        self.link.closed.borrow().is_some()
+    }
+
     /// Bytes that a PUBLISH of this takes on the wire, to compare with the broker's Maximum Packet Size.
     pub fn packet_size(publication: &Publication) -> usize {
         packet::publish_size(publication)
