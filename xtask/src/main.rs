@@ -1,12 +1,18 @@
 //! Project tasks: `cargo xtask help` lists them.
 
 mod chart;
+mod cluster;
 mod crds;
+mod fingerprint;
 mod generated;
+mod images;
+mod packages;
+mod progress;
+mod workspace;
 
-use std::path::Path;
+use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
@@ -18,6 +24,21 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// A real Kubernetes on this machine, in namespaces of its own.
+    #[command(subcommand)]
+    Cluster(cluster::Commands),
+    /// kubectl, in the cluster's network.
+    Kubectl(cluster::Through),
+    /// helm, in the cluster's network if it is up.
+    Helm(cluster::Through),
+    /// Any command, in the cluster's network and with KUBECONFIG set.
+    InCluster(cluster::Through),
+    /// Build the images that have changed, and import them into a cluster.
+    Images {
+        /// The cluster's name.
+        #[arg(long, env = cluster::VARIABLE, default_value = cluster::DEFAULT)]
+        cluster: String,
+    },
     /// Write the CRDs, in crds/ and in the chart, from operator/src/crd.
     Crds {
         /// Write nothing; fail where a file differs.
@@ -32,9 +53,25 @@ enum Command {
     },
 }
 
-fn main() -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask stands in the workspace")?;
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line a cause, and no backtrace: the message is for whoever typed the command.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    let root = workspace::root();
+    match command {
+        Command::Cluster(command) => command.run(),
+        Command::Kubectl(command) => command.kubectl(),
+        Command::Helm(command) => command.helm(),
+        Command::InCluster(command) => command.any(),
+        Command::Images { cluster } => images::ensure(&cluster::Cluster::named(&cluster)?),
         Command::Crds { check } => generated::write_or_check(&crds::generate(root), check),
         Command::Chart { check } => generated::write_or_check(&chart::generate(root)?, check),
     }

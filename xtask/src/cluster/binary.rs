@@ -1,0 +1,199 @@
+//! The Go binary that is all of Kubernetes: built from `tests/cluster` when that has changed.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader},
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::{Child, ChildStderr, Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    fingerprint::Fingerprint,
+    progress::Step,
+    workspace::{find_program, program, root, target},
+};
+
+/// The file that says which versions are built.
+const VERSION_SOURCE: &str = "tests/cluster/go.mod";
+/// Names under which the binary stands for users: on the `PATH` of commands in the cluster.
+const TOOLS: [&str; 2] = ["kubectl", "helm"];
+
+/// Where the binary and its names stand.
+pub(super) fn directory() -> PathBuf {
+    target("cluster/bin")
+}
+
+/// The binary.
+pub(super) fn path() -> PathBuf {
+    directory().join("kubernetes")
+}
+
+/// The version of Kubernetes that is built: `v1.35.4`.
+pub(super) fn version() -> Result<String> {
+    version_of("k8s.io/kubernetes")
+}
+
+fn version_of(module: &str) -> Result<String> {
+    let file = root().join(VERSION_SOURCE);
+    let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    version_in(&text, module).with_context(|| format!("{} requires no {module}", file.display()))
+}
+
+fn version_in(go_mod: &str, module: &str) -> Option<String> {
+    let mut required = go_mod.lines().map(str::trim).filter_map(|line| line.strip_prefix(module));
+    // A space after the name, or it is another module whose name is longer.
+    let line = required.find(|rest| rest.starts_with(" v"))?;
+    line.split_whitespace().next().map(str::to_owned)
+}
+
+/// Builds the binary, unless it is what its sources say.
+pub(super) fn ensure() -> Result<()> {
+    let source = root().join("tests/cluster");
+    let directory = directory();
+    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    // One build at a time: a second one would only take the processors from the first.
+    let lock = File::create(directory.join("lock")).context("cannot make the build's lock")?;
+    lock.lock().context("cannot lock the build")?;
+
+    let stamp = directory.join("stamp");
+    let fingerprint = fingerprint(&source)?;
+    if path().exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == fingerprint) {
+        return Ok(());
+    }
+    build(&source)?;
+    for tool in TOOLS {
+        let name = directory.join(tool);
+        if !name.exists() {
+            symlink("kubernetes", &name).with_context(|| format!("cannot make {}", name.display()))?;
+        }
+    }
+    fs::write(&stamp, fingerprint).with_context(|| format!("cannot write {}", stamp.display()))
+}
+
+fn fingerprint(source: &Path) -> Result<String> {
+    let mut files: Vec<PathBuf> = fs::read_dir(source)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
+        .with_context(|| format!("cannot list {}", source.display()))?;
+    files.retain(|file| {
+        file.extension()
+            .is_some_and(|extension| extension == "go" || extension == "mod" || extension == "sum")
+    });
+    files.sort();
+    let mut fingerprint = Fingerprint::default();
+    for file in files {
+        fingerprint =
+            fingerprint.text(&file.file_name().unwrap_or_default().to_string_lossy()).path(&file)?;
+    }
+    Ok(fingerprint.finish())
+}
+
+fn build(source: &Path) -> Result<()> {
+    if find_program("go").is_none() {
+        bail!(
+            "Go is missing: the cluster's Kubernetes is built from its Go modules, once.\n\
+             Install Go 1.25 or newer (https://go.dev/dl), or use a cluster of your own (kind, minikube, any other)."
+        );
+    }
+    let version = version()?;
+    let flags = linker_flags(&version, &version_of("helm.sh/helm/v4")?);
+    let step = Step::start(format!("Building Kubernetes {version} (once; about 5 min on two processors)"));
+    step.detail("resolving modules");
+    let total = packages(source)?;
+
+    // Built beside and moved over: a cluster that is up keeps the binary it has.
+    let fresh = directory().join("kubernetes.new");
+    let mut build = go(source)
+        .args(["build", "-v", "-trimpath", "-buildvcs=false", "-ldflags", &flags, "-o"])
+        .arg(&fresh)
+        .arg(".")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot run go")?;
+    let said = follow(&mut build, &step, total)?;
+    let status = build.wait().context("cannot wait for go")?;
+    if !status.success() {
+        bail!("building Kubernetes failed ({status}):\n{}", said.join("\n"));
+    }
+    fs::rename(&fresh, path()).with_context(|| format!("cannot write {}", path().display()))?;
+    step.done(format!("Kubernetes {version} is built"));
+    Ok(())
+}
+
+fn go(source: &Path) -> Command {
+    let mut go = program("go");
+    go.current_dir(source).env("CGO_ENABLED", "0").env("GOWORK", "off");
+    go
+}
+
+/// How many packages go into the binary.
+fn packages(source: &Path) -> Result<usize> {
+    let output = go(source).args(["list", "-deps", "."]).output().context("cannot run go")?;
+    if !output.status.success() {
+        bail!(
+            "the modules of the cluster cannot be had; is there a way to a Go module proxy?\n{}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).lines().count())
+}
+
+/// Shows how far the compiler is; returns the last lines that were no package, which are the errors.
+fn follow(build: &mut Child, step: &Step, total: usize) -> Result<Vec<String>> {
+    let said: ChildStderr = build.stderr.take().context("go was started without its output")?;
+    let mut compiled = 0;
+    let mut errors = Vec::new();
+    for line in BufReader::new(said).lines() {
+        let line = line.context("cannot read what go says")?;
+        if line.starts_with('#') || line.contains(' ') {
+            errors.push(line);
+        } else {
+            compiled += 1;
+            step.detail(if line.starts_with("mcp-mqtt.io/") {
+                "linking".to_owned()
+            } else {
+                format!("{compiled} of {total} packages")
+            });
+        }
+    }
+    Ok(errors.split_off(errors.len().saturating_sub(40)))
+}
+
+/// Without these the versions are empty, and clients complain.
+fn linker_flags(kubernetes: &str, helm: &str) -> String {
+    let package = "k8s.io/component-base/version";
+    let mut numbers = kubernetes.trim_start_matches('v').split('.');
+    let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+    format!(
+        "-s -w -X {package}.gitVersion={kubernetes} -X {package}.gitMajor={major} -X {package}.gitMinor={minor} \
+         -X helm.sh/helm/v4/internal/version.version={helm}"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_the_modules() -> Result<()> {
+        let text =
+            "module x\n\nrequire (\n\tk8s.io/kubernetes/x v0.1.0\n\tk8s.io/kubernetes v1.35.4 // pinned\n)\n";
+        assert_eq!(version_in(text, "k8s.io/kubernetes").as_deref(), Some("v1.35.4"));
+        assert_eq!(version_in("module x\n", "k8s.io/kubernetes"), None);
+        assert!(version()?.starts_with("v1."));
+        assert!(version_of("helm.sh/helm/v4")?.starts_with("v4."));
+        Ok(())
+    }
+
+    #[test]
+    fn the_binary_is_told_its_versions() {
+        let flags = linker_flags("v1.35.4", "v4.1.3");
+        for part in ["gitVersion=v1.35.4 ", "gitMajor=1 ", "gitMinor=35 ", "version.version=v4.1.3"] {
+            assert!(flags.contains(part), "{flags}");
+        }
+    }
+}

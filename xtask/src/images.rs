@@ -1,0 +1,160 @@
+//! The images: the product's from its own Dockerfiles, and those of the demo and the tests.
+//!
+//! Each stands as an archive in `target/images`, made again only when something that goes into it has changed, and is
+//! imported into a cluster only when that has not got it. Names are short in manifests (`image: mcp-servers:dev`) and
+//! `docker.io/library/…` in the archives, which is what the container runtime makes of a short name. The tag is not
+//! `latest`, so a kubelet pulls nothing that is there.
+
+mod base;
+mod buildah;
+mod product;
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    cluster::Cluster,
+    fingerprint::Fingerprint,
+    packages,
+    progress::{Step, step},
+    workspace::{root, target},
+};
+
+/// The tag of every image that is built here.
+pub(crate) const TAG: &str = "dev";
+
+/// What an image is built from.
+#[derive(Debug)]
+pub(crate) struct Build {
+    /// The Dockerfile.
+    pub(crate) dockerfile: PathBuf,
+    /// The directory it copies from.
+    pub(crate) context: PathBuf,
+}
+
+/// Builds what has changed and imports what the cluster has not got: all images of the project.
+///
+/// # Errors
+/// When something is missing on the machine, an image cannot be built, or the cluster is not up.
+pub(crate) fn ensure(cluster: &Cluster) -> Result<()> {
+    packages::require_root("Building images")?;
+    packages::ensure(&[packages::IMAGES])?;
+    let mut archives = Vec::new();
+    for binary in product::BINARIES {
+        if product::exists(binary)? {
+            archives.push((*binary, product::ensure(binary)?));
+        }
+    }
+    archives.push(("mcp-mqtt-mosquitto", mosquitto()?));
+    archives.push(("mcp-servers", servers()?));
+    import(cluster, &archives)
+}
+
+/// The broker's image alone: it has a shell, which makes it good for looking around in a cluster.
+///
+/// # Errors
+/// As [`ensure`].
+pub(crate) fn ensure_mosquitto(cluster: &Cluster) -> Result<()> {
+    packages::ensure(&[packages::IMAGES])?;
+    import(cluster, &[("mcp-mqtt-mosquitto", mosquitto()?)])
+}
+
+fn mosquitto() -> Result<PathBuf> {
+    let source = root().join("images/mosquitto");
+    let fingerprint = Fingerprint::default().text(base::RELEASE).path(&source)?.finish();
+    archive("mcp-mqtt-mosquitto", &fingerprint, |step| {
+        base::ensure(step)?;
+        Ok(Build { dockerfile: source.join("Dockerfile"), context: source.clone() })
+    })
+}
+
+fn servers() -> Result<PathBuf> {
+    let dockerfile = root().join("images/servers/Dockerfile");
+    let packages = ["package.json", "package-lock.json", "requirements.txt"];
+    let source = root().join("tests/servers");
+    let mut fingerprint = Fingerprint::default().text(base::RELEASE).path(&dockerfile)?;
+    for file in packages {
+        fingerprint = fingerprint.path(&source.join(file))?;
+    }
+    archive("mcp-servers", &fingerprint.finish(), |step| {
+        base::ensure(step)?;
+        let context = fresh_context("mcp-servers")?;
+        for file in packages {
+            fs::copy(source.join(file), context.join(file)).with_context(|| format!("cannot copy {file}"))?;
+        }
+        Ok(Build { dockerfile: dockerfile.clone(), context })
+    })
+}
+
+/// The archive of an image, built where the one there was made of something else.
+///
+/// `prepare` runs only then; it says what to build from.
+///
+/// # Errors
+/// When the image cannot be built.
+pub(crate) fn archive(
+    name: &str,
+    fingerprint: &str,
+    prepare: impl FnOnce(&Step) -> Result<Build>,
+) -> Result<PathBuf> {
+    let directory = target("images");
+    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    // Two builds of one image would fight over its archive and its storage.
+    let lock = File::create(directory.join("lock")).context("cannot make the images' lock")?;
+    lock.lock().context("cannot lock the images")?;
+    let archive = directory.join(format!("{name}.tar"));
+    let stamp = directory.join(format!("{name}.stamp"));
+    if archive.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == fingerprint) {
+        return Ok(archive);
+    }
+    step(&format!("Building image {name}"), &format!("Image {name}:{TAG} is built"), |step| {
+        let build = prepare(step)?;
+        buildah::build(&build, name, &archive, step)
+    })?;
+    fs::write(&stamp, fingerprint).with_context(|| format!("cannot write {}", stamp.display()))?;
+    Ok(archive)
+}
+
+/// An empty directory to lay out what an image copies.
+///
+/// # Errors
+/// When it cannot be made.
+pub(crate) fn fresh_context(name: &str) -> Result<PathBuf> {
+    let context = target("images/context").join(name);
+    if context.exists() {
+        fs::remove_dir_all(&context).with_context(|| format!("cannot remove {}", context.display()))?;
+    }
+    fs::create_dir_all(&context).with_context(|| format!("cannot make {}", context.display()))?;
+    Ok(context)
+}
+
+/// Imports the archives that the cluster has not got in this very state.
+fn import(cluster: &Cluster, archives: &[(&str, PathBuf)]) -> Result<()> {
+    // Its state directory goes with the cluster, and so does this record.
+    let record = cluster.state().join("images.json");
+    let mut imported: BTreeMap<String, String> = read_record(&record);
+    for (name, archive) in archives {
+        let stamp = fs::read_to_string(archive.with_extension("stamp")).unwrap_or_default();
+        if imported.get(*name) == Some(&stamp) {
+            continue;
+        }
+        step(
+            &format!("Importing image {name}"),
+            &format!("Image {name}:{TAG} is in {}", cluster.name()),
+            |_| cluster.import(archive),
+        )?;
+        imported.insert((*name).to_owned(), stamp);
+        let text = serde_json::to_string_pretty(&imported).context("cannot write the record of images")?;
+        fs::write(&record, text).with_context(|| format!("cannot write {}", record.display()))?;
+    }
+    Ok(())
+}
+
+fn read_record(file: &Path) -> BTreeMap<String, String> {
+    fs::read_to_string(file).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+}

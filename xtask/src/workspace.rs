@@ -1,0 +1,30 @@
+//! Where things stand in the project.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The project's root directory.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask stands in the workspace")
+}
+
+/// A path under the directory of everything that is built and may be deleted.
+pub(crate) fn target(parts: &str) -> PathBuf {
+    root().join("target").join(parts)
+}
+
+/// Where a program stands: on `PATH`, or where only root's `PATH` looks.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/go/bin"].map(PathBuf::from))
+        .map(|directory| directory.join(name))
+        .find(|file| file.is_file())
+}
+
+/// A command for the program of that name, wherever [`find_program`] has it.
+pub(crate) fn program(name: &str) -> Command {
+    Command::new(find_program(name).unwrap_or_else(|| name.into()))
+}
