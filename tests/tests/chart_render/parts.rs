@@ -227,6 +227,7 @@ async fn the_packaged_chart_renders_the_same_and_leaves_the_tests_values_out() -
     let package = directory.path().join("mcp-mqtt-operator-0.1.0.tgz");
     let packaged = template_as::<&str>("mcp-mqtt", &package, &[]).await?;
     assert_eq!(packaged, template::<&str>(&[]).await?);
+    find(&packaged, "CustomResourceDefinition", "mcpservices.mcp-mqtt.io")?;
     let unpacked = helm_ok(&["show", "all", &package.to_string_lossy()]).await?;
     assert!(unpacked.contains("## Values") && !unpacked.contains("A newcomer without a broker"));
     Ok(())

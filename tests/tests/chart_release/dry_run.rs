@@ -1,0 +1,66 @@
+//! Every object of every rendering, as the real API server judges it: strictly, and without keeping it.
+
+use anyhow::{Context, Result};
+use kube::{
+    Api, Client,
+    api::{DynamicObject, Patch, PatchParams},
+    core::GroupVersionKind,
+    discovery::{Scope, pinned_kind},
+};
+use mcp_mqtt_tests::helm::{template, values_files};
+use serde_json::Value;
+
+use crate::{ONE_AT_A_TIME, site::namespace};
+
+/// Kinds whose API comes with the Prometheus Operator, which is not on this cluster.
+const NOT_SERVED: [&str; 2] = ["ServiceMonitor", "PodMonitor"];
+
+#[tokio::test]
+async fn the_api_server_takes_every_object_of_every_rendering() -> Result<()> {
+    let _guard = ONE_AT_A_TIME.lock().await;
+    let client = Client::try_default().await?;
+    for name in ["mcp-mqtt", "tools", "agents", "elsewhere"] {
+        namespace(&client, name).await?;
+    }
+    let mut judged = 0;
+    for file in values_files()? {
+        for object in template(&["--values", &file.to_string_lossy()]).await? {
+            if NOT_SERVED.iter().any(|kind| object["kind"] == *kind) {
+                continue;
+            }
+            let what = format!("{} {} of {}", object["kind"], object["metadata"]["name"], file.display());
+            apply_dry(&client, object).await.with_context(|| what)?;
+            judged += 1;
+        }
+    }
+    assert!(judged > 50, "only {judged} objects were judged");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_api_server_refuses_a_field_that_it_does_not_know() -> Result<()> {
+    let client = Client::try_default().await?;
+    namespace(&client, "mcp-mqtt").await?;
+    let objects = template(&["--set", "affinity.podAffinty=x"]).await?;
+    let deployment =
+        objects.into_iter().find(|object| object["kind"] == "Deployment").context("Deployment")?;
+    let error = apply_dry(&client, deployment).await.map_err(|error| format!("{error:#}"));
+    assert!(error.as_ref().is_err_and(|error| error.contains("podAffinty")), "{error:?}");
+    Ok(())
+}
+
+/// A server-side apply with `dryRun=All` and `fieldValidation=Strict`.
+pub(crate) async fn apply_dry(client: &Client, object: Value) -> Result<()> {
+    let object: DynamicObject = serde_json::from_value(object)?;
+    let types = object.types.clone().context("no apiVersion")?;
+    let kind = GroupVersionKind::try_from(&types)?;
+    let (resource, capabilities) = pinned_kind(client, &kind).await?;
+    let name = object.metadata.name.clone().context("no name")?;
+    let api: Api<DynamicObject> = match (&capabilities.scope, &object.metadata.namespace) {
+        (Scope::Namespaced, Some(namespace)) => Api::namespaced_with(client.clone(), namespace, &resource),
+        _ => Api::all_with(client.clone(), &resource),
+    };
+    let params = PatchParams::apply("chart-suite").dry_run().force().validation_strict();
+    api.patch(&name, &params, &Patch::Apply(&object)).await?;
+    Ok(())
+}

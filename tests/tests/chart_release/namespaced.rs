@@ -1,0 +1,96 @@
+//! An operator that watches one namespace, beside another release that owns the CRD.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use kube::{Api, Client, api::PostParams};
+use mcp_mqtt_operator::crd::McpService;
+use mcp_mqtt_tests::helm::helm_ok;
+use tokio::time::sleep;
+
+use crate::{
+    ONE_AT_A_TIME,
+    site::{apply, delete, drop_namespace, namespace, operator_log, ready, service, uninstall_all, upgrade},
+};
+
+const OPERATOR: &str = "chart-operator";
+const WATCHED: &str = "chart-watched";
+const UNWATCHED: &str = "chart-unwatched";
+
+/// Long enough for an operator that watched the namespace after all: it starts on a new object within a second.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[tokio::test]
+async fn an_operator_of_one_namespace_serves_that_one_and_may_do_nothing_elsewhere() -> Result<()> {
+    let _guard = ONE_AT_A_TIME.lock().await;
+    let client = Client::try_default().await?;
+    uninstall_all().await?;
+    for name in ["mcp-mqtt", OPERATOR, WATCHED, UNWATCHED] {
+        namespace(&client, name).await?;
+    }
+    // The release that owns the CRD, here with no operator that could interfere.
+    upgrade("mcp-mqtt", "mcp-mqtt", &["replicaCount=0"]).await?;
+    let watching = format!("watchNamespaces={{{WATCHED}}}");
+    let sets =
+        [&*watching, "mosquitto.enabled=true", "crds.enabled=false", "rbac.aggregateClusterRoles=false"];
+    upgrade("scoped", OPERATOR, &sets).await?;
+    let said = helm_ok(&["test", "scoped", "--namespace", OPERATOR, "--timeout", "2m"]).await?;
+    assert!(said.contains(&format!("ok: McpServices in the namespace {WATCHED} can be read")), "{said}");
+
+    apply(&client, &service(UNWATCHED, "clock")).await?;
+    apply(&client, &service(WATCHED, "clock")).await?;
+    ready(&client, WATCHED, "clock", 1).await?;
+    sleep(PATIENCE).await;
+    let unwatched: Api<McpService> = Api::namespaced(client.clone(), UNWATCHED);
+    assert!(unwatched.get("clock").await?.status.is_none(), "nobody serves it");
+    let log = operator_log(&client, OPERATOR).await?;
+    assert!(!log.contains("forbidden"), "the operator lacks a permission:\n{log}");
+
+    for (namespace, group, resource, verb, expected) in [
+        (Some(WATCHED), "", "secrets", "get", true),
+        (Some(WATCHED), "apps", "deployments", "patch", true),
+        (Some(UNWATCHED), "", "secrets", "get", false),
+        (Some(UNWATCHED), "mcp-mqtt.io", "mcpservices", "list", false),
+        (Some(OPERATOR), "", "secrets", "list", false),
+        (None, "mcp-mqtt.io", "mcpservices", "list", false),
+        (None, "", "secrets", "list", false),
+    ] {
+        let allowed = may(&client, namespace, group, resource, verb).await?;
+        assert_eq!(allowed, expected, "{verb} {resource} in {namespace:?}");
+    }
+
+    delete(&client, WATCHED, "clock").await?;
+    helm_ok(&["uninstall", "scoped", "--namespace", OPERATOR, "--wait"]).await?;
+    helm_ok(&["uninstall", "mcp-mqtt", "--namespace", "mcp-mqtt", "--wait"]).await?;
+    for name in [OPERATOR, WATCHED, UNWATCHED] {
+        drop_namespace(&client, name).await?;
+    }
+    Ok(())
+}
+
+/// Whether the API server lets the operator's `ServiceAccount` do this; no namespace: in all of them.
+async fn may(
+    client: &Client,
+    namespace: Option<&str>,
+    group: &str,
+    resource: &str,
+    verb: &str,
+) -> Result<bool> {
+    let review = SubjectAccessReview {
+        spec: SubjectAccessReviewSpec {
+            user: Some(format!("system:serviceaccount:{OPERATOR}:scoped-mcp-mqtt-operator")),
+            resource_attributes: Some(ResourceAttributes {
+                namespace: namespace.map(str::to_owned),
+                group: Some(group.to_owned()),
+                resource: Some(resource.to_owned()),
+                verb: Some(verb.to_owned()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        },
+        ..Default::default()
+    };
+    let api: Api<SubjectAccessReview> = Api::all(client.clone());
+    Ok(api.create(&PostParams::default(), &review).await?.status.context("no answer")?.allowed)
+}
