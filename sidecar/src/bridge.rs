@@ -1,10 +1,101 @@
-//! The bridge.
+//! Between the broker and the backends: one task that owns all sessions.
+//!
+//! - [`session`]: one session as a state machine without IO; [`flights`]: its requests in flight
+//! - [`sessions`]: the table of all; [`broadcast`]: what all clients are told
+//! - [`core`]: from topics to sessions, still without IO
+//! - [`action`], [`refusal`]: what the state machines want done, and the errors they answer
+//! - [`driver`]: moves the bytes, for the life of one connection
+//!
+//! [`Bridge::run`] takes one [`Link`](crate::registrar::Link) after the other from the registrar.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+
+use self::{
+    driver::{Driver, End},
+    session::Rules,
+};
+use crate::{
+    backend::{Backend, BackendEvents, FromBackend, SessionId},
+    config::GatewayConfig,
+    drain::{Drains, Progress},
+    health::Health,
+    metrics::Metrics,
+    readiness::Board,
+    registrar::Registrar,
+    status::reason,
+};
+
 pub mod action;
 pub mod broadcast;
 pub mod core;
+mod driver;
 pub mod flights;
+mod outbox;
 pub mod refusal;
 pub mod session;
 pub mod sessions;
 #[cfg(test)]
 mod shorthand;
+
+/// Events of all backend sessions that may wait for the bridge: enough that a burst is taken in one go, little
+/// enough that a flooding server soon waits.
+const BACKEND_EVENTS: usize = 256;
+
+/// The bridge, from one connection to the next.
+#[derive(Debug)]
+pub struct Bridge {
+    config: Arc<GatewayConfig>,
+    rules: Rules,
+    backend: Backend,
+    events: BackendEvents,
+    from_backends: mpsc::Receiver<(SessionId, FromBackend)>,
+    health: watch::Receiver<Health>,
+    drains: Drains,
+    board: Board,
+    metrics: Metrics,
+    /// Session ids are never used twice.
+    last_id: u64,
+}
+
+impl Bridge {
+    /// Not running yet.
+    pub fn new(
+        config: Arc<GatewayConfig>,
+        backend: Backend,
+        health: watch::Receiver<Health>,
+        drains: Drains,
+        board: Board,
+        metrics: Metrics,
+    ) -> Self {
+        let (events, from_backends) = mpsc::channel(BACKEND_EVENTS);
+        let limit = |limit: u32| usize::try_from(limit).unwrap_or(usize::MAX);
+        let rules = Rules {
+            timeouts: config.timeouts.clone(),
+            max_in_flight: limit(config.limits.max_in_flight),
+            max_message_bytes: limit(config.limits.max_message_bytes),
+        };
+        Self { config, rules, backend, events, from_backends, health, drains, board, metrics, last_id: 0 }
+    }
+
+    /// Serves connection after connection until a drain has ended.
+    pub async fn run(mut self, mut registrar: Registrar) {
+        loop {
+            let link = tokio::select! {
+                link = registrar.establish() => link,
+                // Without a connection there is no session and no presence: nothing is left to drain.
+                Some(_) = self.drains.requests.recv() => break,
+            };
+            let since = link.since;
+            let end = Driver::new(&mut self, &registrar, link).run().await;
+            match end {
+                End::Drained => break,
+                End::Lost(why) => registrar.lost(&why, since),
+            }
+        }
+        self.board.set_draining();
+        self.board.unregistered(reason::DRAINED, "drained: the presence is cleared");
+        self.drains.progress.send_replace(Progress::Drained);
+    }
+}

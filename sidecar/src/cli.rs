@@ -6,6 +6,7 @@ use std::{ffi::OsString, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 use crate::{
+    app,
     config::GatewayConfig,
     install::{self, InstallConfig},
     shim::{self, DrainConfig, RunConfig},
@@ -55,7 +56,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     match cli.face {
-        Face::Gateway(_config) => ExitCode::SUCCESS,
+        Face::Gateway(config) => app::run(*config),
         Face::Shim(ShimFace::Run(config)) => shim::run(&config),
         Face::Shim(ShimFace::Drain(config)) => shim::drain(&config),
         Face::Install(config) => install::run(&config),

@@ -173,3 +173,13 @@ pub enum LogFormat {
     /// For people.
     Text,
 }
+
+impl GatewayConfig {
+    /// Quality of service of publishes and subscriptions.
+    pub fn qos(&self) -> mcp_mqtt_transport::mqtt::Qos {
+        match self.broker.qos {
+            0 => mcp_mqtt_transport::mqtt::Qos::AtMostOnce,
+            _ => mcp_mqtt_transport::mqtt::Qos::AtLeastOnce,
+        }
+    }
+}

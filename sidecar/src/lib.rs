@@ -3,14 +3,27 @@
 //!
 //! - [`cli`]: one binary, three faces
 //! - [`config`], [`status`]: the contract with the operator: what it writes, what it reads back
-//! - [`backend`]: the pod's own MCP server, over stdio or HTTP
+//! - [`app`]: the gateway, wired
+//! - [`registrar`]: connects to the broker, tests it, and is found there
+//! - [`bridge`]: between the broker's clients and the backends: the sessions
+//! - [`backend`]: the pod's own MCP server, over stdio or HTTP; [`health`]: whether it answers
+//! - [`drain`]: ending so that no client hangs
+//! - [`readiness`], [`metrics`], [`telemetry`], [`admin`]: how it does, and who can see it
 //! - [`shim`], [`install`]: the other two faces
 
+pub mod admin;
+pub mod app;
 pub mod backend;
+mod backoff;
 pub mod bridge;
 pub mod cli;
 pub mod config;
+pub mod drain;
+pub mod health;
 pub mod install;
 pub mod metrics;
+pub mod readiness;
+pub mod registrar;
 pub mod shim;
 pub mod status;
+pub mod telemetry;

@@ -233,7 +233,7 @@ impl Metrics {
         self.connect_failures.get_or_create(&ReasonLabel { reason }).inc();
     }
 
-    /// The text that Prometheus scrapes (OpenMetrics 1.0).
+    /// The text that Prometheus scrapes (`OpenMetrics` 1.0).
     pub fn render(&self) -> String {
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("writing to a string");

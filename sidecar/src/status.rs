@@ -78,6 +78,10 @@ pub mod reason {
     pub const BROKER_REFUSED_CREDENTIALS: &str = "BrokerRefusedCredentials";
     /// CONNACK with another refusal.
     pub const BROKER_REFUSED_CONNECTION: &str = "BrokerRefusedConnection";
+    /// The gateway's own settings or credential files cannot be used.
+    pub const BROKER_SETTINGS_INVALID: &str = "BrokerSettingsInvalid";
+    /// The broker lacks something that MCP over MQTT needs (retained messages, QoS 1).
+    pub const BROKER_LACKS_FEATURE: &str = "BrokerLacksFeature";
     /// The broker will not have `$mcp-*` topics.
     pub const BROKER_REFUSED_TOPICS: &str = "BrokerRefusedTopics";
     /// An ACL forbids a topic that the gateway needs.

@@ -116,6 +116,11 @@ impl EndReason {
         }
     }
 
+    /// Whether a person may want to look into it.
+    pub fn is_trouble(&self) -> bool {
+        matches!(self, Self::Backend(_) | Self::SubscriptionRefused | Self::InitializeFailed)
+    }
+
     /// The error for each request in flight; nothing where nobody would hear it.
     pub fn refusal(&self) -> Option<Refusal> {
         match self {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use mcp_mqtt_transport::{
     jsonrpc::{Kind, Message, ParseError, ParseErrorKind},
-    mqtt::{Publication, Publisher, Qos, Received},
+    mqtt::{Filter, Publication, Publisher, Qos, Received},
     topic::{self, ClientId, ServerId, ServerName, Topic},
     user_property::{self, Component, UserProperties},
 };
@@ -82,11 +82,11 @@ impl Core {
             Ok(Topic::Rpc { client_id, server_id, server_name }) if ours(server_id, server_name) => {
                 let Ok(client) = ClientId::new(client_id) else { return };
                 let matches = sender.is_none_or(|sender| sender == client_id);
-                self.rpc(&client, matches, payload, now, out);
+                self.rpc(&client, matches, &payload, now, out);
             }
             Ok(Topic::Control { server_id, server_name }) if ours(server_id, server_name) => {
                 match sender.map(ClientId::new) {
-                    Some(Ok(client)) => self.control(client, payload, now, out, open),
+                    Some(Ok(client)) => self.control(client, &payload, now, out, open),
                     Some(Err(_)) => out.push(Action::Dropped { reason: "bad-client-id" }),
                     None => out.push(Action::Dropped { reason: "no-client-id" }),
                 }
@@ -102,10 +102,17 @@ impl Core {
         }
     }
 
-    fn rpc(&mut self, client: &ClientId, matches: bool, payload: Bytes, now: Instant, out: &mut Vec<Action>) {
+    fn rpc(
+        &mut self,
+        client: &ClientId,
+        matches: bool,
+        payload: &Bytes,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
         let Some(message) = self.parse(client, payload, out) else { return };
         if matches {
-            return self.sessions.from_client(client, message, now, out);
+            return self.sessions.client_message(client, message, now, out);
         }
         match message.kind() {
             Kind::Request { id, .. } => self.sessions.refuse(client, id, &Refusal::ClientIdMismatch, out),
@@ -116,7 +123,7 @@ impl Core {
     fn control(
         &mut self,
         client: ClientId,
-        payload: Bytes,
+        payload: &Bytes,
         now: Instant,
         out: &mut Vec<Action>,
         open: impl FnOnce(SessionId),
@@ -153,7 +160,7 @@ impl Core {
             Ok(message) if message.method() == Some("notifications/roots/list_changed") => {
                 // Also wanted by servers to which this client has not spoken yet.
                 if self.sessions.of_client(client.as_str()).is_some() {
-                    self.sessions.from_client(&client, message, now, out);
+                    self.sessions.client_message(&client, message, now, out);
                 }
             }
             _ => out.push(Action::Dropped { reason: "unknown-client-capability" }),
@@ -161,7 +168,7 @@ impl Core {
     }
 
     /// Item 22: what is no message is answered where there is an id to answer, and counted.
-    fn parse(&mut self, client: &ClientId, payload: Bytes, out: &mut Vec<Action>) -> Option<Message> {
+    fn parse(&mut self, client: &ClientId, payload: &Bytes, out: &mut Vec<Action>) -> Option<Message> {
         // What is over our own limit is parsed all the same, up to the packet size that we announced: its
         // sender waits for an answer.
         match Message::parse(payload.clone(), usize::MAX) {
@@ -169,7 +176,7 @@ impl Core {
             Err(ParseError { kind, request_id }) => {
                 out.push(Action::Dropped { reason: kind.reason() });
                 if kind == ParseErrorKind::Batch {
-                    self.refuse_batch(client, &payload, out);
+                    self.refuse_batch(client, payload, out);
                 } else if let Some(id) = request_id {
                     let refusal = Refusal::Malformed(kind);
                     self.sessions.refuse(client, &id, &refusal, out);
@@ -196,12 +203,20 @@ impl Core {
         self.publication(topic, payload)
     }
 
-    /// A publish on the capability topic; nothing when the broker would not take it.
-    pub fn to_all(&self, payload: Bytes) -> Option<Publication> {
-        let publication = self.publication(self.capability_topic.clone(), payload);
-        let fits =
-            self.setting.max_packet.is_none_or(|max| Publisher::packet_size(&publication) <= max as usize);
-        fits.then_some(publication)
+    /// A publish on the capability topic.
+    pub fn to_all(&self, payload: Bytes) -> Publication {
+        self.publication(self.capability_topic.clone(), payload)
+    }
+
+    /// The three subscriptions of a session (item 9).
+    pub fn filters(&self, client: &ClientId) -> [Filter; 3] {
+        let filter = |filter, no_local| Filter { filter, qos: self.setting.qos, no_local };
+        [
+            // Both ways use this one, so our own messages must not come back.
+            filter(topic::rpc(client, &self.setting.server_id, &self.setting.server_name), true),
+            filter(topic::client_presence(client), false),
+            filter(topic::client_capability(client), false),
+        ]
     }
 
     fn publication(&self, topic: String, payload: Bytes) -> Publication {

@@ -174,7 +174,7 @@ mod tests {
 
     const TIMEOUTS: Timeouts = Timeouts {
         timeout_ping: Duration::from_secs(10),
-        timeout_call: Duration::from_secs(60),
+        timeout_call: Duration::from_mins(1),
         timeout_default: Duration::from_secs(30),
         timeout_max: Duration::from_secs(100),
     };
@@ -211,7 +211,7 @@ mod tests {
             let id = RequestId::number(1);
             let deadline = flights.take(&id, &request(1, method), &TIMEOUTS, start).unwrap();
             assert_eq!(deadline, after(start, seconds), "{method}");
-            assert!(flights.expire(after(start, seconds) - Duration::from_millis(1)).is_empty(), "{method}");
+            assert!(flights.expire(after(start, seconds - 1)).is_empty(), "{method}");
             assert!(
                 matches!(&flights.expire(after(start, seconds))[..], [Expired::TimedOut(i, _)] if *i == id),
                 "{method}"

@@ -146,7 +146,7 @@ impl Session {
     }
 
     /// A message of the client on the RPC topic (or `notifications/roots/list_changed` on its capability topic).
-    pub fn from_client(&mut self, message: Message, turn: &mut Turn<'_>) {
+    pub fn client_message(&mut self, message: Message, turn: &mut Turn<'_>) {
         let size = message.raw().len();
         if size > turn.rules.max_message_bytes {
             return self.too_large_from_client(&message, size, turn);
@@ -213,9 +213,9 @@ impl Session {
     }
 
     /// What the backend session reports.
-    pub fn from_backend(&mut self, event: FromBackend, turn: &mut Turn<'_>) {
+    pub fn backend_event(&mut self, event: FromBackend, turn: &mut Turn<'_>) {
         match event {
-            FromBackend::Message(message) => self.from_server(message, turn),
+            FromBackend::Message(message) => self.server_message(message, turn),
             FromBackend::RequestFailed { id, reason, detail } => {
                 self.fail(&id, &Refusal::Backend(reason, detail), turn);
             }
@@ -225,7 +225,7 @@ impl Session {
         self.end_when_drained(turn);
     }
 
-    fn from_server(&mut self, message: Message, turn: &mut Turn<'_>) {
+    fn server_message(&mut self, message: Message, turn: &mut Turn<'_>) {
         let size = message.raw().len();
         let too_large = (size > self.max_to_client).then_some(Refusal::TooLarge(size, self.max_to_client));
         match message.kind() {

@@ -40,7 +40,7 @@ pub struct Initialize {
 #[derive(Debug)]
 pub struct Sessions {
     rules: Rules,
-    max_sessions: u32,
+    limit: u32,
     draining: bool,
     backend_up: bool,
     by_id: HashMap<SessionId, Entry>,
@@ -59,11 +59,11 @@ struct Entry {
 }
 
 impl Sessions {
-    /// None yet; ids are given out after `last_id`.
-    pub fn new(rules: Rules, max_sessions: u32, last_id: u64) -> Self {
+    /// None yet, and at most `limit`; ids are given out after `last_id`.
+    pub fn new(rules: Rules, limit: u32, last_id: u64) -> Self {
         Self {
             rules,
-            max_sessions,
+            limit,
             draining: false,
             backend_up: false,
             by_id: HashMap::new(),
@@ -123,8 +123,8 @@ impl Sessions {
             Some(Refusal::BackendDown)
         } else if size > self.rules.max_message_bytes {
             Some(Refusal::TooLarge(size, self.rules.max_message_bytes))
-        } else if old.is_none() && self.by_id.len() >= self.max_sessions as usize {
-            Some(Refusal::MaxSessions(self.max_sessions))
+        } else if old.is_none() && self.by_id.len() >= self.limit as usize {
+            Some(Refusal::MaxSessions(self.limit))
         } else {
             None
         };
@@ -149,9 +149,15 @@ impl Sessions {
     }
 
     /// A message of a client on its RPC topic, or on its capability topic.
-    pub fn from_client(&mut self, client: &ClientId, message: Message, now: Instant, out: &mut Vec<Action>) {
+    pub fn client_message(
+        &mut self,
+        client: &ClientId,
+        message: Message,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
         if let Some(session) = self.of_client(client.as_str()) {
-            return self.step(session, now, out, |session, turn| session.from_client(message, turn));
+            return self.step(session, now, out, |session, turn| session.client_message(message, turn));
         }
         match message.kind() {
             Kind::Request { id, .. } => {
@@ -196,7 +202,7 @@ impl Sessions {
     }
 
     /// What a backend session reports.
-    pub fn from_backend(
+    pub fn backend_event(
         &mut self,
         session: SessionId,
         event: FromBackend,
@@ -204,7 +210,7 @@ impl Sessions {
         out: &mut Vec<Action>,
     ) {
         if self.by_id.contains_key(&session) {
-            self.step(session, now, out, |session, turn| session.from_backend(event, turn));
+            self.step(session, now, out, |session, turn| session.backend_event(event, turn));
         } else if matches!(event, FromBackend::Message(_)) {
             out.push(Action::Dropped { reason: "session-over" });
         }

@@ -17,7 +17,7 @@ use crate::config::Timeouts;
 pub(super) const RULES: Rules = Rules {
     timeouts: Timeouts {
         timeout_ping: Duration::from_secs(10),
-        timeout_call: Duration::from_secs(60),
+        timeout_call: Duration::from_mins(1),
         timeout_default: Duration::from_secs(30),
         timeout_max: Duration::from_secs(100),
     },

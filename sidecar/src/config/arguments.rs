@@ -142,7 +142,7 @@ mod tests {
         prop_oneof![
             (0u64..100_000_000, 0u32..1_000_000_000).prop_map(|(s, ns)| Duration::new(s, ns)),
             (0u64..100_000).prop_map(Duration::from_millis),
-            Just(Duration::from_secs(60)),
+            Just(Duration::from_mins(1)),
         ]
     }
 

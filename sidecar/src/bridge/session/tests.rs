@@ -60,11 +60,11 @@ impl Scene {
             }
             let mut turn = Turn { now: self.now, rules: &RULES, out: &mut self.out };
             match does {
-                Client(text) => self.session.from_client(shorthand::message(text), &mut turn),
+                Client(text) => self.session.client_message(shorthand::message(text), &mut turn),
                 Server(text) => {
-                    self.session.from_backend(FromBackend::Message(shorthand::message(text)), &mut turn);
+                    self.session.backend_event(FromBackend::Message(shorthand::message(text)), &mut turn);
                 }
-                Backend(event) => self.session.from_backend(copy(event), &mut turn),
+                Backend(event) => self.session.backend_event(copy(event), &mut turn),
                 Subscribed(result) => self.session.subscribed(result.map_err(str::to_owned), &mut turn),
                 Seconds(_) => self.session.expire(&mut turn),
                 Busy(text) => self.session.backend_busy(&shorthand::message(text), &mut turn),
@@ -433,10 +433,10 @@ fn every_request_is_counted_once_with_its_outcome() {
     let mut scene = Scene::open();
     for text in ["1 tools/call", "2 tools/call", "3 ping"] {
         let mut turn = Turn { now: scene.now, rules: &RULES, out: &mut scene.out };
-        scene.session.from_client(shorthand::message(text), &mut turn);
+        scene.session.client_message(shorthand::message(text), &mut turn);
     }
     let mut turn = Turn { now: scene.now + Duration::from_secs(10), rules: &RULES, out: &mut scene.out };
-    scene.session.from_backend(FromBackend::Message(shorthand::message("1 ok")), &mut turn);
+    scene.session.backend_event(FromBackend::Message(shorthand::message("1 ok")), &mut turn);
     scene.session.expire(&mut turn);
     scene.session.end(EndReason::ClientLeft, &mut turn);
     let counted: Vec<_> = scene

@@ -1,0 +1,113 @@
+//! The gateway: parse, check, build, run, drain. Wiring only.
+
+use std::{process::ExitCode, sync::Arc};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    time::timeout,
+};
+
+use crate::{
+    admin,
+    backend::Backend,
+    bridge::Bridge,
+    cli::EXIT_USAGE,
+    config::{ConfigError, GatewayConfig, Identity},
+    drain::{self, Drainer, GOODBYE},
+    health::{self, Health},
+    metrics::Metrics,
+    readiness::Board,
+    registrar::Registrar,
+    telemetry,
+};
+
+/// Runs the gateway until SIGTERM (or SIGINT), then drains. Exit code 64 when the configuration cannot be used, before
+/// anything was started.
+pub fn run(config: GatewayConfig) -> ExitCode {
+    let (identity, backend) = match check(&config) {
+        Ok(checked) => checked,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    telemetry::init(config.log_format, &config.log);
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&format!("cannot start: {error}")),
+    };
+    runtime.block_on(serve(config, identity, backend))
+}
+
+/// The configuration's problems, all of them.
+fn check(config: &GatewayConfig) -> Result<(Identity, Backend), ConfigError> {
+    let identity = config.check();
+    let backend = Backend::from_config(&config.backend, &config.limits);
+    match (identity, backend) {
+        (Ok(identity), Ok(backend)) => Ok((identity, backend)),
+        (Err(error), Ok(_)) => Err(error),
+        (identity, Err(error)) => {
+            let mut problems = identity.err().map(|error| error.problems).unwrap_or_default();
+            problems.push(error.to_string());
+            Err(ConfigError { problems })
+        }
+    }
+}
+
+async fn serve(config: GatewayConfig, identity: Identity, backend: Backend) -> ExitCode {
+    let config = Arc::new(config);
+    let metrics = Metrics::new();
+    let board = Board::new(&config.server_id, &config.server_name, metrics.clone());
+    let (mut terminate, mut interrupt) =
+        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+            (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
+            (Err(error), _) | (_, Err(error)) => {
+                return failed(&format!("cannot listen for signals: {error}"));
+            }
+        };
+    match admin::serve(config.admin_address, board.clone(), metrics.clone()) {
+        Ok(address) => tracing::info!(%address, "serving /healthz, /readyz, /status and /metrics"),
+        Err(error) => {
+            return failed(&format!("cannot serve on --admin-address {}: {error}", config.admin_address));
+        }
+    }
+    let (drainer, drains) = drain::channel();
+    if let Some(path) = &config.drain_socket {
+        match drain::listen(path, drainer.clone(), config.drain_timeout) {
+            Ok(socket) => drop(tokio::spawn(socket)),
+            Err(error) => {
+                return failed(&format!("cannot serve on --drain-socket {}: {error}", path.display()));
+            }
+        }
+    }
+
+    let (to_bridge, health) = watch::channel(Health::Down("not asked yet".to_owned()));
+    tokio::spawn(health::watch(backend.clone(), board.clone(), to_bridge));
+    let registrar = Registrar::new(config.clone(), identity, board.clone(), metrics.clone());
+    let bridge = Bridge::new(config.clone(), backend, health, drains, board, metrics);
+    tokio::spawn(bridge.run(registrar));
+
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM"),
+        _ = interrupt.recv() => tracing::info!("SIGINT"),
+    }
+    tokio::select! {
+        code = drain_and_end(drainer, &config) => code,
+        _ = terminate.recv() => failed("a second signal: ending without a drain"),
+        _ = interrupt.recv() => failed("a second signal: ending without a drain"),
+    }
+}
+
+async fn drain_and_end(drainer: Drainer, config: &GatewayConfig) -> ExitCode {
+    let patience = config.drain_timeout;
+    match timeout(patience + GOODBYE, drainer.drain(patience)).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => failed(&format!("not drained within {:?}: the broker does not answer", patience + GOODBYE)),
+    }
+}
+
+fn failed(message: &str) -> ExitCode {
+    tracing::error!("{message}");
+    ExitCode::FAILURE
+}

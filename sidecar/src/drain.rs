@@ -1,0 +1,192 @@
+//! Who asks for a drain, and how they hear that it is done: the Unix socket for `shim drain` (the server
+//! container's preStop), and [`Drainer::drain`] for SIGTERM. The bridge does the draining.
+
+use std::{io, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::{mpsc, watch},
+    time::{sleep, timeout},
+};
+
+use crate::shim::drain::{DRAIN, DRAINED};
+
+/// Requests that may wait for the bridge, which takes them at once. Beyond that others have asked already.
+const REQUESTS: usize = 8;
+/// What a drain takes beyond its own deadline: errors and goodbyes are sent, the presence is cleared and confirmed.
+pub const GOODBYE: Duration = Duration::from_secs(10);
+/// A client of the socket that says nothing for so long is sent away.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest command line, in bytes.
+const COMMAND_BYTES: u64 = 64;
+/// After a failed accept (no file descriptor left), so as not to spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How far a drain is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// None was asked for.
+    Serving,
+    /// Sessions end as their requests are answered.
+    Draining {
+        /// Sessions left.
+        sessions: usize,
+        /// Requests left.
+        in_flight: usize,
+    },
+    /// The presence is cleared and the connection closed. It stays so.
+    Drained,
+}
+
+/// To ask for a drain with; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Drainer {
+    requests: mpsc::Sender<Duration>,
+    progress: watch::Receiver<Progress>,
+}
+
+/// The bridge's end.
+#[derive(Debug)]
+pub struct Drains {
+    /// How long requests in flight may take.
+    pub requests: mpsc::Receiver<Duration>,
+    /// To tell how far it is.
+    pub progress: watch::Sender<Progress>,
+}
+
+/// Both ends.
+pub fn channel() -> (Drainer, Drains) {
+    let (requests, from_drainer) = mpsc::channel(REQUESTS);
+    let (to_drainer, progress) = watch::channel(Progress::Serving);
+    (Drainer { requests, progress }, Drains { requests: from_drainer, progress: to_drainer })
+}
+
+impl Drainer {
+    /// Asks for a drain; `patience` is for the requests in flight. Asking again joins the drain that runs, and may
+    /// shorten it.
+    pub fn ask(&self, patience: Duration) {
+        let _ = self.requests.try_send(patience); // full: others have asked
+    }
+
+    /// How far it is.
+    pub fn progress(&mut self) -> Progress {
+        *self.progress.borrow_and_update()
+    }
+
+    /// Waits until [`Drainer::progress`] has changed. False when it never will.
+    pub async fn changed(&mut self) -> bool {
+        self.progress.changed().await.is_ok()
+    }
+
+    /// Asks, and waits until it is done.
+    pub async fn drain(mut self, patience: Duration) {
+        self.ask(patience);
+        while self.progress() != Progress::Drained && self.changed().await {}
+    }
+}
+
+/// Serves the drain socket. Any container of the pod may connect; nothing else can reach it.
+///
+/// # Errors
+/// The socket cannot be made.
+pub fn listen(
+    path: &Path,
+    drainer: Drainer,
+    patience: Duration,
+) -> io::Result<impl Future<Output = ()> + use<>> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {} // of a former life of this container
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let drainer = drainer.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = converse(stream, drainer, patience).await {
+                            tracing::debug!(%error, "the drain socket's client left");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the drain socket cannot accept");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    })
+}
+
+/// One client: `drain\n` comes, progress lines go, at last `drained\n`.
+async fn converse(stream: UnixStream, mut drainer: Drainer, patience: Duration) -> io::Result<()> {
+    let (from_client, mut to_client) = stream.into_split();
+    let mut line = String::new();
+    let mut from_client = BufReader::new(from_client.take(COMMAND_BYTES));
+    timeout(COMMAND_TIMEOUT, from_client.read_line(&mut line)).await??;
+    if line.trim_end() != DRAIN {
+        return to_client.write_all(b"unknown command\n").await;
+    }
+    tracing::info!("drain asked for at the socket");
+    drainer.ask(patience);
+    loop {
+        let line = match drainer.progress() {
+            Progress::Serving => String::new(), // the bridge is about to hear of it
+            Progress::Draining { sessions, in_flight } => {
+                format!("{sessions} sessions left, {in_flight} requests in flight\n")
+            }
+            Progress::Drained => format!("{DRAINED}\n"),
+        };
+        to_client.write_all(line.as_bytes()).await?;
+        if line.trim_end() == DRAINED || !drainer.changed().await {
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shim::drain::{Outcome, drain};
+
+    #[tokio::test]
+    async fn the_shims_command_drains_and_hears_how_far_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("gateway.sock");
+        std::fs::write(&path, "left by a former life").unwrap();
+        let (drainer, mut drains) = channel();
+        tokio::spawn(listen(&path, drainer, Duration::from_mins(1)).unwrap());
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o666);
+        let bridge = tokio::spawn(async move {
+            assert_eq!(drains.requests.recv().await, Some(Duration::from_mins(1)));
+            drains.progress.send_replace(Progress::Draining { sessions: 2, in_flight: 1 });
+            sleep(Duration::from_millis(20)).await;
+            drains.progress.send_replace(Progress::Drained);
+            drains // kept, as the bridge does
+        });
+        let mut lines = Vec::new();
+        let outcome = drain(&path, Duration::from_secs(5), |line| lines.push(line.to_owned())).await;
+        assert_eq!(outcome, Outcome::Drained);
+        assert_eq!(lines, ["2 sessions left, 1 requests in flight"]);
+        let _drains = bridge.await.unwrap();
+        let again = drain(&path, Duration::from_secs(5), |_| ()).await;
+        assert_eq!(again, Outcome::Drained, "asking again is answered at once");
+    }
+
+    #[tokio::test]
+    async fn another_command_does_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("gateway.sock");
+        let (drainer, mut drains) = channel();
+        tokio::spawn(listen(&path, drainer, Duration::from_mins(1)).unwrap());
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        stream.write_all(b"explode\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "unknown command\n");
+        assert!(drains.requests.try_recv().is_err());
+    }
+}

@@ -1,0 +1,160 @@
+//! The one board on which every part of the gateway writes how it does, and from which the admin endpoints read.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::{
+    metrics::Metrics,
+    status::{GatewayStatus, Part, ServerInfo, reason},
+};
+
+/// The board; cheap to clone, every clone is the same board.
+#[derive(Debug, Clone)]
+pub struct Board {
+    status: Arc<Mutex<GatewayStatus>>,
+    metrics: Metrics,
+}
+
+impl Board {
+    /// Nothing is ready yet. Sessions and requests in flight are read from the metrics.
+    pub fn new(server_id: &str, server_name: &str, metrics: Metrics) -> Self {
+        let status = GatewayStatus {
+            server_id: server_id.to_owned(),
+            server_name: server_name.to_owned(),
+            backend: part(
+                false,
+                reason::BACKEND_STARTING,
+                "the MCP server has not answered `initialize` yet",
+            ),
+            broker: part(false, reason::CONNECTING, "no connection to the broker yet"),
+            draining: false,
+            sessions: 0,
+            in_flight: 0,
+            server: None,
+        };
+        Self { status: Arc::new(Mutex::new(status)), metrics }
+    }
+
+    /// The MCP server answered `initialize`.
+    pub fn backend_up(&self, server: &ServerInfo) {
+        let message = format!("{} {} speaks MCP {}", server.name, server.version, server.protocol_version);
+        tracing::info!(server = server.name, version = server.version, "the MCP server answers");
+        let mut status = self.lock();
+        status.backend = part(true, reason::BACKEND_READY, &message);
+        status.server = Some(server.clone());
+    }
+
+    /// The MCP server does not answer; why, in a sentence.
+    pub fn backend_down(&self, message: &str) {
+        let new = part(false, reason::BACKEND_NOT_ANSWERING, message);
+        let old = std::mem::replace(&mut self.lock().backend, new.clone());
+        if old != new {
+            tracing::warn!(reason = new.reason, "{message}");
+        }
+    }
+
+    /// The presence stands in the broker.
+    pub fn registered(&self, server_name: &str, remark: Option<&str>) {
+        let mut message = format!("registered as {server_name}");
+        if let Some(remark) = remark {
+            message = format!("{message}; {remark}");
+        }
+        tracing::info!("{message}");
+        self.lock().broker = part(true, reason::REGISTERED, &message);
+    }
+
+    /// The presence does not stand in the broker: one of [`reason`], and why in a sentence.
+    pub fn unregistered(&self, reason: &str, message: &str) {
+        let new = part(false, reason, message);
+        let old = std::mem::replace(&mut self.lock().broker, new.clone());
+        if old == new {
+            return; // a person need not read the same at every attempt
+        }
+        match reason {
+            reason::WAITING_FOR_BACKEND | reason::CONNECTING | reason::DRAINED => {
+                tracing::info!(reason, "{message}");
+            }
+            _ => tracing::warn!(reason, "{message}"),
+        }
+    }
+
+    /// The server name in use; the broker may have replaced the configured one.
+    pub fn set_server_name(&self, server_name: &str) {
+        server_name.clone_into(&mut self.lock().server_name);
+    }
+
+    /// A drain has begun.
+    pub fn set_draining(&self) {
+        self.lock().draining = true;
+    }
+
+    /// Everything, as of now.
+    pub fn status(&self) -> GatewayStatus {
+        let mut status = self.lock().clone();
+        status.sessions = u32::try_from(self.metrics.sessions.get()).unwrap_or_default();
+        status.in_flight = u32::try_from(self.metrics.in_flight.get()).unwrap_or_default();
+        status
+    }
+
+    /// What readiness waits for, a line each; nothing when ready.
+    pub fn pending(&self) -> Vec<String> {
+        let status = self.lock();
+        let parts = [("backend", &status.backend), ("broker", &status.broker)];
+        let parts = parts.into_iter().filter(|(_, part)| !part.ok);
+        let mut pending: Vec<String> =
+            parts.map(|(name, part)| format!("{name}: {}: {}", part.reason, part.message)).collect();
+        if status.draining {
+            pending.push("draining".to_owned());
+        }
+        pending
+    }
+
+    fn lock(&self) -> MutexGuard<'_, GatewayStatus> {
+        // Every critical section is a few assignments: what a panic left behind is whole.
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn part(ok: bool, reason: &str, message: &str) -> Part {
+    Part { ok, reason: reason.to_owned(), message: message.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info() -> ServerInfo {
+        ServerInfo {
+            name: "echo".to_owned(),
+            version: "1".to_owned(),
+            protocol_version: "2025-11-25".to_owned(),
+        }
+    }
+
+    #[test]
+    fn ready_is_backend_and_broker_and_not_draining() {
+        let metrics = Metrics::new();
+        let board = Board::new("id", "a/b", metrics.clone());
+        assert_eq!(board.pending().len(), 2);
+        board.backend_up(&info());
+        assert!(!board.status().ready());
+        assert!(board.pending()[0].starts_with("broker: Connecting: "), "{:?}", board.pending());
+        board.registered("a/b", None);
+        assert!(board.status().ready() && board.pending().is_empty());
+        metrics.sessions.set(3);
+        assert_eq!(board.status().sessions, 3);
+        board.set_draining();
+        assert!(!board.status().ready());
+        assert_eq!(board.pending(), ["draining"]);
+    }
+
+    #[test]
+    fn each_part_says_why_it_is_not_ready() {
+        let board = Board::new("id", "a/b", Metrics::new());
+        board.backend_down("the container restarts");
+        board.unregistered(reason::BROKER_UNREACHABLE, "no route");
+        assert_eq!(
+            board.pending(),
+            ["backend: BackendNotAnswering: the container restarts", "broker: BrokerUnreachable: no route"]
+        );
+    }
+}

@@ -1,0 +1,330 @@
+//! Tests at start that the broker will have us, with the rights that a server needs and no others:
+//!
+//! | right | topics | how it is tested |
+//! |---|---|---|
+//! | write | presence | the empty presence, retained: its PUBACK |
+//! | read, write | RPC | a message from us to us: its PUBACK, and that it comes |
+//! | read | control, client presence, client capability | the SUBACK |
+//! | write | capability | not: no message there is without effect |
+//!
+//! Brokers say no in different ways: a reason code in SUBACK or PUBACK, silence, or the end of the connection.
+//! Mosquitto grants a subscription that its ACL forbids and then stays silent; so what we may write ourselves is also
+//! waited for. On control a server need not be allowed to write: a refusal of that proves nothing, but a message
+//! that was taken and does not come is worth a remark.
+
+use std::{pin::pin, time::Duration};
+
+use mcp_mqtt_transport::{
+    jsonrpc::Message,
+    mqtt::{CloseReason, Connection, Event, Filter, Publication, PublishError, Qos, ReasonCode, Received},
+    topic::{self, ClientId, ServerId, ServerName},
+    user_property::{self, Component},
+};
+use tokio::time::{Instant, sleep_until};
+
+use super::Failure;
+use crate::status::reason;
+
+/// For each answer of the broker.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// For the message that proves nothing when it does not come.
+const CONTROL_ECHO_TIMEOUT: Duration = Duration::from_secs(1);
+/// Messages of clients that may come meanwhile; they find an instance by a presence that does not stand yet.
+const EARLY: usize = 256;
+/// Method of the message to ourselves.
+const METHOD: &str = "notifications/self-test";
+
+/// What is needed for the test.
+#[derive(Debug)]
+pub struct Trial<'a> {
+    /// Our MQTT client id.
+    pub server_id: &'a ServerId,
+    /// The server name in use.
+    pub server_name: &'a ServerName,
+    /// Of the subscription to control.
+    pub qos: Qos,
+    /// The empty presence.
+    pub offline: Publication,
+    /// Whether to write to control, too.
+    pub control_echo: bool,
+}
+
+/// The broker will have us, and control is subscribed.
+#[derive(Debug)]
+pub struct Passed {
+    /// What came meanwhile.
+    pub early: Vec<Received>,
+    /// What a person should know.
+    pub remark: Option<String>,
+}
+
+/// It will not.
+#[derive(Debug)]
+pub struct Failed {
+    /// Why.
+    pub failure: Failure,
+    /// The broker closed the connection on something that a server need not be allowed.
+    pub by_control_echo: bool,
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Self {
+        Self { failure, by_control_echo: false }
+    }
+}
+
+impl Trial<'_> {
+    /// Subscribes control and tests.
+    ///
+    /// # Errors
+    /// What the broker forbids, and how that was seen.
+    pub async fn run(self, connection: &mut Connection) -> Result<Passed, Failed> {
+        let us = ClientId::new(self.server_id.as_str()).expect("a server id is a client id");
+        let control = topic::control(self.server_id, self.server_name);
+        let rpc = topic::rpc(&us, self.server_id, self.server_name);
+        let of_clients = [rpc.clone(), topic::client_presence(&us), topic::client_capability(&us)];
+        let mut test = Test { connection, early: Vec::new(), seen: None, server_id: self.server_id };
+
+        let filters: Vec<String> =
+            std::iter::once(control.clone()).chain(of_clients.iter().cloned()).collect();
+        let wanted =
+            filters.iter().map(|filter| Filter { filter: filter.clone(), qos: self.qos, no_local: false });
+        let granted = test.connection.publisher.subscribe_start(wanted.collect());
+        let step = Step::subscribe(&control);
+        let granted = test.answer(&step, granted).await?;
+        for (filter, code) in filters.iter().zip(granted) {
+            if code.is_error() {
+                return Err(Step::subscribe(filter).refused(code).into());
+            }
+        }
+
+        let step = Step::publish(&self.offline.topic, "a retained message");
+        test.publish(&step, self.offline.clone()).await?;
+
+        let step = Step::publish(&rpc, "a message");
+        test.publish(&step, self.message(&rpc)).await?;
+        if !test.comes(&rpc, ANSWER_TIMEOUT).await.map_err(|why| step.closed(&why))? {
+            return Err(step.silent().into());
+        }
+        let unsubscribed = test.connection.publisher.unsubscribe(of_clients.to_vec());
+        drop(unsubscribed); // these were for the test alone; nothing depends on the answer
+
+        let mut remark = None;
+        if self.control_echo && test.control_echo(&control, self.message(&control)).await? == Echo::Silent {
+            remark = Some(format!(
+                "but a message that the broker took on {control} did not come back: if `initialize` stays without an \
+                 answer, let the gateway read that topic"
+            ));
+        }
+        Ok(Passed { early: test.early, remark })
+    }
+
+    fn message(&self, topic: &str) -> Publication {
+        let message = Message::notification::<()>(METHOD, None).expect("no parameters");
+        Publication {
+            topic: topic.to_owned(),
+            payload: message.into_raw(),
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            user_properties: user_property::of_publish(Component::Server, self.server_id.as_str()),
+        }
+    }
+}
+
+/// What became of the message on control.
+#[derive(Debug, PartialEq, Eq)]
+enum Echo {
+    Came,
+    /// Not allowed: proves nothing.
+    Refused,
+    Silent,
+}
+
+/// A test that runs.
+struct Test<'a> {
+    connection: &'a mut Connection,
+    early: Vec<Received>,
+    /// Topic of the last message of ours that came.
+    seen: Option<String>,
+    server_id: &'a ServerId,
+}
+
+impl Test<'_> {
+    async fn publish(&mut self, step: &Step<'_>, publication: Publication) -> Result<(), Failure> {
+        let reply = self.connection.publisher.publish_start(publication);
+        let code = self.answer(step, reply).await?;
+        if code.is_error() { Err(step.refused(code)) } else { Ok(()) }
+    }
+
+    /// Waits for the broker's answer to a step.
+    async fn answer<T>(
+        &mut self,
+        step: &Step<'_>,
+        started: Result<impl Future<Output = Result<T, PublishError>>, PublishError>,
+    ) -> Result<T, Failure> {
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        let mut answer = pin!(match started {
+            Ok(answer) => answer,
+            // Closed already: the events tell why.
+            Err(PublishError::Closed) => return Err(step.closed(&self.close_reason().await)),
+            Err(error) => return Err(step.impossible(&error)),
+        });
+        loop {
+            tokio::select! {
+                answer = &mut answer => match answer {
+                    Ok(answer) => return Ok(answer),
+                    Err(PublishError::Closed) => return Err(step.closed(&self.close_reason().await)),
+                    Err(error) => return Err(step.impossible(&error)),
+                },
+                // What arrives must be read, or the answer would not be.
+                event = self.connection.events.recv() => self.take(event).map_err(|why| step.closed(&why))?,
+                () = sleep_until(deadline) => return Err(step.unanswered()),
+            }
+        }
+    }
+
+    /// Whether our message on this topic comes back in time.
+    async fn comes(&mut self, topic: &str, patience: Duration) -> Result<bool, CloseReason> {
+        let deadline = Instant::now() + patience;
+        loop {
+            if self.seen.as_deref() == Some(topic) {
+                return Ok(true);
+            }
+            tokio::select! {
+                event = self.connection.events.recv() => self.take(event)?,
+                () = sleep_until(deadline) => return Ok(false),
+            }
+        }
+    }
+
+    async fn control_echo(&mut self, control: &str, message: Publication) -> Result<Echo, Failed> {
+        let by_control_echo = |failure| Failed { failure, by_control_echo: true };
+        let step = Step::publish(control, "a message");
+        let reply = self.connection.publisher.publish_start(message);
+        match self.answer(&step, reply).await {
+            Ok(code) if code.is_error() || code == ReasonCode::NO_MATCHING_SUBSCRIBERS => Ok(Echo::Refused),
+            Ok(_) => {
+                let came = self.comes(control, CONTROL_ECHO_TIMEOUT).await;
+                let came = came.map_err(|why| by_control_echo(step.closed(&why)))?;
+                Ok(if came { Echo::Came } else { Echo::Silent })
+            }
+            Err(failure) => Err(by_control_echo(failure)),
+        }
+    }
+
+    fn take(&mut self, event: Option<Event>) -> Result<(), CloseReason> {
+        match event {
+            Some(Event::Received(received)) => {
+                let sender = user_property::find(&received.user_properties, user_property::MQTT_CLIENT_ID);
+                if sender == Some(self.server_id.as_str()) {
+                    self.seen = Some(received.topic);
+                } else if self.early.len() < EARLY {
+                    self.early.push(received);
+                } else {
+                    tracing::warn!(
+                        topic = received.topic,
+                        "dropped: too much comes before the registration stands"
+                    );
+                }
+                Ok(())
+            }
+            Some(Event::Closed(why)) => Err(why),
+            None => Err(CloseReason::ClosedByBroker),
+        }
+    }
+
+    /// The reason of a close that is already known to have happened.
+    async fn close_reason(&mut self) -> CloseReason {
+        loop {
+            let event = self.connection.events.recv().await;
+            if let Err(why) = self.take(event) {
+                return why;
+            }
+        }
+    }
+}
+
+/// A step of the test, in words.
+#[derive(Debug)]
+struct Step<'a> {
+    verb: &'static str,
+    what: &'static str,
+    topic: &'a str,
+}
+
+impl<'a> Step<'a> {
+    fn subscribe(topic: &'a str) -> Self {
+        Self { verb: "read", what: "our subscription", topic }
+    }
+
+    fn publish(topic: &'a str, what: &'static str) -> Self {
+        Self { verb: "write", what, topic }
+    }
+
+    fn refused(&self, code: ReasonCode) -> Failure {
+        let Self { verb, what, topic } = self;
+        let (reason, next) = next_step(code);
+        Failure {
+            reason,
+            message: format!("the broker refused {what} to {topic}: {code}. {next} (needed here: {verb})"),
+        }
+    }
+
+    fn closed(&self, why: &CloseReason) -> Failure {
+        let Self { verb, what, topic } = self;
+        let (reason, next) = match why {
+            CloseReason::Disconnected { reason, .. } => next_step(*reason),
+            CloseReason::SessionTakenOver => (
+                reason::BROKER_SESSION_TAKEN_OVER,
+                "Is the same pod running in another cluster with the same cluster name?",
+            ),
+            CloseReason::Lost(_) | CloseReason::KeepAlive(_) => {
+                (reason::BROKER_CONNECTION_LOST, "Trying again")
+            }
+            _ => next_step(ReasonCode::TOPIC_NAME_INVALID),
+        };
+        Failure { reason, message: format!("on {what} to {topic}: {why}. {next} (needed here: {verb})") }
+    }
+
+    fn unanswered(&self) -> Failure {
+        let Self { what, topic, .. } = self;
+        let (reason, next) = next_step(ReasonCode::TOPIC_NAME_INVALID);
+        Failure {
+            reason,
+            message: format!(
+                "the broker did not acknowledge {what} to {topic} within {ANSWER_TIMEOUT:?}. {next}"
+            ),
+        }
+    }
+
+    fn silent(&self) -> Failure {
+        let Self { what, topic, .. } = self;
+        let (reason, next) = next_step(ReasonCode::NOT_AUTHORIZED);
+        Failure {
+            reason,
+            message: format!(
+                "the broker took {what} to {topic} but did not deliver it to our subscription. {next} (needed here: \
+                 read and write)"
+            ),
+        }
+    }
+
+    fn impossible(&self, error: &PublishError) -> Failure {
+        let Self { what, topic, .. } = self;
+        Failure { reason: reason::BROKER_REFUSED_CONNECTION, message: format!("{what} to {topic}: {error}") }
+    }
+}
+
+fn next_step(code: ReasonCode) -> (&'static str, &'static str) {
+    match code {
+        ReasonCode::NOT_AUTHORIZED => (
+            reason::BROKER_NOT_AUTHORIZED,
+            "The broker's ACL has to allow this server: write its presence, capability and RPC topics; read its control \
+             and RPC topics and $mcp-client/#",
+        ),
+        _ => (
+            reason::BROKER_REFUSED_TOPICS,
+            "The broker has to allow topics that begin with $mcp-: some refuse every topic with a $ by default",
+        ),
+    }
+}
