@@ -26,9 +26,9 @@ pub struct RoleSpec {
     #[serde(default)]
     #[schemars(length(max = 1024))]
     pub description: String,
-    /// MCP methods that it may call, as in `tools/call`.
-    #[schemars(length(max = 64), inner(length(min = 1, max = 256)))]
-    pub allowed_methods: Vec<String>,
+    /// MCP methods that it may call: `all`, or a list such as `[tools/list, tools/call]`.
+    #[schemars(schema_with = "schema::all_or_list")]
+    pub allowed_methods: Value,
     /// Tools that it may call: `all`, or a list of their names.
     #[schemars(schema_with = "schema::all_or_list")]
     pub allowed_tools: Value,

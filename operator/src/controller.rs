@@ -1,0 +1,7 @@
+//! The controller.
+pub mod build;
+pub mod fetch;
+pub mod validate;
+
+#[cfg(test)]
+pub(crate) mod fixtures;

@@ -1,0 +1,279 @@
+//! Validate (pure): a raw `McpService` becomes a [`ValidService`], and nothing behind it sees the raw one.
+
+pub mod broker;
+pub mod pod_template;
+pub mod references;
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use k8s_openapi::{api::core::v1::PodTemplateSpec, apimachinery::pkg::apis::meta::v1::OwnerReference};
+use kube::{Resource, ResourceExt};
+use mcp_mqtt_sidecar::config::{
+    ADMIN_PORT, BackendConfig, GATEWAY_SOCKET, GatewayConfig, Limits, LogFormat, SHIM_SOCKET, Timeouts,
+};
+use mcp_mqtt_transport::{
+    presence::{Allowed, Rbac, Role},
+    topic::ServerName,
+};
+use url::Url;
+
+use self::{broker::ValidBroker, pod_template::PodTemplateError, references::Reference};
+use super::fetch::Fetched;
+use crate::{
+    crd::{GatewaySpec, McpService, RbacSpec, ServerSpec, TransportSpec, duration::DurationText, gateway},
+    names, reasons,
+    settings::Settings,
+};
+
+/// Stands in [`ValidService::gateway`] where the pod's own client id will: only the pod knows its name.
+pub const SERVER_ID_OF_THE_POD: &str = "<pod>";
+
+/// An `McpService` that can be built.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ValidService {
+    /// Who it is.
+    pub identity: Identity,
+    /// The name by which clients find it.
+    pub server_name: String,
+    /// How many instances are wanted.
+    pub replicas: i32,
+    /// How the server is started, and what the container needs for it.
+    pub backend: Backend,
+    /// The server's container.
+    pub server: ServerSpec,
+    /// The gateway's configuration, but for [`SERVER_ID_OF_THE_POD`].
+    pub gateway: GatewayConfig,
+    /// Resources of the gateway's container, where they are not the default.
+    pub gateway_resources: Option<k8s_openapi::api::core::v1::ResourceRequirements>,
+    /// Where the gateway's credentials come from.
+    pub broker: ValidBroker,
+    /// What is merged last into the pod template.
+    pub pod_template: Option<PodTemplateSpec>,
+    /// What the pods read, so that a change of it must reach them.
+    pub references: Vec<Reference>,
+}
+
+/// Which object of the API server it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Identity {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// The owner of all that is built.
+    pub owner: OwnerReference,
+}
+
+/// How the server is started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Backend {
+    /// By the shim, one process a session.
+    Stdio {
+        /// The command of one process.
+        command: Vec<String>,
+        /// Idle processes.
+        prewarm: i32,
+    },
+    /// By its own entrypoint.
+    StreamableHttp,
+}
+
+/// Why an `McpService` cannot be built. The text is what a person reads in the condition `Accepted`.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum ValidateError {
+    /// A field's value cannot be used.
+    #[error("spec.{field} {problem}")]
+    Field {
+        /// Path of the field below `spec`.
+        field: String,
+        /// What is wrong, as the rest of a sentence.
+        problem: String,
+    },
+    /// The object itself could not be read.
+    #[error("the object cannot be read as an McpService: {0}")]
+    Unreadable(String),
+    /// `podTemplate`.
+    #[error("spec.podTemplate{0}")]
+    PodTemplate(#[from] PodTemplateError),
+    /// No broker.
+    #[error(
+        "no broker: set spec.broker.url, or ask whoever runs the operator to give it a default broker (chart value broker.url)"
+    )]
+    NoBroker,
+    /// The default broker's Secret is not there.
+    #[error("the operator's default broker needs the Secret {0}, which does not exist: create it")]
+    DefaultBrokerSecret(String),
+    /// What the gateway itself says of its configuration.
+    #[error("the gateway would refuse its configuration: {0}")]
+    Gateway(String),
+}
+
+impl ValidateError {
+    /// Reason of the condition `Accepted`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Field { .. } | Self::Unreadable(_) | Self::Gateway(_) => reasons::INVALID_SPEC,
+            Self::PodTemplate(_) => reasons::INVALID_POD_TEMPLATE,
+            Self::NoBroker => reasons::NO_BROKER,
+            Self::DefaultBrokerSecret(_) => reasons::REFERENCE_NOT_FOUND,
+        }
+    }
+
+    fn field(field: impl Into<String>, problem: impl ToString) -> Self {
+        Self::Field { field: field.into(), problem: problem.to_string() }
+    }
+}
+
+/// The name by which clients find the service.
+pub fn server_name(service: &McpService) -> String {
+    service
+        .spec
+        .server_name
+        .clone()
+        .unwrap_or_else(|| format!("{}/{}", service.namespace().unwrap_or_default(), service.name_any()))
+}
+
+/// Judges everything that can be judged without a look at the cluster.
+///
+/// # Errors
+/// The first field that cannot be used.
+pub fn validate(
+    service: &McpService,
+    fetched: &Fetched,
+    settings: &Settings,
+) -> Result<ValidService, ValidateError> {
+    let spec = &service.spec;
+    let identity = identity(service)?;
+    let server_name = server_name(service);
+    ServerName::new(&server_name)
+        .map_err(|error| ValidateError::field("serverName", format!("cannot be used: {error}")))?;
+    let rbac = spec.rbac.as_ref().map(rbac).transpose()?;
+    let broker = broker::validate(spec.broker.as_ref(), &identity, fetched, settings)?;
+    let (backend, backend_config) = transport(&spec.transport)?;
+    let drain_timeout =
+        Duration::from_secs(unsigned("drain.timeoutSeconds", spec.drain.timeout_seconds)?.into());
+    let pod_template = spec.pod_template.as_ref().map(pod_template::parse).transpose()?;
+    let gateway = GatewayConfig {
+        server_name: server_name.clone(),
+        server_id: SERVER_ID_OF_THE_POD.to_owned(),
+        description: spec.description.clone(),
+        rbac: rbac.map(|rbac| serde_json::to_string(&rbac).expect("roles are plain data")),
+        backend: backend_config,
+        broker: broker.config(duration("gateway.keepAlive", &spec.gateway.keep_alive)?, qos(&spec.gateway)?),
+        limits: limits(&spec.gateway)?,
+        timeouts: timeouts(&spec.gateway)?,
+        drain_timeout,
+        drain_socket: Some(GATEWAY_SOCKET.into()),
+        admin_address: ([0, 0, 0, 0], ADMIN_PORT).into(),
+        log_format: match spec.gateway.log.format {
+            gateway::LogFormat::Json => LogFormat::Json,
+            gateway::LogFormat::Text => LogFormat::Text,
+        },
+        log: spec.gateway.log.level.clone(),
+    };
+    gateway.check().map_err(|error| ValidateError::Gateway(error.problems.join("; ")))?;
+    let references = references::collect(&broker, &spec.server, pod_template.as_ref());
+    Ok(ValidService {
+        identity,
+        server_name,
+        replicas: spec.replicas,
+        backend,
+        server: spec.server.clone(),
+        gateway,
+        gateway_resources: spec.gateway.resources.clone(),
+        broker,
+        pod_template,
+        references,
+    })
+}
+
+fn identity(service: &McpService) -> Result<Identity, ValidateError> {
+    let missing = |field: &str| ValidateError::Unreadable(format!("metadata.{field} is missing"));
+    Ok(Identity {
+        namespace: service.namespace().ok_or_else(|| missing("namespace"))?,
+        name: service.name_any(),
+        owner: OwnerReference {
+            block_owner_deletion: Some(true),
+            ..service.controller_owner_ref(&()).ok_or_else(|| missing("uid"))?
+        },
+    })
+}
+
+fn rbac(spec: &RbacSpec) -> Result<Rbac, ValidateError> {
+    let mut roles = Vec::with_capacity(spec.roles.len());
+    for (index, role) in spec.roles.iter().enumerate() {
+        let allowed = |field: &str, value: &serde_json::Value| {
+            serde_json::from_value::<Allowed>(value.clone()).map_err(|_| {
+                ValidateError::field(
+                    format!("rbac.roles[{index}].{field}"),
+                    "must be \"all\" or a list of texts",
+                )
+            })
+        };
+        roles.push(Role {
+            name: role.name.clone(),
+            description: role.description.clone(),
+            allowed_methods: allowed("allowedMethods", &role.allowed_methods)?,
+            allowed_tools: allowed("allowedTools", &role.allowed_tools)?,
+            allowed_resources: allowed("allowedResources", &role.allowed_resources)?,
+        });
+    }
+    Ok(Rbac { roles })
+}
+
+fn transport(spec: &TransportSpec) -> Result<(Backend, BackendConfig), ValidateError> {
+    match (&spec.stdio, &spec.streamable_http) {
+        (Some(stdio), None) => Ok((
+            Backend::Stdio { command: stdio.command.clone(), prewarm: stdio.prewarm },
+            BackendConfig { stdio_socket: Some(SHIM_SOCKET.into()), http_url: None },
+        )),
+        (None, Some(http)) => {
+            let url =
+                Url::parse(&format!("http://127.0.0.1:{}{}", http.port, http.path)).map_err(|error| {
+                    ValidateError::field("transport.streamableHttp", format!("gives no URL: {error}"))
+                })?;
+            Ok((Backend::StreamableHttp, BackendConfig { stdio_socket: None, http_url: Some(url) }))
+        }
+        _ => Err(ValidateError::field("transport", "needs exactly one of stdio and streamableHttp")),
+    }
+}
+
+fn limits(spec: &GatewaySpec) -> Result<Limits, ValidateError> {
+    Ok(Limits {
+        max_sessions: unsigned("gateway.maxSessions", spec.max_sessions)?,
+        max_message_bytes: unsigned("gateway.maxMessageBytes", spec.max_message_bytes)?,
+        max_in_flight: unsigned("gateway.maxInFlight", spec.max_in_flight)?,
+    })
+}
+
+fn timeouts(spec: &GatewaySpec) -> Result<Timeouts, ValidateError> {
+    Ok(Timeouts {
+        timeout_ping: duration("gateway.timeouts.ping", &spec.timeouts.ping)?,
+        timeout_call: duration("gateway.timeouts.call", &spec.timeouts.call)?,
+        timeout_default: duration("gateway.timeouts.default", &spec.timeouts.default)?,
+        timeout_max: duration("gateway.timeouts.max", &spec.timeouts.max)?,
+    })
+}
+
+fn qos(spec: &GatewaySpec) -> Result<u8, ValidateError> {
+    u8::try_from(spec.qos).map_err(|_| ValidateError::field("gateway.qos", "must be 0 or 1"))
+}
+
+fn duration(field: &str, text: &DurationText) -> Result<Duration, ValidateError> {
+    text.parse()
+        .map_err(|error| ValidateError::field(field, format!("must be a duration such as 30s: {error}")))
+}
+
+fn unsigned(field: &str, value: i32) -> Result<u32, ValidateError> {
+    u32::try_from(value).map_err(|_| ValidateError::field(field, "must not be negative"))
+}
+
+impl ValidService {
+    /// Name of the Deployment and its companions.
+    pub fn child_name(&self) -> String {
+        names::child(&self.identity.name)
+    }
+}

@@ -1,0 +1,79 @@
+use crate::controller::fixtures::{STDIO, service, settings, validated};
+
+use super::*;
+
+fn error(spec: &str) -> (&'static str, String) {
+    let error = validated(spec).unwrap_err();
+    (error.reason(), error.to_string())
+}
+
+#[test]
+fn the_server_name_is_namespace_and_name_unless_said() {
+    assert_eq!(validated(STDIO).unwrap().server_name, "meteo/weather");
+    assert_eq!(validated(&format!("{STDIO}\nserverName: sky/report")).unwrap().server_name, "sky/report");
+}
+
+#[test]
+fn the_owner_is_the_service_and_waits_for_its_children() {
+    let owner = validated(STDIO).unwrap().identity.owner;
+    assert_eq!(
+        (owner.uid.as_str(), owner.controller, owner.block_owner_deletion),
+        ("uid-of-weather", Some(true), Some(true))
+    );
+}
+
+#[test]
+fn a_service_without_any_broker_is_told_both_ways_out() {
+    let settings = Settings { default_broker: None, ..settings() };
+    let error = validate(&service(STDIO), &Fetched::default(), &settings).unwrap_err();
+    assert_eq!(error.reason(), reasons::NO_BROKER);
+    assert!(
+        error.to_string().contains("spec.broker.url") && error.to_string().contains("default broker"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_default_broker_without_its_secret_names_the_secret() {
+    let mut settings = settings();
+    settings.default_broker.as_mut().unwrap().secret = Some("hub-credentials".to_owned());
+    let error = validate(&service(STDIO), &Fetched::default(), &settings).unwrap_err();
+    assert_eq!(error.reason(), reasons::REFERENCE_NOT_FOUND);
+    assert!(error.to_string().contains("hub-credentials"), "{error}");
+}
+
+#[test]
+fn what_the_schema_cannot_judge_is_named_by_its_field() {
+    for (more, reason, says) in [
+        (
+            "rbac: {roles: [{name: a, description: b, allowedMethods: [], allowedTools: some, allowedResources: all}]}",
+            reasons::INVALID_SPEC,
+            "spec.rbac.roles[0].allowedTools must be \"all\" or a list of texts",
+        ),
+        (
+            "broker: {url: 'mqtt://sea.example:99999'}",
+            reasons::INVALID_SPEC,
+            "spec.broker.url is no URL: invalid port number",
+        ),
+        ("serverName: a+b/c", reasons::INVALID_SPEC, "spec.serverName cannot be used: "),
+        (
+            "gateway: {keepAlive: soon}",
+            reasons::INVALID_SPEC,
+            "spec.gateway.keepAlive must be a duration such as 30s",
+        ),
+        (
+            "gateway: {log: {level: 'a=b=c'}}",
+            reasons::INVALID_SPEC,
+            "the gateway would refuse its configuration: --log",
+        ),
+        (
+            "podTemplate: {spec: {nodeSelectr: {}}}",
+            reasons::INVALID_POD_TEMPLATE,
+            "spec.podTemplate: unknown field spec.nodeSelectr",
+        ),
+    ] {
+        let (found, message) = error(&format!("{STDIO}\n{more}"));
+        assert_eq!(found, reason, "{more}");
+        assert!(message.starts_with(says), "{more}: {message}");
+    }
+}

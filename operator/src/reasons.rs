@@ -1,0 +1,44 @@
+//! Types and reasons of conditions, and reasons of events. A gateway's own reasons are passed on as they are
+//! ([`mcp_mqtt_sidecar::status::reason`]).
+
+/// The spec and what it refers to are usable.
+pub const ACCEPTED: &str = "Accepted";
+/// Enough instances speak MCP and are registered.
+pub const READY: &str = "Ready";
+/// The broker's registry agrees with the instances.
+pub const REGISTERED: &str = "Registered";
+
+/// `Accepted=False`: a field's value cannot be used.
+pub const INVALID_SPEC: &str = "InvalidSpec";
+/// `Accepted=False`: `podTemplate` is no `PodTemplateSpec`, or sets what is the operator's own.
+pub const INVALID_POD_TEMPLATE: &str = "InvalidPodTemplate";
+/// `Accepted=False`: a Secret or `ConfigMap`, or a key of one, is missing.
+pub const REFERENCE_NOT_FOUND: &str = "ReferenceNotFound";
+/// `Accepted=False`: neither the `McpService` nor the operator names a broker.
+pub const NO_BROKER: &str = "NoBroker";
+/// `Accepted=False`: an object that the operator needs exists and belongs to somebody else.
+pub const NAME_TAKEN: &str = "NameTaken";
+
+/// `Ready=False`, `Registered=False`: nothing runs, because of `Accepted`.
+pub const NOT_ACCEPTED: &str = "NotAccepted";
+/// `Ready=False`, `Registered=False`: `spec.replicas` is 0.
+pub const SCALED_TO_ZERO: &str = "ScaledToZero";
+/// `Ready=False`, `Registered=False`: instances are on their way.
+pub const PROGRESSING: &str = "Progressing";
+/// `Ready=False`: pods cannot be made (quota, admission).
+pub const PODS_NOT_CREATED: &str = "PodsNotCreated";
+/// `Ready=False`: no node takes the pod.
+pub const UNSCHEDULABLE: &str = "Unschedulable";
+/// `Ready=False`: a container ended and has no other word for it.
+pub const CONTAINER_FAILED: &str = "ContainerFailed";
+/// `Ready=False`: a gateway does not answer the operator.
+pub const GATEWAY_NOT_ANSWERING: &str = "GatewayNotAnswering";
+/// `Ready=True` while a new spec is on its way to the pods.
+pub const ROLLING_OUT: &str = "RollingOut";
+/// The pod goes down.
+pub const DRAINING: &str = "Draining";
+
+/// Event: an object was applied.
+pub const EVENT_APPLIED: &str = "Applied";
+/// Event: an object was deleted.
+pub const EVENT_DELETED: &str = "Deleted";
