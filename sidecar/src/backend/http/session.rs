@@ -18,10 +18,16 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long everything waits for `initialize` to be answered and `notifications/initialized` to be delivered.
 /// Their own timeouts are shorter, or the bridge's are.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_mins(10);
+/// How long after its request a cancellation is sent at the earliest: the request may be on a new connection, which
+/// a server takes later than what comes on an old one.
+const CANCEL_HEADSTART: Duration = Duration::from_millis(50);
 /// How long an answer may still come after its request was cancelled; the server need not end the stream.
 const CANCEL_LINGER: Duration = Duration::from_secs(5);
 /// Backstop of a request that is never answered nor cancelled; the bridge's timeouts are far shorter.
 const EXCHANGE_CEILING: Duration = Duration::from_hours(1);
+/// How long what was sent last may take to be on its way, or answered if it is `initialize`, once the bridge has
+/// dropped the session.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long the DELETE at the end may take.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Notifications and responses that may be on their way at one time; each is bounded in time. The stream of the
@@ -32,11 +38,16 @@ const MAX_DELIVERIES: usize = 64;
 pub(super) struct Driver {
     session: Session,
     tasks: JoinSet<(Option<RequestId>, Result<(), BackendEnd>)>,
-    /// Requests in flight, by id: how to tell each that it was cancelled.
-    in_flight: HashMap<RequestId, Arc<Notify>>,
+    in_flight: HashMap<RequestId, InFlight>,
     max_in_flight: usize,
     hold: Option<Hold>,
     listening: bool,
+}
+
+/// A request that waits for its answer.
+struct InFlight {
+    sent: Instant,
+    cancelled: Arc<Notify>,
 }
 
 /// What the next message waits for.
@@ -63,13 +74,18 @@ impl Driver {
     /// Serves the session to its end.
     pub(super) async fn serve(mut self, from_bridge: FromBridge) -> BackendEnd {
         let end = self.pump(from_bridge).await;
+        if end == BackendEnd::Closed {
+            // Last words may be about to go out, and `initialize` may be about to bring a session that has to be
+            // deleted.
+            let _ = timeout(LAST_WORDS, released(&mut self.hold)).await;
+        }
         self.tasks.shutdown().await; // nothing is reported after the end
         if end == BackendEnd::Closed {
             match timeout(DELETE_TIMEOUT, self.session.wire.delete()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(failed)) => tracing::debug!(session = self.session.id.0, ?failed, "DELETE failed"),
                 Err(_) => {
-                    tracing::debug!(session = self.session.id.0, "DELETE took more than {DELETE_TIMEOUT:?}")
+                    tracing::debug!(session = self.session.id.0, "DELETE took more than {DELETE_TIMEOUT:?}");
                 }
             }
         }
@@ -127,12 +143,20 @@ impl Driver {
                 });
             }
             _ => {
-                if let Some(cancelled) = message.cancelled_request().and_then(|id| self.in_flight.get(&id)) {
-                    cancelled.notify_one();
-                }
+                let cancelled = message.cancelled_request().and_then(|id| self.in_flight.get(&id));
+                let not_before = cancelled.map(|request| {
+                    request.cancelled.notify_one();
+                    request.sent + CANCEL_HEADSTART
+                });
                 let session = self.session.clone();
-                self.tasks
-                    .spawn(async move { (None, session.deliver(message.into_raw(), Some(release)).await) });
+                self.tasks.spawn(async move {
+                    if let Some(not_before) = not_before.filter(|at| *at > Instant::now()) {
+                        drop(release); // nothing has to come after a cancellation
+                        sleep_until(not_before).await;
+                        return (None, session.deliver(message.into_raw(), None).await);
+                    }
+                    (None, session.deliver(message.into_raw(), Some(release)).await)
+                });
             }
         }
         self.hold = Some(Hold { released, until: Instant::now() + patience });
@@ -147,7 +171,7 @@ impl Driver {
         answered: Option<oneshot::Sender<()>>,
     ) {
         let cancelled = Arc::new(Notify::new());
-        self.in_flight.insert(id.clone(), cancelled.clone());
+        self.in_flight.insert(id.clone(), InFlight { sent: Instant::now(), cancelled: cancelled.clone() });
         let session = self.session.clone();
         self.tasks.spawn(async move {
             let given_up = async {
@@ -185,7 +209,7 @@ impl Driver {
 }
 
 async fn released(hold: &mut Option<Hold>) {
-    let Some(hold) = hold else { return };
+    let Some(hold) = hold else { return }; // nothing to wait for
     tokio::select! {
         _ = &mut hold.released => {}
         () = sleep_until(hold.until) => {}
