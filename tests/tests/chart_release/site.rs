@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use k8s_openapi::{
     api::{
         apps::v1::Deployment,
-        core::v1::{Namespace, Pod},
+        core::v1::{Namespace, Pod, ServiceAccount},
     },
     apimachinery::pkg::apis::meta::v1::Condition,
 };
@@ -34,7 +34,11 @@ pub(crate) async fn namespace(client: &Client, name: &str) -> Result<()> {
     });
     let api: Api<Namespace> = Api::all(client.clone());
     api.patch(name, &PatchParams::apply("chart-suite").force(), &Patch::Apply(&object)).await?;
-    Ok(())
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), name);
+    until("the namespace has its default ServiceAccount", Duration::from_secs(30), || async {
+        Ok(accounts.get_opt("default").await?.map(drop).ok_or("none"))
+    })
+    .await
 }
 
 /// Asks for the namespace's end; nothing waits for it.
