@@ -5,6 +5,8 @@ mod error;
 mod id;
 mod lazy;
 mod parse;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 use serde::Deserialize;

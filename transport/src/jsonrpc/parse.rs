@@ -74,7 +74,8 @@ impl Envelope<'_> {
                 return Err(ParseErrorKind::Ambiguous("method", "error"));
             }
             let method: Box<str> = string(method).ok_or(ParseErrorKind::Method)?.into();
-            if self.params.is_some_and(|params| !params.get().starts_with(['{', '['])) {
+            let params = self.params.filter(|params| params.get() != "null");
+            if params.is_some_and(|params| !params.get().starts_with(['{', '['])) {
                 return Err(ParseErrorKind::Params);
             }
             let kind = match self.id {
@@ -84,7 +85,7 @@ impl Envelope<'_> {
                 }
                 None => Kind::Notification { method },
             };
-            return Ok((kind, of(self.params)));
+            return Ok((kind, of(params)));
         }
         let (body, is_error) = match (self.result, self.error) {
             (Some(_), Some(_)) => return Err(ParseErrorKind::Ambiguous("result", "error")),

@@ -1,0 +1,143 @@
+//! What arrives: its size, its flood, its odd shapes.
+
+use std::{io, time::Duration};
+
+use mcp_mqtt_transport::mqtt::{CloseReason, Event, Received};
+use tokio::time::{Instant, timeout};
+
+use crate::fake_broker::{FakeBroker, LONG, disconnect, packet, puback, publish, server_keep_alive};
+
+async fn received(events: &mut mcp_mqtt_transport::mqtt::Events) -> Received {
+    match timeout(LONG, events.recv()).await.expect("in time") {
+        Some(Event::Received(received)) => received,
+        other => panic!("no message: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_packet_up_to_the_size_that_we_told_is_taken_and_a_larger_one_ends_the_connection() {
+    let broker = FakeBroker::start().await;
+    let (mut connection, mut peer) = broker.connected(&[]).await;
+    // Type, three bytes of length, topic "t" with its length, no properties.
+    let overhead = 1 + 3 + 3 + 1;
+    let payload = vec![b'x'; (1 << 20) - overhead];
+    peer.send(&publish("t", None, &[], &payload)).await;
+    assert_eq!(received(&mut connection.events).await.payload, payload);
+
+    peer.send(&publish("t", None, &[], &vec![b'x'; 1 << 21])).await;
+    let event = timeout(LONG, connection.events.recv()).await.expect("in time");
+    assert!(
+        matches!(&event, Some(Event::Closed(CloseReason::Protocol(what))) if what.contains("bytes")),
+        "{event:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_topic_alias_that_we_never_allowed_ends_the_connection() {
+    let broker = FakeBroker::start().await;
+    let (mut connection, mut peer) = broker.connected(&[]).await;
+    peer.send(&publish("t", None, &[0x23, 0, 1], b"1")).await;
+    peer.send(&publish("", None, &[0x23, 0, 1], b"2")).await;
+    assert_eq!(received(&mut connection.events).await.topic, "t");
+    let event = timeout(LONG, connection.events.recv()).await.expect("in time");
+    assert!(
+        matches!(&event, Some(Event::Closed(CloseReason::Protocol(what))) if what.contains("alias")),
+        "{event:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_topic_that_is_not_utf_8_ends_the_connection_and_nothing_panics() {
+    let broker = FakeBroker::start().await;
+    let (mut connection, mut peer) = broker.connected(&[]).await;
+    peer.send(&packet(0x30, &[0, 1, 0xFF, 0, b'x'])).await;
+    let event = timeout(LONG, connection.events.recv()).await.expect("in time");
+    assert!(
+        matches!(&event, Some(Event::Closed(CloseReason::Protocol(what))) if what.contains("UTF-8")),
+        "{event:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_came_with_the_end_is_delivered_before_it() {
+    let broker = FakeBroker::start().await;
+    let (mut connection, mut peer) = broker.connected(&[]).await;
+    let publication =
+        mcp_mqtt_transport::mqtt::Publication::new("t", "x", mcp_mqtt_transport::mqtt::Qos::AtLeastOnce);
+    let reply = connection.publisher.publish_start(publication).expect("room");
+    assert_eq!(peer.publish().await.id, 1);
+    let last_words =
+        [puback(1, 0), publish("a", None, &[], b"1"), publish("b", None, &[], b"2"), disconnect(0x8B)]
+            .concat();
+    peer.send(&last_words).await;
+    assert_eq!(received(&mut connection.events).await.topic, "a");
+    assert_eq!(received(&mut connection.events).await.topic, "b");
+    let event = timeout(LONG, connection.events.recv()).await.expect("in time");
+    assert!(
+        matches!(event, Some(Event::Closed(CloseReason::Disconnected { reason, .. })) if reason.0 == 0x8B)
+    );
+    assert!(reply.await.is_ok(), "the acknowledgement counts");
+    assert!(connection.events.recv().await.is_none(), "closed is the last");
+}
+
+/// Sends `count` publishes at QoS 1, and counts acknowledgements and pings meanwhile.
+struct Flood {
+    acknowledged: usize,
+    pings: usize,
+}
+
+impl Flood {
+    /// Reads for `period`, or until `enough` is acknowledged; answers pings.
+    async fn read(
+        &mut self,
+        peer: &mut crate::fake_broker::Peer,
+        period: Duration,
+        enough: usize,
+    ) -> io::Result<()> {
+        let end = Instant::now() + period;
+        while self.acknowledged < enough {
+            let Ok(packet) = tokio::time::timeout_at(end, peer.try_packet()).await else { break };
+            match packet?.map(|packet| packet.head) {
+                Some(0x40) => self.acknowledged += 1,
+                Some(0xC0) => {
+                    self.pings += 1;
+                    peer.send(&packet_of_pingresp()).await;
+                }
+                Some(other) => panic!("unexpected packet {other:#x}"),
+                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn packet_of_pingresp() -> Vec<u8> {
+    packet(0xD0, &[])
+}
+
+#[tokio::test]
+async fn when_nobody_takes_what_arrives_reading_stops_but_keep_alives_go_on() {
+    let broker = FakeBroker::start().await;
+    let (mut connection, mut peer) = broker.connected(&server_keep_alive(1)).await;
+    let count = 3000_u16;
+    let flood: Vec<u8> = (1..=count).flat_map(|id| publish("t", Some(id), &[], &id.to_be_bytes())).collect();
+    peer.send(&flood).await;
+
+    let mut seen = Flood { acknowledged: 0, pings: 0 };
+    seen.read(&mut peer, Duration::from_millis(3500), usize::MAX).await.expect("the connection stays");
+    assert!(seen.pings >= 3, "{} pings in three and a half seconds of keep alive 1 s", seen.pings);
+    let acknowledged = seen.acknowledged;
+    assert!((1024..2000).contains(&acknowledged), "{acknowledged} were read, though nobody took them");
+
+    let script = async {
+        seen.read(&mut peer, LONG, usize::from(count)).await.expect("the connection stays");
+        seen.acknowledged
+    };
+    let reader = async {
+        for id in 1..=count {
+            assert_eq!(received(&mut connection.events).await.payload, id.to_be_bytes()[..]);
+        }
+    };
+    let (acknowledged, ()) = tokio::join!(script, reader);
+    assert_eq!(acknowledged, usize::from(count));
+}
