@@ -25,6 +25,7 @@ use anyhow::{Context, Result, bail, ensure};
 pub(crate) use self::{
     check::check,
     commands::{Commands, Through},
+    enter::exec,
 };
 use self::{
     journal::{Event, Journal},
@@ -95,6 +96,11 @@ impl Cluster {
         &self.name
     }
 
+    /// What a command of `cargo xtask` needs behind its name to mean this cluster.
+    pub(crate) fn flag(&self) -> String {
+        if self.name == DEFAULT { String::new() } else { format!(" --cluster {}", self.name) }
+    }
+
     /// The directory of everything it writes.
     pub(crate) fn state(&self) -> PathBuf {
         target("cluster").join(&self.name)
@@ -106,7 +112,6 @@ impl Cluster {
     }
 
     /// The API server's audit log: one JSON object a line.
-    #[allow(dead_code, reason = "read by the bench and the tests' reports")]
     pub(crate) fn audit_log(&self) -> PathBuf {
         self.state().join("log/audit.log")
     }
@@ -172,7 +177,6 @@ impl Cluster {
     ///
     /// # Errors
     /// When the cluster is not up, or kubectl fails; the message has what it said.
-    #[allow(dead_code, reason = "the demo's and the tests' way to the cluster")]
     pub(crate) fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         enter::output(self.command("kubectl")?.args(arguments), &format!("kubectl {}", arguments.join(" ")))
     }
@@ -181,7 +185,6 @@ impl Cluster {
     ///
     /// # Errors
     /// When the cluster is not up, or helm fails; the message has what it said.
-    #[allow(dead_code, reason = "the demo's and the tests' way to the chart")]
     pub(crate) fn helm(&self, arguments: &[&str]) -> Result<String> {
         enter::output(self.command("helm")?.args(arguments), &format!("helm {}", arguments.join(" ")))
     }

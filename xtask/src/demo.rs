@@ -3,10 +3,10 @@
 use anyhow::Result;
 
 use crate::{
-    cluster::Cluster,
+    cluster::{self, Cluster},
     images,
     progress::step,
-    release::{self, NAMESPACE},
+    release::{self, NAMESPACE, OPERATOR},
 };
 
 /// Brings everything up, then becomes the [tour](crate::tour) inside the cluster's network.
@@ -21,7 +21,10 @@ pub(crate) fn run(cluster: &Cluster) -> Result<()> {
     let broker = release::broker(cluster)?;
     let mut tour = cluster.command(std::env::current_exe()?)?;
     tour.args(["tour", "--broker", broker.as_str(), "--cluster", cluster.name()]);
-    eprintln!("  in another terminal: cargo xtask kubectl --cluster {} -- get pods -A -w", cluster.name());
-    eprintln!("  or follow the operator: cargo xtask kubectl --cluster {} -- logs -n {NAMESPACE} deploy/{} -f\n", cluster.name(), release::OPERATOR);
-    crate::cluster::exec(tour)
+    let flag = cluster.flag();
+    eprintln!("\nA second terminal can watch: cargo xtask kubectl{flag} -- get pods -n tools -w");
+    eprintln!(
+        "and follow the operator:     cargo xtask kubectl{flag} -- logs -n {NAMESPACE} deploy/{OPERATOR} -f"
+    );
+    Err(cluster::exec(tour))
 }

@@ -44,15 +44,13 @@ pub(crate) struct Build {
 pub(crate) fn ensure(cluster: &Cluster) -> Result<()> {
     packages::require_root("Building images")?;
     packages::ensure(&[packages::IMAGES])?;
-    let mut archives = Vec::new();
+    // The product last: it is what changes, and what fails to compile while someone works on it.
+    import(cluster, "mcp-mqtt-mosquitto", &mosquitto()?)?;
+    import(cluster, "mcp-servers", &servers()?)?;
     for binary in product::BINARIES {
-        if product::exists(binary)? {
-            archives.push((*binary, product::ensure(binary)?));
-        }
+        import(cluster, binary, &product::ensure(binary)?)?;
     }
-    archives.push(("mcp-mqtt-mosquitto", mosquitto()?));
-    archives.push(("mcp-servers", servers()?));
-    import(cluster, &archives)
+    Ok(())
 }
 
 /// The broker's image alone: it has a shell, which makes it good for looking around in a cluster.
@@ -61,7 +59,7 @@ pub(crate) fn ensure(cluster: &Cluster) -> Result<()> {
 /// As [`ensure`].
 pub(crate) fn ensure_mosquitto(cluster: &Cluster) -> Result<()> {
     packages::ensure(&[packages::IMAGES])?;
-    import(cluster, &[("mcp-mqtt-mosquitto", mosquitto()?)])
+    import(cluster, "mcp-mqtt-mosquitto", &mosquitto()?)
 }
 
 fn mosquitto() -> Result<PathBuf> {
@@ -133,26 +131,23 @@ pub(crate) fn fresh_context(name: &str) -> Result<PathBuf> {
     Ok(context)
 }
 
-/// Imports the archives that the cluster has not got in this very state.
-fn import(cluster: &Cluster, archives: &[(&str, PathBuf)]) -> Result<()> {
+/// Imports an archive, unless the cluster has it in this very state.
+fn import(cluster: &Cluster, name: &str, archive: &Path) -> Result<()> {
     // Its state directory goes with the cluster, and so does this record.
     let record = cluster.state().join("images.json");
-    let mut imported: BTreeMap<String, String> = read_record(&record);
-    for (name, archive) in archives {
-        let stamp = fs::read_to_string(archive.with_extension("stamp")).unwrap_or_default();
-        if imported.get(*name) == Some(&stamp) {
-            continue;
-        }
-        step(
-            &format!("Importing image {name}"),
-            &format!("Image {name}:{TAG} is in {}", cluster.name()),
-            |_| cluster.import(archive),
-        )?;
-        imported.insert((*name).to_owned(), stamp);
-        let text = serde_json::to_string_pretty(&imported).context("cannot write the record of images")?;
-        fs::write(&record, text).with_context(|| format!("cannot write {}", record.display()))?;
+    let mut imported = read_record(&record);
+    let stamp = fs::read_to_string(archive.with_extension("stamp")).unwrap_or_default();
+    if imported.get(name) == Some(&stamp) {
+        return Ok(());
     }
-    Ok(())
+    step(
+        &format!("Importing image {name}"),
+        &format!("Image {name}:{TAG} is in {}", cluster.name()),
+        |_| cluster.import(archive),
+    )?;
+    imported.insert(name.to_owned(), stamp);
+    let text = serde_json::to_string_pretty(&imported).context("cannot write the record of images")?;
+    fs::write(&record, text).with_context(|| format!("cannot write {}", record.display()))
 }
 
 fn read_record(file: &Path) -> BTreeMap<String, String> {

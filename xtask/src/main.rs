@@ -3,11 +3,16 @@
 mod chart;
 mod cluster;
 mod crds;
+mod demo;
 mod fingerprint;
 mod generated;
 mod images;
+mod mcp;
 mod packages;
 mod progress;
+mod release;
+mod suite;
+mod tour;
 mod workspace;
 
 use std::process::ExitCode;
@@ -24,6 +29,26 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The main job, shown: a Kubernetes, the chart, two services, tool calls over MQTT.
+    Demo {
+        /// The cluster's name.
+        #[arg(long, env = cluster::VARIABLE, default_value = cluster::DEFAULT)]
+        cluster: String,
+    },
+    /// Everything that CI runs.
+    Test,
+    /// Calls through the gateway beside the broker's plain echo, as a table.
+    Bench,
+    /// An MCP client over MQTT: what is registered, and calls.
+    Mcp(mcp::McpArgs),
+    /// The demo's second half, inside the cluster's network.
+    #[command(hide = true)]
+    Tour {
+        #[arg(long)]
+        broker: url::Url,
+        #[arg(long)]
+        cluster: String,
+    },
     /// A real Kubernetes on this machine, in namespaces of its own.
     #[command(subcommand)]
     Cluster(cluster::Commands),
@@ -67,6 +92,13 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     let root = workspace::root();
     match command {
+        Command::Demo { cluster } => demo::run(&cluster::Cluster::named(&cluster)?),
+        Command::Test => suite::run(),
+        Command::Bench => suite::bench(),
+        Command::Mcp(arguments) => mcp::main(&arguments),
+        Command::Tour { broker, cluster } => {
+            runtime()?.block_on(tour::run(&broker, &cluster::Cluster::named(&cluster)?))
+        }
         Command::Cluster(command) => command.run(),
         Command::Kubectl(command) => command.kubectl(),
         Command::Helm(command) => command.helm(),
@@ -75,4 +107,9 @@ fn run(command: Command) -> Result<()> {
         Command::Crds { check } => generated::write_or_check(&crds::generate(root), check),
         Command::Chart { check } => generated::write_or_check(&chart::generate(root)?, check),
     }
+}
+
+/// The runtime of the commands that speak MQTT.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }

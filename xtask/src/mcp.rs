@@ -10,15 +10,33 @@ use mcp_mqtt_transport::{
 use serde_json::{Value, json, value::RawValue};
 use url::Url;
 
+use crate::{
+    cluster::{self, Cluster},
+    release,
+};
+
 /// How long a look at the registry, an `initialize` or a call may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long `list` waits for presences: retained messages come at once.
 const GLANCE: Duration = Duration::from_secs(3);
 
+/// Whom to ask, and what.
+#[derive(Debug, clap::Args)]
+pub(crate) struct McpArgs {
+    /// The broker; by default that of the demo's cluster.
+    #[arg(long, value_name = "URL")]
+    broker: Option<Url>,
+    /// The demo's cluster.
+    #[arg(long, env = cluster::VARIABLE, default_value = cluster::DEFAULT)]
+    cluster: String,
+    #[command(subcommand)]
+    command: McpCommand,
+}
+
 /// What to ask.
 #[derive(Debug, clap::Subcommand)]
-pub(crate) enum McpCommand {
+enum McpCommand {
     /// The server instances in the broker's registry.
     List {
         /// Server names to show; an MQTT topic filter.
@@ -42,8 +60,23 @@ pub(crate) enum McpCommand {
     },
 }
 
-/// Runs one command against the broker and prints what it says.
-pub(crate) async fn run(broker: &Url, command: &McpCommand) -> Result<()> {
+/// Runs one command: against the broker that was named, or inside the network of the demo's cluster against its own.
+///
+/// # Errors
+/// When there is no such broker or server, or it does not answer.
+pub(crate) fn main(arguments: &McpArgs) -> Result<()> {
+    if let Some(broker) = &arguments.broker {
+        return crate::runtime()?.block_on(run(broker, &arguments.command));
+    }
+    let cluster = Cluster::named(&arguments.cluster)?;
+    let broker = release::broker(&cluster)?;
+    let mut again = cluster.command(std::env::current_exe()?)?;
+    again.args(["mcp", "--broker", broker.as_str()]).args(std::env::args_os().skip(2));
+    Err(cluster::exec(again))
+}
+
+/// Runs one command against a broker and prints what it says.
+async fn run(broker: &Url, command: &McpCommand) -> Result<()> {
     let client = connect(broker).await?;
     match command {
         McpCommand::List { filter } => {
@@ -123,12 +156,19 @@ pub(crate) async fn list_tools(session: &Session) -> Result<Vec<Tool>> {
 /// Calls a tool; gives the text of its answer, and whether it says that it failed.
 pub(crate) async fn call_tool(session: &Session, tool: &str, arguments: &Value) -> Result<(String, bool)> {
     let params = json!({ "name": tool, "arguments": arguments });
-    let result = session.request("tools/call", Some(&params), PATIENCE).await.with_context(|| format!("tools/call {tool}"))?;
+    let result = session
+        .request("tools/call", Some(&params), PATIENCE)
+        .await
+        .with_context(|| format!("tools/call {tool}"))?;
     let result: Value = serde_json::from_str(result.get())?;
     let blocks = result["content"].as_array().map(Vec::as_slice).unwrap_or_default();
     let text: Vec<String> = blocks
         .iter()
-        .map(|block| block["text"].as_str().map_or_else(|| format!("[{}]", block["type"].as_str().unwrap_or("?")), str::to_owned))
+        .map(|block| {
+            block["text"]
+                .as_str()
+                .map_or_else(|| format!("[{}]", block["type"].as_str().unwrap_or("?")), str::to_owned)
+        })
         .collect();
     Ok((text.join("\n"), result["isError"] == true))
 }
@@ -143,7 +183,11 @@ pub(crate) fn print_instances(instances: &[Instance]) {
     println!("{:<width$}  {:<52}  DESCRIPTION", "SERVER NAME", "INSTANCE");
     for instance in instances {
         let name = instance.server_name.as_str();
-        println!("{name:<width$}  {:<52}  {}", instance.server_id.as_str(), first_line(&instance.online.description));
+        println!(
+            "{name:<width$}  {:<52}  {}",
+            instance.server_id.as_str(),
+            first_line(&instance.online.description)
+        );
     }
 }
 

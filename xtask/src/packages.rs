@@ -59,9 +59,14 @@ pub(crate) const COMPILER: &[Package] = &[
 ];
 
 /// What the tests talk to.
-#[allow(dead_code, reason = "the tests ask for it")]
 pub(crate) const BROKER: &[Package] =
     &[Package { name: "mosquitto", provides: &["mosquitto"], why: "is the broker of the tests" }];
+
+/// What runs the MCP servers and clients that are not ours.
+pub(crate) const SERVERS: &[Package] = &[
+    Package { name: "nodejs", provides: &["node|nodejs"], why: "runs MCP servers and clients from npm" },
+    Package { name: "npm", provides: &["npm"], why: "fetches them" },
+];
 
 impl Package {
     fn is_installed(&self) -> bool {

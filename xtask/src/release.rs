@@ -47,7 +47,15 @@ pub(crate) fn install(cluster: &Cluster) -> Result<()> {
 /// The broker's address inside the cluster's network.
 pub(crate) fn broker(cluster: &Cluster) -> Result<Url> {
     let address = cluster
-        .kubectl(&["get", "service", BROKER, "--namespace", NAMESPACE, "--output", "jsonpath={.spec.clusterIP}"])
+        .kubectl(&[
+            "get",
+            "service",
+            BROKER,
+            "--namespace",
+            NAMESPACE,
+            "--output",
+            "jsonpath={.spec.clusterIP}",
+        ])
         .context("the demo's broker is not there; bring it up with: cargo xtask demo")?;
     ensure!(!address.is_empty(), "Service {NAMESPACE}/{BROKER} has no address");
     Ok(Url::parse(&format!("mqtt://{address}:1883"))?)

@@ -91,7 +91,8 @@ pub(crate) fn bench() -> Result<()> {
 }
 
 fn ensure_cargo_deny() -> Result<()> {
-    let there = program("cargo").args(["deny", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let there =
+        program("cargo").args(["deny", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
     if there.is_ok_and(|status| status.success()) {
         return Ok(());
     }
@@ -114,11 +115,20 @@ fn npm_ci(directory: &str) -> Result<()> {
         return Ok(());
     }
     ensure!(find_program("npm").is_some(), "npm is missing (Debian package npm)");
-    step(&format!("Installing the packages of {directory}"), &format!("The packages of {directory} are installed"), |_| {
-        let output = program("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&path).output()?;
-        ensure!(output.status.success(), "npm ci failed in {directory}:\n{}", String::from_utf8_lossy(&output.stderr));
-        Ok(())
-    })
+    step(
+        &format!("Installing the packages of {directory}"),
+        &format!("The packages of {directory} are installed"),
+        |_| {
+            let output =
+                program("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&path).output()?;
+            ensure!(
+                output.status.success(),
+                "npm ci failed in {directory}:\n{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            Ok(())
+        },
+    )
 }
 
 fn modified(path: &Path) -> Option<std::time::SystemTime> {
@@ -134,7 +144,11 @@ fn run_cargo(command: &mut Command) -> Result<()> {
     let words: Vec<String> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
     let line = format!("cargo {}", words.join(" "));
     eprintln!("$ {line}");
-    let status = command.current_dir(root()).stdin(Stdio::null()).status().with_context(|| format!("cannot run {line}"))?;
+    let status = command
+        .current_dir(root())
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("cannot run {line}"))?;
     ensure!(status.success(), "failed ({status}): {line}");
     Ok(())
 }

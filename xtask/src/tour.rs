@@ -14,6 +14,7 @@ use serde_json::json;
 use url::Url;
 
 use crate::{
+    cluster::Cluster,
     mcp::{self, PATIENCE},
     progress::{Step, human},
 };
@@ -36,7 +37,7 @@ const CHANGE_LIMIT: Duration = Duration::from_mins(2);
 const CALLS: usize = 200;
 
 /// Walks through it.
-pub(crate) async fn run(broker: &Url, cluster: &str) -> Result<()> {
+pub(crate) async fn run(broker: &Url, cluster: &Cluster) -> Result<()> {
     let client = mcp::connect(broker).await?;
     let mut registry = client.watch("#").await?;
     clear_away(&mut registry).await?;
@@ -93,7 +94,8 @@ async fn apply(client: &Client, registry: &mut Watch) -> Result<figures::Figures
     }
     let step = Step::start("Waiting for the first instance in the registry");
     let all = settle(registry, |all| count(all, EVERYTHING) > 0).await?;
-    let instance = all.iter().find(|i| i.server_name.as_str() == EVERYTHING).context("it was there a moment ago")?;
+    let instance =
+        all.iter().find(|i| i.server_name.as_str() == EVERYTHING).context("it was there a moment ago")?;
     let registered = start.elapsed();
     let session = mcp::open_with(client, instance).await?;
     let first_call = Instant::now();
@@ -104,10 +106,22 @@ async fn apply(client: &Client, registry: &mut Watch) -> Result<figures::Figures
         first_call: first_call.elapsed(),
         ..figures::Figures::default()
     };
-    step.done(format!("{} answered {} after `kubectl apply`", instance.server_id, human(figures.apply_to_answer)));
+    step.done(format!(
+        "{} answered {} after `kubectl apply`",
+        instance.server_id,
+        human(figures.apply_to_answer)
+    ));
     let step = Step::start("Waiting for all four");
     settle(registry, |all| count(all, EVERYTHING) == REPLICAS && count(all, TIME) == REPLICAS).await?;
-    kubectl::quiet(&["wait", "mcps", "--all", "--namespace", "tools", "--for=condition=Ready", "--timeout=60s"])?;
+    kubectl::quiet(&[
+        "wait",
+        "mcps",
+        "--all",
+        "--namespace",
+        "tools",
+        "--for=condition=Ready",
+        "--timeout=60s",
+    ])?;
     step.done("All four instances are registered");
     Ok(figures)
 }
@@ -117,18 +131,31 @@ async fn call_tools(client: &Client, figures: &mut figures::Figures) -> Result<(
     let time = mcp::open(client, &ServerName::new(TIME)?).await?;
     for (name, session) in [(EVERYTHING, &everything), (TIME, &time)] {
         let names: Vec<String> = mcp::list_tools(session).await?.into_iter().map(|tool| tool.name).collect();
-        println!("{name} ({} {}): {}", session.server().server_info.name, session.server().server_info.version, names.join(", "));
+        println!(
+            "{name} ({} {}): {}",
+            session.server().server_info.name,
+            session.server().server_info.version,
+            names.join(", ")
+        );
     }
     println!();
     let calls = [
         (&everything, EVERYTHING, "echo", json!({ "message": "hello over MQTT" })),
         (&everything, EVERYTHING, "get-sum", json!({ "a": 19, "b": 23 })),
         (&time, TIME, "get_current_time", json!({ "timezone": "Asia/Tokyo" })),
-        (&time, TIME, "convert_time", json!({ "source_timezone": "Europe/Berlin", "time": "09:00", "target_timezone": "America/New_York" })),
+        (
+            &time,
+            TIME,
+            "convert_time",
+            json!({ "source_timezone": "Europe/Berlin", "time": "09:00", "target_timezone": "America/New_York" }),
+        ),
     ];
     for (session, server, tool, arguments) in calls {
         let (text, _) = mcp::call_tool(session, tool, &arguments).await?;
-        println!("{server} {tool} {arguments}\n  → {}", text.split_whitespace().collect::<Vec<_>>().join(" "));
+        println!(
+            "{server} {tool} {arguments}\n  → {}",
+            text.split_whitespace().collect::<Vec<_>>().join(" ")
+        );
     }
     let mut latencies = Vec::with_capacity(CALLS);
     for n in 0..CALLS {
@@ -144,7 +171,8 @@ async fn call_tools(client: &Client, figures: &mut figures::Figures) -> Result<(
 /// Deletes a pod and watches its presence go and its successor's come.
 async fn replace(registry: &mut Watch) -> Result<()> {
     let before = registry.instances();
-    let victim = before.iter().find(|i| i.server_name.as_str() == TIME).context("tools/time has instances")?.clone();
+    let victim =
+        before.iter().find(|i| i.server_name.as_str() == TIME).context("tools/time has instances")?.clone();
     // A server id is <cluster>.<namespace>.<pod>, and a pod's name may hold dots itself.
     let pod = victim.server_id.as_str().splitn(3, '.').nth(2).context("a server id has three parts")?;
     let start = Instant::now();
@@ -160,7 +188,15 @@ async fn replace(registry: &mut Watch) -> Result<()> {
         successor.map_or("another", |i| i.server_id.as_str()),
         human(start.elapsed())
     ));
-    kubectl::quiet(&["wait", "mcps", "--all", "--namespace", "tools", "--for=condition=Ready", "--timeout=60s"])
+    kubectl::quiet(&[
+        "wait",
+        "mcps",
+        "--all",
+        "--namespace",
+        "tools",
+        "--for=condition=Ready",
+        "--timeout=60s",
+    ])
 }
 
 /// Waits for the registry to be as it should.
@@ -179,13 +215,15 @@ fn heading(text: &str) {
     println!("\n── {text} {}", "─".repeat(76_usize.saturating_sub(text.chars().count())));
 }
 
-fn epilogue(cluster: &str) {
-    let flag = if cluster == crate::cluster::DEFAULT { String::new() } else { format!(" --cluster {cluster}") };
-    let name = if cluster == crate::cluster::DEFAULT { String::new() } else { format!(" --name {cluster}") };
+fn epilogue(cluster: &Cluster) {
+    let flag = cluster.flag();
     heading("Look around");
     println!("cargo xtask mcp{flag} list");
     println!("cargo xtask mcp{flag} call tools/everything echo '{{\"message\":\"hi\"}}'");
     println!("cargo xtask kubectl{flag} -- describe mcps -n tools");
     println!("cargo xtask kubectl{flag} -- get pods -n tools");
-    println!("\nand when you have seen enough:\n\ncargo xtask cluster down{name}");
+    println!(
+        "\nand when you have seen enough:\n\ncargo xtask cluster down{}",
+        flag.replace("--cluster", "--name")
+    );
 }

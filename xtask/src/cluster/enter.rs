@@ -51,7 +51,7 @@ pub(super) fn with_tools(command: &mut Command) -> Result<()> {
 }
 
 /// Becomes the command: terminal, signals and exit status are all its own.
-pub(super) fn exec(mut command: Command) -> Error {
+pub(crate) fn exec(mut command: Command) -> Error {
     let error = command.exec();
     anyhow!(error).context(format!("cannot run {}", command.get_program().display()))
 }

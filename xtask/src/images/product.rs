@@ -19,12 +19,6 @@ use crate::{
 /// Binary, package and image have one name.
 pub(super) const BINARIES: &[&str] = &["mcp-mqtt-sidecar", "mcp-mqtt-operator"];
 
-/// Whether the package has its binary yet.
-pub(super) fn exists(name: &str) -> Result<bool> {
-    let source = directory(name)?;
-    Ok(source.join("src/main.rs").exists())
-}
-
 /// Compiles the binary and builds its image.
 pub(super) fn ensure(name: &str) -> Result<PathBuf> {
     let binary = compile(name)?;

@@ -1,9 +1,6 @@
 //! What the tour measured.
 
-use std::{
-    fmt,
-    time::Duration,
-};
+use std::{fmt, time::Duration};
 
 use crate::progress::human;
 
@@ -30,7 +27,11 @@ impl fmt::Display for Figures {
         writeln!(f, "median call                                 {}", millis(self.median_call))?;
         match self.gateway_memory {
             #[expect(clippy::cast_precision_loss, reason = "memory is far below 2^52 bytes")]
-            Some(bytes) => write!(f, "gateway memory, the largest of all          {:.1} MiB", bytes as f64 / f64::from(1 << 20)),
+            Some(bytes) => write!(
+                f,
+                "gateway memory, the largest of all          {:.1} MiB",
+                bytes as f64 / f64::from(1 << 20)
+            ),
             None => write!(f, "gateway memory                              not measured by the kubelet yet"),
         }
     }

@@ -29,7 +29,9 @@ pub(super) fn gateway_memory() -> Result<Option<u64>> {
 fn largest_gateway(metrics: &str) -> Option<u64> {
     metrics
         .lines()
-        .filter(|line| line.starts_with("container_memory_working_set_bytes{") && line.contains("container=\"gateway\""))
+        .filter(|line| {
+            line.starts_with("container_memory_working_set_bytes{") && line.contains("container=\"gateway\"")
+        })
         .filter_map(|line| line.split("} ").nth(1)?.split(' ').next()?.parse::<f64>().ok())
         .map(|bytes| {
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of bytes")]
