@@ -15,7 +15,10 @@ use self::{
     processes::{Processes, Reap},
     server::Server,
 };
-use crate::config::{GATEWAY_SOCKET, SHIM_SOCKET};
+use crate::{
+    config::{GATEWAY_SOCKET, LogFormat, SHIM_SOCKET},
+    telemetry,
+};
 
 pub mod control;
 pub mod drain;
@@ -43,6 +46,14 @@ pub struct RunConfig {
     #[arg(long, env = "MCP_MQTT_STOP_GRACE", default_value = "2s", value_parser = humantime::parse_duration, value_name = "DURATION")]
     pub stop_grace: Duration,
 
+    /// Log format; the server's own stderr goes to the same place.
+    #[arg(long, env = "MCP_MQTT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+
+    /// Log filter: a level (`info`) or directives.
+    #[arg(long, env = "MCP_MQTT_LOG", default_value = "info", value_name = "FILTER")]
+    pub log: String,
+
     /// The MCP server's command and its arguments.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
@@ -62,6 +73,7 @@ pub struct DrainConfig {
 
 /// Serves processes until SIGTERM.
 pub fn run(config: &RunConfig) -> ExitCode {
+    telemetry::init(config.log_format, &config.log);
     let max_processes = usize::try_from(config.max_processes).unwrap_or(usize::MAX);
     let served = runtime().and_then(|runtime| {
         runtime.block_on(async {

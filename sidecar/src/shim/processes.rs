@@ -323,3 +323,88 @@ fn explain(program: &OsString, error: io::Error) -> SpawnError {
         _ => SpawnError::Other { command, error },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    const GRACE: Duration = Duration::from_millis(300);
+
+    /// Processes of a shell script. Only our own are reaped: the tests share one process.
+    fn of(script: &str) -> Processes {
+        let command = ["sh", "-c", script].map(OsString::from).to_vec();
+        let processes = Processes::new(command, 2, Reap::Own).unwrap();
+        let reaper = processes.clone();
+        tokio::spawn(async move { reaper.reap().await });
+        processes
+    }
+
+    fn exists(pid: i32) -> bool {
+        Pid::from_raw(pid).is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
+    }
+
+    #[tokio::test]
+    async fn a_process_that_leaves_when_its_stdin_closes_is_not_signalled() {
+        let processes = of("read line; echo \"got $line\"; cat; exit 7");
+        let mut process = processes.spawn().unwrap();
+        let [stdin, stdout] = process.pipes.take().unwrap();
+        std::fs::File::from(stdin).write_all(b"it\n").unwrap(); // and is closed
+        let mut said = String::new();
+        std::fs::File::from(stdout).read_to_string(&mut said).unwrap();
+        assert_eq!(said, "got it\n");
+        assert_eq!(processes.end(process, GRACE, true).await, Some(Exit::Code(7)));
+        assert_eq!(processes.running(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_process_gets_sigterm_then_sigkill_and_its_group_too() {
+        let polite = of("trap 'exit 5' TERM; sleep 1000 & wait");
+        assert_eq!(polite.end(ready(&polite).await, GRACE, false).await, Some(Exit::Code(5)));
+
+        let stubborn = of("trap '' TERM; sleep 1000 & echo $!; while :; do sleep 1; done");
+        let mut process = stubborn.spawn().unwrap();
+        let [_stdin, stdout] = process.pipes.take().unwrap();
+        let mut child = [0; 16];
+        let length = std::fs::File::from(stdout).read(&mut child).unwrap();
+        let child: i32 = std::str::from_utf8(&child[..length]).unwrap().trim().parse().unwrap();
+        assert!(exists(child));
+        let started = Instant::now();
+        assert_eq!(stubborn.end(process, GRACE, false).await, Some(Exit::Signal(9)));
+        assert!(started.elapsed() >= GRACE, "it had its time");
+        assert!(!exists(child), "a child in its group");
+    }
+
+    /// A process whose shell has read its script.
+    async fn ready(processes: &Processes) -> Process {
+        let process = processes.spawn().unwrap();
+        sleep(Duration::from_millis(200)).await;
+        process
+    }
+
+    #[tokio::test]
+    async fn a_signal_is_never_sent_to_a_successor_with_the_same_pid() {
+        let processes = of("exit 0");
+        let mut ended = processes.spawn().unwrap();
+        ended.exited().await;
+        let successor = of("sleep 1000");
+        let alive = successor.spawn().unwrap();
+        ended.pid = alive.pid; // as the kernel may give it
+        assert!(successor.signal(&alive, Signal::CONT), "somebody is there");
+        assert!(!successor.signal(&ended, Signal::KILL));
+        assert_eq!(alive.exit(), None);
+        successor.end(alive, GRACE, false).await;
+    }
+
+    #[tokio::test]
+    async fn there_are_no_more_than_allowed() {
+        let processes = of("cat");
+        let first = processes.spawn().unwrap();
+        let _second = processes.spawn().unwrap();
+        assert!(matches!(processes.spawn(), Err(SpawnError::TooMany(2))));
+        processes.end(first, GRACE, true).await;
+        let third = processes.spawn().unwrap();
+        processes.end(third, GRACE, true).await;
+    }
+}

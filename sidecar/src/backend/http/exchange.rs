@@ -215,9 +215,14 @@ impl Shared {
                 Some(Ok(Ok(chunk))) => chunk,
                 Some(Ok(Err(_trailers))) => continue,
                 _ if answered => return StreamEnd::Answered,
-                None => return StreamEnd::Closed,
-                Some(Err(error)) => {
-                    return StreamEnd::Broken(format!("the stream broke: {}", innermost(&error)));
+                unfinished => {
+                    self.wire.look(); // a server that goes ends its streams
+                    return match unfinished {
+                        Some(Err(error)) => {
+                            StreamEnd::Broken(format!("the stream broke: {}", innermost(&error)))
+                        }
+                        _ => StreamEnd::Closed,
+                    };
                 }
             };
             parser.feed(chunk, &mut events);

@@ -136,6 +136,11 @@ impl Wire {
         &self.endpoint.uri
     }
 
+    /// Something went wrong: it is time to look whether the server is there.
+    pub(super) fn look(&self) {
+        self.endpoint.trouble.notify_one();
+    }
+
     /// The revision that `initialize` agreed on; goes with every later request, if it is one that wants that.
     pub(super) fn agree_on(&self, version: &str) {
         if version >= FIRST_WITH_VERSION_HEADER
