@@ -310,6 +310,15 @@ async fn scheduling_and_metadata_reach_the_pods() -> Result<()> {
         find(&objects, "PodMonitor", "mcp-mqtt-operator-gateways")?["metadata"]["namespace"],
         "monitoring"
     );
+    let monitor = find(&objects, "PodMonitor", "mcp-mqtt-operator-gateways")?;
+    let labels = mcp_mqtt_operator::names::labels("any");
+    for (name, value) in monitor["spec"]["selector"]["matchLabels"].as_object().context("selector")? {
+        assert_eq!(
+            labels.get(name).map(String::as_str),
+            value.as_str(),
+            "the gateways' pods have no such {name}"
+        );
+    }
     assert_eq!(find(&objects, "ServiceMonitor", OPERATOR)?["metadata"]["labels"]["prometheus"], "main");
     Ok(())
 }
