@@ -2,13 +2,10 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use http_body_util::{BodyExt, Collected, Empty, Limited};
-use hyper::{StatusCode, body::Bytes};
-use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use kube::{Api, api::ListParams};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
-use crate::crd::McpService;
+use crate::{crd::McpService, http_get::HttpGet};
 
 /// One answer may take this long; the operator's own handlers take microseconds.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -127,9 +124,10 @@ fn ready_url(base: &http::Uri) -> Result<http::Uri, CheckError> {
 }
 
 async fn wait_ready(url: &http::Uri, patience: Duration) -> Result<(), CheckError> {
+    let client = HttpGet::new(ANSWER, MAX_BODY);
     let begin = Instant::now();
     loop {
-        let Err(last) = ask(url).await else { return Ok(()) };
+        let Err(last) = client.get(url).await else { return Ok(()) };
         if begin.elapsed() + PAUSE >= patience {
             return Err(CheckError::NotReady { url: url.to_string(), waited: patience, last });
         }
@@ -137,38 +135,9 @@ async fn wait_ready(url: &http::Uri, patience: Duration) -> Result<(), CheckErro
     }
 }
 
-/// One question; the error is what a person should read.
-async fn ask(url: &http::Uri) -> Result<(), String> {
-    let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
-    let answer = async {
-        let response = client.get(url.clone()).await.map_err(|error| describe(&error))?;
-        let status = response.status();
-        if status == StatusCode::OK {
-            return Ok(());
-        }
-        let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
-        let body = body.map(Collected::to_bytes).unwrap_or_default();
-        Err(format!("it answers {status}: {}", String::from_utf8_lossy(&body).trim()))
-    };
-    timeout(ANSWER, answer)
-        .await
-        .unwrap_or_else(|_| Err(format!("no answer within {}", humantime::format_duration(ANSWER))))
-}
-
-/// An error with its causes: hyper says "client error (Connect)" and keeps the reason below it.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
-    use axum::{Router, routing::get};
+    use axum::{Router, http::StatusCode, routing::get};
     use tokio::net::TcpListener;
 
     use super::*;

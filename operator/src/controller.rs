@@ -1,7 +1,319 @@
-//! The controller.
+//! From an `McpService` to its objects, and back to its status. A reconcile is a list of steps:
+//!
+//! [`fetch`] → [`validate`] → [`resolve`] → [`build`] → [`apply`] → [`status`]
+//!
+//! `validate` and `build` are pure; only they know what an `McpService` means. Each step has its own error.
+
+pub mod apply;
 pub mod build;
 pub mod fetch;
+mod news;
+pub mod ownership;
+pub mod problems;
+pub mod resolve;
+pub mod scope;
+pub mod status;
 pub mod validate;
+pub mod watches;
 
 #[cfg(test)]
 pub(crate) mod fixtures;
+#[cfg(test)]
+mod tests;
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use futures::{Stream, StreamExt};
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use kube::{
+    Resource, ResourceExt,
+    core::error_boundary::InvalidObject,
+    runtime::{
+        Config, Controller,
+        controller::{Action, Error as ControllerError},
+        watcher,
+    },
+};
+
+use self::{
+    apply::{ApplyError, Progress, apply, watched_deployment},
+    build::{Applied, Resources, Surroundings, build},
+    fetch::fetch,
+    problems::Problem,
+    resolve::{ResolveError, resolve},
+    scope::{Guarded, Scope, ServiceRef, seconds},
+    status::{Outcome, Seen, build_status, patch_status},
+    validate::{ValidateError, references::Kind, validate},
+    watches::Watches,
+};
+use crate::{crd::McpService, metrics::Outcome as Counted, observe::service_of};
+
+/// A service at rest is looked at this often all the same: what a watch missed is found then.
+const RESYNC: Duration = Duration::from_mins(10);
+/// Events of one service within this are one reconcile: a pod alone tells of five changes while it starts.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+
+/// A reconcile that did not come to its end; it is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// Resolve.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// Apply.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// Status.
+    #[error("the status of McpService {service} cannot be written: {source}")]
+    Status {
+        /// Which service.
+        service: ServiceRef,
+        /// What the API server said.
+        #[source]
+        source: kube::Error,
+    },
+}
+
+/// Runs the controller until `stop` resolves and the reconciles under way have ended.
+pub async fn run(
+    scope: Arc<Scope>,
+    watches: Watches,
+    changed: impl Stream<Item = ServiceRef> + Send + 'static,
+    concurrency: u16,
+    stop: impl Future<Output = ()> + Send + Sync + 'static,
+) {
+    let Watches {
+        services,
+        deployments,
+        service_accounts,
+        disruption_budgets,
+        pods,
+        secrets,
+        config_maps,
+        default_broker_secret,
+    } = watches;
+    let owned = |kind: Kind| {
+        let scope = scope.clone();
+        move |metadata: &ObjectMeta| of_reference(&scope, kind, metadata)
+    };
+    let (of_secret, of_config_map) = (owned(Kind::Secret), owned(Kind::ConfigMap));
+    let config = Config::default().concurrency(concurrency).debounce(DEBOUNCE);
+    let mut controller = Controller::for_stream(services, scope.stores.services.clone())
+        .with_config(config)
+        .owns_stream(deployments)
+        .owns_stream(service_accounts)
+        .owns_stream(disruption_budgets)
+        .watches_stream(pods, |pod: Pod| service_of(&pod))
+        .watches_stream(secrets, move |secret| of_secret(&secret.metadata))
+        .watches_stream(config_maps, move |map| of_config_map(&map.metadata))
+        .reconcile_on(changed)
+        .graceful_shutdown_on(stop);
+    if let Some(secret) = default_broker_secret {
+        controller = controller.reconcile_all_on(secret.map(|_| ()));
+    }
+    let log = scope.clone();
+    controller
+        .run(reconcile, error_policy, scope)
+        .for_each(|result| {
+            report(&log, result);
+            futures::future::ready(())
+        })
+        .await;
+}
+
+/// Services that a changed Secret or `ConfigMap` concerns: those that refer to it, and the one that owns it.
+fn of_reference(scope: &Scope, kind: Kind, metadata: &ObjectMeta) -> Vec<ServiceRef> {
+    let (namespace, name) =
+        (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default());
+    let mut services = scope.references.referrers(kind, &namespace, &name);
+    let owners =
+        metadata.owner_references.iter().flatten().filter(|owner| owner.kind == McpService::kind(&()));
+    services.extend(owners.map(|owner| ServiceRef::new(&owner.name).within(&namespace)));
+    services
+}
+
+/// One service, brought to what it asks for.
+async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, ReconcileError> {
+    scope.stores.synced().await;
+    let begin = std::time::Instant::now();
+    let reference = ServiceRef::from_obj(&*service);
+    if service.meta().deletion_timestamp.is_some() {
+        forget(&scope, &reference);
+        return Ok(Action::await_change());
+    }
+    let mut progress = Progress::default();
+    let result = match &service.0 {
+        Ok(service) => accept(service, &scope, &mut progress).await,
+        Err(invalid) => Err(unreadable(invalid)),
+    };
+    let (outcome, counted) = match &result {
+        Ok(resources) => (Ok(resources), Counted::Accepted),
+        Err(Stop::Refused(problem)) => (Err(problem), Counted::Refused),
+        Err(Stop::Failed(_)) => {
+            scope.metrics.reconciled(Counted::Failed, seconds(begin));
+            news::tell_changes(&scope, &service, &progress.changes).await;
+            let Err(Stop::Failed(error)) = result else { unreachable!("it was just looked at") };
+            return Err(error);
+        }
+    };
+    let outcome = outcome.map_or_else(Outcome::Refused, Outcome::Accepted);
+    tell(&scope, &service, &reference, &outcome, &progress).await?;
+    scope.metrics.reconciled(counted, seconds(begin));
+    if matches!(outcome, Outcome::Refused(_)) {
+        // What was refused waits for a change; but quotas, webhooks and others' objects change unseen.
+        return Ok(Action::requeue(scope.failures.pause(&reference)));
+    }
+    scope.failures.forget(&reference);
+    Ok(Action::requeue(progress.look_again.unwrap_or(RESYNC)))
+}
+
+/// Why the steps ended early.
+enum Stop {
+    /// The service cannot be as it is: told in its status.
+    Refused(Problem),
+    /// Something failed that may pass: tried again.
+    Failed(ReconcileError),
+}
+
+/// The steps.
+async fn accept(
+    service: &McpService,
+    scope: &Scope,
+    progress: &mut Progress,
+) -> Result<Resources<Applied>, Stop> {
+    let fetched = fetch(scope);
+    let valid = validate(service, &fetched, &scope.settings)?;
+    let references_hash = resolve(scope, &valid.identity, &valid.references).await?;
+    let resources = build(
+        &valid,
+        Surroundings {
+            settings: &scope.settings,
+            default_broker_secret: fetched.default_broker_secret.as_ref(),
+            references_hash: references_hash.as_deref(),
+            salt: &scope.salt,
+        },
+    );
+    Ok(apply(scope, &valid.identity, resources, progress).await?)
+}
+
+/// The status step, and the Events that go with a change of it.
+async fn tell(
+    scope: &Scope,
+    service: &Guarded,
+    reference: &ServiceRef,
+    outcome: &Outcome<'_>,
+    progress: &Progress,
+) -> Result<(), ReconcileError> {
+    let (metadata, readable) = (service.meta(), service.0.as_ref().ok());
+    let last = scope.statuses.last(reference, metadata, readable.and_then(|service| service.status.as_ref()));
+    let seen = see(scope, service, readable);
+    let status = build_status(outcome, &seen, last.as_ref(), k8s_openapi::jiff::Timestamp::now());
+    let written =
+        patch_status(&scope.client, &scope.statuses, reference, metadata, last.as_ref(), &status).await;
+    match written {
+        Ok(written) => {
+            if written {
+                scope.metrics.wrote("McpService", "status");
+            }
+        }
+        // It was deleted in the meantime.
+        Err(kube::Error::Api(answer)) if answer.is_not_found() => return Ok(()),
+        Err(source) => return Err(ReconcileError::Status { service: reference.clone(), source }),
+    }
+    news::tell_changes(scope, service, &progress.changes).await;
+    news::tell_conditions(scope, service, last.as_ref(), &status).await;
+    Ok(())
+}
+
+fn see<'a>(scope: &Scope, service: &'a Guarded, readable: Option<&McpService>) -> Seen<'a> {
+    let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
+    let reference = ServiceRef::from_obj(service);
+    let pods = scope.stores.pods.state_filter(|pod| service_of(pod).as_ref() == Some(&reference));
+    Seen {
+        deployment: watched_deployment(scope, &namespace, &name),
+        pods: Seen::pods(pods, &scope.observations),
+        metadata: service.meta(),
+        server_name: readable.map(validate::server_name),
+        replicas: readable.map_or(0, |service| service.spec.replicas),
+    }
+}
+
+fn unreadable(invalid: &InvalidObject) -> Stop {
+    Stop::from(ValidateError::Unreadable(invalid.error.clone()))
+}
+
+/// Forgets a service that is on its way out: the garbage collector takes what it owns.
+fn forget(scope: &Scope, service: &ServiceRef) {
+    scope.references.forget(service);
+    scope.applied.forget(service.namespace.as_deref().unwrap_or_default(), &service.name);
+    scope.statuses.forget(service);
+    scope.failures.forget(service);
+}
+
+/// What failed is tried again, later each time.
+#[expect(clippy::needless_pass_by_value, reason = "kube's signature")]
+fn error_policy(service: Arc<Guarded>, error: &ReconcileError, scope: Arc<Scope>) -> Action {
+    let pause = scope.failures.pause(&ServiceRef::from_obj(&*service));
+    let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
+    match error {
+        // Not worth a warning: it passes by itself.
+        ReconcileError::Apply(ApplyError::Leaving { .. }) => {
+            tracing::info!(namespace, service = name, "{error}")
+        }
+        _ => tracing::warn!(namespace, service = name, retry_in = ?pause, "{error}"),
+    }
+    Action::requeue(pause)
+}
+
+/// What the controller itself has to say.
+fn report(
+    scope: &Scope,
+    result: Result<
+        (kube::runtime::reflector::ObjectRef<Guarded>, Action),
+        ControllerError<ReconcileError, watcher::Error>,
+    >,
+) {
+    match result {
+        Ok(_) | Err(ControllerError::ReconcilerFailed(..)) => {} // told by the error policy
+        // It was deleted while something of it changed.
+        Err(ControllerError::ObjectNotFound(service)) => {
+            forget(
+                scope,
+                &ServiceRef::new(&service.name).within(service.namespace.as_deref().unwrap_or_default()),
+            );
+        }
+        Err(ControllerError::QueueError(error)) => {
+            scope.metrics.watch_failed();
+            tracing::warn!(
+                "a watch failed and is opened anew: {error}; does the operator's role allow list and watch of it?"
+            );
+        }
+        Err(ControllerError::RunnerError(error)) => tracing::error!("the controller: {error}"),
+    }
+}
+
+impl From<ValidateError> for Stop {
+    fn from(error: ValidateError) -> Self {
+        Self::Refused(Problem { reason: error.reason().to_owned(), message: error.to_string() })
+    }
+}
+
+impl From<ResolveError> for Stop {
+    fn from(error: ResolveError) -> Self {
+        match &error {
+            ResolveError::Missing(_) => Self::Refused(Problem {
+                reason: crate::reasons::REFERENCE_NOT_FOUND.to_owned(),
+                message: error.to_string(),
+            }),
+            ResolveError::Api { .. } => Self::Failed(error.into()),
+        }
+    }
+}
+
+impl From<ApplyError> for Stop {
+    fn from(error: ApplyError) -> Self {
+        match error.reason() {
+            Some(reason) => Self::Refused(Problem { reason: reason.to_owned(), message: error.to_string() }),
+            None => Self::Failed(error.into()),
+        }
+    }
+}

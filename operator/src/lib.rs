@@ -1,16 +1,26 @@
 //! mcp-mqtt-operator: `McpService` to Deployment.
 //!
-//! - [`check`]: whether an installed operator works
 //! - [`cli`], [`settings`]: the command line, and what it means
+//! - [`app`], [`leader`]: start and end, and which of several operators works
 //! - [`crd`]: the API, its rules and its documentation
 //! - [`controller`]: from an `McpService` to its objects, and back to its status
-//! - [`names`], [`reasons`], [`salt`]: what they call things, and how they hash them
+//! - [`observe`], [`http_get`]: what the gateways say of themselves
+//! - [`admin`], [`metrics`], [`telemetry`]: what the operator says of itself
+//! - [`names`], [`reasons`], [`salt`]: what it calls things, and how it hashes them
+//! - [`check`]: whether an installed operator works
 
+pub mod admin;
+pub mod app;
 pub mod check;
 pub mod cli;
 pub mod controller;
 pub mod crd;
+pub mod http_get;
+pub mod leader;
+pub mod metrics;
 pub mod names;
+pub mod observe;
 pub mod reasons;
 pub mod salt;
 pub mod settings;
+pub mod telemetry;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use mcp_mqtt_operator::{
-    check,
+    app, check,
     cli::{Cli, Command},
     crd,
 };
@@ -16,6 +16,6 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Command::Check(args) => check::main(args),
-        Command::Run(_) => ExitCode::SUCCESS,
+        Command::Run(args) => app::main(*args),
     }
 }

@@ -42,3 +42,12 @@ pub const DRAINING: &str = "Draining";
 pub const EVENT_APPLIED: &str = "Applied";
 /// Event: an object was deleted.
 pub const EVENT_DELETED: &str = "Deleted";
+
+/// `Accepted=False`: the API server refuses the Deployment.
+pub const DEPLOYMENT_REJECTED: &str = "DeploymentRejected";
+/// `Accepted=False`: the API server refuses the `ServiceAccount`.
+pub const SERVICE_ACCOUNT_REJECTED: &str = "ServiceAccountRejected";
+/// `Accepted=False`: the API server refuses the `PodDisruptionBudget`.
+pub const DISRUPTION_BUDGET_REJECTED: &str = "PodDisruptionBudgetRejected";
+/// `Accepted=False`: the API server refuses the copy of the default broker's Secret.
+pub const SECRET_REJECTED: &str = "SecretRejected";

@@ -1,0 +1,112 @@
+//! `/healthz`, `/readyz` and `/metrics`: read-only.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use axum::{Router, extract::State, http::StatusCode, routing::get};
+use tokio::net::TcpListener;
+
+use crate::{controller::scope::lock, metrics::Metrics};
+
+/// What keeps the operator from being ready; empty: nothing does.
+#[derive(Debug, Clone)]
+pub struct Readiness(Arc<Mutex<Vec<String>>>);
+
+impl Readiness {
+    /// Not ready, for this reason.
+    pub fn pending(what: &str) -> Self {
+        Self(Arc::new(Mutex::new(vec![what.to_owned()])))
+    }
+
+    /// What is pending now; empty: ready.
+    pub fn set(&self, pending: Vec<String>) {
+        *lock(&self.0) = pending;
+    }
+
+    fn answer(&self) -> (StatusCode, String) {
+        let pending = lock(&self.0);
+        if pending.is_empty() {
+            (StatusCode::OK, "ready\n".to_owned())
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", pending.join("\n")))
+        }
+    }
+}
+
+/// The port cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} (--admin-address): {source}")]
+pub struct AdminError {
+    address: SocketAddr,
+    #[source]
+    source: std::io::Error,
+}
+
+/// Binds the address and serves in the background, for as long as the process lives.
+///
+/// # Errors
+/// The address is taken, or not ours.
+pub async fn serve(
+    address: SocketAddr,
+    readiness: Readiness,
+    metrics: Arc<Metrics>,
+) -> Result<SocketAddr, AdminError> {
+    let failed = |source| AdminError { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    let app = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route(
+            "/readyz",
+            get(|State((readiness, _)): State<(Readiness, Arc<Metrics>)>| async move { readiness.answer() }),
+        )
+        .route(
+            "/metrics",
+            get(|State((_, metrics)): State<(Readiness, Arc<Metrics>)>| async move { metrics.encode() }),
+        )
+        .with_state((readiness, metrics));
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, app).await {
+            tracing::error!("the admin server ended: {error}");
+        }
+    });
+    Ok(bound)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::http_get::HttpGet;
+
+    #[tokio::test]
+    async fn readiness_names_what_is_pending() {
+        let readiness = Readiness::pending("waiting for the Lease");
+        let address =
+            serve(([127, 0, 0, 1], 0).into(), readiness.clone(), Arc::new(Metrics::new())).await.unwrap();
+        let http = HttpGet::new(Duration::from_secs(5), 65536);
+        let url = |path: &str| format!("http://{address}{path}").parse().unwrap();
+        let error = http.get(&url("/readyz")).await.unwrap_err();
+        assert!(error.contains("503") && error.contains("waiting for the Lease"), "{error}");
+        readiness.set(Vec::new());
+        assert_eq!(http.get(&url("/readyz")).await.unwrap(), "ready\n");
+        assert_eq!(http.get(&url("/healthz")).await.unwrap(), "ok\n");
+        assert!(
+            String::from_utf8(http.get(&url("/metrics")).await.unwrap().to_vec())
+                .unwrap()
+                .contains("mcp_mqtt_operator_leader")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_named_with_its_flag() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let error = serve(taken.local_addr().unwrap(), Readiness::pending(""), Arc::new(Metrics::new()))
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains("--admin-address"), "{error}");
+    }
+}

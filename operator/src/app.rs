@@ -1,0 +1,303 @@
+//! Start and end of `run`: everything is read and checked, then the port is bound, then leadership is sought, and
+//! only the leader works.
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use futures::future::join_all;
+use kube::{
+    Client,
+    runtime::events::{Recorder, Reporter},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::timeout,
+};
+
+use crate::{
+    admin::{self, AdminError, Readiness},
+    cli::RunArgs,
+    controller::{
+        self,
+        scope::{Failures, Scope, ServiceRef, Stores},
+        watches::{self, DefaultSecret},
+    },
+    leader::Leadership,
+    metrics::Metrics,
+    names::FIELD_MANAGER,
+    observe::{CHANGED_CAPACITY, Observations, Observer},
+    salt::{Salt, SaltError},
+    settings::{Settings, SettingsError},
+    telemetry::{self, TelemetryError},
+};
+
+/// Reconciles under way may take this long to end when the operator stops.
+const STOP: Duration = Duration::from_secs(10);
+
+/// Why the operator ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The command line.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The log filter.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    /// The admin port.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// No way to the API server.
+    #[error(
+        "no Kubernetes client: {0}; in a pod the operator needs its ServiceAccount's token, elsewhere KUBECONFIG"
+    )]
+    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The Lease.
+    #[error("the Lease {namespace}/{name}: {source}")]
+    Lease {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// What went wrong.
+        #[source]
+        source: Box<kube_lease_manager::LeaseManagerError>,
+    },
+    /// The salt.
+    #[error(transparent)]
+    Salt(#[from] SaltError),
+    /// Signals.
+    #[error("signals cannot be caught: {0}")]
+    Signal(#[source] std::io::Error),
+    /// Leadership.
+    #[error("another operator leads now: this one ends, and is started anew as a follower")]
+    LeadershipLost,
+}
+
+impl AppError {
+    /// Whether the command line is at fault: nothing was started.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Settings(_) | Self::Telemetry(_))
+    }
+}
+
+/// The command line cannot be used (`EX_USAGE` of sysexits.h); nothing was started.
+const EXIT_USAGE: u8 = 64;
+/// The work is waiting for answers: two threads are plenty.
+const THREADS: usize = 2;
+
+/// `run` as a process: its runtime, its words on stderr, its exit code.
+pub fn main(args: RunArgs) -> ExitCode {
+    let runtime =
+        match tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                eprintln!("failed: no runtime: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
+    let result = runtime.block_on(run(args));
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("failed: {error}");
+            if error.is_usage() { ExitCode::from(EXIT_USAGE) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// Runs the operator until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Whatever keeps it from starting, or ends it.
+pub async fn run(args: RunArgs) -> Result<(), AppError> {
+    let args = args.without_blanks();
+    let settings = Settings::new(&args)?;
+    telemetry::start(args.log_format, &args.log)?;
+    let metrics = Arc::new(Metrics::new());
+    let readiness = Readiness::pending("waiting for the API server");
+    let address = admin::serve(args.admin_address, readiness.clone(), metrics.clone()).await?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), %address, "starting");
+    let stop = stop_signal()?;
+    let work = async {
+        let client = connect().await?;
+        lead(&args, settings, client, &readiness, metrics, stop.clone()).await
+    };
+    let mut stopped = stop.clone();
+    tokio::select! {
+        // A stop while the API server or the Lease is waited for ends at once; a leader's work ends by itself.
+        biased;
+        result = work => result,
+        () = async { let _ = stopped.wait_for(|stop| *stop).await; tokio::time::sleep(STOP + STOP).await; } => {
+            tracing::warn!("it did not end in time");
+            Ok(())
+        }
+    }
+}
+
+async fn connect() -> Result<Client, AppError> {
+    let config = kube::Config::infer().await.map_err(|error| AppError::Client(Box::new(error)))?;
+    Client::try_from(config).map_err(|error| AppError::Client(Box::new(error)))
+}
+
+/// Turns true on SIGTERM or SIGINT.
+fn stop_signal() -> Result<watch::Receiver<bool>, AppError> {
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate()).map_err(AppError::Signal)?,
+        signal(SignalKind::interrupt()).map_err(AppError::Signal)?,
+    );
+    let (sender, receiver) = watch::channel(false);
+    tokio::spawn(async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        tracing::info!("stopping");
+        let _ = sender.send(true);
+        sender.closed().await; // receivers must never see it dropped
+    });
+    Ok(receiver)
+}
+
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+async fn lead(
+    args: &RunArgs,
+    settings: Settings,
+    client: Client,
+    readiness: &Readiness,
+    metrics: Arc<Metrics>,
+    stop: watch::Receiver<bool>,
+) -> Result<(), AppError> {
+    if !args.leader_election {
+        metrics.leads(true);
+        return work(args, settings, client, readiness, metrics, stop).await;
+    }
+    let identity = args.identity.clone().unwrap_or_else(default_identity);
+    let failed = |source| AppError::Lease {
+        namespace: args.namespace.clone(),
+        name: args.lease_name.clone(),
+        source: Box::new(source),
+    };
+    let mut leadership = Leadership::seek(client.clone(), &args.namespace, &args.lease_name, &identity)
+        .await
+        .map_err(failed)?;
+    // A follower is ready: it waits, as it should.
+    readiness.set(Vec::new());
+    tracing::info!(identity, "waiting for the Lease {}/{}", args.namespace, args.lease_name);
+    tokio::select! {
+        () = leadership.won() => {}
+        () = stopped(stop.clone()) => {
+            leadership.release().await;
+            return Ok(());
+        }
+    }
+    metrics.leads(true);
+    tracing::info!(identity, "leading");
+    let result = tokio::select! {
+        result = work(args, settings, client, readiness, metrics.clone(), stop) => result,
+        () = leadership.lost() => Err(AppError::LeadershipLost),
+    };
+    metrics.leads(false);
+    leadership.release().await;
+    result
+}
+
+/// The leader's work: a controller for each watched namespace, or one for all.
+async fn work(
+    args: &RunArgs,
+    settings: Settings,
+    client: Client,
+    readiness: &Readiness,
+    metrics: Arc<Metrics>,
+    stop: watch::Receiver<bool>,
+) -> Result<(), AppError> {
+    let salt = Salt::fetch(client.clone(), &args.namespace, &format!("{}-salt", args.lease_name)).await?;
+    let namespaces: Vec<Option<&str>> = if args.watch_namespaces.is_empty() {
+        vec![None]
+    } else {
+        args.watch_namespaces.iter().map(|name| Some(name.as_str())).collect()
+    };
+    let mut tasks = JoinSet::new();
+    let mut stores = Vec::new();
+    for namespace in namespaces {
+        let part = Part { args, settings: &settings, client: &client, salt: &salt, metrics: &metrics };
+        stores.push(part.start(namespace, &mut tasks, stop.clone()));
+    }
+    readiness.set(vec!["the watches have not got their first lists yet".to_owned()]);
+    let synced = join_all(stores.iter().map(Stores::synced));
+    tokio::select! {
+        _ = synced => {
+            readiness.set(Vec::new());
+            tracing::info!("watching");
+        }
+        () = stopped(stop.clone()) => {}
+    }
+    stopped(stop).await;
+    let ended = async { while tasks.join_next().await.is_some() {} };
+    if timeout(STOP, ended).await.is_err() {
+        tracing::warn!("reconciles were still under way; the next operator goes on with them");
+    }
+    Ok(())
+}
+
+/// What the controllers have in common.
+struct Part<'a> {
+    args: &'a RunArgs,
+    settings: &'a Settings,
+    client: &'a Client,
+    salt: &'a Salt,
+    metrics: &'a Arc<Metrics>,
+}
+
+impl Part<'_> {
+    fn start(&self, namespace: Option<&str>, tasks: &mut JoinSet<()>, stop: watch::Receiver<bool>) -> Stores {
+        let secret = self.settings.default_broker.as_ref().and_then(|broker| broker.secret.as_deref());
+        let secret = secret.map(|name| DefaultSecret { namespace: &self.args.namespace, name });
+        let (stores, watches) = watches::watch(self.client, namespace, secret.as_ref());
+        let observations = Arc::new(Observations::default());
+        let (sender, changed) = mpsc::channel::<ServiceRef>(CHANGED_CAPACITY);
+        let observer = Observer {
+            pods: stores.pods.clone(),
+            observations: observations.clone(),
+            interval: self.args.status_interval,
+            metrics: self.metrics.clone(),
+            changed: sender,
+        };
+        let scope = Arc::new(Scope {
+            client: self.client.clone(),
+            settings: self.settings.clone(),
+            salt: self.salt.clone(),
+            stores: stores.clone(),
+            observations,
+            metrics: self.metrics.clone(),
+            recorder: Recorder::new(
+                self.client.clone(),
+                Reporter { controller: FIELD_MANAGER.to_owned(), instance: self.args.identity.clone() },
+            ),
+            references: controller::resolve::ReferenceMemory::default(),
+            applied: controller::apply::AppliedMemory::default(),
+            statuses: controller::status::StatusMemory::default(),
+            failures: Failures::default(),
+        });
+        let changed =
+            futures::stream::unfold(
+                changed,
+                |mut changed| async move { Some((changed.recv().await?, changed)) },
+            );
+        let concurrency = self.args.concurrency;
+        tasks.spawn(async move {
+            tokio::select! {
+                () = controller::run(scope, watches, changed, concurrency, stopped(stop)) => {}
+                () = observer.run() => {}
+            }
+        });
+        stores
+    }
+}
+
+/// The host's name, and a number for the case that two of them share it.
+fn default_identity() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}-{}", host.trim(), std::process::id())
+}

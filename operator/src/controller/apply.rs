@@ -1,0 +1,477 @@
+//! Apply: server-side apply of what was built, under one field manager, and only of what is not so already.
+
+use std::{
+    collections::HashMap,
+    fmt::Debug,
+    marker::PhantomData,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{apps::v1::Deployment, core::v1::Secret, policy::v1::PodDisruptionBudget},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    runtime::reflector::{ObjectRef, Store},
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{
+    build::{Applied, Prepared, Resources},
+    ownership,
+    scope::{Scope, lock},
+    validate::Identity,
+};
+use crate::{
+    names::{self, APPLIED_HASH, FIELD_MANAGER},
+    reasons,
+};
+
+/// Why an object could not be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// It exists, and somebody else's.
+    #[error(
+        "{kind} {namespace}/{name} exists and does not belong to this McpService: rename the McpService, or delete that {kind} if nothing needs it"
+    )]
+    NameTaken {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// The API server refuses it as it is.
+    #[error("Kubernetes refuses the {kind} {namespace}/{name}: {message}")]
+    Rejected {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// In the API server's words.
+        message: String,
+    },
+    /// It is on its way out, with its former owner or by hand; it can be made anew when it is gone.
+    #[error("{kind} {namespace}/{name} is being deleted; it is made anew when it is gone")]
+    Leaving {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// The API server did not answer as it should.
+    #[error("{verb} {kind} {namespace}/{name}: {source}")]
+    Api {
+        /// What was tried.
+        verb: &'static str,
+        /// Kind of the object.
+        kind: &'static str,
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// What the API server said.
+        #[source]
+        source: kube::Error,
+    },
+}
+
+impl ApplyError {
+    /// Reason of `Accepted=False`; none: it passes by itself, and the condition stays as it is.
+    pub fn reason(&self) -> Option<&'static str> {
+        match self {
+            Self::NameTaken { .. } => Some(reasons::NAME_TAKEN),
+            Self::Rejected { kind, .. } => Some(match *kind {
+                "Deployment" => reasons::DEPLOYMENT_REJECTED,
+                "ServiceAccount" => reasons::SERVICE_ACCOUNT_REJECTED,
+                "PodDisruptionBudget" => reasons::DISRUPTION_BUDGET_REJECTED,
+                _ => reasons::SECRET_REJECTED,
+            }),
+            Self::Leaving { .. } | Self::Api { .. } => None,
+        }
+    }
+}
+
+/// A write that was made, for events and the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// One of [`reasons::EVENT_APPLIED`] and [`reasons::EVENT_DELETED`].
+    pub what: &'static str,
+    /// Kind of the object.
+    pub kind: &'static str,
+    /// Its name.
+    pub name: String,
+}
+
+/// What an apply did, also one that failed half way.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// The writes.
+    pub changes: Vec<Change>,
+    /// When to look again at stores that are behind.
+    pub look_again: Option<Duration>,
+}
+
+/// What was applied a moment ago: the stores may not have it yet, and must not make us apply it again.
+#[derive(Debug, Default)]
+pub struct AppliedMemory(Mutex<HashMap<Key, Record>>);
+
+type Key = (&'static str, String, String);
+
+#[derive(Debug, Clone)]
+struct Record {
+    hash: String,
+    /// What the store had when we applied; as long as it still has that, it is behind.
+    before: Option<String>,
+    /// What the API server answered; as long as that stands, nobody changed it.
+    after: Option<String>,
+    /// When.
+    at: Instant,
+}
+
+/// What is remembered of an object says …
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    /// nothing: look closer.
+    Silent,
+    /// that it stands as it was applied.
+    Settled,
+    /// that the store is behind, or the object was deleted since: look again soon.
+    Behind,
+}
+
+/// How long a store may be behind; the watch takes milliseconds, unless it has to be opened anew.
+const BEHIND: Duration = Duration::from_secs(5);
+
+impl AppliedMemory {
+    /// The service is gone; an object of the same name will be another one.
+    pub fn forget(&self, namespace: &str, name: &str) {
+        let (child, secret) = (names::child(name), names::broker_secret(name));
+        lock(&self.0)
+            .retain(|(_, other, object), _| other != namespace || (*object != child && *object != secret));
+    }
+
+    fn ask(&self, key: &Key, live: Option<&ObjectMeta>, hash: &str) -> Memory {
+        let records = lock(&self.0);
+        let Some(record) = records.get(key).filter(|record| record.hash == hash) else {
+            return Memory::Silent;
+        };
+        let version = live.and_then(|live| live.resource_version.clone());
+        if version.is_some() && version == record.after {
+            Memory::Settled
+        } else if version == record.before && record.at.elapsed() < BEHIND {
+            Memory::Behind
+        } else {
+            Memory::Silent
+        }
+    }
+
+    fn remember(&self, key: Key, record: Record) {
+        lock(&self.0).insert(key, record);
+    }
+
+    fn drop_record(&self, key: &Key) {
+        lock(&self.0).remove(key);
+    }
+}
+
+/// Applies all of a service's objects, in the order in which they need each other.
+///
+/// # Errors
+/// The first object that could not be applied; what was applied before it stays.
+pub async fn apply(
+    scope: &Scope,
+    identity: &Identity,
+    resources: Resources<Prepared>,
+    progress: &mut Progress,
+) -> Result<Resources<Applied>, ApplyError> {
+    // No `..`: a new kind does not compile until it is applied here.
+    let Resources { service_account, broker_secret, deployment, disruption_budget, state: PhantomData } =
+        resources;
+    let stores = &scope.stores;
+    let mut step = Step { scope, identity, progress };
+    if let Some(service_account) = &service_account {
+        // Where `podTemplate` names another, ours stays unused: the garbage collector takes it with the service.
+        step.apply("ServiceAccount", service_account, live(&stores.service_accounts, service_account))
+            .await?;
+    }
+    match &broker_secret {
+        Some(secret) => step.apply("Secret", secret, live(&stores.secrets, secret)).await?,
+        None => {
+            let name = names::broker_secret(&identity.name);
+            let live = stores.secrets.get(&ObjectRef::new(&name).within(&identity.namespace));
+            step.delete::<Secret>("Secret", &name, live.as_ref().map(|live| &live.metadata)).await?;
+        }
+    }
+    step.apply("Deployment", &deployment, live(&stores.deployments, &deployment)).await?;
+    match &disruption_budget {
+        Some(budget) => {
+            step.apply("PodDisruptionBudget", budget, live(&stores.disruption_budgets, budget)).await?
+        }
+        None => {
+            let name = names::child(&identity.name);
+            let live = stores.disruption_budgets.get(&ObjectRef::new(&name).within(&identity.namespace));
+            step.delete::<PodDisruptionBudget>(
+                "PodDisruptionBudget",
+                &name,
+                live.as_ref().map(|live| &live.metadata),
+            )
+            .await?;
+        }
+    }
+    Ok(Resources { service_account, broker_secret, deployment, disruption_budget, state: PhantomData })
+}
+
+/// What the watch knows of the object.
+fn live<L, K>(store: &Store<L>, object: &K) -> Option<ObjectMeta>
+where
+    L: Resource<DynamicType = ()> + Clone + 'static,
+    K: Resource<DynamicType = ()>,
+{
+    let name = ObjectRef::new(&object.name_any()).within(&object.namespace().unwrap_or_default());
+    store.get(&name).map(|live: Arc<L>| live.meta().clone())
+}
+
+struct Step<'a> {
+    scope: &'a Scope,
+    identity: &'a Identity,
+    progress: &'a mut Progress,
+}
+
+impl Step<'_> {
+    async fn apply<K>(
+        &mut self,
+        kind: &'static str,
+        desired: &K,
+        live: Option<ObjectMeta>,
+    ) -> Result<(), ApplyError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Serialize
+            + DeserializeOwned
+            + Clone
+            + Debug,
+    {
+        let name = desired.name_any();
+        let key = (kind, self.identity.namespace.clone(), name.clone());
+        let (desired, hash) = with_hash(self.scope, desired);
+        match self.scope.applied.ask(&key, live.as_ref(), &hash) {
+            Memory::Silent => {}
+            Memory::Settled => return Ok(()),
+            Memory::Behind => {
+                self.progress.look_again = Some(BEHIND);
+                return Ok(());
+            }
+        }
+        if let Some(live) = &live {
+            self.check_owner(kind, live)?;
+            let applied = live.annotations.as_ref().and_then(|annotations| annotations.get(APPLIED_HASH));
+            if applied == Some(&hash) && ownership::owns_all(live, &desired) {
+                return Ok(());
+            }
+        }
+        let api: Api<K> = Api::namespaced(self.scope.client.clone(), &self.identity.namespace);
+        if live.is_none() {
+            // The watch sees only what has our label: whatever else has this name must not be taken over.
+            let found = api
+                .get_metadata_opt(&name)
+                .await
+                .map_err(|source| self.api_error("get", kind, &name, source))?;
+            if let Some(found) = found {
+                self.check_owner(kind, &found.metadata)?;
+            }
+        }
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        let applied = api
+            .patch(&name, &parameters, &Patch::Apply(&desired))
+            .await
+            .map_err(|source| self.refused("apply", kind, &name, source))?;
+        self.scope.metrics.wrote(kind, "apply");
+        tracing::info!(
+            namespace = self.identity.namespace,
+            service = self.identity.name,
+            kind,
+            name,
+            "applied"
+        );
+        let before = live.and_then(|live| live.resource_version);
+        let after = applied.meta().resource_version.clone();
+        if before != after {
+            self.progress.changes.push(Change { what: reasons::EVENT_APPLIED, kind, name });
+        }
+        self.scope.applied.remember(key, Record { hash, before, after, at: Instant::now() });
+        Ok(())
+    }
+
+    async fn delete<K>(
+        &mut self,
+        kind: &'static str,
+        name: &str,
+        live: Option<&ObjectMeta>,
+    ) -> Result<(), ApplyError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + DeserializeOwned + Clone + Debug,
+    {
+        self.scope.applied.drop_record(&(kind, self.identity.namespace.clone(), name.to_owned()));
+        let Some(live) = live.filter(|live| live.deletion_timestamp.is_none() && self.owns(live)) else {
+            return Ok(());
+        };
+        let api: Api<K> = Api::namespaced(self.scope.client.clone(), &self.identity.namespace);
+        let parameters = DeleteParams {
+            preconditions: Some(Preconditions { uid: live.uid.clone(), resource_version: None }),
+            ..DeleteParams::default()
+        };
+        match api.delete(name, &parameters).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => return Ok(()),
+            Err(source) => return Err(self.api_error("delete", kind, name, source)),
+        }
+        self.scope.metrics.wrote(kind, "delete");
+        tracing::info!(
+            namespace = self.identity.namespace,
+            service = self.identity.name,
+            kind,
+            name,
+            "deleted"
+        );
+        self.progress.changes.push(Change { what: reasons::EVENT_DELETED, kind, name: name.to_owned() });
+        Ok(())
+    }
+
+    fn owns(&self, live: &ObjectMeta) -> bool {
+        live.owner_references.iter().flatten().any(|owner| owner.uid == self.identity.owner.uid)
+    }
+
+    fn check_owner(&self, kind: &'static str, live: &ObjectMeta) -> Result<(), ApplyError> {
+        let (namespace, name) = (self.identity.namespace.clone(), live.name.clone().unwrap_or_default());
+        if live.deletion_timestamp.is_some() {
+            return Err(ApplyError::Leaving { kind, namespace, name });
+        }
+        if self.owns(live) {
+            return Ok(());
+        }
+        // Of a service of the same name that was deleted: the garbage collector is on its way.
+        let former = live.owner_references.iter().flatten().any(|owner| {
+            owner.kind == self.identity.owner.kind
+                && owner.name == self.identity.name
+                && owner.api_version == self.identity.owner.api_version
+        });
+        Err(if former {
+            ApplyError::Leaving { kind, namespace, name }
+        } else {
+            ApplyError::NameTaken { kind, namespace, name }
+        })
+    }
+
+    fn api_error(
+        &self,
+        verb: &'static str,
+        kind: &'static str,
+        name: &str,
+        source: kube::Error,
+    ) -> ApplyError {
+        ApplyError::Api {
+            verb,
+            kind,
+            namespace: self.identity.namespace.clone(),
+            name: name.to_owned(),
+            source,
+        }
+    }
+
+    /// What the object itself is refused for, told from what passes by itself.
+    fn refused(&self, verb: &'static str, kind: &'static str, name: &str, source: kube::Error) -> ApplyError {
+        match source {
+            kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422) => ApplyError::Rejected {
+                kind,
+                namespace: self.identity.namespace.clone(),
+                name: name.to_owned(),
+                message: status.message.clone(),
+            },
+            source => self.api_error(verb, kind, name, source),
+        }
+    }
+}
+
+/// The object as it is sent, with a hash of itself.
+fn with_hash<K: Resource + Serialize>(scope: &Scope, desired: &K) -> (serde_json::Value, String) {
+    let mut desired = serde_json::to_value(desired).expect("an object of Kubernetes is plain data");
+    // Salted: a Secret's content is in it.
+    let hash = scope.salt.hash(desired.to_string().as_bytes());
+    let annotations = &mut desired["metadata"]["annotations"];
+    if annotations.is_null() {
+        *annotations = serde_json::json!({});
+    }
+    annotations[APPLIED_HASH] = serde_json::Value::String(hash.clone());
+    (desired, hash)
+}
+
+/// The Deployment, for the status: what the watch knows, which has the counts.
+pub fn watched_deployment(scope: &Scope, namespace: &str, service: &str) -> Option<Arc<Deployment>> {
+    scope.stores.deployments.get(&ObjectRef::new(&names::child(service)).within(namespace))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meta(version: &str) -> ObjectMeta {
+        ObjectMeta { resource_version: Some(version.to_owned()), ..ObjectMeta::default() }
+    }
+
+    fn key() -> Key {
+        ("Deployment", "meteo".to_owned(), "weather".to_owned())
+    }
+
+    fn record(before: Option<&str>, after: &str) -> Record {
+        let text = |version: &str| version.to_owned();
+        Record {
+            hash: "h".to_owned(),
+            before: before.map(text),
+            after: Some(after.to_owned()),
+            at: Instant::now(),
+        }
+    }
+
+    #[test]
+    fn a_store_that_is_behind_does_not_make_us_apply_again() {
+        let memory = AppliedMemory::default();
+        assert_eq!(memory.ask(&key(), None, "h"), Memory::Silent);
+        memory.remember(key(), record(None, "5"));
+        assert_eq!(memory.ask(&key(), None, "h"), Memory::Behind, "the store has not seen it yet");
+        assert_eq!(
+            memory.ask(&key(), Some(&meta("5")), "h"),
+            Memory::Settled,
+            "the store has it as it was applied"
+        );
+        assert_eq!(memory.ask(&key(), Some(&meta("6")), "h"), Memory::Silent, "somebody changed it");
+        assert_eq!(memory.ask(&key(), Some(&meta("5")), "other"), Memory::Silent, "something else is wanted");
+    }
+
+    #[test]
+    fn an_object_that_was_deleted_since_is_not_waited_for_for_ever() {
+        let memory = AppliedMemory::default();
+        let Some(long_ago) = Instant::now().checked_sub(BEHIND) else { return };
+        memory.remember(key(), Record { at: long_ago, ..record(None, "5") });
+        assert_eq!(memory.ask(&key(), None, "h"), Memory::Silent);
+    }
+
+    #[test]
+    fn an_object_of_a_service_that_is_gone_is_forgotten() {
+        let memory = AppliedMemory::default();
+        memory.remember(key(), record(None, "5"));
+        memory.forget("other", "weather");
+        assert_eq!(memory.ask(&key(), None, "h"), Memory::Behind);
+        memory.forget("meteo", "weather");
+        assert_eq!(memory.ask(&key(), None, "h"), Memory::Silent);
+    }
+}

@@ -1,0 +1,136 @@
+//! Events: what people see in `kubectl describe`. Only turns of conditions and writes are news; a sentence that
+//! changes is not.
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{
+    Resource,
+    runtime::events::{Event, EventType},
+};
+
+use super::{
+    apply::Change,
+    scope::{Guarded, Scope},
+};
+use crate::{
+    crd::{McpService, McpServiceStatus},
+    reasons,
+};
+
+/// The API server refuses longer notes.
+const MAX_NOTE: usize = 1000;
+
+/// An Event for each write.
+pub(super) async fn tell_changes(scope: &Scope, service: &Guarded, changes: &[Change]) {
+    for change in changes {
+        let note = format!("{} {} {}", change.what, change.kind, change.name);
+        tell(scope, service, EventType::Normal, change.what, "Reconcile", note).await;
+    }
+}
+
+/// An Event for each condition that turned, or that fails for another reason than before.
+pub(super) async fn tell_conditions(
+    scope: &Scope,
+    service: &Guarded,
+    last: Option<&McpServiceStatus>,
+    now: &McpServiceStatus,
+) {
+    for turn in turns(last, now) {
+        tell(scope, service, turn.kind, &turn.reason, turn.condition, turn.note).await;
+    }
+}
+
+struct Turn<'a> {
+    kind: EventType,
+    reason: String,
+    condition: &'a str,
+    note: String,
+}
+
+fn turns<'a>(last: Option<&McpServiceStatus>, now: &'a McpServiceStatus) -> Vec<Turn<'a>> {
+    let mut turns = Vec::new();
+    for condition in &now.conditions {
+        let before =
+            last.and_then(|last| last.conditions.iter().find(|before| before.type_ == condition.type_));
+        let same = before.is_some_and(|before| {
+            before.status == condition.status
+                && (condition.status == "True" || before.reason == condition.reason)
+        });
+        // That it is on its way, or waits for another condition, is no news.
+        let passing = matches!(
+            condition.reason.as_str(),
+            reasons::PROGRESSING | reasons::NOT_ACCEPTED | reasons::DRAINING
+        );
+        if same || passing {
+            continue;
+        }
+        let good = condition.status == "True" || condition.reason == reasons::SCALED_TO_ZERO;
+        turns.push(Turn {
+            kind: if good { EventType::Normal } else { EventType::Warning },
+            reason: condition.reason.clone(),
+            condition: &condition.type_,
+            note: condition.message.clone(),
+        });
+    }
+    turns
+}
+
+async fn tell(scope: &Scope, service: &Guarded, type_: EventType, reason: &str, action: &str, note: String) {
+    let mut note = note;
+    if note.len() > MAX_NOTE {
+        note.truncate(note.floor_char_boundary(MAX_NOTE));
+    }
+    let event = Event {
+        type_,
+        reason: reason.to_owned(),
+        note: Some(note),
+        action: action.to_owned(),
+        secondary: None,
+    };
+    match scope.recorder.publish(&event, &reference(service)).await {
+        Ok(()) => scope.metrics.wrote("Event", "create"),
+        // Nothing hangs on it.
+        Err(error) => tracing::warn!(reason, "an Event cannot be written: {error}"),
+    }
+}
+
+fn reference(service: &Guarded) -> ObjectReference {
+    let mut reference = service.object_ref(&());
+    reference.kind = Some(McpService::kind(&()).into_owned());
+    reference.api_version = Some(McpService::api_version(&()).into_owned());
+    reference
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn status(conditions: &[(&str, &str, &str)]) -> McpServiceStatus {
+        let conditions: Vec<_> = conditions
+            .iter()
+            .map(|(type_, status, reason)| {
+                json!({"type": type_, "status": status, "reason": reason, "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"})
+            })
+            .collect();
+        serde_json::from_value(json!({"conditions": conditions})).unwrap()
+    }
+
+    fn reasons_of(last: Option<&McpServiceStatus>, now: &McpServiceStatus) -> Vec<String> {
+        turns(last, now).into_iter().map(|turn| turn.reason).collect()
+    }
+
+    #[test]
+    fn only_what_turned_or_fails_otherwise_is_news() {
+        let ready = status(&[("Ready", "True", "Ready")]);
+        let rolling = status(&[("Ready", "True", "RollingOut")]);
+        let unreachable = status(&[("Ready", "False", "BrokerUnreachable")]);
+        let refused = status(&[("Ready", "False", "BrokerRefusedCredentials")]);
+        assert_eq!(reasons_of(None, &ready), ["Ready"]);
+        assert_eq!(reasons_of(Some(&ready), &rolling), Vec::<String>::new());
+        assert_eq!(reasons_of(Some(&ready), &unreachable), ["BrokerUnreachable"]);
+        assert_eq!(reasons_of(Some(&unreachable), &refused), ["BrokerRefusedCredentials"]);
+        assert_eq!(reasons_of(Some(&refused), &refused), Vec::<String>::new());
+        assert_eq!(reasons_of(None, &status(&[("Ready", "False", "Progressing")])), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,258 @@
+//! Resolve: the Secrets and `ConfigMaps` that pods read. Their metadata is watched; their content is read only when
+//! it changed, and only a salted hash of it is kept.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Mutex,
+};
+
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{ConfigMap, Secret},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{Api, runtime::reflector::ObjectRef};
+
+use super::{
+    scope::{Scope, ServiceRef, lock},
+    validate::{
+        Identity,
+        references::{Kind, Reference},
+    },
+};
+use crate::names;
+
+/// Why what the pods read cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// Objects or keys are missing: all of them, a sentence each.
+    #[error("{}", .0.join("; "))]
+    Missing(Vec<String>),
+    /// The API server did not answer as it should.
+    #[error("{kind} {namespace}/{name} cannot be read: {source}")]
+    Api {
+        /// Kind of the object.
+        kind: Kind,
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// What the API server said.
+        #[source]
+        source: kube::Error,
+    },
+}
+
+/// What is remembered of referenced objects.
+#[derive(Debug, Default)]
+pub struct ReferenceMemory {
+    /// Which objects a service refers to, so that a change of one finds the services.
+    referrers: Mutex<HashMap<ServiceRef, Vec<(Kind, String)>>>,
+    /// Hash and keys of an object's content, by the version that was read.
+    contents: Mutex<HashMap<(Kind, String, String), Content>>,
+}
+
+#[derive(Debug, Clone)]
+struct Content {
+    version: Version,
+    hash: String,
+    keys: BTreeSet<String>,
+}
+
+/// Which state of which object.
+type Version = (Option<String>, Option<String>);
+
+impl ReferenceMemory {
+    /// Services that refer to the object.
+    pub fn referrers(&self, kind: Kind, namespace: &str, name: &str) -> Vec<ServiceRef> {
+        lock(&self.referrers)
+            .iter()
+            .filter(|(service, references)| {
+                service.namespace.as_deref() == Some(namespace)
+                    && references.iter().any(|(other, named)| *other == kind && named == name)
+            })
+            .map(|(service, _)| service.clone())
+            .collect()
+    }
+
+    /// The service is gone.
+    pub fn forget(&self, service: &ServiceRef) {
+        lock(&self.referrers).remove(service);
+        if lock(&self.referrers).is_empty() {
+            lock(&self.contents).clear();
+        }
+    }
+
+    fn remember(&self, service: &ServiceRef, references: &[Reference]) {
+        let named = references.iter().map(|reference| (reference.kind, reference.name.clone())).collect();
+        lock(&self.referrers).insert(service.clone(), named);
+    }
+}
+
+/// Hash over everything that the pods read; none: they read nothing.
+///
+/// # Errors
+/// All that is missing, by name and with the field that wants it.
+pub async fn resolve(
+    scope: &Scope,
+    identity: &Identity,
+    references: &[Reference],
+) -> Result<Option<String>, ResolveError> {
+    let service = ServiceRef::new(&identity.name).within(&identity.namespace);
+    // Before the look into the stores: what appears after it finds the service by this.
+    scope.references.remember(&service, references);
+    let mut missing = Vec::new();
+    let mut hashes = String::new();
+    for reference in references {
+        let content = fetch_content(scope, &identity.namespace, reference).await?;
+        missing.extend(problems(&identity.namespace, reference, content.as_ref()));
+        let hash = content.as_ref().map_or("absent", |content| content.hash.as_str());
+        hashes.push_str(&format!("{} {} {hash}\n", reference.kind, reference.name));
+    }
+    if !missing.is_empty() {
+        return Err(ResolveError::Missing(missing));
+    }
+    Ok((!references.is_empty()).then(|| scope.salt.hash(hashes.as_bytes())))
+}
+
+fn problems(namespace: &str, reference: &Reference, content: Option<&Content>) -> Vec<String> {
+    let Reference { kind, name, keys, optional, field } = reference;
+    match content {
+        None if *optional => Vec::new(),
+        None => {
+            vec![format!("{kind} {namespace}/{name} does not exist, and {field} refers to it: create it")]
+        }
+        Some(content) => keys
+            .difference(&content.keys)
+            .map(|key| {
+                format!("{kind} {namespace}/{name} has no key {key}, and {field} refers to it: add the key")
+            })
+            .collect(),
+    }
+}
+
+async fn fetch_content(
+    scope: &Scope,
+    namespace: &str,
+    reference: &Reference,
+) -> Result<Option<Content>, ResolveError> {
+    let (kind, name) = (reference.kind, &reference.name);
+    let Some(version) = known_version(scope, kind, namespace, name) else { return Ok(None) };
+    let key = (kind, namespace.to_owned(), name.clone());
+    if let Some(content) =
+        lock(&scope.references.contents).get(&key).filter(|content| content.version == version)
+    {
+        return Ok(Some(content.clone()));
+    }
+    let failed =
+        |source| ResolveError::Api { kind, namespace: namespace.to_owned(), name: name.clone(), source };
+    let read = match kind {
+        Kind::Secret => {
+            let secret = Api::<Secret>::namespaced(scope.client.clone(), namespace)
+                .get_opt(name)
+                .await
+                .map_err(failed)?;
+            secret.map(|secret| (secret.metadata, secret.data.unwrap_or_default()))
+        }
+        Kind::ConfigMap => {
+            let map = Api::<ConfigMap>::namespaced(scope.client.clone(), namespace)
+                .get_opt(name)
+                .await
+                .map_err(failed)?;
+            map.map(|map| {
+                let data = config_map_data(&map);
+                (map.metadata, data)
+            })
+        }
+    };
+    let Some((metadata, data)) = read else { return Ok(None) };
+    let content = Content {
+        version: version_of(&metadata),
+        hash: scope.salt.hash_data(&data),
+        keys: data.into_keys().collect(),
+    };
+    lock(&scope.references.contents).insert(key, content.clone());
+    Ok(Some(content))
+}
+
+fn config_map_data(map: &ConfigMap) -> BTreeMap<String, ByteString> {
+    let texts =
+        map.data.iter().flatten().map(|(key, value)| (key.clone(), ByteString(value.clone().into_bytes())));
+    let bytes = map.binary_data.iter().flatten().map(|(key, value)| (key.clone(), value.clone()));
+    texts.chain(bytes).collect()
+}
+
+/// The version that the watch knows; none: there is no such object.
+fn known_version(scope: &Scope, kind: Kind, namespace: &str, name: &str) -> Option<Version> {
+    match kind {
+        Kind::Secret => {
+            let found = scope.stores.secrets.get(&ObjectRef::new(name).within(namespace));
+            found.map(|object| version_of(&object.metadata))
+        }
+        Kind::ConfigMap => {
+            let found = scope.stores.config_maps.get(&ObjectRef::new(name).within(namespace));
+            found.map(|object| version_of(&object.metadata))
+        }
+    }
+}
+
+fn version_of(metadata: &ObjectMeta) -> Version {
+    (metadata.uid.clone(), metadata.resource_version.clone())
+}
+
+/// Cuts a watched Secret or `ConfigMap` down to what this module and the apply step read: there may be thousands.
+pub fn trim(metadata: &mut ObjectMeta) {
+    let ours = metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(names::SERVICE_LABEL));
+    if !ours {
+        metadata.annotations = None;
+        metadata.labels = None;
+        metadata.owner_references = None;
+        metadata.finalizers = None;
+        metadata.managed_fields = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reference(optional: bool) -> Reference {
+        Reference {
+            kind: Kind::Secret,
+            name: "badge".to_owned(),
+            keys: if optional { BTreeSet::new() } else { BTreeSet::from(["tls.key".to_owned()]) },
+            optional,
+            field: "spec.server.env[0]".to_owned(),
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_the_field_and_the_next_step() {
+        assert_eq!(
+            problems("meteo", &reference(false), None),
+            ["Secret meteo/badge does not exist, and spec.server.env[0] refers to it: create it"]
+        );
+        let content = Content {
+            version: (None, None),
+            hash: String::new(),
+            keys: BTreeSet::from(["tls.crt".to_owned()]),
+        };
+        assert_eq!(
+            problems("meteo", &reference(false), Some(&content)),
+            ["Secret meteo/badge has no key tls.key, and spec.server.env[0] refers to it: add the key"]
+        );
+        assert_eq!(problems("meteo", &reference(true), None), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_change_finds_the_services_that_refer_to_the_object() {
+        let memory = ReferenceMemory::default();
+        let weather = ServiceRef::new("weather").within("meteo");
+        memory.remember(&weather, &[reference(false)]);
+        memory.remember(&ServiceRef::new("weather").within("other"), &[reference(false)]);
+        assert_eq!(memory.referrers(Kind::Secret, "meteo", "badge"), [weather.clone()]);
+        assert_eq!(memory.referrers(Kind::ConfigMap, "meteo", "badge"), []);
+        memory.forget(&weather);
+        assert_eq!(memory.referrers(Kind::Secret, "meteo", "badge"), []);
+    }
+}

@@ -1,0 +1,143 @@
+//! What one controller works with: the stores that its watches fill, and what it remembers between reconciles.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{ConfigMap, Pod, Secret, ServiceAccount},
+    policy::v1::PodDisruptionBudget,
+};
+use kube::{
+    Client,
+    core::{DeserializeGuard, PartialObjectMeta},
+    runtime::{
+        events::Recorder,
+        reflector::{ObjectRef, Store},
+    },
+};
+
+use super::{apply::AppliedMemory, resolve::ReferenceMemory, status::StatusMemory};
+use crate::{crd::McpService, metrics::Metrics, observe::Observations, salt::Salt, settings::Settings};
+
+/// An `McpService` as it is watched: one that cannot be read hides none of the others.
+pub type Guarded = DeserializeGuard<McpService>;
+/// Names one.
+pub type ServiceRef = ObjectRef<Guarded>;
+
+/// First pause after a failure; doubled with each further one.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// Longest pause: what only others can mend (a quota, an admission webhook) is tried again this often.
+const LAST_RETRY: Duration = Duration::from_mins(2);
+
+/// Filled by the watches of one controller.
+#[derive(Clone)]
+pub struct Stores {
+    /// What is wanted.
+    pub services: Store<Guarded>,
+    /// What we made: the pods' Deployments.
+    pub deployments: Store<Deployment>,
+    /// What we made.
+    pub service_accounts: Store<PartialObjectMeta<ServiceAccount>>,
+    /// What we made.
+    pub disruption_budgets: Store<PartialObjectMeta<PodDisruptionBudget>>,
+    /// The instances.
+    pub pods: Store<Pod>,
+    /// All Secrets' metadata: what services refer to, and the copies that we made.
+    pub secrets: Store<PartialObjectMeta<Secret>>,
+    /// All `ConfigMaps`' metadata.
+    pub config_maps: Store<PartialObjectMeta<ConfigMap>>,
+    /// The default broker's Secret, where there is one to be.
+    pub default_broker_secret: Option<Store<Secret>>,
+}
+
+/// What one controller works with.
+pub struct Scope {
+    /// The API server.
+    pub client: Client,
+    /// The operator's settings.
+    pub settings: Settings,
+    /// Salts hashes.
+    pub salt: Salt,
+    /// What the watches know.
+    pub stores: Stores,
+    /// What the gateways say.
+    pub observations: Arc<Observations>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Tells people of changes.
+    pub recorder: Recorder,
+    /// Hashes of referenced objects, and who refers to them.
+    pub references: ReferenceMemory,
+    /// What was applied and is not in the stores yet.
+    pub applied: AppliedMemory,
+    /// Statuses that were written and are not in the stores yet.
+    pub statuses: StatusMemory,
+    /// Failures in a row, by service.
+    pub failures: Failures,
+}
+
+/// Failures in a row, by service.
+#[derive(Debug, Default)]
+pub struct Failures(Mutex<HashMap<ServiceRef, u32>>);
+
+impl Failures {
+    /// Counts one more; how long to wait before the next try.
+    pub fn pause(&self, service: &ServiceRef) -> Duration {
+        let mut counts = lock(&self.0);
+        let count = counts.entry(service.clone()).or_default();
+        let pause = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(*count)).min(LAST_RETRY);
+        *count += 1;
+        pause
+    }
+
+    /// It went well, or the service is gone.
+    pub fn forget(&self, service: &ServiceRef) {
+        lock(&self.0).remove(service);
+    }
+}
+
+impl Stores {
+    /// Waits until every watch has its first full list; without it, what exists would look as if it did not.
+    pub async fn synced(&self) {
+        // A dropped writer means that the controller ends: whoever waits is ended with it.
+        let _ = self.services.wait_until_ready().await;
+        let _ = self.deployments.wait_until_ready().await;
+        let _ = self.service_accounts.wait_until_ready().await;
+        let _ = self.disruption_budgets.wait_until_ready().await;
+        let _ = self.pods.wait_until_ready().await;
+        let _ = self.secrets.wait_until_ready().await;
+        let _ = self.config_maps.wait_until_ready().await;
+        if let Some(secret) = &self.default_broker_secret {
+            let _ = secret.wait_until_ready().await;
+        }
+    }
+}
+
+/// A lock whose holder panicked holds plain data all the same.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Seconds since, for logs and metrics.
+pub fn seconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_bound_and_begin_anew_after_a_success() {
+        let failures = Failures::default();
+        let service = ServiceRef::new("weather").within("meteo");
+        let pauses: Vec<u64> = (0..9).map(|_| failures.pause(&service).as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 120, 120]);
+        failures.forget(&service);
+        assert_eq!(failures.pause(&service), FIRST_RETRY);
+    }
+}

@@ -1,0 +1,340 @@
+//! Status: what the service has come to, told from what was applied, the pods and their gateways; written only when
+//! it says something new.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
+use k8s_openapi::{
+    api::{apps::v1::Deployment, core::v1::Pod},
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client,
+    api::{ObjectMeta, Patch, PatchParams},
+    core::PartialObjectMeta,
+};
+use mcp_mqtt_sidecar::status::GatewayStatus;
+use serde_json::json;
+
+use super::{
+    build::{Applied, Resources},
+    problems::{self, Problem},
+    scope::{ServiceRef, lock},
+};
+use crate::{
+    crd::{McpService, McpServiceStatus, status::ServerStatus},
+    names::{FIELD_MANAGER, SERVICE_LABEL, child},
+    observe::{Observation, Observations, is_ready},
+    reasons,
+};
+
+/// Instances that a message names before it says "and so many more".
+const NAMED_INSTANCES: usize = 3;
+
+/// How far the service came.
+#[derive(Debug)]
+pub enum Outcome<'a> {
+    /// All of it stands at the API server. Nothing but applied resources makes this.
+    Accepted(&'a Resources<Applied>),
+    /// It does not, and this is why; what stood before still runs.
+    Refused(&'a Problem),
+}
+
+/// What can be seen of the service.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    /// The Deployment as the watch knows it.
+    pub deployment: Option<Arc<Deployment>>,
+    /// Its pods, each with what its gateway said last.
+    pub pods: Vec<(Arc<Pod>, Option<Observation>)>,
+    /// Who the service is.
+    pub metadata: &'a ObjectMeta,
+    /// The name by which clients are to find it.
+    pub server_name: Option<String>,
+    /// How many instances are wanted.
+    pub replicas: i32,
+}
+
+impl<'a> Seen<'a> {
+    /// Pods and their gateways' words, in the order of the pods' names.
+    pub fn pods(
+        pods: impl IntoIterator<Item = Arc<Pod>>,
+        observations: &Observations,
+    ) -> Vec<(Arc<Pod>, Option<Observation>)> {
+        let mut pods: Vec<_> = pods
+            .into_iter()
+            .map(|pod| {
+                let seen = pod.metadata.uid.as_deref().and_then(|uid| observations.get(uid));
+                (pod, seen)
+            })
+            .collect();
+        pods.sort_by(|(one, _), (other, _)| one.metadata.name.cmp(&other.metadata.name));
+        pods
+    }
+
+    fn gateways(&self) -> impl Iterator<Item = &GatewayStatus> {
+        self.pods.iter().filter_map(|(_, seen)| seen.as_ref()?.status.as_ref().ok())
+    }
+
+    /// Pods that are not on their way out.
+    fn staying(&self) -> impl Iterator<Item = (&Pod, Option<&Observation>)> {
+        self.pods
+            .iter()
+            .filter(|(pod, _)| pod.metadata.deletion_timestamp.is_none())
+            .map(|(pod, seen)| (&**pod, seen.as_ref()))
+    }
+}
+
+/// The status (pure). Conditions keep the time at which they last turned.
+pub fn build_status(
+    outcome: &Outcome<'_>,
+    seen: &Seen<'_>,
+    last: Option<&McpServiceStatus>,
+    now: Timestamp,
+) -> McpServiceStatus {
+    let ready = count(seen.staying().filter(|(pod, _)| is_ready(pod)).count());
+    let registered = count(seen.gateways().filter(|gateway| gateway.broker.ok).count());
+    let name = seen.metadata.name.clone().unwrap_or_default();
+    let adopted =
+        seen.gateways().find(|gateway| gateway.broker.ok).map(|gateway| gateway.server_name.clone());
+    let generation = seen.metadata.generation;
+    let mut status = McpServiceStatus {
+        observed_generation: generation,
+        server_name: adopted.or_else(|| seen.server_name.clone()),
+        ready: Some(format!("{ready}/{}", seen.replicas)),
+        replicas: seen
+            .deployment
+            .as_ref()
+            .and_then(|deployment| deployment.status.as_ref()?.replicas)
+            .unwrap_or_default(),
+        ready_replicas: ready,
+        registered,
+        sessions: seen
+            .gateways()
+            .map(|gateway| i32::try_from(gateway.sessions).unwrap_or(i32::MAX))
+            .fold(0, i32::saturating_add),
+        selector: Some(format!("{SERVICE_LABEL}={}", child(&name))),
+        server: server(seen).or_else(|| last.and_then(|last| last.server.clone())),
+        conditions: Vec::new(),
+    };
+    let judged = [
+        (reasons::ACCEPTED, accepted(outcome)),
+        (reasons::READY, ready_condition(outcome, seen, ready)),
+        (reasons::REGISTERED, registered_condition(outcome, seen)),
+    ];
+    status.conditions = judged
+        .into_iter()
+        .map(|(type_, (holds, problem))| condition(type_, holds, problem, generation, last, now))
+        .collect();
+    status
+}
+
+fn server(seen: &Seen<'_>) -> Option<ServerStatus> {
+    // The youngest pod runs the newest image.
+    let youngest = seen.pods.iter().filter_map(|(pod, seen)| {
+        let server = seen.as_ref()?.status.as_ref().ok()?.server.as_ref()?;
+        Some((pod.metadata.creation_timestamp.as_ref().map(|time| time.0), server))
+    });
+    youngest.max_by_key(|(created, _)| *created).map(|(_, server)| ServerStatus {
+        name: server.name.clone(),
+        version: server.version.clone(),
+        protocol_version: server.protocol_version.clone(),
+    })
+}
+
+/// Whether a condition holds, and why.
+type Judgment = (bool, Problem);
+
+fn holds(reason: &str, message: impl Into<String>) -> Judgment {
+    (true, Problem { reason: reason.to_owned(), message: message.into() })
+}
+
+fn fails(reason: &str, message: impl Into<String>) -> Judgment {
+    (false, Problem { reason: reason.to_owned(), message: message.into() })
+}
+
+fn accepted(outcome: &Outcome<'_>) -> Judgment {
+    match outcome {
+        Outcome::Accepted(_) => holds(reasons::ACCEPTED, "the spec and what it refers to are usable"),
+        Outcome::Refused(problem) => (false, (*problem).clone()),
+    }
+}
+
+fn ready_condition(outcome: &Outcome<'_>, seen: &Seen<'_>, ready: i32) -> Judgment {
+    if let Some(judgment) = nothing_runs(outcome, seen) {
+        return judgment;
+    }
+    let wanted = seen.replicas;
+    let problems: Vec<Problem> =
+        seen.staying().filter_map(|(pod, seen)| problems::of_pod(pod, seen)).collect();
+    let count = format!("{ready} of {wanted} instances ready");
+    if ready >= wanted {
+        return match worst(&problems) {
+            None => holds(reasons::READY, count),
+            Some(_) => {
+                holds(reasons::ROLLING_OUT, format!("{count}; the rollout waits for {}", told(&problems)))
+            }
+        };
+    }
+    let refused = seen.deployment.as_deref().and_then(problems::of_deployment);
+    match refused.as_ref().or_else(|| worst(&problems)) {
+        None => fails(reasons::PROGRESSING, format!("{count}; waiting for the pods")),
+        Some(worst) => {
+            let rest: Vec<Problem> = refused.clone().into_iter().chain(problems.iter().cloned()).collect();
+            fails(&worst.reason, format!("{count}; {}", told(&rest)))
+        }
+    }
+}
+
+fn registered_condition(outcome: &Outcome<'_>, seen: &Seen<'_>) -> Judgment {
+    if let Some(judgment) = nothing_runs(outcome, seen) {
+        return judgment;
+    }
+    let problems: Vec<Problem> =
+        seen.staying().filter_map(|(pod, seen)| problems::of_registration(pod, seen)).collect();
+    let registered = count(seen.staying().count() - problems.len());
+    let wanted = seen.replicas;
+    let text = format!("{registered} of {wanted} instances in the broker's registry");
+    if registered >= wanted {
+        return holds(reasons::REGISTERED, text);
+    }
+    match worst(&problems) {
+        None => fails(reasons::PROGRESSING, format!("{text}; waiting for the pods")),
+        Some(worst) => fails(&worst.reason, format!("{text}; {}", told(&problems))),
+    }
+}
+
+/// With no instance there is nothing to judge.
+fn nothing_runs(outcome: &Outcome<'_>, seen: &Seen<'_>) -> Option<Judgment> {
+    if let (Outcome::Refused(_), None) = (outcome, &seen.deployment) {
+        return Some(fails(reasons::NOT_ACCEPTED, "nothing runs; see the condition Accepted"));
+    }
+    (seen.replicas == 0)
+        .then(|| fails(reasons::SCALED_TO_ZERO, "spec.replicas is 0; clients find no instance"))
+}
+
+/// The one whose reason the condition takes: a cause before what merely takes its time.
+fn worst(problems: &[Problem]) -> Option<&Problem> {
+    let passing =
+        |problem: &&Problem| matches!(problem.reason.as_str(), reasons::PROGRESSING | reasons::DRAINING);
+    problems.iter().find(|problem| !passing(problem)).or_else(|| problems.first())
+}
+
+/// Causes first, the first few of them in full.
+fn told(problems: &[Problem]) -> String {
+    let mut sentences: Vec<&str> = Vec::new();
+    let first = worst(problems);
+    for problem in first.into_iter().chain(problems) {
+        if !sentences.contains(&problem.message.as_str()) {
+            sentences.push(&problem.message);
+        }
+    }
+    let more = sentences.len().saturating_sub(NAMED_INSTANCES);
+    sentences.truncate(NAMED_INSTANCES);
+    let text = sentences.join("; ");
+    if more == 0 { text } else { format!("{text}; and {more} more") }
+}
+
+fn condition(
+    type_: &str,
+    holds: bool,
+    why: Problem,
+    generation: Option<i64>,
+    last: Option<&McpServiceStatus>,
+    now: Timestamp,
+) -> Condition {
+    let status = if holds { "True" } else { "False" };
+    let last = last.and_then(|last| last.conditions.iter().find(|condition| condition.type_ == type_));
+    let unturned = last.filter(|last| last.status == status).map(|last| last.last_transition_time.clone());
+    Condition {
+        type_: type_.to_owned(),
+        status: status.to_owned(),
+        reason: why.reason,
+        message: why.message,
+        observed_generation: generation,
+        // The API server keeps seconds: a finer time would never compare equal.
+        last_transition_time: unturned
+            .unwrap_or_else(|| Time(Timestamp::from_second(now.as_second()).unwrap_or(now))),
+    }
+}
+
+fn count(number: usize) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+/// Statuses that were written and are not in the stores yet.
+#[derive(Debug, Default)]
+pub struct StatusMemory(Mutex<HashMap<ServiceRef, Written>>);
+
+#[derive(Debug)]
+struct Written {
+    /// The version of the service that the store had then; as long as it still has that, it is behind.
+    before: Option<String>,
+    status: McpServiceStatus,
+}
+
+impl StatusMemory {
+    /// The status that stands at the API server, as far as we know.
+    pub fn last(
+        &self,
+        service: &ServiceRef,
+        metadata: &ObjectMeta,
+        watched: Option<&McpServiceStatus>,
+    ) -> Option<McpServiceStatus> {
+        let memory = lock(&self.0);
+        let written = memory.get(service).filter(|written| written.before == metadata.resource_version);
+        written.map(|written| written.status.clone()).or_else(|| watched.cloned())
+    }
+
+    /// The service is gone.
+    pub fn forget(&self, service: &ServiceRef) {
+        lock(&self.0).remove(service);
+    }
+
+    fn remember(&self, service: &ServiceRef, before: Option<String>, status: McpServiceStatus) {
+        lock(&self.0).insert(service.clone(), Written { before, status });
+    }
+}
+
+/// Writes the status where it differs from the last one; whether it did.
+///
+/// # Errors
+/// The API server's.
+pub async fn patch_status(
+    client: &Client,
+    memory: &StatusMemory,
+    service: &ServiceRef,
+    metadata: &ObjectMeta,
+    last: Option<&McpServiceStatus>,
+    status: &McpServiceStatus,
+) -> Result<bool, kube::Error> {
+    if last == Some(status) {
+        return Ok(false);
+    }
+    let namespace = service.namespace.as_deref().unwrap_or_default();
+    // By its metadata: a service that cannot be read can still be told so.
+    let api: Api<PartialObjectMeta<McpService>> = Api::namespaced(client.clone(), namespace);
+    let patch = Patch::Merge(json!({"status": with_nulls(status)}));
+    api.patch_status(
+        &service.name,
+        &PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() },
+        &patch,
+    )
+    .await?;
+    memory.remember(service, metadata.resource_version.clone(), status.clone());
+    Ok(true)
+}
+
+/// In a merge patch a field goes only when it is null.
+fn with_nulls(status: &McpServiceStatus) -> serde_json::Value {
+    let mut value = json!({"serverName": null, "ready": null, "selector": null, "server": null, "conditions": [], "observedGeneration": null});
+    if let (Some(all), Ok(serde_json::Value::Object(set))) =
+        (value.as_object_mut(), serde_json::to_value(status))
+    {
+        all.extend(set);
+    }
+    value
+}

@@ -1,0 +1,192 @@
+//! The watches: one stream a kind, each into its store, trimmed to what is read of it.
+
+use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        apps::v1::Deployment,
+        core::v1::{ConfigMap, Pod, PodSpec, Secret, ServiceAccount},
+        policy::v1::PodDisruptionBudget,
+    },
+};
+use kube::{
+    Api, Client, Resource,
+    core::PartialObjectMeta,
+    runtime::{
+        WatchStreamExt, predicates,
+        reflector::{self, Store},
+        watcher,
+    },
+};
+use serde::de::DeserializeOwned;
+
+use super::{
+    ownership, resolve,
+    scope::{Guarded, Stores},
+};
+use crate::names::SERVICE_LABEL;
+
+/// A watch's objects: all that are touched, deleted ones too.
+pub type Objects<K> = BoxStream<'static, Result<K, watcher::Error>>;
+
+/// The streams that fill [`Stores`].
+pub struct Watches {
+    /// By generation: our own status writes are no news.
+    pub services: Objects<Guarded>,
+    /// What we made.
+    pub deployments: Objects<Deployment>,
+    /// What we made.
+    pub service_accounts: Objects<PartialObjectMeta<ServiceAccount>>,
+    /// What we made.
+    pub disruption_budgets: Objects<PartialObjectMeta<PodDisruptionBudget>>,
+    /// The instances.
+    pub pods: Objects<Pod>,
+    /// All Secrets, by their metadata.
+    pub secrets: Objects<PartialObjectMeta<Secret>>,
+    /// All `ConfigMaps`, by their metadata.
+    pub config_maps: Objects<PartialObjectMeta<ConfigMap>>,
+    /// The default broker's Secret.
+    pub default_broker_secret: Option<Objects<Secret>>,
+}
+
+/// The default broker's Secret: namespace and name.
+pub struct DefaultSecret<'a> {
+    /// The operator's own namespace.
+    pub namespace: &'a str,
+    /// Its name.
+    pub name: &'a str,
+}
+
+/// Watches one namespace, or (`None`) all.
+pub fn watch(
+    client: &Client,
+    namespace: Option<&str>,
+    default_secret: Option<&DefaultSecret<'_>>,
+) -> (Stores, Watches) {
+    let everything = watcher::Config::default();
+    let ours = watcher::Config::default().labels(SERVICE_LABEL);
+
+    let (services, writer) = reflector::store();
+    let stream = watcher::watcher(api::<Guarded>(client, namespace), everything.clone())
+        .modify(|service| {
+            use kube::ResourceExt;
+            service.managed_fields_mut().clear();
+        })
+        .default_backoff()
+        .reflect(writer)
+        .applied_objects()
+        .predicate_filter(predicates::generation, Default::default());
+    let service_stream = stream.boxed();
+
+    let (deployments, deployment_stream) =
+        full(client, namespace, ours.clone(), |deployment: &mut Deployment| {
+            ownership::trim(&mut deployment.metadata);
+            deployment.spec = None; // ownership and hash tell whether it is as it should be
+        });
+    let (pods, pod_stream) = full(client, namespace, ours.clone(), trim_pod);
+    let (service_accounts, service_account_stream) =
+        metadata(client, namespace, ours.clone(), |object| ownership::trim(&mut object.metadata));
+    let (disruption_budgets, disruption_budget_stream) =
+        metadata(client, namespace, ours, |object| ownership::trim(&mut object.metadata));
+    let (secrets, secret_stream) = metadata(client, namespace, everything.clone(), |object| {
+        resolve::trim(&mut object.metadata);
+        ownership::trim(&mut object.metadata);
+    });
+    let (config_maps, config_map_stream) =
+        metadata(client, namespace, everything, |object| resolve::trim(&mut object.metadata));
+    let (default_broker_secret, default_stream) = default_secret
+        .map(|secret| {
+            let only = watcher::Config::default().fields(&format!("metadata.name={}", secret.name));
+            full(client, Some(secret.namespace), only, |secret: &mut Secret| {
+                ownership::trim(&mut secret.metadata)
+            })
+        })
+        .unzip();
+    (
+        Stores {
+            services,
+            deployments,
+            service_accounts,
+            disruption_budgets,
+            pods,
+            secrets,
+            config_maps,
+            default_broker_secret,
+        },
+        Watches {
+            services: service_stream,
+            deployments: deployment_stream,
+            service_accounts: service_account_stream,
+            disruption_budgets: disruption_budget_stream,
+            pods: pod_stream,
+            secrets: secret_stream,
+            config_maps: config_map_stream,
+            default_broker_secret: default_stream,
+        },
+    )
+}
+
+fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+{
+    namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
+}
+
+fn full<K>(
+    client: &Client,
+    namespace: Option<&str>,
+    config: watcher::Config,
+    trim: impl FnMut(&mut K) + Send + 'static,
+) -> (Store<K>, Objects<K>)
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug
+        + Send
+        + Sync
+        + 'static,
+{
+    into_store(watcher::watcher(api::<K>(client, namespace), config).modify(trim))
+}
+
+fn metadata<K>(
+    client: &Client,
+    namespace: Option<&str>,
+    config: watcher::Config,
+    trim: impl FnMut(&mut PartialObjectMeta<K>) + Send + 'static,
+) -> (Store<PartialObjectMeta<K>>, Objects<PartialObjectMeta<K>>)
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug
+        + Send
+        + Sync
+        + 'static,
+{
+    into_store(watcher::watcher(api::<PartialObjectMeta<K>>(client, namespace), config).modify(trim))
+}
+
+fn into_store<K>(
+    events: impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send + 'static,
+) -> (Store<K>, Objects<K>)
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + Sync + 'static,
+{
+    let (store, writer) = reflector::store();
+    let objects = events.default_backoff().reflect(writer).touched_objects().into_stream();
+    (store, objects.boxed())
+}
+
+/// A pod's status and who it belongs to are enough.
+fn trim_pod(pod: &mut Pod) {
+    pod.spec = None::<PodSpec>;
+    let metadata = &mut pod.metadata;
+    metadata.managed_fields = None;
+    metadata.owner_references = None;
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.retain(|key, _| key == crate::names::SERVICE_ANNOTATION);
+    }
+}

@@ -1,0 +1,312 @@
+//! Observe: asks each gateway for its `/status`, over the pod network and never through the API server. A gateway
+//! that does not answer delays nobody else, and a service is reconciled only when something changed.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{ResourceExt, runtime::reflector::Store};
+use mcp_mqtt_sidecar::{config::ADMIN_PORT, status::GatewayStatus};
+use tokio::{sync::mpsc, time::Instant};
+
+use crate::{
+    controller::scope::{ServiceRef, lock},
+    http_get::HttpGet,
+    metrics::Metrics,
+    names::SERVICE_ANNOTATION,
+};
+
+/// Between two looks at what is due; also how often a gateway is asked that is not settled.
+const TICK: Duration = Duration::from_secs(1);
+/// One answer may take this long: the gateway's admin thread does nothing else.
+const ANSWER: Duration = Duration::from_secs(2);
+/// Gateways asked at one time: five hundred settled ones are asked in far less than their interval of five seconds.
+const CONCURRENCY: usize = 32;
+/// A gateway's status has a few hundred bytes.
+const MAX_BODY: usize = 64 * 1024;
+/// A service whose session counts alone changed is reconciled, and its status written, at most this often.
+const SESSIONS_INTERVAL: Duration = Duration::from_secs(5);
+/// Services that wait to be reconciled; what does not fit waits for the next tick, and nothing is lost.
+pub const CHANGED_CAPACITY: usize = 256;
+
+/// What the gateways said last, by their pods' uids.
+#[derive(Debug, Default)]
+pub struct Observations(Mutex<HashMap<String, Observation>>);
+
+/// What one gateway said last.
+#[derive(Debug, Clone)]
+pub struct Observation {
+    /// Its status, or why there is none.
+    pub status: Result<GatewayStatus, String>,
+    /// When it was asked.
+    at: Instant,
+}
+
+impl Observations {
+    /// Of one pod.
+    pub fn get(&self, uid: &str) -> Option<Observation> {
+        lock(&self.0).get(uid).cloned()
+    }
+
+    /// For tests and the observer: what this pod's gateway said now.
+    pub fn set(&self, uid: &str, status: Result<GatewayStatus, String>) {
+        lock(&self.0).insert(uid.to_owned(), Observation { status, at: Instant::now() });
+    }
+}
+
+/// Which service the pod belongs to.
+pub fn service_of(pod: &Pod) -> Option<ServiceRef> {
+    let name = pod.annotations().get(SERVICE_ANNOTATION)?;
+    Some(ServiceRef::new(name).within(&pod.namespace()?))
+}
+
+/// Whether the kubelet calls the pod ready.
+pub fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// Asks the gateways of the pods in a store, for as long as it is polled.
+pub struct Observer {
+    /// The pods.
+    pub pods: Store<Pod>,
+    /// Where the answers go.
+    pub observations: Arc<Observations>,
+    /// How often a settled gateway is asked.
+    pub interval: Duration,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Services of which something changed.
+    pub changed: mpsc::Sender<ServiceRef>,
+}
+
+/// Services to be reconciled, and those whose session counts wait for their time.
+#[derive(Default)]
+struct Pending {
+    now: HashSet<ServiceRef>,
+    sessions: HashSet<ServiceRef>,
+    sessions_told: HashMap<ServiceRef, Instant>,
+}
+
+impl Observer {
+    /// Runs until it is dropped.
+    pub async fn run(self) {
+        let http = HttpGet::new(ANSWER, MAX_BODY);
+        let mut pending = Pending::default();
+        let mut asked = HashSet::new();
+        let mut answers = FuturesUnordered::new();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {
+                    let pods = self.pods.state();
+                    self.forget_all_but(&pods);
+                    for (uid, pod) in self.due(&pods, &asked) {
+                        asked.insert(uid.clone());
+                        let http = &http;
+                        answers.push(async move { (uid, ask(http, &pod).await, pod) });
+                    }
+                }
+                Some((uid, status, pod)) = answers.next() => {
+                    asked.remove(&uid);
+                    self.note(uid, &pod, status, &mut pending);
+                }
+            }
+            pending.flush(&self.changed);
+        }
+    }
+
+    /// Whom to ask now: those that were not asked for the longest time first, so that the silent ones, which hold
+    /// their places until the time is over, keep nobody out for good.
+    fn due(&self, pods: &[Arc<Pod>], asked: &HashSet<String>) -> Vec<(String, Arc<Pod>)> {
+        let mut due: Vec<(Option<Instant>, String, Arc<Pod>)> = pods
+            .iter()
+            .filter(|pod| self.is_due(pod))
+            .filter_map(|pod| {
+                let uid = pod.uid().filter(|uid| !asked.contains(uid))?;
+                Some((self.observations.get(&uid).map(|last| last.at), uid, pod.clone()))
+            })
+            .collect();
+        due.sort_by_key(|(at, ..)| *at);
+        due.truncate(CONCURRENCY.saturating_sub(asked.len()));
+        due.into_iter().map(|(_, uid, pod)| (uid, pod)).collect()
+    }
+
+    fn forget_all_but(&self, pods: &[Arc<Pod>]) {
+        let uids: HashSet<String> = pods.iter().filter_map(|pod| pod.uid()).collect();
+        lock(&self.observations.0).retain(|uid, _| uids.contains(uid));
+    }
+
+    /// Each second until a gateway and the kubelet agree that it is ready, then now and then.
+    fn is_due(&self, pod: &Pod) -> bool {
+        let (Some(uid), Some(_)) = (pod.uid(), address(pod)) else { return false };
+        let Some(last) = self.observations.get(&uid) else { return true };
+        let settled = is_ready(pod) && last.status.as_ref().is_ok_and(GatewayStatus::ready);
+        last.at.elapsed() >= if settled { self.interval } else { TICK / 2 }
+    }
+
+    fn note(&self, uid: String, pod: &Pod, status: Result<GatewayStatus, String>, pending: &mut Pending) {
+        self.metrics.asked_gateway(status.is_ok());
+        let Some(service) = service_of(pod) else { return };
+        match change(self.observations.get(&uid).map(|last| last.status).as_ref(), &status) {
+            Change::None => {}
+            Change::Sessions => {
+                pending.sessions.insert(service);
+            }
+            Change::Rest => {
+                pending.now.insert(service);
+            }
+        }
+        self.observations.set(&uid, status);
+    }
+}
+
+/// What is new in an answer.
+#[derive(Debug, PartialEq, Eq)]
+enum Change {
+    None,
+    Sessions,
+    Rest,
+}
+
+fn change(last: Option<&Result<GatewayStatus, String>>, now: &Result<GatewayStatus, String>) -> Change {
+    match (last, now) {
+        (Some(Ok(last)), Ok(now)) => {
+            // Requests in flight come and go too fast to be told anywhere.
+            let alike = GatewayStatus { sessions: now.sessions, in_flight: now.in_flight, ..last.clone() };
+            if alike != *now {
+                Change::Rest
+            } else if last.sessions != now.sessions {
+                Change::Sessions
+            } else {
+                Change::None
+            }
+        }
+        (Some(Err(last)), Err(now)) if last == now => Change::None,
+        _ => Change::Rest,
+    }
+}
+
+impl Pending {
+    fn flush(&mut self, changed: &mpsc::Sender<ServiceRef>) {
+        let told = &mut self.sessions_told;
+        told.retain(|_, at| at.elapsed() < SESSIONS_INTERVAL);
+        self.now.extend(self.sessions.extract_if(|service| !told.contains_key(service)));
+        self.now.retain(|service| match changed.try_send(service.clone()) {
+            Ok(()) => {
+                told.insert(service.clone(), Instant::now());
+                false
+            }
+            Err(_) => true, // full, or at its end: the next tick tries again
+        });
+    }
+}
+
+/// Where the gateway listens; none: it does not run (yet, or any more).
+fn address(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+    let ip = status.pod_ip.as_deref().filter(|ip| !ip.is_empty() && !over)?;
+    let gateway = status
+        .init_container_statuses
+        .iter()
+        .flatten()
+        .find(|container| container.name == crate::controller::build::GATEWAY)?;
+    gateway.state.as_ref()?.running.as_ref()?;
+    Some(if ip.contains(':') { format!("[{ip}]:{ADMIN_PORT}") } else { format!("{ip}:{ADMIN_PORT}") })
+}
+
+async fn ask(http: &HttpGet, pod: &Pod) -> Result<GatewayStatus, String> {
+    let address = address(pod).ok_or("its gateway does not run")?;
+    let url = format!("http://{address}/status")
+        .parse()
+        .map_err(|error| format!("odd pod address {address}: {error}"))?;
+    let body = http.get(&url).await?;
+    serde_json::from_slice(&body).map_err(|error| format!("GET {url}: not a gateway's status: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use mcp_mqtt_sidecar::status::{Part, reason};
+
+    use super::*;
+
+    fn status(sessions: u32) -> GatewayStatus {
+        let part = |reason: &str| Part { ok: true, reason: reason.to_owned(), message: String::new() };
+        GatewayStatus {
+            server_id: "north.meteo.weather-1".to_owned(),
+            server_name: "meteo/weather".to_owned(),
+            backend: part(reason::BACKEND_READY),
+            broker: part(reason::REGISTERED),
+            draining: false,
+            sessions,
+            in_flight: 0,
+            server: None,
+        }
+    }
+
+    #[test]
+    fn sessions_alone_are_told_apart_from_the_rest() {
+        let now = Ok(status(2));
+        assert_eq!(change(None, &now), Change::Rest);
+        assert_eq!(change(Some(&Ok(status(2))), &now), Change::None);
+        assert_eq!(change(Some(&Ok(status(1))), &now), Change::Sessions);
+        assert_eq!(change(Some(&Ok(GatewayStatus { in_flight: 9, ..status(2) })), &now), Change::None);
+        assert_eq!(change(Some(&Ok(GatewayStatus { draining: true, ..status(2) })), &now), Change::Rest);
+        assert_eq!(change(Some(&Err("refused".to_owned())), &now), Change::Rest);
+        assert_eq!(change(Some(&Err("refused".to_owned())), &Err("refused".to_owned())), Change::None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn session_counts_reconcile_a_service_now_and_then_and_the_rest_at_once() {
+        let (changed, mut inbox) = mpsc::channel(4);
+        let weather = ServiceRef::new("weather").within("meteo");
+        let mut pending = Pending::default();
+        let mut sessions_of_weather = |pending: &mut Pending| {
+            pending.sessions.insert(weather.clone());
+            pending.flush(&changed);
+            inbox.try_recv().is_ok()
+        };
+        assert!(sessions_of_weather(&mut pending));
+        assert!(!sessions_of_weather(&mut pending), "too soon");
+        tokio::time::advance(SESSIONS_INTERVAL).await;
+        assert!(sessions_of_weather(&mut pending));
+        pending.now.insert(weather.clone());
+        pending.flush(&changed);
+        assert!(inbox.try_recv().is_ok());
+    }
+
+    #[test]
+    fn what_does_not_fit_waits_for_the_next_tick() {
+        let (changed, mut inbox) = mpsc::channel(1);
+        let mut pending = Pending::default();
+        pending.now.extend(["a", "b"].map(|name| ServiceRef::new(name).within("meteo")));
+        pending.flush(&changed);
+        assert_eq!(pending.now.len(), 1);
+        inbox.try_recv().unwrap();
+        pending.flush(&changed);
+        assert!(pending.now.is_empty() && inbox.try_recv().is_ok());
+    }
+
+    fn pod(status: serde_json::Value) -> Pod {
+        serde_json::from_value(serde_json::json!({"metadata": {"uid": "u"}, "status": status})).unwrap()
+    }
+
+    #[test]
+    fn only_a_running_gateway_has_an_address() {
+        let running = serde_json::json!([{"name": "gateway", "ready": true, "restartCount": 0, "image": "", "imageID": "", "state": {"running": {}}}]);
+        let of = |phase: &str, ip: &str| {
+            address(&pod(serde_json::json!({"phase": phase, "podIP": ip, "initContainerStatuses": running})))
+        };
+        assert_eq!(of("Running", "10.0.0.1").as_deref(), Some("10.0.0.1:8079"));
+        assert_eq!(of("Pending", "fd00::1").as_deref(), Some("[fd00::1]:8079"));
+        assert_eq!(of("Failed", "10.0.0.1"), None);
+        assert_eq!(of("Running", ""), None);
+        assert_eq!(address(&pod(serde_json::json!({"phase": "Running", "podIP": "10.0.0.1"}))), None);
+    }
+}
