@@ -34,7 +34,10 @@ pub fn workspace() -> &'static Path {
 fn built(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a process knows its executable");
     // target/<profile>/deps/<test> or target/<profile>/<binary>
-    let profile = test.ancestors().find(|dir| dir.join(".cargo-lock").exists()).expect("tests run from a cargo target directory");
+    let profile = test
+        .ancestors()
+        .find(|dir| dir.join(".cargo-lock").exists())
+        .expect("tests run from a cargo target directory");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace()).args(["build", "--quiet", "--offline", "--bin", name]);
     if profile.ends_with("release") {

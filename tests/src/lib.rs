@@ -2,8 +2,18 @@
 //!
 //! - [`binaries`]: the project's own binaries, as cargo built them
 //! - [`broker`]: Mosquitto on a loopback port
+//! - [`clients`]: MCP clients that are not ours
+//! - [`load`]: closed-loop clients that keep account
+//! - [`node`]: the processes of the cluster on this machine
+//! - [`platform`]: the product, installed and used as a user would
+//! - [`gateway`]: a gateway beside its stdio server, as in a pod
 //! - [`helm`]: helm, on the chart of this checkout
 
 pub mod binaries;
 pub mod broker;
+pub mod clients;
+pub mod gateway;
+pub mod load;
+pub mod node;
+pub mod platform;
 pub mod helm;

@@ -1,0 +1,33 @@
+//! The node that `cargo xtask cluster` runs on this machine: its containers' processes are processes here, in
+//! namespaces of their own, so that a test can kill what Kubernetes itself would never kill this way.
+
+use std::fs;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Kills the first process of a container with SIGKILL, as the kernel's out-of-memory killer would.
+///
+/// `container_id` is as in a container's status: `containerd://<hex>`.
+///
+/// # Errors
+/// When the container has no process on this machine.
+pub fn kill_container(container_id: &str) -> Result<()> {
+    let id = container_id.rsplit('/').next().filter(|id| id.len() == 64).context("odd container id")?;
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let read = |file: &str| fs::read_to_string(path.join(file)).unwrap_or_default();
+        if read("cgroup").contains(id) && is_first(&read("status")) {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let pid = name.parse().ok().and_then(Pid::from_raw).context("odd process id")?;
+            return kill_process(pid, Signal::KILL).context("cannot kill the container's process");
+        }
+    }
+    bail!("container {id} has no process on this machine; this test wants the cluster of `cargo xtask test`")
+}
+
+/// Whether `/proc/<pid>/status` is of the first process of its PID namespace.
+fn is_first(status: &str) -> bool {
+    let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    ids.and_then(|ids| ids.split_whitespace().last()) == Some("1")
+}

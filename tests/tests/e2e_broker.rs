@@ -1,0 +1,51 @@
+//! The broker in the cluster: its restart under load. Alone in its binary, because it is everybody's broker.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams},
+};
+use mcp_mqtt_tests::{
+    load::Load,
+    platform::{NAMESPACE, PATIENCE, Platform, call, everything_over_http, text, with},
+};
+use serde_json::json;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_restart_of_the_broker_every_instance_registers_again() -> Result<()> {
+    let platform = Platform::get().await?;
+    let service = platform.deploy("restart", with(everything_over_http(), json!({ "replicas": 2 }))).await?;
+    let pods_before = service.live_pods().await?;
+    let load = Load::start(&platform.broker, &service.server_name(), 8);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+
+    let pods = Api::<Pod>::namespaced(platform.kube.clone(), NAMESPACE);
+    let brokers = pods.list(&ListParams::default().labels("app.kubernetes.io/component=mosquitto")).await?;
+    let broker = brokers.items.first().and_then(|pod| pod.metadata.name.clone()).context("no broker pod")?;
+    pods.delete(&broker, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await?;
+
+    // The new broker knows nothing: what stands in its registry came after the restart.
+    let back = async {
+        loop {
+            if service.registered(2).await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, back).await.context("the instances do not come back")?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let account = load.finish().await?;
+    ensure!(account.sessions > 8, "no client opened a session again: {account:?}");
+    assert_eq!(service.live_pods().await?, pods_before, "a broker's restart is no reason to restart pods");
+    let status = service.status(|status| status["registered"] == 2).await?;
+    ensure!(status["ready"] == "2/2", "{status}");
+
+    let client = platform.client().await?;
+    let session = service.plain_session(&client).await?;
+    assert_eq!(text(&call(&session, "echo", json!({ "message": "back" })).await?)?, "Echo: back");
+    service.remove().await
+}

@@ -1,0 +1,146 @@
+//! Faults in the cluster, under closed-loop clients that run throughout: every request is answered or explicitly
+//! refused, none hangs, none is lost; and when the fault is over the service is whole again.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::ContainerStatus;
+use kube::api::DeleteParams;
+use mcp_mqtt_tests::{
+    load::{Account, Load},
+    node,
+    platform::{Deployed, PATIENCE, Platform, call, everything_over_http, everything_over_stdio, text, with},
+};
+use serde_json::{Value, json};
+
+/// Clients of each test.
+const CLIENTS: usize = 8;
+
+/// How long the clients run before and after a fault.
+const AROUND: Duration = Duration::from_secs(3);
+
+/// Runs the clients, the fault among them, and waits until the service is whole.
+async fn under_load<F>(name: &str, spec: Value, fault: impl FnOnce(Platform, Arc<Deployed>) -> F) -> Result<Account>
+where
+    F: Future<Output = Result<()>>,
+{
+    let platform = Platform::get().await?;
+    let service = Arc::new(platform.deploy(name, with(spec, json!({ "replicas": 2 }))).await?);
+    let load = Load::start(&platform.broker, &service.server_name(), CLIENTS);
+    tokio::time::sleep(AROUND).await;
+    let start = Instant::now();
+    fault(platform.clone(), service.clone()).await?;
+    service.registered(2).await?;
+    println!("{name}: whole again {:?} after the fault", start.elapsed());
+    tokio::time::sleep(AROUND).await;
+    let account = load.finish().await?;
+    // The end of the fault is the end of refusals: a fresh client is served.
+    let client = platform.client().await?;
+    let session = service.plain_session(&client).await?;
+    assert_eq!(text(&call(&session, "echo", json!({ "message": "after" })).await?)?, "Echo: after");
+    client.close(PATIENCE).await?;
+    let service = Arc::into_inner(service).context("the fault kept the service")?;
+    service.remove().await?;
+    Ok(account)
+}
+
+/// Kills the first process of a container, from inside the node.
+async fn kill_container(service: &Deployed, container: &str) -> Result<()> {
+    let pod = service.live_pods().await?.into_iter().next().context("no pod")?;
+    let before = container_status(service, &pod, container).await?;
+    node::kill_container(before.container_id.as_deref().context("the container does not run")?)?;
+    let restarted = async {
+        while container_status(service, &pod, container).await?.restart_count == before.restart_count {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(PATIENCE, restarted).await.with_context(|| format!("{container} was not restarted"))?
+}
+
+async fn container_status(service: &Deployed, pod: &str, container: &str) -> Result<ContainerStatus> {
+    let status = service.pods().get(pod).await?.status.context("a pod without status")?;
+    let all = status.container_statuses.into_iter().flatten().chain(status.init_container_statuses.into_iter().flatten());
+    all.into_iter().find(|status| status.name == container).with_context(|| format!("no container {container}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_is_killed() -> Result<()> {
+    let kill = |_, service: Arc<Deployed>| async move {
+        let pod = service.live_pods().await?.into_iter().next().context("no pod")?;
+        service.pods().delete(&pod, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await?;
+        Ok(())
+    };
+    under_load("podkill", everything_over_http(), kill).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_container_is_killed() -> Result<()> {
+    under_load("serverkill", everything_over_http(), |_, service| async move {
+        kill_container(&service, "server").await
+    })
+    .await
+    .map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stdio_server_container_is_killed() -> Result<()> {
+    under_load("shimkill", everything_over_stdio(), |_, service| async move {
+        kill_container(&service, "server").await
+    })
+    .await
+    .map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_container_is_killed() -> Result<()> {
+    under_load("gatewaykill", everything_over_stdio(), |_, service| async move {
+        kill_container(&service, "gateway").await
+    })
+    .await
+    .map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_is_rolled_over_to_a_new_template() -> Result<()> {
+    let roll = |_: Platform, service: Arc<Deployed>| async move {
+        let before = service.live_pods().await?;
+        service.patch(json!({ "spec": { "server": { "env": [{ "name": "PORT", "value": "3001" }, { "name": "ROLLED", "value": "1" }] } } })).await?;
+        let rolled = async {
+            loop {
+                let now = service.live_pods().await?;
+                if now.len() == 2 && now.iter().all(|pod| !before.contains(pod)) {
+                    return anyhow::Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, rolled).await.context("the rollout does not end")?
+    };
+    let account = under_load("rollout", everything_over_http(), roll).await?;
+    // What could finish within the drain did: sessions ended, but no call in flight was cut off.
+    let cut: Vec<&String> = account.reasons.iter().filter(|reason| reason.starts_with("tools/call") && !benign(reason)).collect();
+    ensure!(cut.is_empty(), "calls were cut off by a rollout: {cut:?}");
+    Ok(())
+}
+
+/// A call that came just when its session was being ended was not in flight at the server.
+fn benign(reason: &str) -> bool {
+    reason.contains("the session ended") || reason.contains("draining")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_is_scaled_out_and_in() -> Result<()> {
+    under_load("scale", everything_over_http(), |_, service| async move {
+        service.patch(json!({ "spec": { "replicas": 3 } })).await?;
+        service.registered(3).await?;
+        service.patch(json!({ "spec": { "replicas": 1 } })).await?;
+        service.registered(1).await?;
+        service.patch(json!({ "spec": { "replicas": 2 } })).await
+    })
+    .await
+    .map(drop)
+}
