@@ -14,7 +14,7 @@ use rumqttc::{
 };
 use tokio::time::timeout;
 
-use super::{Accepted, ConnectError, ConnectOptions, ReasonCode, outbox::FEED, packet, tls};
+use super::{Accepted, ConnectError, ConnectOptions, PublishError, ReasonCode, outbox::FEED, packet, tls};
 
 /// Unacknowledged QoS 1 publishes that we send at most. The library keeps a slot for each possible packet id: its
 /// default of 65,535 costs 14 MB a connection, and 64 keep any broker busy.
@@ -117,7 +117,25 @@ fn keep_alive(options: &ConnectOptions) -> Duration {
     options.keep_alive.clamp(MIN_KEEP_ALIVE, MAX_KEEP_ALIVE)
 }
 
+/// Whether MQTT can carry what is asked for.
+fn check(options: &ConnectOptions) -> Result<(), ConnectError> {
+    let refuse = |what: &str, error: PublishError| ConnectError::Options(format!("{what}: {error}"));
+    let texts = [("the client id", Some(&options.client_id)), ("the user name", options.username.as_ref())];
+    for (what, text) in texts {
+        packet::check_string(text.map(String::as_bytes)).map_err(|error| refuse(what, error))?;
+    }
+    packet::check_string(options.password.as_deref()).map_err(|error| refuse("the password", error))?;
+    packet::check_properties(&options.user_properties).map_err(|error| refuse("a user property", error))?;
+    if let Some(will) = &options.will {
+        packet::check_publication(will)
+            .and_then(|()| packet::check_string(Some(&will.payload)))
+            .map_err(|error| refuse("the will", error))?;
+    }
+    Ok(())
+}
+
 fn settings(options: &ConnectOptions, address: &Address) -> Result<MqttOptions, ConnectError> {
+    check(options)?;
     let host = match address.scheme {
         Scheme::Mqtt | Scheme::Mqtts => address.host.clone(),
         // For websockets the library takes the whole URL in the place of the host.
@@ -150,8 +168,6 @@ fn settings(options: &ConnectOptions, address: &Address) -> Result<MqttOptions, 
             .map_err(|_| ConnectError::Options("the password is not UTF-8".to_owned()))?;
         settings.set_credentials(options.username.as_deref().unwrap_or_default(), password);
     }
-    packet::check_properties(&options.user_properties)
-        .map_err(|error| ConnectError::Options(error.to_string()))?;
     // All at once: this call replaces what any setter of a single property did before.
     let mut properties = ConnectProperties::new();
     properties.max_packet_size = Some(options.max_packet_size);
@@ -159,8 +175,6 @@ fn settings(options: &ConnectOptions, address: &Address) -> Result<MqttOptions, 
     // Session Expiry Interval stays absent, which means 0; Topic Alias Maximum stays absent, which means none.
     settings.set_connect_properties(properties);
     if let Some(will) = &options.will {
-        packet::check_publication(will)
-            .map_err(|error| ConnectError::Options(format!("the will: {error}")))?;
         settings.set_last_will(packet::wire_will(will));
     }
     Ok(settings)

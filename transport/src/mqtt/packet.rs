@@ -29,6 +29,14 @@ pub(super) fn check_publication(publication: &Publication) -> Result<(), Publish
     check_properties(&publication.user_properties)
 }
 
+/// Whether MQTT can carry it as a string or as the payload of a will.
+pub(super) fn check_string(text: Option<&[u8]>) -> Result<(), PublishError> {
+    if text.is_some_and(|text| text.len() > MAX_STRING_BYTES) {
+        return Err(PublishError::Invalid("it is longer than 65,535 bytes"));
+    }
+    Ok(())
+}
+
 /// Whether MQTT can carry these user properties.
 pub(super) fn check_properties(properties: &[(String, String)]) -> Result<(), PublishError> {
     let too_long = |text: &String| text.len() > MAX_STRING_BYTES;

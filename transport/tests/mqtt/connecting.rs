@@ -137,6 +137,28 @@ async fn no_connack_ends_by_the_deadline_and_names_the_broker() {
 }
 
 #[tokio::test]
+async fn what_connect_cannot_carry_is_refused_by_name() {
+    let broker = FakeBroker::start().await;
+    let long = "x".repeat(65_536);
+    let publication = |topic: &str| Publication::new(topic, long.clone(), Qos::AtLeastOnce);
+    for (options, what) in [
+        (ConnectOptions { client_id: long.clone(), ..broker.options() }, "client id"),
+        (ConnectOptions { username: Some(long.clone()), ..broker.options() }, "user name"),
+        (ConnectOptions { password: Some(long.clone().into()), ..broker.options() }, "password"),
+        (ConnectOptions { password: Some(vec![0xFF].into()), ..broker.options() }, "password"),
+        (
+            ConnectOptions { user_properties: vec![("a".into(), long.clone())], ..broker.options() },
+            "property",
+        ),
+        (ConnectOptions { will: Some(publication("t")), ..broker.options() }, "will"),
+        (ConnectOptions { will: Some(publication("t/#")), ..broker.options() }, "will"),
+    ] {
+        let error = Connection::open(&options).await.expect_err(what);
+        assert!(matches!(error, ConnectError::Options(_)) && error.to_string().contains(what), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_keep_alive_under_what_the_library_takes_is_raised_and_none_at_all_pings_no_storm() {
     let broker = FakeBroker::start().await;
     let options = ConnectOptions { keep_alive: Duration::from_secs(1), ..broker.options() };
