@@ -3,7 +3,6 @@
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use futures::future::join_all;
 use kube::{
     Client,
     runtime::events::{Recorder, Reporter},
@@ -20,7 +19,7 @@ use crate::{
     cli::RunArgs,
     controller::{
         self,
-        scope::{Failures, Scope, ServiceRef, Stores},
+        scope::{Failures, Scope, ServiceRef, Unsynced},
         watches::{self, DefaultSecret},
     },
     leader::Leadership,
@@ -34,6 +33,8 @@ use crate::{
 
 /// Reconciles under way may take this long to end when the operator stops.
 const STOP: Duration = Duration::from_secs(10);
+/// How often readiness is brought up to date while the watches start.
+const SYNC_POLL: Duration = Duration::from_millis(100);
 
 /// Why the operator ended.
 #[derive(Debug, thiserror::Error)]
@@ -219,18 +220,13 @@ async fn work(
         args.watch_namespaces.iter().map(|name| Some(name.as_str())).collect()
     };
     let mut tasks = JoinSet::new();
-    let mut stores = Vec::new();
+    let mut unsynced = Vec::new();
     for namespace in namespaces {
         let part = Part { args, settings: &settings, client: &client, salt: &salt, metrics: &metrics };
-        stores.push(part.start(namespace, &mut tasks, stop.clone()));
+        unsynced.push(part.start(namespace, &mut tasks, stop.clone()));
     }
-    readiness.set(vec!["the watches have not got their first lists yet".to_owned()]);
-    let synced = join_all(stores.iter().map(Stores::synced));
     tokio::select! {
-        _ = synced => {
-            readiness.set(Vec::new());
-            tracing::info!("watching");
-        }
+        () = tell_sync(&unsynced, readiness) => tracing::info!("watching"),
         () = stopped(stop.clone()) => {}
     }
     stopped(stop).await;
@@ -239,6 +235,23 @@ async fn work(
         tracing::warn!("reconciles were still under way; the next operator goes on with them");
     }
     Ok(())
+}
+
+/// Ready as soon as all watches are; until then readiness names those that are not.
+async fn tell_sync(unsynced: &[Unsynced], readiness: &Readiness) {
+    loop {
+        let mut names: Vec<&str> = unsynced.iter().flat_map(|names| names.borrow().clone()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let pending = |names: &[&str]| {
+            format!("no first list yet of {}; may the operator list and watch them?", names.join(", "))
+        };
+        readiness.set(if names.is_empty() { Vec::new() } else { vec![pending(&names)] });
+        if names.is_empty() {
+            return;
+        }
+        tokio::time::sleep(SYNC_POLL).await;
+    }
 }
 
 /// What the controllers have in common.
@@ -251,10 +264,16 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
-    fn start(&self, namespace: Option<&str>, tasks: &mut JoinSet<()>, stop: watch::Receiver<bool>) -> Stores {
+    fn start(
+        &self,
+        namespace: Option<&str>,
+        tasks: &mut JoinSet<()>,
+        stop: watch::Receiver<bool>,
+    ) -> Unsynced {
         let secret = self.settings.default_broker.as_ref().and_then(|broker| broker.secret.as_deref());
         let secret = secret.map(|name| DefaultSecret { namespace: &self.args.namespace, name });
         let (stores, watches) = watches::watch(self.client, namespace, secret.as_ref());
+        let (unsynced, follow_sync) = stores.follow_sync();
         let observations = Arc::new(Observations::default());
         let (sender, changed) = mpsc::channel::<ServiceRef>(CHANGED_CAPACITY);
         let observer = Observer {
@@ -268,7 +287,8 @@ impl Part<'_> {
             client: self.client.clone(),
             settings: self.settings.clone(),
             salt: self.salt.clone(),
-            stores: stores.clone(),
+            stores,
+            unsynced: unsynced.clone(),
             observations,
             metrics: self.metrics.clone(),
             recorder: Recorder::new(
@@ -286,13 +306,14 @@ impl Part<'_> {
                 |mut changed| async move { Some((changed.recv().await?, changed)) },
             );
         let concurrency = self.args.concurrency;
+        tasks.spawn(follow_sync);
         tasks.spawn(async move {
             tokio::select! {
                 () = controller::run(scope, watches, changed, concurrency, stopped(stop)) => {}
                 () = observer.run() => {}
             }
         });
-        stores
+        unsynced
     }
 }
 

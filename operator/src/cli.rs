@@ -24,7 +24,7 @@ pub struct Cli {
 pub enum Command {
     /// Watch `McpServices` and keep their Deployments.
     Run(Box<RunArgs>),
-    /// Print the CustomResourceDefinitions as YAML.
+    /// Print the `CustomResourceDefinition` as YAML.
     Crds,
     /// See whether an installed operator works: it is ready, and `McpServices` can be read. For `helm test`.
     Check(CheckArgs),

@@ -18,8 +18,6 @@ pub mod watches;
 
 #[cfg(test)]
 pub(crate) mod fixtures;
-#[cfg(test)]
-mod tests;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -41,7 +39,7 @@ use self::{
     fetch::fetch,
     problems::Problem,
     resolve::{ResolveError, resolve},
-    scope::{Guarded, Scope, ServiceRef, seconds},
+    scope::{Guarded, Scope, ServiceRef, seconds, synced},
     status::{Outcome, Seen, build_status, patch_status},
     validate::{ValidateError, references::Kind, validate},
     watches::Watches,
@@ -133,7 +131,7 @@ fn of_reference(scope: &Scope, kind: Kind, metadata: &ObjectMeta) -> Vec<Service
 
 /// One service, brought to what it asks for.
 async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, ReconcileError> {
-    scope.stores.synced().await;
+    synced(&scope.unsynced).await;
     let begin = std::time::Instant::now();
     let reference = ServiceRef::from_obj(&*service);
     if service.meta().deletion_timestamp.is_some() {
@@ -254,12 +252,10 @@ fn forget(scope: &Scope, service: &ServiceRef) {
 fn error_policy(service: Arc<Guarded>, error: &ReconcileError, scope: Arc<Scope>) -> Action {
     let pause = scope.failures.pause(&ServiceRef::from_obj(&*service));
     let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
-    match error {
-        // Not worth a warning: it passes by itself.
-        ReconcileError::Apply(ApplyError::Leaving { .. }) => {
-            tracing::info!(namespace, service = name, "{error}")
-        }
-        _ => tracing::warn!(namespace, service = name, retry_in = ?pause, "{error}"),
+    if matches!(error, ReconcileError::Apply(ApplyError::Leaving { .. })) {
+        tracing::info!(namespace, service = name, "{error}"); // it passes by itself: not worth a warning
+    } else {
+        tracing::warn!(namespace, service = name, retry_in = ?pause, "{error}");
     }
     Action::requeue(pause)
 }

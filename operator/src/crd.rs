@@ -1,4 +1,8 @@
 //! The API: `McpService`, its CEL rules, its documentation. What stands here becomes `crds/` and `kubectl explain`.
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "printer columns repeat their fields' names, and their types"
+)]
 #![allow(unreachable_pub, reason = "KubeSchema repeats each struct inside a function")]
 
 pub mod broker;

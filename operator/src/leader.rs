@@ -66,7 +66,7 @@ impl Leadership {
         match timeout(RELEASE, self.task).await {
             Ok(Ok(Ok(_))) => tracing::info!("the Lease is given back"),
             Ok(Ok(Err(error))) => {
-                tracing::warn!("the Lease could not be given back: {error}; it ends by itself")
+                tracing::warn!("the Lease could not be given back: {error}; it ends by itself");
             }
             Ok(Err(error)) => tracing::warn!("the Lease's task ended oddly: {error}"),
             Err(_) => tracing::warn!("the Lease could not be given back in time; it ends by itself"),

@@ -13,9 +13,9 @@ pub const SERVICE_LABEL: &str = "mcp-mqtt.io/service";
 pub const SERVICE_ANNOTATION: &str = "mcp-mqtt.io/service-name";
 /// On each object that the operator applies: a hash of what it applied.
 pub const APPLIED_HASH: &str = "mcp-mqtt.io/applied-hash";
-/// On pod templates: a salted hash of the Secrets and ConfigMaps that the pods read.
+/// On pod templates: a salted hash of the Secrets and `ConfigMaps` that the pods read.
 pub const REFERENCES_HASH: &str = "mcp-mqtt.io/references-hash";
-/// On pods: the MQTT user name that goes with a ServiceAccount token; a volume brings it to the gateway as a file.
+/// On pods: the MQTT user name that goes with a `ServiceAccount` token; a volume brings it to the gateway as a file.
 pub const BROKER_USERNAME: &str = "mcp-mqtt.io/broker-username";
 /// What `podTemplate` must not set.
 pub const RESERVED_PREFIX: &str = "mcp-mqtt.io/";

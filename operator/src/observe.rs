@@ -114,7 +114,7 @@ impl Observer {
                 }
                 Some((uid, status, pod)) = answers.next() => {
                     asked.remove(&uid);
-                    self.note(uid, &pod, status, &mut pending);
+                    self.note(&uid, &pod, status, &mut pending);
                 }
             }
             pending.flush(&self.changed);
@@ -150,10 +150,10 @@ impl Observer {
         last.at.elapsed() >= if settled { self.interval } else { TICK / 2 }
     }
 
-    fn note(&self, uid: String, pod: &Pod, status: Result<GatewayStatus, String>, pending: &mut Pending) {
+    fn note(&self, uid: &str, pod: &Pod, status: Result<GatewayStatus, String>, pending: &mut Pending) {
         self.metrics.asked_gateway(status.is_ok());
         let Some(service) = service_of(pod) else { return };
-        match change(self.observations.get(&uid).map(|last| last.status).as_ref(), &status) {
+        match change(self.observations.get(uid).map(|last| last.status).as_ref(), &status) {
             Change::None => {}
             Change::Sessions => {
                 pending.sessions.insert(service);
@@ -162,7 +162,7 @@ impl Observer {
                 pending.now.insert(service);
             }
         }
-        self.observations.set(&uid, status);
+        self.observations.set(uid, status);
     }
 }
 
@@ -293,7 +293,7 @@ mod tests {
         assert!(pending.now.is_empty() && inbox.try_recv().is_ok());
     }
 
-    fn pod(status: serde_json::Value) -> Pod {
+    fn pod(status: &serde_json::Value) -> Pod {
         serde_json::from_value(serde_json::json!({"metadata": {"uid": "u"}, "status": status})).unwrap()
     }
 
@@ -301,12 +301,12 @@ mod tests {
     fn only_a_running_gateway_has_an_address() {
         let running = serde_json::json!([{"name": "gateway", "ready": true, "restartCount": 0, "image": "", "imageID": "", "state": {"running": {}}}]);
         let of = |phase: &str, ip: &str| {
-            address(&pod(serde_json::json!({"phase": phase, "podIP": ip, "initContainerStatuses": running})))
+            address(&pod(&serde_json::json!({"phase": phase, "podIP": ip, "initContainerStatuses": running})))
         };
         assert_eq!(of("Running", "10.0.0.1").as_deref(), Some("10.0.0.1:8079"));
         assert_eq!(of("Pending", "fd00::1").as_deref(), Some("[fd00::1]:8079"));
         assert_eq!(of("Failed", "10.0.0.1"), None);
         assert_eq!(of("Running", ""), None);
-        assert_eq!(address(&pod(serde_json::json!({"phase": "Running", "podIP": "10.0.0.1"}))), None);
+        assert_eq!(address(&pod(&serde_json::json!({"phase": "Running", "podIP": "10.0.0.1"}))), None);
     }
 }

@@ -81,7 +81,7 @@ pub enum ApplyError {
         name: String,
         /// What the API server said.
         #[source]
-        source: kube::Error,
+        source: Box<kube::Error>,
     },
 }
 
@@ -204,29 +204,21 @@ pub async fn apply(
         step.apply("ServiceAccount", service_account, live(&stores.service_accounts, service_account))
             .await?;
     }
-    match &broker_secret {
-        Some(secret) => step.apply("Secret", secret, live(&stores.secrets, secret)).await?,
-        None => {
-            let name = names::broker_secret(&identity.name);
-            let live = stores.secrets.get(&ObjectRef::new(&name).within(&identity.namespace));
-            step.delete::<Secret>("Secret", &name, live.as_ref().map(|live| &live.metadata)).await?;
-        }
+    if let Some(secret) = &broker_secret {
+        step.apply("Secret", secret, live(&stores.secrets, secret)).await?;
+    } else {
+        let name = names::broker_secret(&identity.name);
+        let live = stores.secrets.get(&ObjectRef::new(&name).within(&identity.namespace));
+        step.delete::<Secret>("Secret", &name, live.as_ref().map(|live| &live.metadata)).await?;
     }
     step.apply("Deployment", &deployment, live(&stores.deployments, &deployment)).await?;
-    match &disruption_budget {
-        Some(budget) => {
-            step.apply("PodDisruptionBudget", budget, live(&stores.disruption_budgets, budget)).await?
-        }
-        None => {
-            let name = names::child(&identity.name);
-            let live = stores.disruption_budgets.get(&ObjectRef::new(&name).within(&identity.namespace));
-            step.delete::<PodDisruptionBudget>(
-                "PodDisruptionBudget",
-                &name,
-                live.as_ref().map(|live| &live.metadata),
-            )
-            .await?;
-        }
+    if let Some(budget) = &disruption_budget {
+        step.apply("PodDisruptionBudget", budget, live(&stores.disruption_budgets, budget)).await?;
+    } else {
+        let name = names::child(&identity.name);
+        let live = stores.disruption_budgets.get(&ObjectRef::new(&name).within(&identity.namespace));
+        let live = live.as_ref().map(|live| &live.metadata);
+        step.delete::<PodDisruptionBudget>("PodDisruptionBudget", &name, live).await?;
     }
     Ok(Resources { service_account, broker_secret, deployment, disruption_budget, state: PhantomData })
 }
@@ -384,7 +376,7 @@ impl Step<'_> {
             kind,
             namespace: self.identity.namespace.clone(),
             name: name.to_owned(),
-            source,
+            source: Box::new(source),
         }
     }
 

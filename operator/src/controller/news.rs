@@ -23,7 +23,16 @@ const MAX_NOTE: usize = 1000;
 pub(super) async fn tell_changes(scope: &Scope, service: &Guarded, changes: &[Change]) {
     for change in changes {
         let note = format!("{} {} {}", change.what, change.kind, change.name);
-        tell(scope, service, EventType::Normal, change.what, "Reconcile", note).await;
+        // What it is about tells one Event from another: without it they would be counted as one.
+        let about = ObjectReference {
+            kind: Some(change.kind.to_owned()),
+            name: Some(change.name.clone()),
+            namespace: service.meta().namespace.clone(),
+            ..ObjectReference::default()
+        };
+        let event =
+            Event { secondary: Some(about), ..event(EventType::Normal, change.what, "Reconcile", note) };
+        tell(scope, service, event).await;
     }
 }
 
@@ -35,7 +44,7 @@ pub(super) async fn tell_conditions(
     now: &McpServiceStatus,
 ) {
     for turn in turns(last, now) {
-        tell(scope, service, turn.kind, &turn.reason, turn.condition, turn.note).await;
+        tell(scope, service, event(turn.kind, &turn.reason, turn.condition, turn.note)).await;
     }
 }
 
@@ -60,7 +69,9 @@ fn turns<'a>(last: Option<&McpServiceStatus>, now: &'a McpServiceStatus) -> Vec<
             condition.reason.as_str(),
             reasons::PROGRESSING | reasons::NOT_ACCEPTED | reasons::DRAINING
         );
-        if same || passing {
+        // One cause is one Event, though it keeps the instance both from being ready and from being registered.
+        let told = turns.iter().any(|turn: &Turn<'_>| turn.reason == condition.reason);
+        if same || passing || told {
             continue;
         }
         let good = condition.status == "True" || condition.reason == reasons::SCALED_TO_ZERO;
@@ -74,22 +85,16 @@ fn turns<'a>(last: Option<&McpServiceStatus>, now: &'a McpServiceStatus) -> Vec<
     turns
 }
 
-async fn tell(scope: &Scope, service: &Guarded, type_: EventType, reason: &str, action: &str, note: String) {
-    let mut note = note;
-    if note.len() > MAX_NOTE {
-        note.truncate(note.floor_char_boundary(MAX_NOTE));
-    }
-    let event = Event {
-        type_,
-        reason: reason.to_owned(),
-        note: Some(note),
-        action: action.to_owned(),
-        secondary: None,
-    };
+fn event(type_: EventType, reason: &str, action: &str, mut note: String) -> Event {
+    note.truncate(note.floor_char_boundary(MAX_NOTE));
+    Event { type_, reason: reason.to_owned(), note: Some(note), action: action.to_owned(), secondary: None }
+}
+
+async fn tell(scope: &Scope, service: &Guarded, event: Event) {
     match scope.recorder.publish(&event, &reference(service)).await {
         Ok(()) => scope.metrics.wrote("Event", "create"),
         // Nothing hangs on it.
-        Err(error) => tracing::warn!(reason, "an Event cannot be written: {error}"),
+        Err(error) => tracing::warn!(reason = event.reason, "an Event cannot be written: {error}"),
     }
 }
 

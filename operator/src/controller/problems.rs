@@ -5,7 +5,6 @@ use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{ContainerStatus, Pod},
 };
-use kube::ResourceExt;
 use mcp_mqtt_sidecar::status::{GatewayStatus, Part, reason};
 
 use super::build::GATEWAY;
@@ -44,41 +43,29 @@ pub fn of_deployment(deployment: &Deployment) -> Option<Problem> {
 
 /// Why the instance does not count as ready; none: it does.
 pub fn of_pod(pod: &Pod, seen: Option<&Observation>) -> Option<Problem> {
-    let name = pod.name_any();
     if pod.metadata.deletion_timestamp.is_some() {
-        return Some(Problem::new(reasons::DRAINING, format!("{name} goes down")));
+        return Some(Problem::new(reasons::DRAINING, "it goes down"));
     }
     if is_ready(pod) {
         return None;
     }
-    let problem =
-        unschedulable(pod).or_else(|| of_containers(pod)).or_else(|| of_gateway(seen)).unwrap_or_else(|| {
-            let phase = pod.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default();
-            Problem::new(
-                reasons::PROGRESSING,
-                if phase == "Running" { "starting".to_owned() } else { format!("starting (pod {phase})") },
-            )
-        });
-    Some(Problem { message: format!("{name}: {}", problem.message), ..problem })
+    let problem = unschedulable(pod).or_else(|| of_containers(pod)).or_else(|| of_gateway(seen));
+    Some(problem.unwrap_or_else(|| {
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending");
+        Problem::new(reasons::PROGRESSING, format!("starting (pod {phase})"))
+    }))
 }
 
 /// Why the instance does not stand in the registry; none: it does.
 pub fn of_registration(pod: &Pod, seen: Option<&Observation>) -> Option<Problem> {
-    let name = pod.name_any();
-    let problem = match seen.map(|seen| &seen.status) {
-        Some(Ok(status)) if status.broker.ok => return None,
-        Some(Ok(status)) => of_status(status).unwrap_or_else(|| part(&status.broker)),
+    match seen.map(|seen| &seen.status) {
+        Some(Ok(status)) if status.broker.ok => None,
+        Some(Ok(status)) => Some(of_status(status).unwrap_or_else(|| part(&status.broker))),
         // What keeps the pod from running keeps it from registering.
-        Some(Err(_)) | None => {
-            return of_pod(pod, seen).or_else(|| {
-                let silent = of_gateway(seen).unwrap_or_else(|| {
-                    Problem::new(reasons::PROGRESSING, "its gateway has not been asked yet")
-                });
-                Some(Problem { message: format!("{name}: {}", silent.message), ..silent })
-            });
-        }
-    };
-    Some(Problem { message: format!("{name}: {}", problem.message), ..problem })
+        Some(Err(_)) | None => of_pod(pod, seen)
+            .or_else(|| of_gateway(seen))
+            .or_else(|| Some(Problem::new(reasons::PROGRESSING, "its gateway has not been asked yet"))),
+    }
 }
 
 fn unschedulable(pod: &Pod) -> Option<Problem> {
@@ -92,9 +79,9 @@ fn unschedulable(pod: &Pod) -> Option<Problem> {
 
 fn of_containers(pod: &Pod) -> Option<Problem> {
     let status = pod.status.as_ref()?;
-    let containers =
+    let mut containers =
         status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
-    containers.filter_map(of_container).next()
+    containers.find_map(of_container)
 }
 
 fn of_container(container: &ContainerStatus) -> Option<Problem> {
@@ -110,6 +97,7 @@ fn of_container(container: &ContainerStatus) -> Option<Problem> {
             Some(end) => end,
             None => waiting.message.clone().unwrap_or_default(),
         };
+        let (reason, words) = same_while_retried(reason, &words);
         return Some(Problem::new(reason, format!("container {name}: {words}")));
     }
     if let Some(ended) = &state.terminated
@@ -127,6 +115,17 @@ fn of_container(container: &ContainerStatus) -> Option<Problem> {
         .map(|end| {
             Problem::new(reasons::CONTAINER_FAILED, format!("container {name} was started anew: it {end}"))
         })
+}
+
+/// The kubelet takes turns between "it failed" and "I wait before the next try", which is one and the same for a
+/// person, and one status to write.
+fn same_while_retried<'a>(reason: &'a str, words: &'a str) -> (&'a str, &'a str) {
+    const FAILED: &str = "ErrImagePull";
+    const WAITS: &str = "ImagePullBackOff";
+    if !matches!(reason, FAILED | WAITS) {
+        return (reason, words);
+    }
+    (WAITS, words.split_once("ErrImagePull: ").map_or(words, |(_, cause)| cause))
 }
 
 /// How the container ended the last time. The kubelet's own words ("back-off 20s restarting …") say less and change
@@ -231,7 +230,7 @@ pub(crate) mod tests {
         ]});
         assert_eq!(
             problem(&status, None),
-            ("Unschedulable".to_owned(), "weather-1: no node takes it: 0/1 nodes are available".to_owned())
+            ("Unschedulable".to_owned(), "no node takes it: 0/1 nodes are available".to_owned())
         );
     }
 
@@ -240,8 +239,19 @@ pub(crate) mod tests {
         let waiting = json!({"waiting": {"reason": "ErrImageNeverPull", "message": "Container image \"x\" is not present"}});
         let status =
             json!({"phase": "Pending", "containerStatuses": [container("server", &waiting, &json!({}), 0)]});
-        let expected = "weather-1: container server: Container image \"x\" is not present";
+        let expected = "container server: Container image \"x\" is not present";
         assert_eq!(problem(&status, None), ("ErrImageNeverPull".to_owned(), expected.to_owned()));
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_pulled_is_one_problem_whether_it_is_being_tried_or_waited_for() {
+        let of = |reason: &str, message: &str| {
+            let waiting = json!({"waiting": {"reason": reason, "message": message}});
+            problem(&json!({"containerStatuses": [container("server", &waiting, &json!({}), 0)]}), None)
+        };
+        let tried = of("ErrImagePull", "no such host");
+        assert_eq!(tried, of("ImagePullBackOff", "Back-off pulling image \"x\": ErrImagePull: no such host"));
+        assert_eq!(tried, ("ImagePullBackOff".to_owned(), "container server: no such host".to_owned()));
     }
 
     #[test]
@@ -250,7 +260,8 @@ pub(crate) mod tests {
         let last = json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}});
         let status =
             json!({"phase": "Running", "containerStatuses": [container("server", &waiting, &last, 3)]});
-        let expected = "weather-1: container server: ended with exit code 137 (OOMKilled); see `kubectl logs --previous`";
+        let expected =
+            "container server: ended with exit code 137 (OOMKilled); see `kubectl logs --previous`";
         assert_eq!(problem(&status, None), ("CrashLoopBackOff".to_owned(), expected.to_owned()));
     }
 
@@ -259,10 +270,7 @@ pub(crate) mod tests {
         let waiting = json!({"waiting": {"reason": "PodInitializing"}});
         let status =
             json!({"phase": "Pending", "containerStatuses": [container("server", &waiting, &json!({}), 0)]});
-        assert_eq!(
-            problem(&status, None),
-            ("Progressing".to_owned(), "weather-1: starting (pod Pending)".to_owned())
-        );
+        assert_eq!(problem(&status, None), ("Progressing".to_owned(), "starting (pod Pending)".to_owned()));
     }
 
     #[test]
@@ -272,10 +280,7 @@ pub(crate) mod tests {
             seen(Ok(gateway((reason::BACKEND_READY, true), (reason::BROKER_REFUSED_CREDENTIALS, false))));
         assert_eq!(
             problem(&running, Some(&refused)),
-            (
-                "BrokerRefusedCredentials".to_owned(),
-                "weather-1: the words on BrokerRefusedCredentials".to_owned()
-            )
+            ("BrokerRefusedCredentials".to_owned(), "the words on BrokerRefusedCredentials".to_owned())
         );
         let waiting =
             seen(Ok(gateway((reason::BACKEND_NOT_ANSWERING, false), (reason::WAITING_FOR_BACKEND, false))));

@@ -102,17 +102,17 @@ pub async fn resolve(
     // Before the look into the stores: what appears after it finds the service by this.
     scope.references.remember(&service, references);
     let mut missing = Vec::new();
-    let mut hashes = String::new();
+    let mut hashes = Vec::new();
     for reference in references {
         let content = fetch_content(scope, &identity.namespace, reference).await?;
         missing.extend(problems(&identity.namespace, reference, content.as_ref()));
         let hash = content.as_ref().map_or("absent", |content| content.hash.as_str());
-        hashes.push_str(&format!("{} {} {hash}\n", reference.kind, reference.name));
+        hashes.push(format!("{} {} {hash}", reference.kind, reference.name));
     }
     if !missing.is_empty() {
         return Err(ResolveError::Missing(missing));
     }
-    Ok((!references.is_empty()).then(|| scope.salt.hash(hashes.as_bytes())))
+    Ok((!references.is_empty()).then(|| scope.salt.hash(hashes.join("\n").as_bytes())))
 }
 
 fn problems(namespace: &str, reference: &Reference, content: Option<&Content>) -> Vec<String> {
@@ -250,7 +250,7 @@ mod tests {
         let weather = ServiceRef::new("weather").within("meteo");
         memory.remember(&weather, &[reference(false)]);
         memory.remember(&ServiceRef::new("weather").within("other"), &[reference(false)]);
-        assert_eq!(memory.referrers(Kind::Secret, "meteo", "badge"), [weather.clone()]);
+        assert_eq!(memory.referrers(Kind::Secret, "meteo", "badge"), std::slice::from_ref(&weather));
         assert_eq!(memory.referrers(Kind::ConfigMap, "meteo", "badge"), []);
         memory.forget(&weather);
         assert_eq!(memory.referrers(Kind::Secret, "meteo", "badge"), []);

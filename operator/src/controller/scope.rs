@@ -12,13 +12,16 @@ use k8s_openapi::api::{
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
-    Client,
+    Client, Resource,
     core::{DeserializeGuard, PartialObjectMeta},
     runtime::{
         events::Recorder,
         reflector::{ObjectRef, Store},
     },
 };
+
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use tokio::sync::watch;
 
 use super::{apply::AppliedMemory, resolve::ReferenceMemory, status::StatusMemory};
 use crate::{crd::McpService, metrics::Metrics, observe::Observations, salt::Salt, settings::Settings};
@@ -64,6 +67,8 @@ pub struct Scope {
     pub salt: Salt,
     /// What the watches know.
     pub stores: Stores,
+    /// Watches that are not there yet.
+    pub unsynced: Unsynced,
     /// What the gateways say.
     pub observations: Arc<Observations>,
     /// Counters.
@@ -100,21 +105,59 @@ impl Failures {
     }
 }
 
+/// Watches that have not got their first full list yet; empty: all have.
+pub type Unsynced = watch::Receiver<Vec<&'static str>>;
+
 impl Stores {
-    /// Waits until every watch has its first full list; without it, what exists would look as if it did not.
-    pub async fn synced(&self) {
-        // A dropped writer means that the controller ends: whoever waits is ended with it.
-        let _ = self.services.wait_until_ready().await;
-        let _ = self.deployments.wait_until_ready().await;
-        let _ = self.service_accounts.wait_until_ready().await;
-        let _ = self.disruption_budgets.wait_until_ready().await;
-        let _ = self.pods.wait_until_ready().await;
-        let _ = self.secrets.wait_until_ready().await;
-        let _ = self.config_maps.wait_until_ready().await;
-        if let Some(secret) = &self.default_broker_secret {
-            let _ = secret.wait_until_ready().await;
+    /// Follows the watches until all have their first full list. Only one may follow a store: of several waiters
+    /// kube wakes the last one only. The services' own store is the controller's to wait for.
+    pub fn follow_sync(&self) -> (Unsynced, impl Future<Output = ()> + Send + 'static) {
+        let stores = self.clone();
+        let mut waits: Vec<(&'static str, BoxFuture<'static, ()>)> = vec![
+            ("Deployments", first_list(stores.deployments)),
+            ("ServiceAccounts", first_list(stores.service_accounts)),
+            ("PodDisruptionBudgets", first_list(stores.disruption_budgets)),
+            ("Pods", first_list(stores.pods)),
+            ("Secrets", first_list(stores.secrets)),
+            ("ConfigMaps", first_list(stores.config_maps)),
+        ];
+        if let Some(secret) = stores.default_broker_secret {
+            waits.push(("the default broker's Secret", first_list(secret)));
+        }
+        let (unsynced, receiver) = watch::channel(waits.iter().map(|(name, _)| *name).collect());
+        let follow = async move {
+            let mut waits: FuturesUnordered<_> = waits
+                .into_iter()
+                .map(|(name, wait)| async move {
+                    wait.await;
+                    name
+                })
+                .collect();
+            while let Some(synced) = waits.next().await {
+                unsynced.send_modify(|names: &mut Vec<&'static str>| names.retain(|name| *name != synced));
+            }
+        };
+        (receiver, follow)
+    }
+}
+
+fn first_list<K>(store: Store<K>) -> BoxFuture<'static, ()>
+where
+    K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
+{
+    // A dropped writer means that the controller ends, and whoever waits with it.
+    async move {
+        if store.wait_until_ready().await.is_err() {
+            std::future::pending::<()>().await;
         }
     }
+    .boxed()
+}
+
+/// Waits until every watch has its first full list; without it, what exists would look as if it did not.
+pub async fn synced(unsynced: &Unsynced) {
+    // The sender goes when all is synced, and leaves its last value.
+    let _ = unsynced.clone().wait_for(Vec::is_empty).await;
 }
 
 /// A lock whose holder panicked holds plain data all the same.

@@ -31,8 +31,8 @@ use crate::{
     reasons,
 };
 
-/// Instances that a message names before it says "and so many more".
-const NAMED_INSTANCES: usize = 3;
+/// Different problems that a message tells before it says "and so many more".
+const NAMED_PROBLEMS: usize = 3;
 
 /// How far the service came.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ pub struct Seen<'a> {
     pub replicas: i32,
 }
 
-impl<'a> Seen<'a> {
+impl Seen<'_> {
     /// Pods and their gateways' words, in the order of the pods' names.
     pub fn pods(
         pods: impl IntoIterator<Item = Arc<Pod>>,
@@ -87,6 +87,9 @@ impl<'a> Seen<'a> {
             .map(|(pod, seen)| (&**pod, seen.as_ref()))
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 /// The status (pure). Conditions keep the time at which they last turned.
 pub fn build_status(
@@ -167,9 +170,8 @@ fn ready_condition(outcome: &Outcome<'_>, seen: &Seen<'_>, ready: i32) -> Judgme
     if let Some(judgment) = nothing_runs(outcome, seen) {
         return judgment;
     }
+    let mut problems = instances(seen, problems::of_pod);
     let wanted = seen.replicas;
-    let problems: Vec<Problem> =
-        seen.staying().filter_map(|(pod, seen)| problems::of_pod(pod, seen)).collect();
     let count = format!("{ready} of {wanted} instances ready");
     if ready >= wanted {
         return match worst(&problems) {
@@ -179,13 +181,12 @@ fn ready_condition(outcome: &Outcome<'_>, seen: &Seen<'_>, ready: i32) -> Judgme
             }
         };
     }
-    let refused = seen.deployment.as_deref().and_then(problems::of_deployment);
-    match refused.as_ref().or_else(|| worst(&problems)) {
+    if let Some(problem) = seen.deployment.as_deref().and_then(problems::of_deployment) {
+        problems.insert(0, InstanceProblem { instances: Vec::new(), problem });
+    }
+    match worst(&problems) {
         None => fails(reasons::PROGRESSING, format!("{count}; waiting for the pods")),
-        Some(worst) => {
-            let rest: Vec<Problem> = refused.clone().into_iter().chain(problems.iter().cloned()).collect();
-            fails(&worst.reason, format!("{count}; {}", told(&rest)))
-        }
+        Some(worst) => fails(&worst.problem.reason, format!("{count}; {}", told(&problems))),
     }
 }
 
@@ -193,9 +194,9 @@ fn registered_condition(outcome: &Outcome<'_>, seen: &Seen<'_>) -> Judgment {
     if let Some(judgment) = nothing_runs(outcome, seen) {
         return judgment;
     }
-    let problems: Vec<Problem> =
-        seen.staying().filter_map(|(pod, seen)| problems::of_registration(pod, seen)).collect();
-    let registered = count(seen.staying().count() - problems.len());
+    let problems = instances(seen, problems::of_registration);
+    let missing: usize = problems.iter().map(|problem| problem.instances.len()).sum();
+    let registered = count(seen.staying().count() - missing);
     let wanted = seen.replicas;
     let text = format!("{registered} of {wanted} instances in the broker's registry");
     if registered >= wanted {
@@ -203,7 +204,7 @@ fn registered_condition(outcome: &Outcome<'_>, seen: &Seen<'_>) -> Judgment {
     }
     match worst(&problems) {
         None => fails(reasons::PROGRESSING, format!("{text}; waiting for the pods")),
-        Some(worst) => fails(&worst.reason, format!("{text}; {}", told(&problems))),
+        Some(worst) => fails(&worst.problem.reason, format!("{text}; {}", told(&problems))),
     }
 }
 
@@ -216,26 +217,54 @@ fn nothing_runs(outcome: &Outcome<'_>, seen: &Seen<'_>) -> Option<Judgment> {
         .then(|| fails(reasons::SCALED_TO_ZERO, "spec.replicas is 0; clients find no instance"))
 }
 
-/// The one whose reason the condition takes: a cause before what merely takes its time.
-fn worst(problems: &[Problem]) -> Option<&Problem> {
-    let passing =
-        |problem: &&Problem| matches!(problem.reason.as_str(), reasons::PROGRESSING | reasons::DRAINING);
-    problems.iter().find(|problem| !passing(problem)).or_else(|| problems.first())
+/// A problem, and who has it; with nobody it is the service's as a whole.
+struct InstanceProblem {
+    instances: Vec<String>,
+    problem: Problem,
 }
 
-/// Causes first, the first few of them in full.
-fn told(problems: &[Problem]) -> String {
-    let mut sentences: Vec<&str> = Vec::new();
-    let first = worst(problems);
-    for problem in first.into_iter().chain(problems) {
-        if !sentences.contains(&problem.message.as_str()) {
-            sentences.push(&problem.message);
+/// Problems of the staying instances, each told once: a broker that is down is down for all of them.
+fn instances(
+    seen: &Seen<'_>,
+    judge: fn(&Pod, Option<&Observation>) -> Option<Problem>,
+) -> Vec<InstanceProblem> {
+    let mut problems: Vec<InstanceProblem> = Vec::new();
+    for (pod, observation) in seen.staying() {
+        let Some(problem) = judge(pod, observation) else { continue };
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        match problems.iter_mut().find(|known| known.problem == problem) {
+            Some(known) => known.instances.push(name),
+            None => problems.push(InstanceProblem { instances: vec![name], problem }),
         }
     }
-    let more = sentences.len().saturating_sub(NAMED_INSTANCES);
-    sentences.truncate(NAMED_INSTANCES);
+    problems
+}
+
+/// The one whose reason the condition takes: a cause before what merely takes its time.
+fn worst(problems: &[InstanceProblem]) -> Option<&InstanceProblem> {
+    let passing = |known: &&InstanceProblem| {
+        matches!(known.problem.reason.as_str(), reasons::PROGRESSING | reasons::DRAINING)
+    };
+    problems.iter().find(|known| !passing(known)).or_else(|| problems.first())
+}
+
+/// The worst first, and the first few of them in full.
+fn told(problems: &[InstanceProblem]) -> String {
+    let worst = worst(problems);
+    let rest = problems.iter().filter(|known| worst.is_none_or(|worst| !std::ptr::eq(*known, worst)));
+    let sentences: Vec<String> = worst.into_iter().chain(rest).take(NAMED_PROBLEMS).map(sentence).collect();
+    let more = problems.len().saturating_sub(NAMED_PROBLEMS);
     let text = sentences.join("; ");
     if more == 0 { text } else { format!("{text}; and {more} more") }
+}
+
+fn sentence(known: &InstanceProblem) -> String {
+    let words = &known.problem.message;
+    match known.instances.as_slice() {
+        [] => words.clone(),
+        [one] => format!("{one}: {words}"),
+        [first, rest @ ..] => format!("{first} and {} more: {words}", rest.len()),
+    }
 }
 
 fn condition(

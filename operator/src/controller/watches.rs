@@ -13,7 +13,7 @@ use kube::{
     Api, Client, Resource,
     core::PartialObjectMeta,
     runtime::{
-        WatchStreamExt, predicates,
+        PredicateConfig, WatchStreamExt, predicates,
         reflector::{self, Store},
         watcher,
     },
@@ -75,7 +75,7 @@ pub fn watch(
         .default_backoff()
         .reflect(writer)
         .applied_objects()
-        .predicate_filter(predicates::generation, Default::default());
+        .predicate_filter(predicates::generation, PredicateConfig::default());
     let service_stream = stream.boxed();
 
     let (deployments, deployment_stream) =
@@ -98,7 +98,7 @@ pub fn watch(
         .map(|secret| {
             let only = watcher::Config::default().fields(&format!("metadata.name={}", secret.name));
             full(client, Some(secret.namespace), only, |secret: &mut Secret| {
-                ownership::trim(&mut secret.metadata)
+                ownership::trim(&mut secret.metadata);
             })
         })
         .unzip();

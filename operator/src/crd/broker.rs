@@ -57,7 +57,7 @@ pub struct CaSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_key_ref: Option<KeyRef>,
 
-    /// A key of a ConfigMap.
+    /// A key of a `ConfigMap`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_map_key_ref: Option<KeyRef>,
 }
@@ -88,12 +88,12 @@ pub struct AuthSpec {
     #[schemars(length(min = 1, max = 253))]
     pub password_secret: Option<String>,
 
-    /// The pod's own ServiceAccount token is the password.
+    /// The pod's own `ServiceAccount` token is the password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account_token: Option<ServiceAccountTokenSpec>,
 }
 
-/// A projected ServiceAccount token; the kubelet renews it, the gateway reads it at each connect.
+/// A projected `ServiceAccount` token; the kubelet renews it, the gateway reads it at each connect.
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceAccountTokenSpec {

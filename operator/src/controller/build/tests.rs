@@ -92,6 +92,7 @@ fn several_replicas_have_a_disruption_budget_and_one_has_none() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a whole object, as YAML")]
 fn a_stdio_service_becomes_this_deployment() {
     let expected = yaml(
         "

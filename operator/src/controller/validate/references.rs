@@ -53,7 +53,7 @@ pub(super) fn collect(
     for file in &broker.files {
         match &file.source {
             Source::Secret { name, key, field: Some(field) } => {
-                found.key(Kind::Secret, name, key, None, (*field).to_owned())
+                found.key(Kind::Secret, name, key, None, (*field).to_owned());
             }
             Source::ConfigMap { name, key } => {
                 found.key(Kind::ConfigMap, name, key, None, "spec.broker.tls.ca.configMapKeyRef".to_owned());

@@ -1,0 +1,245 @@
+use k8s_openapi::jiff::SignedDuration;
+use mcp_mqtt_sidecar::status::{ServerInfo, reason};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::controller::problems::tests::{gateway, pod};
+
+fn deployment(replicas: i32) -> Arc<Deployment> {
+    Arc::new(serde_json::from_value(json!({"metadata": {}, "status": {"replicas": replicas}})).unwrap())
+}
+
+fn observed(status: Result<GatewayStatus, String>) -> Observation {
+    let observations = Observations::default();
+    observations.set("x", status);
+    observations.get("x").unwrap()
+}
+
+fn ready_pod(name: &str) -> Arc<Pod> {
+    Arc::new(pod(name, &json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]})))
+}
+
+fn starting_pod(name: &str) -> Arc<Pod> {
+    Arc::new(pod(name, &json!({"phase": "Running"})))
+}
+
+fn registered(sessions: u32) -> Observation {
+    let server = ServerInfo {
+        name: "sky".to_owned(),
+        version: "4".to_owned(),
+        protocol_version: "2025-06-18".to_owned(),
+    };
+    observed(Ok(GatewayStatus {
+        sessions,
+        server: Some(server),
+        ..gateway((reason::BACKEND_READY, true), (reason::REGISTERED, true))
+    }))
+}
+
+fn refused_by_broker() -> Observation {
+    observed(Ok(gateway((reason::BACKEND_READY, true), (reason::BROKER_REFUSED_CREDENTIALS, false))))
+}
+
+fn metadata() -> ObjectMeta {
+    serde_json::from_value(json!({"name": "weather", "namespace": "meteo", "generation": 7})).unwrap()
+}
+
+fn seen(metadata: &ObjectMeta, replicas: i32, pods: Vec<(Arc<Pod>, Option<Observation>)>) -> Seen<'_> {
+    Seen {
+        deployment: Some(deployment(replicas)),
+        pods,
+        metadata,
+        server_name: Some("meteo/weather".to_owned()),
+        replicas,
+    }
+}
+
+fn applied() -> Resources<Applied> {
+    Resources {
+        service_account: None,
+        broker_secret: None,
+        deployment: Deployment::default(),
+        disruption_budget: None,
+        state: std::marker::PhantomData,
+    }
+}
+
+fn noon() -> Timestamp {
+    Timestamp::from_second(1_800_000_000).unwrap()
+}
+
+fn status(replicas: i32, pods: Vec<(Arc<Pod>, Option<Observation>)>) -> McpServiceStatus {
+    let metadata = metadata();
+    build_status(&Outcome::Accepted(&applied()), &seen(&metadata, replicas, pods), None, noon())
+}
+
+fn told(status: &McpServiceStatus, type_: &str) -> (String, String, String) {
+    let condition = status.conditions.iter().find(|condition| condition.type_ == type_).unwrap();
+    (condition.status.clone(), condition.reason.clone(), condition.message.clone())
+}
+
+fn words(status: &str, reason: &str, message: &str) -> (String, String, String) {
+    (status.to_owned(), reason.to_owned(), message.to_owned())
+}
+
+#[test]
+fn a_service_that_runs_has_this_status() {
+    let status =
+        status(2, vec![(ready_pod("a"), Some(registered(3))), (ready_pod("b"), Some(registered(4)))]);
+    let condition = |type_: &str, reason: &str, message: &str| {
+        json!({
+            "type": type_, "status": "True", "reason": reason, "message": message,
+            "observedGeneration": 7, "lastTransitionTime": "2027-01-15T08:00:00Z",
+        })
+    };
+    let expected = json!({
+        "observedGeneration": 7,
+        "serverName": "meteo/weather",
+        "ready": "2/2",
+        "replicas": 2,
+        "readyReplicas": 2,
+        "registered": 2,
+        "sessions": 7,
+        "selector": "mcp-mqtt.io/service=weather",
+        "server": {"name": "sky", "version": "4", "protocolVersion": "2025-06-18"},
+        "conditions": [
+            condition("Accepted", "Accepted", "the spec and what it refers to are usable"),
+            condition("Ready", "Ready", "2 of 2 instances ready"),
+            condition("Registered", "Registered", "2 of 2 instances in the broker's registry"),
+        ],
+    });
+    assert_eq!(serde_json::to_value(&status).unwrap(), expected);
+}
+
+#[test]
+fn one_cause_of_many_instances_is_told_once() {
+    let pods = ["a", "b", "c"].map(|name| (starting_pod(name), Some(refused_by_broker())));
+    let status = status(3, pods.into());
+    let cause = "a and 2 more: the words on BrokerRefusedCredentials";
+    assert_eq!(
+        told(&status, "Ready"),
+        words("False", "BrokerRefusedCredentials", &format!("0 of 3 instances ready; {cause}"))
+    );
+    assert_eq!(
+        told(&status, "Registered"),
+        words(
+            "False",
+            "BrokerRefusedCredentials",
+            &format!("0 of 3 instances in the broker's registry; {cause}")
+        )
+    );
+}
+
+#[test]
+fn a_cause_comes_before_what_merely_takes_its_time() {
+    let status = status(2, vec![(starting_pod("a"), None), (starting_pod("b"), Some(refused_by_broker()))]);
+    assert_eq!(
+        told(&status, "Ready"),
+        words(
+            "False",
+            "BrokerRefusedCredentials",
+            "0 of 2 instances ready; b: the words on BrokerRefusedCredentials; a: starting (pod Running)"
+        )
+    );
+}
+
+#[test]
+fn a_rollout_that_waits_leaves_the_service_ready_and_says_for_what() {
+    let pods =
+        vec![(ready_pod("old"), Some(registered(0))), (starting_pod("new"), Some(refused_by_broker()))];
+    let status = status(1, pods);
+    assert_eq!(
+        told(&status, "Ready"),
+        words(
+            "True",
+            "RollingOut",
+            "1 of 1 instances ready; the rollout waits for new: the words on BrokerRefusedCredentials"
+        )
+    );
+    assert_eq!(
+        told(&status, "Registered"),
+        words("True", "Registered", "1 of 1 instances in the broker's registry")
+    );
+}
+
+#[test]
+fn an_instance_that_goes_down_counts_no_more_but_its_sessions_do() {
+    let mut leaving =
+        pod("old", &json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}));
+    leaving.metadata.deletion_timestamp = Some(Time(noon()));
+    let status =
+        status(1, vec![(Arc::new(leaving), Some(registered(2))), (ready_pod("new"), Some(registered(1)))]);
+    assert_eq!((status.ready.as_deref(), status.sessions), (Some("1/1"), 3));
+    assert_eq!(told(&status, "Ready").1, "Ready");
+}
+
+#[test]
+fn without_replicas_nobody_is_found() {
+    let status = status(0, Vec::new());
+    assert_eq!(told(&status, "Ready").1, reasons::SCALED_TO_ZERO);
+    assert_eq!(told(&status, "Registered").1, reasons::SCALED_TO_ZERO);
+    assert_eq!(status.ready.as_deref(), Some("0/0"));
+}
+
+#[test]
+fn a_refused_service_says_why_and_what_ran_before_runs_on() {
+    let problem = Problem { reason: reasons::INVALID_POD_TEMPLATE.to_owned(), message: "why".to_owned() };
+    let metadata = metadata();
+    let running = seen(&metadata, 1, vec![(ready_pod("a"), Some(registered(0)))]);
+    let status = build_status(&Outcome::Refused(&problem), &running, None, noon());
+    assert_eq!(told(&status, "Accepted"), words("False", "InvalidPodTemplate", "why"));
+    assert_eq!(told(&status, "Ready").0, "True");
+    let nothing = Seen { deployment: None, ..seen(&metadata, 1, Vec::new()) };
+    let status = build_status(&Outcome::Refused(&problem), &nothing, None, noon());
+    assert_eq!(
+        told(&status, "Ready"),
+        words("False", "NotAccepted", "nothing runs; see the condition Accepted")
+    );
+}
+
+#[test]
+fn a_name_that_the_broker_gave_is_the_one_that_clients_find() {
+    let adopted = observed(Ok(GatewayStatus {
+        server_name: "given/name".to_owned(),
+        ..gateway((reason::BACKEND_READY, true), (reason::REGISTERED, true))
+    }));
+    assert_eq!(status(1, vec![(ready_pod("a"), Some(adopted))]).server_name.as_deref(), Some("given/name"));
+}
+
+#[test]
+fn a_condition_keeps_the_time_at_which_it_turned() {
+    let metadata = metadata();
+    let resources = applied();
+    let first = status(1, vec![(starting_pod("a"), None)]);
+    let later = noon() + SignedDuration::from_secs(9);
+    let still = seen(&metadata, 1, vec![(starting_pod("a"), Some(refused_by_broker()))]);
+    let still = build_status(&Outcome::Accepted(&resources), &still, Some(&first), later);
+    let now = seen(&metadata, 1, vec![(ready_pod("a"), Some(registered(0)))]);
+    let now = build_status(&Outcome::Accepted(&resources), &now, Some(&still), later);
+    let time = |status: &McpServiceStatus, type_: &str| {
+        status.conditions.iter().find(|condition| condition.type_ == type_).unwrap().last_transition_time.0
+    };
+    assert_eq!(time(&still, "Ready"), noon());
+    assert_eq!(time(&now, "Ready"), later);
+    assert_eq!(time(&now, "Accepted"), noon());
+}
+
+#[test]
+fn a_store_that_is_behind_does_not_make_us_write_again() {
+    let memory = StatusMemory::default();
+    let service = ServiceRef::new("weather").within("meteo");
+    let version =
+        |version: &str| ObjectMeta { resource_version: Some(version.to_owned()), ..ObjectMeta::default() };
+    let (old, new) = (status(0, Vec::new()), status(1, Vec::new()));
+    assert_eq!(memory.last(&service, &version("4"), Some(&old)), Some(old.clone()));
+    memory.remember(&service, Some("4".to_owned()), new.clone());
+    assert_eq!(memory.last(&service, &version("4"), Some(&old)), Some(new));
+    assert_eq!(memory.last(&service, &version("5"), Some(&old)), Some(old));
+}
+
+#[test]
+fn what_is_gone_is_null_in_the_patch() {
+    let status = McpServiceStatus { server: None, ..status(0, Vec::new()) };
+    assert_eq!(with_nulls(&status)["server"], Value::Null);
+    assert_eq!(with_nulls(&status)["replicas"], json!(0));
+}
