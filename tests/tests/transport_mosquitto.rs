@@ -153,6 +153,23 @@ async fn a_disconnect_takes_milliseconds_not_the_whole_second_that_it_may() -> R
 }
 
 #[tokio::test]
+async fn a_round_trip_waits_for_no_delayed_acknowledgement_of_tcp() -> Result<()> {
+    let broker = Mosquitto::start().await?;
+    let mut connection = subscribed(&broker.url(), "client", "echo").await?;
+    let mut took = Vec::new();
+    for _ in 0..31 {
+        let start = Instant::now();
+        connection.publisher.try_publish(Publication::new("echo", "x", Qos::AtLeastOnce))?;
+        received(&mut connection.events).await?;
+        took.push(start.elapsed());
+    }
+    took.sort();
+    // Without TCP_NODELAY on our side half of them take 40 ms and more.
+    assert!(took[15] < Duration::from_millis(20), "{took:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_mebibyte_goes_through_in_both_directions() -> Result<()> {
     let broker = Mosquitto::start().await?;
     let mut connection = subscribed(&broker.url(), "client", "big/#").await?;
