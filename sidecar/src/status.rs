@@ -1,5 +1,5 @@
 //! What a gateway says of itself at `/status`: the contract with the operator, which reads it into the
-//! McpService's status.
+//! `McpService`.
 
 use serde::{Deserialize, Serialize};
 
@@ -38,7 +38,7 @@ impl GatewayStatus {
 pub struct Part {
     /// Whether it is as it should be.
     pub ok: bool,
-    /// A PascalCase word, one of [`reason`]: becomes a condition's reason.
+    /// A `PascalCase` word, one of [`reason`]: becomes a condition's reason.
     pub reason: String,
     /// A sentence that names the cause and the next step.
     pub message: String,

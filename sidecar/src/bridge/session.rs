@@ -298,6 +298,7 @@ impl Session {
 
     /// Deals with the deadlines that have passed.
     pub fn expire(&mut self, turn: &mut Turn<'_>) {
+        let mut initialize_failed = false;
         for expired in self.from_client.expire(turn.now) {
             match expired {
                 Expired::Cancelled(flight) => resolved(Asker::Client, &flight, Outcome::Abandoned, turn),
@@ -305,9 +306,10 @@ impl Session {
                     resolved(Asker::Client, &flight, Outcome::TimedOut, turn);
                     self.to_client(Refusal::TimedOut.answer(&id), turn);
                     if matches!(&self.state, State::Opening { initialize, .. } if *initialize == id) {
-                        return self.end(EndReason::InitializeFailed, turn);
+                        initialize_failed = true; // never cancelled (MCP, lifecycle)
+                    } else {
+                        self.to_backend(Message::cancelled(&id, "timed out at the gateway"), turn);
                     }
-                    self.to_backend(Message::cancelled(&id, "timed out at the gateway"), turn);
                 }
             }
         }
@@ -321,6 +323,9 @@ impl Session {
                     self.to_client(Message::cancelled(&id, "timed out at the gateway"), turn);
                 }
             }
+        }
+        if initialize_failed {
+            self.end(EndReason::InitializeFailed, turn);
         }
         self.end_when_drained(turn);
     }

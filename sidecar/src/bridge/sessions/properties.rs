@@ -1,1 +1,332 @@
+//! Random interleavings of clients, servers, broker and clock, with everything that may go wrong. Whatever happens:
+//! each request is answered exactly once or its session is over, nothing crosses sessions, nothing outlives its
+//! session, and who has a session is subscribed.
 
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    backend::BackendEnd,
+    bridge::shorthand::{RULES, client, message},
+};
+
+const CLIENTS: [&str; 3] = ["a", "b", "c"];
+const MAX_SESSIONS: u32 = 2;
+
+/// What can happen. Numbers are taken modulo what there is.
+#[derive(Debug, Clone)]
+enum Step {
+    Initialize(usize),
+    Request(usize, &'static str),
+    /// A request with the id of an earlier one.
+    Repeat(usize, usize),
+    Cancel(usize, usize),
+    Leave(usize),
+    /// The server answers one of the requests that it got, perhaps twice, perhaps late.
+    Answer(usize, usize, bool),
+    Ask(usize),
+    ClientAnswers(usize, usize),
+    ServerFails(usize, usize),
+    Suback(usize, bool),
+    Ends(usize),
+    Busy,
+    Wait(u64),
+    BackendUp(bool),
+    Drain,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (c, n) = (0..CLIENTS.len(), 0..64_usize);
+    let method = prop_oneof![Just("tools/call"), Just("ping"), Just("tools/list"), Just("initialize")];
+    prop_oneof![
+        3 => c.clone().prop_map(Step::Initialize),
+        8 => (c.clone(), method).prop_map(|(c, m)| Step::Request(c, m)),
+        2 => (c.clone(), n.clone()).prop_map(|(c, n)| Step::Repeat(c, n)),
+        2 => (c.clone(), n.clone()).prop_map(|(c, n)| Step::Cancel(c, n)),
+        1 => c.clone().prop_map(Step::Leave),
+        12 => (n.clone(), n.clone(), any::<bool>()).prop_map(|(s, n, e)| Step::Answer(s, n, e)),
+        2 => n.clone().prop_map(Step::Ask),
+        2 => (c, n.clone()).prop_map(|(c, n)| Step::ClientAnswers(c, n)),
+        1 => (n.clone(), n.clone()).prop_map(|(s, n)| Step::ServerFails(s, n)),
+        6 => (n.clone(), prop::bool::weighted(0.9)).prop_map(|(s, ok)| Step::Suback(s, ok)),
+        1 => n.prop_map(Step::Ends),
+        1 => Just(Step::Busy),
+        3 => (1..40_u64).prop_map(Step::Wait),
+        1 => any::<bool>().prop_map(Step::BackendUp),
+        1 => prop::bool::weighted(0.1).prop_map(|d| if d { Step::Drain } else { Step::Wait(1) }),
+    ]
+}
+
+/// What the outside world knows.
+#[derive(Default)]
+struct World {
+    next_id: u64,
+    /// Ids that a client has ever used, in order.
+    used: HashMap<String, Vec<u64>>,
+    /// Of each client: how often each id was asked and how often answered, since its session began.
+    asked: HashMap<(String, u64), usize>,
+    answered: HashMap<(String, u64), usize>,
+    cancelled: HashSet<(String, u64)>,
+    /// `initialize` requests that were refused: no session's end concerns them.
+    refused: HashSet<(String, u64)>,
+    /// Backend sessions that are open: whose they are, and the requests they got.
+    backends: HashMap<SessionId, (String, Vec<u64>)>,
+    ever: Vec<SessionId>,
+    subscribed: HashSet<String>,
+    suback_due: Vec<SessionId>,
+    server_asks: HashMap<String, Vec<u64>>,
+    busy: bool,
+    open: HashSet<String>,
+}
+
+struct Scene {
+    sessions: Sessions,
+    world: World,
+    now: Instant,
+    out: Vec<Action>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let mut sessions = Sessions::new(RULES, MAX_SESSIONS, 0);
+        sessions.set_backend_up(true);
+        Self { sessions, world: World::default(), now: Instant::now(), out: Vec::new() }
+    }
+
+    fn ask(&mut self, who: &str, id: u64, method: &str) {
+        *self.world.asked.entry((who.to_owned(), id)).or_default() += 1;
+        let text = message(&format!("{id} {method}"));
+        self.sessions.client_message(&client(who), text, self.now, &mut self.out);
+    }
+
+    fn play(&mut self, step: &Step) {
+        let ever = &self.world.ever;
+        let nth = |n: usize| (!ever.is_empty()).then(|| ever[n % ever.len()]);
+        match step {
+            Step::Initialize(c) => self.initialize(CLIENTS[*c]),
+            Step::Request(c, method) => {
+                self.world.next_id += 1;
+                let id = self.world.next_id;
+                self.world.used.entry(CLIENTS[*c].to_owned()).or_default().push(id);
+                self.ask(CLIENTS[*c], id, method);
+            }
+            Step::Repeat(c, n) => {
+                let used = self.world.used.get(CLIENTS[*c]).cloned().unwrap_or_default();
+                if !used.is_empty() {
+                    self.ask(CLIENTS[*c], used[n % used.len()], "tools/call");
+                }
+            }
+            Step::Cancel(c, n) => {
+                let used = self.world.used.get(CLIENTS[*c]).cloned().unwrap_or_default();
+                if !used.is_empty() {
+                    let id = used[n % used.len()];
+                    self.world.cancelled.insert((CLIENTS[*c].to_owned(), id));
+                    let text = message(&format!("notifications/cancelled {id}"));
+                    self.sessions.client_message(&client(CLIENTS[*c]), text, self.now, &mut self.out);
+                }
+            }
+            Step::Leave(c) => self.sessions.client_left(&client(CLIENTS[*c]), self.now, &mut self.out),
+            Step::Answer(s, n, error) => {
+                let Some(session) = nth(*s) else { return };
+                let got = self.world.backends.get(&session).map(|(_, got)| got.clone()).unwrap_or_default();
+                let id = if got.is_empty() { 0 } else { got[n % got.len()] };
+                let text = message(&format!("{id} {}", if *error { "error" } else { "ok" }));
+                self.event(session, FromBackend::Message(text));
+            }
+            Step::Ask(s) => {
+                let Some(session) = nth(*s) else { return };
+                self.world.next_id += 1;
+                let text = format!("{} roots/list", self.world.next_id);
+                self.event(session, FromBackend::Message(message(&text)));
+            }
+            Step::ClientAnswers(c, n) => {
+                let asks = self.world.server_asks.get(CLIENTS[*c]).cloned().unwrap_or_default();
+                if !asks.is_empty() {
+                    let text = message(&format!("{} ok", asks[n % asks.len()]));
+                    self.sessions.client_message(&client(CLIENTS[*c]), text, self.now, &mut self.out);
+                }
+            }
+            Step::ServerFails(s, n) => {
+                let Some(session) = nth(*s) else { return };
+                let got = self.world.backends.get(&session).map(|(_, got)| got.clone()).unwrap_or_default();
+                if !got.is_empty() {
+                    let id = RequestId::number(got[n % got.len()]);
+                    self.event(
+                        session,
+                        FromBackend::RequestFailed { id, reason: "broken", detail: String::new() },
+                    );
+                }
+            }
+            Step::Suback(s, ok) => {
+                if self.world.suback_due.is_empty() {
+                    return;
+                }
+                let at = s % self.world.suback_due.len();
+                let session = self.world.suback_due.remove(at);
+                let result = if *ok { Ok(()) } else { Err("refused".to_owned()) };
+                self.sessions.subscribed(session, result, self.now, &mut self.out);
+            }
+            Step::Ends(s) => {
+                if let Some(session) = nth(*s) {
+                    self.event(session, FromBackend::Ended(BackendEnd::Exited("gone".to_owned())));
+                }
+            }
+            Step::Busy => self.world.busy = true,
+            Step::Wait(seconds) => {
+                self.now += Duration::from_secs(*seconds);
+                self.sessions.expire(self.now, &mut self.out);
+            }
+            Step::BackendUp(up) => self.sessions.set_backend_up(*up),
+            Step::Drain => self.sessions.drain(self.now, &mut self.out),
+        }
+    }
+
+    fn initialize(&mut self, who: &str) {
+        self.world.next_id += 1;
+        let id = self.world.next_id;
+        let request = Initialize {
+            client: client(who),
+            id: RequestId::number(id),
+            message: message(&format!("{id} initialize")),
+            max_to_client: 1000,
+        };
+        let mut opened = None;
+        self.sessions.initialize(request, self.now, &mut self.out, |session| opened = Some(session));
+        *self.world.asked.entry((who.to_owned(), id)).or_default() += 1;
+        if let Some(session) = opened {
+            self.world.backends.insert(session, (who.to_owned(), Vec::new()));
+            self.world.ever.push(session);
+        } else {
+            self.world.refused.insert((who.to_owned(), id));
+        }
+    }
+
+    fn event(&mut self, session: SessionId, event: FromBackend) {
+        self.sessions.backend_event(session, event, self.now, &mut self.out);
+    }
+
+    /// Does what the table asks for, and judges it.
+    fn perform(&mut self) {
+        while !self.out.is_empty() {
+            for action in std::mem::take(&mut self.out) {
+                self.judge(action);
+            }
+        }
+    }
+
+    fn judge(&mut self, action: Action) {
+        let world = &mut self.world;
+        match action {
+            Action::Subscribe { session, client } => {
+                world.subscribed.insert(client.to_string());
+                world.suback_due.push(session);
+            }
+            Action::Unsubscribe { client } => {
+                assert!(world.subscribed.remove(client.as_str()), "unsubscribed what was not subscribed");
+            }
+            Action::ToClient { client, message } => match message.kind() {
+                Kind::Response { id: Some(id), .. } => {
+                    let key = (client.to_string(), id.as_u64().unwrap());
+                    let answers = world.answered.entry(key.clone()).or_default();
+                    *answers += 1;
+                    let asked = world.asked.get(&key).copied().unwrap_or_default();
+                    assert!(*answers <= asked, "{key:?}: {answers} answers to {asked} requests");
+                }
+                Kind::Request { id, .. } => {
+                    world.server_asks.entry(client.to_string()).or_default().push(id.as_u64().unwrap());
+                }
+                _ => {}
+            },
+            Action::ToBackend { session, message } => {
+                let (owner, got) = world.backends.get_mut(&session).expect("nothing outlives its session");
+                if let Kind::Request { id, .. } = message.kind() {
+                    let id = id.as_u64().unwrap();
+                    assert!(
+                        world.asked.contains_key(&(owner.clone(), id)),
+                        "{id} is not a request of {owner}"
+                    );
+                    if std::mem::take(&mut world.busy) {
+                        self.sessions.backend_busy(session, &message, self.now, &mut self.out);
+                    } else {
+                        got.push(id);
+                    }
+                }
+            }
+            Action::Opened { client, .. } => {
+                assert!(world.subscribed.contains(client.as_str()), "open, and deaf");
+                world.open.insert(client.to_string());
+            }
+            Action::Ended { session, client, reason } => {
+                let (owner, _) = world.backends.remove(&session).expect("ends once");
+                assert_eq!(owner, client.as_str());
+                world.suback_due.retain(|due| *due != session);
+                world.server_asks.remove(&owner);
+                world.open.remove(&owner);
+                if reason == EndReason::ClientLeft {
+                    // Nobody waits any more; an answer from now on would be one too many.
+                    for (key, asked) in &mut world.asked {
+                        if key.0 == owner && !world.refused.contains(key) {
+                            *asked = world.answered.get(key).copied().unwrap_or_default();
+                        }
+                    }
+                }
+            }
+            Action::Broadcast { .. } | Action::Resolved { .. } | Action::Dropped { .. } => {}
+        }
+    }
+
+    fn check(&self) {
+        assert_eq!(self.world.backends.len(), self.sessions.len());
+        assert!(self.sessions.len() <= MAX_SESSIONS as usize);
+        let owners: HashSet<&str> = self.world.backends.values().map(|(owner, _)| owner.as_str()).collect();
+        let subscribed: HashSet<&str> = self.world.subscribed.iter().map(String::as_str).collect();
+        assert_eq!(owners, subscribed, "who has a session is subscribed, and nobody else");
+        for (session, (owner, _)) in &self.world.backends {
+            assert_eq!(self.sessions.of_client(owner), Some(*session));
+        }
+    }
+
+    /// Lets time pass until everything has to be answered.
+    fn finish(&mut self) {
+        for _ in 0..20 {
+            self.play(&Step::Wait(30));
+            self.perform();
+        }
+    }
+
+    fn check_all_answered(&self) {
+        for (key, asked) in &self.world.asked {
+            let answered = self.world.answered.get(key).copied().unwrap_or_default();
+            let cancelled = self.world.cancelled.contains(key); // then nobody need answer
+            assert!(
+                answered == *asked || cancelled,
+                "{key:?} was asked {asked} times, answered {answered} times"
+            );
+        }
+        assert_eq!(self.sessions.in_flight(), 0);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn each_request_is_answered_once_or_its_session_over_and_nothing_crosses_or_outlives_a_session(
+        steps in proptest::collection::vec(step(), 1..200)
+    ) {
+        let mut scene = Scene::new();
+        for step in &steps {
+            scene.play(step);
+            scene.perform();
+            scene.check();
+        }
+        scene.finish();
+        scene.check();
+        scene.check_all_answered();
+    }
+}

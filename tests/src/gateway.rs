@@ -1,0 +1,382 @@
+//! A gateway beside its stdio server, as in a pod: the project's own processes on loopback.
+
+use std::{
+    fs::{self, File},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use mcp_mqtt_sidecar::status::GatewayStatus;
+use mcp_mqtt_transport::{
+    client::{Client, ClientOptions, Instance, RequestError, Session, SessionHandler, Unhandled},
+    topic::{ClientId, ServerId, ServerName},
+};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json, value::RawValue};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
+use url::Url;
+
+use crate::binaries;
+
+/// The server name that the rig's gateway registers.
+pub const SERVER_NAME: &str = "tests/stub";
+/// How long anything may take that takes milliseconds on an idle machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a rig is started with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    broker: Url,
+    server_id: String,
+    gateway: Vec<String>,
+    server: Vec<String>,
+}
+
+/// A gateway and its shim. Dropping it kills both.
+#[derive(Debug)]
+pub struct Gateway {
+    options: Options,
+    dir: TempDir,
+    admin: SocketAddr,
+    gateway: Child,
+    shim: Option<Child>,
+}
+
+impl Options {
+    /// A gateway at this broker.
+    pub fn new(broker: &Url) -> Self {
+        Self {
+            broker: broker.clone(),
+            server_id: format!("gateway-{:08x}", fastrand::u32(..)),
+            gateway: Vec::new(),
+            server: Vec::new(),
+        }
+    }
+
+    /// Another argument of the gateway: `--name=value`.
+    #[must_use]
+    pub fn arg(mut self, arg: &str) -> Self {
+        self.gateway.push(arg.to_owned());
+        self
+    }
+
+    /// An argument with a file's path, its content given here.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn file(self, arg: &str, dir: &Path, content: &str) -> Result<Self> {
+        let path = dir.join(arg.trim_start_matches('-'));
+        fs::write(&path, content)?;
+        let arg = format!("{arg}={}", path.display());
+        Ok(self.arg(&arg))
+    }
+
+    /// The MQTT client id, in place of a random one.
+    #[must_use]
+    pub fn server_id(mut self, id: &str) -> Self {
+        id.clone_into(&mut self.server_id);
+        self
+    }
+
+    /// Another argument of the stub server.
+    #[must_use]
+    pub fn server_arg(mut self, arg: &str) -> Self {
+        self.server.push(arg.to_owned());
+        self
+    }
+
+    /// Starts both processes.
+    ///
+    /// # Errors
+    /// They cannot be started.
+    pub fn start(self) -> Result<Gateway> {
+        let mut gateway = self.start_without_server()?;
+        gateway.start_server()?;
+        Ok(gateway)
+    }
+
+    /// Starts the gateway alone.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_without_server(self) -> Result<Gateway> {
+        let dir = tempfile::tempdir()?;
+        let admin = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let socket = |name: &str| dir.path().join(name).display().to_string();
+        let mut command = Command::new(binaries::sidecar());
+        command
+            .args(["gateway", "--log-format=text", "--log=info,mcp_mqtt_sidecar=debug"])
+            .arg(format!("--server-name={SERVER_NAME}"))
+            .arg(format!("--server-id={}", self.server_id))
+            .arg(format!("--broker-url={}", self.broker))
+            .arg(format!("--stdio-socket={}", socket("shim.sock")))
+            .arg(format!("--drain-socket={}", socket("gateway.sock")))
+            .arg(format!("--admin-address={admin}"))
+            .args(&self.gateway);
+        let gateway = spawn(command, &dir.path().join("gateway.log"))?;
+        Ok(Gateway { options: self, dir, admin, gateway, shim: None })
+    }
+}
+
+impl Gateway {
+    /// A gateway and its server with no special wishes, ready.
+    ///
+    /// # Errors
+    /// It does not become ready.
+    pub async fn ready_at(broker: &Url) -> Result<Self> {
+        let gateway = Options::new(broker).start()?;
+        gateway.wait_ready().await?;
+        Ok(gateway)
+    }
+
+    /// Starts the server's shim (again).
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_server(&mut self) -> Result<()> {
+        let mut command = Command::new(binaries::sidecar());
+        command.args(["shim", "run", "--stop-grace=500ms"]);
+        command.arg(format!("--socket={}", self.dir.path().join("shim.sock").display()));
+        command.arg("--").arg(binaries::stub_server()).args(&self.options.server);
+        self.shim = Some(spawn(command, &self.dir.path().join("shim.log"))?);
+        Ok(())
+    }
+
+    /// Kills the shim, as when the server's container dies.
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub fn kill_server(&mut self) -> Result<()> {
+        let mut shim = self.shim.take().context("there is no server")?;
+        shim.kill()?;
+        shim.wait()?;
+        Ok(())
+    }
+
+    /// The MQTT client id.
+    pub fn server_id(&self) -> ServerId {
+        ServerId::new(&self.options.server_id).expect("the tests' ids are valid")
+    }
+
+    /// Whom a client opens a session with, without a look at the presences.
+    pub fn instance(&self) -> Instance {
+        Instance {
+            server_id: self.server_id(),
+            server_name: ServerName::new(SERVER_NAME).expect("a constant that is valid"),
+            online: mcp_mqtt_transport::presence::Online::new(SERVER_NAME, "", None),
+        }
+    }
+
+    /// Waits until `/readyz` says so.
+    ///
+    /// # Errors
+    /// It does not, and what is pending then.
+    pub async fn wait_ready(&self) -> Result<()> {
+        self.wait_for("readiness", |status| status.ready()).await.map(|_| ())
+    }
+
+    /// Waits until `/status` fits.
+    ///
+    /// # Errors
+    /// It does not in time; the last status is in the message.
+    pub async fn wait_for(&self, what: &str, fits: impl Fn(&GatewayStatus) -> bool) -> Result<GatewayStatus> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status().await;
+            match &status {
+                Ok(status) if fits(status) => return Ok(status.clone()),
+                _ if Instant::now() < deadline => sleep(Duration::from_millis(5)).await,
+                _ => bail!("no {what} within {PATIENCE:?}: {status:?}\nthe gateway's log:\n{}", self.log()),
+            }
+        }
+    }
+
+    /// `/status`.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub async fn status(&self) -> Result<GatewayStatus> {
+        Ok(serde_json::from_str(&self.get("/status").await?.1)?)
+    }
+
+    /// Code and body of a GET at the admin port.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn get(&self, path: &str) -> Result<(u16, String)> {
+        let answer = timeout(PATIENCE, async {
+            let mut stream = TcpStream::connect(self.admin).await?;
+            let request = format!("GET {path} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            anyhow::Ok(answer)
+        });
+        let answer = answer.await??;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+        let code = head.split(' ').nth(1).context("no HTTP status")?.parse()?;
+        Ok((code, body.to_owned()))
+    }
+
+    /// The value of a metric's line, which is given without the prefix: `drops_total{reason="no-session"}`.
+    ///
+    /// # Errors
+    /// No answer. A line that is not there is 0.
+    pub async fn metric(&self, line: &str) -> Result<f64> {
+        let (_, text) = self.get("/metrics").await?;
+        let line = format!("mcp_mqtt_gateway_{line} ");
+        let value = text.lines().find_map(|l| l.strip_prefix(&line));
+        Ok(value.map_or(Ok(0.0), str::parse)?)
+    }
+
+    /// Waits until a metric has this value.
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn wait_metric(&self, line: &str, value: f64) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let now = self.metric(line).await?;
+            if (now - value).abs() < f64::EPSILON {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{line} is {now}, not {value}\n{}", self.log());
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// SIGTERM.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn terminate(&self) -> Result<()> {
+        let pid = i32::try_from(self.gateway.id()).ok().and_then(Pid::from_raw).context("no process id")?;
+        kill_process(pid, Signal::TERM).context("cannot send SIGTERM to the gateway")
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub async fn wait_ended(&mut self) -> Result<ExitStatus> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.gateway.try_wait()? {
+                return Ok(status);
+            }
+            ensure!(Instant::now() < deadline, "the gateway does not end\n{}", self.log());
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// `shim drain`, as the server container's preStop runs it.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn drain(&self) -> Result<Child> {
+        let socket = self.dir.path().join("gateway.sock");
+        let mut command = Command::new(binaries::sidecar());
+        command.args(["shim", "drain"]).arg(format!("--socket={}", socket.display()));
+        spawn(command, &self.dir.path().join("drain.log"))
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("gateway.log")).unwrap_or_default()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.gateway.id()
+    }
+
+    /// The shim's process id.
+    pub fn server_pid(&self) -> Option<u32> {
+        self.shim.as_ref().map(Child::id)
+    }
+
+    /// Its directory, for files of a test.
+    pub fn dir(&self) -> PathBuf {
+        self.dir.path().to_owned()
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        // Nothing can be done here about a failure.
+        for child in std::iter::once(&mut self.gateway).chain(&mut self.shim) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("the gateway's log:\n{}", self.log());
+        }
+    }
+}
+
+fn spawn(mut command: Command, log: &Path) -> Result<Child> {
+    let log = File::options().create(true).append(true).open(log)?;
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("cannot start {}", command.get_program().display()))
+}
+
+/// Connects an MCP client.
+///
+/// # Errors
+/// As [`Client::connect`].
+pub async fn connect(broker: &Url, client_id: &str) -> Result<Client> {
+    Ok(Client::connect(ClientOptions::new(broker.clone(), ClientId::new(client_id)?)).await?)
+}
+
+/// Opens a session that hears nothing.
+///
+/// # Errors
+/// As [`Client::open_session`].
+pub async fn open(client: &Client, instance: &Instance) -> Result<Session> {
+    open_with(client, instance, Arc::new(Unhandled)).await
+}
+
+/// Opens a session.
+///
+/// # Errors
+/// As [`Client::open_session`].
+pub async fn open_with(
+    client: &Client,
+    instance: &Instance,
+    handler: Arc<dyn SessionHandler>,
+) -> Result<Session> {
+    let capabilities = RawValue::from_string(r#"{"sampling":{},"roots":{"listChanged":true}}"#.to_owned())?;
+    Ok(client.open_session(instance, &capabilities, handler, PATIENCE).await?)
+}
+
+/// `tools/call`; the text of the answer.
+///
+/// # Errors
+/// As [`Session::request`].
+pub async fn call(session: &Session, tool: &str, arguments: Value) -> Result<String, RequestError> {
+    let params = json!({"name": tool, "arguments": arguments});
+    let result = session.request("tools/call", Some(&params), PATIENCE).await?;
+    let result: Value = serde_json::from_str(result.get()).map_err(|error| RequestError::Json(error.to_string()))?;
+    Ok(result["content"][0]["text"].as_str().unwrap_or_default().to_owned())
+}
+
+/// The `data.reason` of an error that the gateway answered.
+pub fn reason(error: &RequestError) -> Option<&str> {
+    match error {
+        RequestError::Rpc(error) => error.reason(),
+        _ => None,
+    }
+}
