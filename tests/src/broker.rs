@@ -152,7 +152,7 @@ impl Mosquitto {
         let dir = tempfile::tempdir().context("cannot make a directory for the broker")?;
         let ports = Ports::free()?;
         let certificates = options.tls.map(|_| Certificates::generate(dir.path())).transpose()?;
-        let configuration = configure(options, &ports, dir.path())?;
+        let configuration = configure(options, ports, dir.path())?;
         fs::write(dir.path().join("mosquitto.conf"), configuration)?;
         let listening = ports.of(options);
         let child = spawn(dir.path())?;
@@ -323,7 +323,7 @@ fn program(name: &str) -> PathBuf {
     if in_sbin.exists() { in_sbin } else { name.into() }
 }
 
-fn configure(options: &Options, ports: &Ports, dir: &Path) -> Result<String> {
+fn configure(options: &Options, ports: Ports, dir: &Path) -> Result<String> {
     let mut text = String::from("persistence false\nset_tcp_nodelay true\nlog_dest stderr\nlog_type all\n");
     if rustix::process::geteuid().is_root() {
         // It would become the user `mosquitto`, who cannot read our directory.

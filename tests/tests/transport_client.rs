@@ -267,7 +267,7 @@ async fn progress_is_reported_in_order_before_the_result() -> Result<()> {
     let mut reports = Vec::new();
     let result = session
         .request_with_progress::<()>("progress", None, LONG, |report| {
-            reports.push((report.progress, report.total))
+            reports.push((report.progress, report.total));
         })
         .await?;
     assert_eq!(result.get(), "\"done\"");

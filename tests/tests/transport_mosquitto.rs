@@ -264,7 +264,7 @@ async fn a_stopped_broker_ends_a_connect_and_a_disconnect_by_their_deadlines() -
     let error = Connection::open(&late).await.expect_err("nobody answers");
     assert!(matches!(error, ConnectError::Timeout { .. }), "{error}");
 
-    let mut wave = || connection.publisher.try_publish(Publication::new("a", "b", Qos::AtLeastOnce));
+    let wave = || connection.publisher.try_publish(Publication::new("a", "b", Qos::AtLeastOnce));
     for _ in 0..100 {
         wave()?;
     }
