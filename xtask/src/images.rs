@@ -8,6 +8,7 @@
 mod base;
 mod buildah;
 mod product;
+mod servers;
 
 use std::{
     collections::BTreeMap,
@@ -46,7 +47,7 @@ pub(crate) fn ensure(cluster: &Cluster) -> Result<()> {
     packages::ensure(&[packages::IMAGES])?;
     // The product last: it is what changes, and what fails to compile while someone works on it.
     import(cluster, "mcp-mqtt-mosquitto", &mosquitto()?)?;
-    import(cluster, "mcp-servers", &servers()?)?;
+    import(cluster, "mcp-servers", &servers::ensure()?)?;
     for binary in product::BINARIES {
         import(cluster, binary, &product::ensure(binary)?)?;
     }
@@ -68,24 +69,6 @@ fn mosquitto() -> Result<PathBuf> {
     archive("mcp-mqtt-mosquitto", &fingerprint, |step| {
         base::ensure(step)?;
         Ok(Build { dockerfile: source.join("Dockerfile"), context: source.clone() })
-    })
-}
-
-fn servers() -> Result<PathBuf> {
-    let dockerfile = root().join("images/servers/Dockerfile");
-    let packages = ["package.json", "package-lock.json", "requirements.txt"];
-    let source = root().join("tests/servers");
-    let mut fingerprint = Fingerprint::default().text(base::RELEASE).path(&dockerfile)?;
-    for file in packages {
-        fingerprint = fingerprint.path(&source.join(file))?;
-    }
-    archive("mcp-servers", &fingerprint.finish(), |step| {
-        base::ensure(step)?;
-        let context = fresh_context("mcp-servers")?;
-        for file in packages {
-            fs::copy(source.join(file), context.join(file)).with_context(|| format!("cannot copy {file}"))?;
-        }
-        Ok(Build { dockerfile: dockerfile.clone(), context })
     })
 }
 

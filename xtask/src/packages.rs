@@ -68,6 +68,13 @@ pub(crate) const SERVERS: &[Package] = &[
     Package { name: "npm", provides: &["npm"], why: "fetches them" },
 ];
 
+/// What installs the MCP servers from PyPI.
+pub(crate) const PIP: &[Package] = &[Package {
+    name: "python3-pip",
+    provides: &["python3", "/usr/bin/pip3|/usr/local/bin/pip3|/usr/lib/python3/dist-packages/pip"],
+    why: "fetches MCP servers from PyPI",
+}];
+
 impl Package {
     fn is_installed(&self) -> bool {
         self.provides.iter().all(|needed| {

@@ -13,6 +13,8 @@ use crate::{
 
 /// The Debian release.
 pub(super) const RELEASE: &str = "bookworm";
+/// Its Python.
+pub(super) const PYTHON: &str = "3.11";
 const IMAGE: &str = "docker.io/library/debian:bookworm-slim";
 /// What the official slim image leaves out as well.
 const LEFT_OUT: [&str; 5] = [
@@ -41,6 +43,8 @@ fn bootstrap(rootfs: &Path) -> Result<()> {
     let fresh = rootfs.with_extension("new.tar");
     let output = program("mmdebstrap")
         .args(["--variant=minbase", "--mode=root", "--quiet"])
+        // As in the official image: a build that breaks off is thrown away, so nothing has to reach the disk in order.
+        .arg("--dpkgopt=force-unsafe-io")
         .args(LEFT_OUT.map(|path| format!("--dpkgopt=path-exclude={path}")))
         .arg(RELEASE)
         .arg(&fresh)
