@@ -103,16 +103,20 @@ oomScoreAdj: 0
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 `
 
-// What leaves the cluster is answered "no such name" at once: there is no way out, so a wait would be in vain.
-const corefile = `.:53 {
+// A name outside the cluster is answered "no such name" at once: there is no way out, so a wait would be in vain.
+const corefile = `${DOMAIN}:53 in-addr.arpa:53 ip6.arpa:53 {
   bind ${NODE}
   errors
   ready ${READY}
   kubernetes ${DOMAIN} in-addr.arpa ip6.arpa {
-    kubeconfig ${STATE}/pki/coredns.kubeconfig
+    kubeconfig "${STATE}/pki/coredns.kubeconfig"
     pods insecure
     ttl 1
   }
+}
+.:53 {
+  bind ${NODE}
+  errors
   template ANY ANY . {
     rcode NXDOMAIN
   }

@@ -48,6 +48,7 @@ pub(crate) fn ensure(cluster: &Cluster) -> Result<()> {
     // The product last: it is what changes, and what fails to compile while someone works on it.
     import(cluster, "mcp-mqtt-mosquitto", &mosquitto()?)?;
     import(cluster, "mcp-servers", &servers::ensure()?)?;
+    product::compile()?;
     for binary in product::BINARIES {
         import(cluster, binary, &product::ensure(binary)?)?;
     }

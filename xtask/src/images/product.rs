@@ -16,39 +16,23 @@ use crate::{
     workspace::{root, target},
 };
 
+/// A build directory of its own: in the usual one, other flags would have cargo build everything anew at each change.
+const DIRECTORY: &str = "static";
 /// Binary, package and image have one name.
 pub(super) const BINARIES: &[&str] = &["mcp-mqtt-sidecar", "mcp-mqtt-operator"];
 
-/// Compiles the binary and builds its image.
-pub(super) fn ensure(name: &str) -> Result<PathBuf> {
-    let binary = compile(name)?;
-    let dockerfile = directory(name)?.join("Dockerfile");
-    let fingerprint = Fingerprint::default().path(&dockerfile)?.path(&binary)?.finish();
-    archive(name, &fingerprint, |_| {
-        let context = fresh_context(name)?;
-        fs::copy(&binary, context.join(name)).with_context(|| format!("cannot copy {}", binary.display()))?;
-        Ok(Build { dockerfile, context })
-    })
-}
-
-/// `mcp-mqtt-sidecar` → `sidecar`.
-fn directory(name: &str) -> Result<PathBuf> {
-    let short = name.strip_prefix("mcp-mqtt-").with_context(|| format!("{name} is none of our packages"))?;
-    Ok(root().join(short))
-}
-
-/// The release build, in a directory of its own: other flags would have cargo build everything anew at each change.
-fn compile(name: &str) -> Result<PathBuf> {
-    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let directory = target("static");
-    let step = Step::start(format!("Compiling {name}"));
+/// Compiles the binaries.
+///
+/// In one go: they share most of what they are made of, and cargo is asked once whether anything has changed.
+pub(super) fn compile() -> Result<()> {
+    let step = Step::start("Compiling the product");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .current_dir(root())
-        .args(["build", "--release", "--locked", "--package", name, "--bin", name, "--target", &triple])
-        .arg("--target-dir")
-        .arg(&directory)
-        // Static, C library and all: the image has no other file.
+        .args(["build", "--release", "--locked", "--target", &triple(), "--target-dir"])
+        .arg(target(DIRECTORY))
+        .args(BINARIES.iter().flat_map(|name| ["--package", name, "--bin", name]))
+        // Static, C library and all: the images have no other file.
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .stdin(Stdio::null())
@@ -59,15 +43,39 @@ fn compile(name: &str) -> Result<PathBuf> {
     let mut lines = Vec::new();
     for line in BufReader::new(said).lines() {
         let line = line.context("cannot read what cargo says")?;
-        if let Some(package) = line.trim_start().strip_prefix("Compiling ") {
-            step.detail(package.split(" (").next().unwrap_or(package));
+        match line.trim_start().split_once(' ') {
+            Some(("Compiling", package)) => step.detail(package.split(" (").next().unwrap_or(package)),
+            Some(("Blocking", _)) => step.detail("waiting for another build"),
+            _ => {}
         }
         lines.push(line);
     }
     let status = child.wait().context("cannot wait for cargo")?;
     if !status.success() {
-        bail!("{name} does not compile:\n{}", lines.join("\n"));
+        bail!("the product does not compile:\n{}", lines.join("\n"));
     }
-    step.done(format!("{name} is compiled"));
-    Ok(directory.join(triple).join("release").join(name))
+    step.done("The product is compiled");
+    Ok(())
+}
+
+/// Builds the image of a binary that is compiled.
+pub(super) fn ensure(name: &str) -> Result<PathBuf> {
+    let binary = target(DIRECTORY).join(triple()).join("release").join(name);
+    let dockerfile = directory(name)?.join("Dockerfile");
+    let fingerprint = Fingerprint::default().path(&dockerfile)?.path(&binary)?.finish();
+    archive(name, &fingerprint, |_| {
+        let context = fresh_context(name)?;
+        fs::copy(&binary, context.join(name)).with_context(|| format!("cannot copy {}", binary.display()))?;
+        Ok(Build { dockerfile, context })
+    })
+}
+
+fn triple() -> String {
+    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
+}
+
+/// `mcp-mqtt-sidecar` → `sidecar`.
+fn directory(name: &str) -> Result<PathBuf> {
+    let short = name.strip_prefix("mcp-mqtt-").with_context(|| format!("{name} is none of our packages"))?;
+    Ok(root().join(short))
 }
