@@ -68,7 +68,7 @@ pub(crate) const SERVERS: &[Package] = &[
     Package { name: "npm", provides: &["npm"], why: "fetches them" },
 ];
 
-/// What installs the MCP servers from PyPI.
+/// What installs the MCP servers from `PyPI`.
 pub(crate) const PIP: &[Package] = &[Package {
     name: "python3-pip",
     provides: &["python3", "/usr/bin/pip3|/usr/local/bin/pip3|/usr/lib/python3/dist-packages/pip"],

@@ -13,7 +13,7 @@ use crate::{
     cluster::{self, Cluster},
     crds, generated, images, packages,
     progress::{human, step},
-    workspace::{find_program, program, root},
+    workspace::{self, find_program, program, root},
 };
 
 /// The suites' own cluster: made anew for each run.
@@ -68,7 +68,7 @@ fn in_cluster() -> Result<()> {
     cluster.down()?;
     cluster.up()?;
     images::ensure(&cluster)?;
-    let mut test = program("cargo");
+    let mut test = workspace::cargo();
     test.args(["test", "--package", "mcp-mqtt-tests", "--features", "cluster"]);
     for suite in CLUSTER_SUITES {
         test.args(["--test", suite]);
@@ -92,12 +92,12 @@ pub(crate) fn bench() -> Result<()> {
 
 fn ensure_cargo_deny() -> Result<()> {
     let there =
-        program("cargo").args(["deny", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        workspace::cargo().args(["deny", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
     if there.is_ok_and(|status| status.success()) {
         return Ok(());
     }
     step("Installing cargo-deny, once (about five minutes)", "cargo-deny is installed", |_| {
-        let output = program("cargo").args(["install", "--quiet", "--locked", "cargo-deny"]).output()?;
+        let output = workspace::cargo().args(["install", "--quiet", "--locked", "cargo-deny"]).output()?;
         ensure!(
             output.status.success(),
             "cargo install cargo-deny failed:\n{}",
@@ -136,7 +136,7 @@ fn modified(path: &Path) -> Option<std::time::SystemTime> {
 }
 
 fn cargo(arguments: &[&str]) -> Result<()> {
-    run_cargo(program("cargo").args(arguments))
+    run_cargo(workspace::cargo().args(arguments))
 }
 
 /// Runs cargo before the reader's eyes.

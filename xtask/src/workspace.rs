@@ -28,3 +28,19 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
 pub(crate) fn program(name: &str) -> Command {
     Command::new(find_program(name).unwrap_or_else(|| name.into()))
 }
+
+/// A cargo that does not see what the cargo that runs us has set: build scripts watch some of it (ring's does), and
+/// would run anew, with everything above them, whenever a build by hand and one from here take turns.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| OF_THE_PACKAGE.iter().any(|prefix| name.starts_with(prefix))) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Beginnings of the variables that cargo sets for the package it runs.
+const OF_THE_PACKAGE: [&str; 5] =
+    ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];

@@ -13,7 +13,7 @@ use super::{Build, archive, fresh_context};
 use crate::{
     fingerprint::Fingerprint,
     progress::Step,
-    workspace::{root, target},
+    workspace::{cargo, root, target},
 };
 
 /// A build directory of its own: in the usual one, other flags would have cargo build everything anew at each change.
@@ -26,7 +26,7 @@ pub(super) const BINARIES: &[&str] = &["mcp-mqtt-sidecar", "mcp-mqtt-operator"];
 /// In one go: they share most of what they are made of, and cargo is asked once whether anything has changed.
 pub(super) fn compile() -> Result<()> {
     let step = Step::start("Compiling the product");
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = cargo();
     cargo
         .current_dir(root())
         .args(["build", "--release", "--locked", "--target", &triple(), "--target-dir"])
