@@ -43,6 +43,12 @@ impl Board {
         status.server = Some(server.clone());
     }
 
+    /// The MCP server has not answered yet; why, in a sentence.
+    pub fn backend_starting(&self, message: &str) {
+        tracing::debug!("{message}");
+        self.lock().backend = part(false, reason::BACKEND_STARTING, message);
+    }
+
     /// The MCP server does not answer; why, in a sentence.
     pub fn backend_down(&self, message: &str) {
         let new = part(false, reason::BACKEND_NOT_ANSWERING, message);

@@ -47,7 +47,7 @@ pub struct Gateway {
     options: Options,
     dir: TempDir,
     admin: SocketAddr,
-    gateway: Child,
+    process: Child,
     shim: Option<Child>,
 }
 
@@ -122,8 +122,8 @@ impl Options {
             .arg(format!("--drain-socket={}", socket("gateway.sock")))
             .arg(format!("--admin-address={admin}"))
             .args(&self.gateway);
-        let gateway = spawn(command, &dir.path().join("gateway.log"))?;
-        Ok(Gateway { options: self, dir, admin, gateway, shim: None })
+        let process = spawn(command, &dir.path().join("gateway.log"))?;
+        Ok(Gateway { options: self, dir, admin, process, shim: None })
     }
 }
 
@@ -181,7 +181,7 @@ impl Gateway {
     /// # Errors
     /// It does not, and what is pending then.
     pub async fn wait_ready(&self) -> Result<()> {
-        self.wait_for("readiness", |status| status.ready()).await.map(|_| ())
+        self.wait_for("readiness", GatewayStatus::ready).await.map(|_| ())
     }
 
     /// Waits until `/status` fits.
@@ -231,22 +231,22 @@ impl Gateway {
     ///
     /// # Errors
     /// No answer. A line that is not there is 0.
-    pub async fn metric(&self, line: &str) -> Result<f64> {
+    pub async fn metric(&self, line: &str) -> Result<u64> {
         let (_, text) = self.get("/metrics").await?;
         let line = format!("mcp_mqtt_gateway_{line} ");
         let value = text.lines().find_map(|l| l.strip_prefix(&line));
-        Ok(value.map_or(Ok(0.0), str::parse)?)
+        Ok(value.map_or(Ok(0), str::parse)?)
     }
 
     /// Waits until a metric has this value.
     ///
     /// # Errors
     /// It does not.
-    pub async fn wait_metric(&self, line: &str, value: f64) -> Result<()> {
+    pub async fn wait_metric(&self, line: &str, value: u64) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let now = self.metric(line).await?;
-            if (now - value).abs() < f64::EPSILON {
+            if now == value {
                 return Ok(());
             }
             ensure!(Instant::now() < deadline, "{line} is {now}, not {value}\n{}", self.log());
@@ -259,7 +259,7 @@ impl Gateway {
     /// # Errors
     /// It is gone.
     pub fn terminate(&self) -> Result<()> {
-        let pid = i32::try_from(self.gateway.id()).ok().and_then(Pid::from_raw).context("no process id")?;
+        let pid = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw).context("no process id")?;
         kill_process(pid, Signal::TERM).context("cannot send SIGTERM to the gateway")
     }
 
@@ -270,7 +270,7 @@ impl Gateway {
     pub async fn wait_ended(&mut self) -> Result<ExitStatus> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(status) = self.gateway.try_wait()? {
+            if let Some(status) = self.process.try_wait()? {
                 return Ok(status);
             }
             ensure!(Instant::now() < deadline, "the gateway does not end\n{}", self.log());
@@ -296,7 +296,7 @@ impl Gateway {
 
     /// Its process id.
     pub fn pid(&self) -> u32 {
-        self.gateway.id()
+        self.process.id()
     }
 
     /// The shim's process id.
@@ -313,7 +313,7 @@ impl Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         // Nothing can be done here about a failure.
-        for child in std::iter::once(&mut self.gateway).chain(&mut self.shim) {
+        for child in std::iter::once(&mut self.process).chain(&mut self.shim) {
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -369,7 +369,8 @@ pub async fn open_with(
 pub async fn call(session: &Session, tool: &str, arguments: Value) -> Result<String, RequestError> {
     let params = json!({"name": tool, "arguments": arguments});
     let result = session.request("tools/call", Some(&params), PATIENCE).await?;
-    let result: Value = serde_json::from_str(result.get()).map_err(|error| RequestError::Json(error.to_string()))?;
+    let result: Value =
+        serde_json::from_str(result.get()).map_err(|error| RequestError::Json(error.to_string()))?;
     Ok(result["content"][0]["text"].as_str().unwrap_or_default().to_owned())
 }
 

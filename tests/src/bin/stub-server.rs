@@ -74,7 +74,6 @@ impl Server {
         let params = message["params"].take();
         match (message["method"].as_str(), id) {
             (Some("initialize"), Some(id)) => initialize(&id, &params, manners),
-            (Some("ping"), Some(id)) => answer(&id, &json!({})),
             (Some("tools/list"), Some(id)) => {
                 let tools = TOOLS.map(|(name, description)| {
                     json!({"name": name, "description": description, "inputSchema": {"type": "object"}})
@@ -82,17 +81,22 @@ impl Server {
                 answer(&id, &json!({"tools": tools}));
             }
             (Some("tools/call"), Some(id)) => self.call(id, params),
-            (Some("logging/setLevel" | "resources/subscribe"), Some(id)) => answer(&id, &json!({})),
+            (Some("ping" | "logging/setLevel" | "resources/subscribe"), Some(id)) => answer(&id, &json!({})),
             (Some(method), Some(id)) => {
-                say(&json!({"jsonrpc": "2.0", "id": id, "error": {"code": -32601, "message": format!("no {method}")}}));
+                say(
+                    &json!({"jsonrpc": "2.0", "id": id, "error": {"code": -32601, "message": format!("no {method}")}}),
+                );
             }
             (Some("notifications/cancelled"), None) => {
-                self.cancelled.lock().unwrap_or_else(PoisonError::into_inner).push(params["requestId"].clone());
+                self.cancelled
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(params["requestId"].clone());
             }
             (None, Some(id)) => {
-                let asked = id.as_u64().and_then(|id| {
-                    self.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&id)
-                });
+                let asked = id
+                    .as_u64()
+                    .and_then(|id| self.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&id));
                 if let Some(asked) = asked {
                     let _ = asked.send(message); // who asked may have given up
                 }

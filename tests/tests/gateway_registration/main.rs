@@ -1,0 +1,238 @@
+//! What a broker may have against a gateway, and that each of it ends in a message that names it.
+
+mod proxy;
+
+use anyhow::Result;
+use mcp_mqtt_sidecar::status::GatewayStatus;
+use mcp_mqtt_tests::{
+    broker::{self, Mosquitto},
+    gateway::{Gateway, Options, PATIENCE, SERVER_NAME, call, connect, open},
+};
+use mcp_mqtt_transport::topic::ServerName;
+use proxy::{Manner, PUBLISH, Proxy, SUBSCRIBE};
+use serde_json::json;
+use tokio::time::timeout;
+
+/// What a server needs, and nothing else; see the table in the gateway's self-test.
+const MINIMAL_ACL: &str = "user gateway
+topic write $mcp-server/presence/gw/tests/stub
+topic write $mcp-server/capability/gw/tests/stub
+topic read $mcp-server/gw/tests/stub
+topic read $mcp-client/presence/+
+topic read $mcp-client/capability/+
+topic readwrite $mcp-rpc/+/gw/tests/stub
+
+user client
+topic read $mcp-server/presence/#
+topic read $mcp-server/capability/#
+topic write $mcp-server/gw/#
+pattern readwrite $mcp-rpc/%c/+/#
+pattern write $mcp-client/presence/%c
+pattern write $mcp-client/capability/%c
+";
+
+fn with_users() -> broker::Options {
+    Mosquitto::options().user("gateway", "secret").user("client", "client")
+}
+
+/// A gateway that logs in as `gateway`, with these passwords.
+fn login(broker: &url::Url, password: &str) -> Result<(Gateway, tempfile::TempDir)> {
+    let dir = tempfile::tempdir()?;
+    let gateway = Options::new(broker)
+        .server_id("gw")
+        .file("--broker-username-file", dir.path(), "gateway\n")?
+        .file("--broker-password-file", dir.path(), password)?
+        .start()?;
+    Ok((gateway, dir))
+}
+
+async fn refused(gateway: &Gateway, reason: &str, named: &[&str]) -> Result<()> {
+    let status = gateway.wait_for(reason, |status| status.broker.reason == reason).await?;
+    let message = &status.broker.message;
+    for part in named {
+        assert!(message.contains(part), "{part:?} is not in {message:?}");
+    }
+    assert!(!status.ready() && !message.contains("secret"), "{message}");
+    let (code, body) = gateway.get("/readyz").await?;
+    assert!(code == 503 && body.contains(message.as_str()), "{body}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_refused_password_is_named_and_a_rotated_one_picked_up() -> Result<()> {
+    let broker = with_users().start().await?;
+    let (gateway, dir) = login(&broker.url(), "wrong")?;
+    refused(&gateway, "BrokerRefusedCredentials", &["credentials", "Secret"]).await?;
+    std::fs::write(dir.path().join("broker-password-file"), "secret\n")?;
+    gateway.wait_ready().await
+}
+
+#[tokio::test]
+async fn a_missing_credential_file_is_named() -> Result<()> {
+    let broker = Mosquitto::start().await?;
+    let gateway = Options::new(&broker.url()).arg("--broker-password-file=/no/such/file").start()?;
+    refused(&gateway, "BrokerSettingsInvalid", &["/no/such/file"]).await
+}
+
+#[tokio::test]
+async fn a_broker_that_is_not_there_is_named() -> Result<()> {
+    let mut broker = Mosquitto::start().await?;
+    broker.kill()?;
+    let gateway = Options::new(&broker.url()).start()?;
+    refused(&gateway, "BrokerUnreachable", &[&broker.port().to_string(), "network"]).await
+}
+
+#[tokio::test]
+async fn the_rights_of_a_minimal_acl_are_enough() -> Result<()> {
+    let broker = with_users().acl(MINIMAL_ACL).start().await?;
+    let (gateway, _dir) = login(&broker.url(), "secret")?;
+    gateway.wait_ready().await?;
+    let mut options = mcp_mqtt_transport::client::ClientOptions::new(broker.url(), "c1".parse()?);
+    options.username = Some("client".to_owned());
+    options.password = Some("client".into());
+    let client = mcp_mqtt_transport::client::Client::connect(options).await?;
+    let session = open(&client, &gateway.instance()).await?;
+    assert_eq!(call(&session, "echo", json!({"message": "x"})).await?, "x");
+    let status = gateway.status().await?;
+    assert_eq!(status.broker.message, "registered as tests/stub", "nothing to remark");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_acl_that_forbids_a_topic_is_named_with_the_topic() -> Result<()> {
+    // Everything but one line; and the usual mistake: `#` does not cover topics with a dollar.
+    let without = |part: &str| {
+        MINIMAL_ACL.lines().filter(|line| !line.contains(part)).collect::<Vec<_>>().join("\n") + "\n"
+    };
+    for (acl, named) in [
+        ("topic readwrite #\n".to_owned(), "$mcp-server/presence/gw/tests/stub"),
+        (without("topic write $mcp-server/presence"), "$mcp-server/presence/gw/tests/stub"),
+        (without("topic readwrite $mcp-rpc"), "$mcp-rpc/gw-self-test/gw/tests/stub"),
+        // Mosquitto grants the subscription and stays silent.
+        (
+            MINIMAL_ACL.replace("readwrite $mcp-rpc/+", "write $mcp-rpc/+"),
+            "$mcp-rpc/gw-self-test/gw/tests/stub",
+        ),
+    ] {
+        let broker = with_users().acl(&acl).start().await?;
+        let (gateway, _dir) = login(&broker.url(), "secret")?;
+        refused(&gateway, "BrokerNotAuthorized", &[named, "ACL"]).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_control_topic_that_may_be_written_and_is_not_heard_is_remarked() -> Result<()> {
+    let acl = MINIMAL_ACL.replace("topic read $mcp-server/gw", "topic write $mcp-server/gw");
+    let broker = with_users().acl(&acl).start().await?;
+    let (gateway, _dir) = login(&broker.url(), "secret")?;
+    gateway.wait_ready().await?;
+    let message = gateway.status().await?.broker.message;
+    assert!(message.contains("$mcp-server/gw/tests/stub did not come back"), "{message}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_broker_that_closes_the_connection_on_what_it_does_not_allow_is_named() -> Result<()> {
+    let broker = Mosquitto::start().await?;
+    for (kind, topic) in
+        [(PUBLISH, "$mcp-server/presence/"), (SUBSCRIBE, "$mcp-server/"), (PUBLISH, "$mcp-rpc/")]
+    {
+        let proxy =
+            Proxy::start(broker.port(), Manner { closes_on: Some((kind, topic)), ..Manner::default() })
+                .await?;
+        let gateway = Options::new(&proxy.url()).start()?;
+        refused(&gateway, "BrokerRefusedTopics", &[topic, "closed the connection", "$mcp-"]).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_broker_that_closes_the_connection_on_our_own_message_to_control_is_a_good_one() -> Result<()> {
+    let broker = Mosquitto::start().await?;
+    let manner = Manner { closes_on: Some((PUBLISH, "$mcp-server/gw/tests")), ..Manner::default() };
+    let proxy = Proxy::start(broker.port(), manner).await?;
+    let gateway = Options::new(&proxy.url()).server_id("gw").start()?;
+    gateway.wait_ready().await?;
+    assert_eq!(proxy.connections(), 2, "once too often, and then no more");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_broker_that_does_not_acknowledge_is_named() -> Result<()> {
+    let broker = Mosquitto::start().await?;
+    let manner = Manner { swallows: Some("$mcp-server/presence/"), ..Manner::default() };
+    let proxy = Proxy::start(broker.port(), manner).await?;
+    let gateway = Options::new(&proxy.url()).start()?;
+    refused(&gateway, "BrokerRefusedTopics", &["did not acknowledge", "$mcp-server/presence/"]).await
+}
+
+// Item 4.
+#[tokio::test]
+async fn the_brokers_server_name_is_adopted_everywhere_with_one_more_connect() -> Result<()> {
+    let broker = Mosquitto::start().await?;
+    let manner = Manner { server_name: Some("their/name"), ..Manner::default() };
+    let proxy = Proxy::start(broker.port(), manner).await?;
+    let gateway = Options::new(&proxy.url()).start()?;
+    gateway.wait_ready().await?;
+    assert_eq!(proxy.connections(), 2);
+    assert_eq!(gateway.status().await?.server_name, "their/name");
+    let client = connect(&broker.url(), "c").await?;
+    let mut watch = client.watch("#").await?;
+    timeout(PATIENCE, watch.until(|instances| !instances.is_empty())).await?;
+    let instance = client.find(&ServerName::new("their/name")?, PATIENCE).await?;
+    assert_eq!(instance.online.server_name, "their/name");
+    let session = open(&client, &instance).await?;
+    assert_eq!(call(&session, "echo", json!({"message": "x"})).await?, "x");
+    assert!(watch.instances().iter().all(|instance| instance.server_name.as_str() != SERVER_NAME));
+    drop(gateway); // killed: the will has the new name
+    timeout(PATIENCE, watch.until(<[_]>::is_empty)).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_name_of_the_broker_that_is_none_is_named() -> Result<()> {
+    let broker = Mosquitto::start().await?;
+    let manner = Manner { server_name: Some("flat"), ..Manner::default() };
+    let proxy = Proxy::start(broker.port(), manner).await?;
+    let gateway = Options::new(&proxy.url()).start()?;
+    refused(&gateway, "BrokerSettingsInvalid", &["MCP-SERVER-NAME", "flat", "no '/'"]).await
+}
+
+#[tokio::test]
+async fn tls_needs_the_right_authority_and_where_asked_a_client_certificate() -> Result<()> {
+    let broker = Mosquitto::options().mutual_tls().start().await?;
+    let files = broker.certificates();
+    let arg = |name: &str, path: &std::path::Path| format!("{name}={}", path.display());
+    let wrong = Options::new(&broker.tls_url()).arg(&arg("--broker-ca-file", &files.other_ca)).start()?;
+    refused(&wrong, "BrokerTlsFailed", &["TLS", "CA"]).await?;
+    let right = Options::new(&broker.tls_url())
+        .arg(&arg("--broker-ca-file", &files.ca))
+        .arg(&arg("--broker-cert-file", &files.client_cert))
+        .arg(&arg("--broker-key-file", &files.client_key))
+        .start()?;
+    right.wait_ready().await
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_initialize_is_named_and_not_registered() -> Result<()> {
+    let broker = Mosquitto::start().await?;
+    let gateway = Options::new(&broker.url()).server_arg("--refuse").start()?;
+    let named = |status: &GatewayStatus| {
+        status.backend.reason == "BackendNotAnswering" && status.backend.message.contains("not today")
+    };
+    gateway.wait_for("the cause", named).await?;
+    gateway.wait_for("the wait", |status| status.broker.reason == "WaitingForBackend").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_configuration_that_cannot_be_used_ends_with_64_and_all_problems() -> Result<()> {
+    let broker = Mosquitto::start().await?;
+    let mut gateway =
+        Options::new(&broker.url()).server_id("a/b").arg("--max-sessions=0").start_without_server()?;
+    assert_eq!(gateway.wait_ended().await?.code(), Some(64));
+    let log = gateway.log();
+    assert!(log.contains("--server-id contains '/'") && log.contains("--max-sessions is 0"), "{log}");
+    Ok(())
+}
