@@ -16,7 +16,7 @@ use crate::{
     ONE_AT_A_TIME,
     dry_run::apply_dry,
     site::{
-        apply, delete, drop_namespace, generation, namespace, operator_log, pods, ready, service,
+        apply, delete, drop_namespace, generation, namespace, operator_log, pods, ready, service, tested,
         uninstall_all, upgrade,
     },
 };
@@ -41,7 +41,7 @@ async fn services_survive_an_upgrade_and_an_uninstall_and_meet_the_next_install(
     let (_, manifest) = notes.split_once("<<'END'\n").context("no manifest to paste")?;
     let (manifest, _) = manifest.split_once("\nEND\n").context("no end of it")?;
     apply_dry(&client, serde_yaml::from_str(manifest)?).await.context("the manifest in the notes")?;
-    helm_test().await?;
+    tested(RELEASE, NAMESPACE, "all namespaces").await?;
     apply(&client, &service(TOOLS, "clock")).await?;
     let before = ready(&client, TOOLS, "clock", 1).await?;
     let built = generation(&client, TOOLS, "clock").await?;
@@ -52,7 +52,7 @@ async fn services_survive_an_upgrade_and_an_uninstall_and_meet_the_next_install(
     assert_eq!(deployment.status.and_then(|status| status.ready_replicas), Some(2));
     let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), NAMESPACE);
     assert!(budgets.get_opt(OPERATOR).await?.is_some());
-    helm_test().await?;
+    tested(RELEASE, NAMESPACE, "all namespaces").await?;
     assert_eq!(
         ready(&client, TOOLS, "clock", 1).await?,
         before,
@@ -91,14 +91,6 @@ async fn services_survive_an_upgrade_and_an_uninstall_and_meet_the_next_install(
 
     helm_ok(&["uninstall", RELEASE, "--namespace", NAMESPACE, "--wait"]).await?;
     drop_namespace(&client, TOOLS).await
-}
-
-/// `helm test`, whose pod says what it saw.
-async fn helm_test() -> Result<()> {
-    let said = helm_ok(&["test", RELEASE, "--namespace", NAMESPACE, "--timeout", "2m"]).await?;
-    assert!(said.contains("Phase:          Succeeded"), "{said}");
-    assert!(said.contains("ok: McpServices in all namespaces can be read"), "{said}");
-    Ok(())
 }
 
 async fn scale(client: &Client, replicas: i32) -> Result<()> {

@@ -11,7 +11,10 @@ use tokio::time::sleep;
 
 use crate::{
     ONE_AT_A_TIME,
-    site::{apply, delete, drop_namespace, namespace, operator_log, ready, service, uninstall_all, upgrade},
+    site::{
+        apply, delete, drop_namespace, namespace, operator_log, ready, service, tested, uninstall_all,
+        upgrade,
+    },
 };
 
 const OPERATOR: &str = "chart-operator";
@@ -35,8 +38,7 @@ async fn an_operator_of_one_namespace_serves_that_one_and_may_do_nothing_elsewhe
     let sets =
         [&*watching, "mosquitto.enabled=true", "crds.enabled=false", "rbac.aggregateClusterRoles=false"];
     upgrade("scoped", OPERATOR, &sets).await?;
-    let said = helm_ok(&["test", "scoped", "--namespace", OPERATOR, "--timeout", "2m"]).await?;
-    assert!(said.contains(&format!("ok: McpServices in the namespace {WATCHED} can be read")), "{said}");
+    tested("scoped", OPERATOR, &format!("the namespace {WATCHED}")).await?;
 
     apply(&client, &service(UNWATCHED, "clock")).await?;
     apply(&client, &service(WATCHED, "clock")).await?;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Debug, future::Future, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::{
     api::{
         apps::v1::Deployment,
@@ -15,7 +15,7 @@ use kube::{
     api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PropagationPolicy},
 };
 use mcp_mqtt_operator::{crd::McpService, names};
-use mcp_mqtt_tests::helm::{chart, helm_ok};
+use mcp_mqtt_tests::helm::{chart, helm, helm_ok};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -83,6 +83,15 @@ pub(crate) async fn upgrade(release: &str, namespace: &str, sets: &[&str]) -> Re
         arguments.extend(["--set", set]);
     }
     helm_ok(&arguments).await
+}
+
+/// `helm test`, whose pod says where it could read `McpServices`.
+pub(crate) async fn tested(release: &str, namespace: &str, scope: &str) -> Result<()> {
+    let answer = helm(&["test", release, "--namespace", namespace, "--timeout", "2m"]).await?;
+    // The pod's log comes on stderr.
+    let said = format!("{}{}", answer.stdout, answer.stderr);
+    ensure!(answer.success && said.contains(&format!("ok: McpServices in {scope} can be read")), "{said}");
+    Ok(())
 }
 
 /// A real MCP server, in a manifest that meets the `restricted` standard and names no broker.
