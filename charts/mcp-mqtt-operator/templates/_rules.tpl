@@ -10,7 +10,7 @@ says why; a test holds that.
 # Conditions, replica and session counts: what `kubectl get mcps` shows.
 - apiGroups: [mcp-mqtt.io]
   resources: [mcpservices/status]
-  verbs: [get, patch]
+  verbs: [patch]
 # Owner references with blockOwnerDeletion on what it creates; clusters with OwnerReferencesPermissionEnforcement ask
 # for this. It sets no finalizer.
 - apiGroups: [mcp-mqtt.io]

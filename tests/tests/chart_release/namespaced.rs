@@ -3,22 +3,30 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
-use kube::{Api, Client, api::PostParams};
-use mcp_mqtt_operator::crd::McpService;
+use k8s_openapi::api::{
+    authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
+    core::v1::Secret,
+};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+};
+use mcp_mqtt_operator::{crd::McpService, names};
 use mcp_mqtt_tests::helm::helm_ok;
+use serde_json::json;
 use tokio::time::sleep;
 
 use crate::{
     ONE_AT_A_TIME,
     site::{
-        apply, delete, drop_namespace, namespace, operator_log, ready, service, tested, uninstall_all,
+        apply, delete, drop_namespace, namespace, operator_log, ready, service, tested, uninstall_all, until,
         upgrade,
     },
 };
 
 const OPERATOR: &str = "chart-operator";
 const WATCHED: &str = "chart-watched";
+const BROKER: &str = "broker.url=mqtt://mcp-mqtt-mosquitto.mcp-mqtt.svc:1883";
 const UNWATCHED: &str = "chart-unwatched";
 
 /// Long enough for an operator that watched the namespace after all: it starts on a new object within a second.
@@ -32,12 +40,12 @@ async fn an_operator_of_one_namespace_serves_that_one_and_may_do_nothing_elsewhe
     for name in ["mcp-mqtt", OPERATOR, WATCHED, UNWATCHED] {
         namespace(&client, name).await?;
     }
-    // The release that owns the CRD, here with no operator that could interfere.
-    upgrade("mcp-mqtt", "mcp-mqtt", &["replicaCount=0"]).await?;
+    // The release that owns the CRD: here the broker alone, and no operator that could interfere.
+    upgrade("mcp-mqtt", "mcp-mqtt", &["replicaCount=0", "mosquitto.enabled=true"]).await?;
+    credentials(&client, "first").await?;
     let watching = format!("watchNamespaces={{{WATCHED}}}");
-    let sets =
-        [&*watching, "mosquitto.enabled=true", "crds.enabled=false", "rbac.aggregateClusterRoles=false"];
-    upgrade("scoped", OPERATOR, &sets).await?;
+    let scoped = [&*watching, BROKER, "crds.enabled=false", "rbac.aggregateClusterRoles=false"];
+    upgrade("scoped", OPERATOR, &[&scoped[..], &["broker.secret=credentials"]].concat()).await?;
     tested("scoped", OPERATOR, &format!("the namespace {WATCHED}")).await?;
 
     apply(&client, &service(UNWATCHED, "clock")).await?;
@@ -62,6 +70,16 @@ async fn an_operator_of_one_namespace_serves_that_one_and_may_do_nothing_elsewhe
         assert_eq!(allowed, expected, "{verb} {resource} in {namespace:?}");
     }
 
+    // The credentials are handed on, a new password too, and taken back when the broker asks for none any more.
+    copied(&client, Some("first")).await?;
+    credentials(&client, "second").await?;
+    copied(&client, Some("second")).await?;
+    upgrade("scoped", OPERATOR, &scoped).await?;
+    copied(&client, None).await?;
+    ready(&client, WATCHED, "clock", 1).await?;
+    let log = operator_log(&client, OPERATOR).await?;
+    assert!(!log.contains("forbidden"), "the operator lacks a permission:\n{log}");
+
     delete(&client, WATCHED, "clock").await?;
     helm_ok(&["uninstall", "scoped", "--namespace", OPERATOR, "--wait"]).await?;
     helm_ok(&["uninstall", "mcp-mqtt", "--namespace", "mcp-mqtt", "--wait"]).await?;
@@ -69,6 +87,29 @@ async fn an_operator_of_one_namespace_serves_that_one_and_may_do_nothing_elsewhe
         drop_namespace(&client, name).await?;
     }
     Ok(())
+}
+
+/// The Secret that `broker.secret` names. The broker lets everyone in; what matters here is who may read and write it.
+async fn credentials(client: &Client, password: &str) -> Result<()> {
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "credentials"},
+        "stringData": {"username": "operator", "password": password},
+    });
+    let api: Api<Secret> = Api::namespaced(client.clone(), OPERATOR);
+    api.patch("credentials", &PatchParams::apply("chart-suite").force(), &Patch::Apply(&secret)).await?;
+    Ok(())
+}
+
+/// Waits until the service's copy of the credentials has this password; none: until there is no copy.
+async fn copied(client: &Client, password: Option<&str>) -> Result<()> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), WATCHED);
+    until("the copy of the credentials is as it should be", Duration::from_secs(30), || async {
+        let secret = api.get_opt(&names::broker_secret("clock")).await?;
+        let copy = secret.as_ref().and_then(|secret| secret.data.as_ref()?.get("password"));
+        let is = copy.map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned());
+        Ok(if is.as_deref() == password { Ok(()) } else { Err(is) })
+    })
+    .await
 }
 
 /// Whether the API server lets the operator's `ServiceAccount` do this; no namespace: in all of them.
