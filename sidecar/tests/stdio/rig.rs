@@ -46,7 +46,7 @@ impl Shim {
 
     pub(crate) fn start_in(directory: TempDir, options: &[&str], command: &[&str]) -> Self {
         let process = Command::new(env!("CARGO_BIN_EXE_mcp-mqtt-sidecar"))
-            .args(["shim", "run", "--stop-grace", "400ms", "--socket"])
+            .args(["shim", "run", "--log=error", "--stop-grace=400ms", "--socket"])
             .arg(directory.path().join("shim.sock"))
             .args(options)
             .arg("--")
@@ -136,6 +136,15 @@ impl Drop for Shim {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        // Where PID 1 dies all others do. Here, a test that failed must leave nothing behind.
+        for process in marked(self.pid()) {
+            let pid = process
+                .split(' ')
+                .next()
+                .and_then(|pid| pid.parse().ok())
+                .and_then(rustix::process::Pid::from_raw);
+            let _ = pid.map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
+        }
     }
 }
 

@@ -116,3 +116,20 @@ async fn anyone_in_the_pod_may_use_the_socket() {
     let shim = Shim::command(&[], &["cat"]);
     assert_eq!(std::fs::metadata(shim.socket()).unwrap().permissions().mode() & 0o777, 0o666);
 }
+
+#[tokio::test]
+async fn nothing_of_what_was_said_before_the_end_is_lost() {
+    let shim = Shim::script(
+        &[],
+        r#"for n in $(seq 300); do echo "{\"jsonrpc\":\"2.0\",\"method\":\"m$n\"}"; done; touch "$DIRECTORY/said""#,
+    );
+    let mut client = shim.open();
+    // More than the bridge's channel takes: most of it is still in the pipe when the process has ended.
+    let marker = shim.directory.path().join("said");
+    shim.until("all is said", || marker.exists()).await;
+    shim.until_alone().await;
+    for n in 1..=300 {
+        assert!(client.message().await.contains(&format!("\"m{n}\"")));
+    }
+    assert_eq!(client.end().await, BackendEnd::Exited("exit code 0".to_owned()));
+}
