@@ -7,6 +7,7 @@
 //! - [`node`]: the processes of the cluster on this machine
 //! - [`platform`]: the product, installed and used as a user would
 //! - [`gateway`]: a gateway beside its stdio server, as in a pod
+//! - [`servers`]: MCP servers that are not ours
 //! - [`helm`]: helm, on the chart of this checkout
 
 pub mod binaries;
@@ -16,4 +17,5 @@ pub mod gateway;
 pub mod load;
 pub mod node;
 pub mod platform;
+pub mod servers;
 pub mod helm;

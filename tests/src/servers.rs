@@ -1,0 +1,197 @@
+//! Real MCP servers from the public registries, as `tests/servers` pins them, each started as in a pod: on a
+//! loopback port, or behind the shim.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io,
+    net::{Ipv4Addr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use mcp_mqtt_sidecar::{
+    backend::Backend,
+    config::{BackendConfig, Limits},
+};
+use rustix::fs::{FlockOperation, flock};
+use tempfile::TempDir;
+use tokio::{
+    net::TcpStream,
+    sync::OnceCell,
+    time::{Instant, sleep},
+};
+
+use crate::binaries::{sidecar, workspace};
+
+/// How long a server may take to start on a busy machine.
+const START_TIMEOUT: Duration = Duration::from_mins(1);
+/// The entry point of `@modelcontextprotocol/server-everything`.
+const EVERYTHING: &str = "node_modules/@modelcontextprotocol/server-everything/dist/index.js";
+/// What npm writes last of an installation.
+const INSTALLED: &str = "node_modules/.package-lock.json";
+
+/// A running server. Dropping it kills it.
+#[derive(Debug)]
+pub struct Server {
+    process: Child,
+    dir: TempDir,
+    transport: BackendConfig,
+}
+
+/// `@modelcontextprotocol/server-everything` over Streamable HTTP, ready to take connections.
+///
+/// # Errors
+/// It cannot be installed or does not start.
+pub async fn everything_http() -> Result<Server> {
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+    everything_http_at(port).await
+}
+
+/// [`everything_http`] at a port: again where one was before.
+///
+/// # Errors
+/// It cannot be installed or does not start.
+pub async fn everything_http_at(port: u16) -> Result<Server> {
+    let script = everything().await?;
+    let dir = tempfile::tempdir()?;
+    let mut command = Command::new("node");
+    command.arg(script).arg("streamableHttp").env("PORT", port.to_string());
+    let url = format!("http://127.0.0.1:{port}/mcp").parse()?;
+    let transport = BackendConfig { stdio_socket: None, http_url: Some(url) };
+    let mut server = Server { process: spawn(command, dir.path())?, dir, transport };
+    let address = (Ipv4Addr::LOCALHOST, port);
+    let deadline = Instant::now() + START_TIMEOUT;
+    while TcpStream::connect(address).await.is_err() {
+        let exit = server.process.try_wait()?;
+        ensure!(
+            exit.is_none() && Instant::now() < deadline,
+            "it does not listen ({exit:?})\n{}",
+            server.log()
+        );
+        sleep(Duration::from_millis(20)).await;
+    }
+    Ok(server)
+}
+
+/// `@modelcontextprotocol/server-everything` over stdio, behind a shim with these options.
+///
+/// # Errors
+/// It cannot be installed or the shim does not start.
+pub async fn everything_stdio(options: &[&str]) -> Result<Server> {
+    let script = everything().await?;
+    let dir = tempfile::tempdir()?;
+    let socket = dir.path().join("shim.sock");
+    let mut command = Command::new(sidecar());
+    command.args(["shim", "run", "--socket"]).arg(&socket).args(options);
+    command.args([OsString::from("--"), "node".into(), script.into(), "stdio".into()]);
+    let transport = BackendConfig { stdio_socket: Some(socket.clone()), http_url: None };
+    let server = Server { process: spawn(command, dir.path())?, dir, transport };
+    let deadline = Instant::now() + START_TIMEOUT;
+    while !socket.exists() {
+        ensure!(Instant::now() < deadline, "the shim does not listen\n{}", server.log());
+        sleep(Duration::from_millis(5)).await;
+    }
+    Ok(server)
+}
+
+impl Server {
+    /// How a gateway reaches it.
+    pub fn transport(&self) -> &BackendConfig {
+        &self.transport
+    }
+
+    /// A backend that reaches it.
+    ///
+    /// # Errors
+    /// None: it is one of the two transports.
+    pub fn backend(&self) -> Result<Backend> {
+        let limits = Limits { max_sessions: 100, max_message_bytes: 1024 * 1024, max_in_flight: 64 };
+        Ok(Backend::from_config(&self.transport, &limits)?)
+    }
+
+    /// Its port, if it has one.
+    pub fn port(&self) -> Option<u16> {
+        self.transport.http_url.as_ref()?.port()
+    }
+
+    /// Its process id; over stdio the shim's.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// What it has written to stdout (not over stdio) and stderr so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Kills it and waits for its end.
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub fn kill(&mut self) -> io::Result<()> {
+        self.process.kill()?;
+        self.process.wait().map(drop)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.kill(); // gone already: good
+        if std::thread::panicking() {
+            eprintln!("the server's log:\n{}", self.log());
+        }
+    }
+}
+
+fn spawn(mut command: Command, dir: &Path) -> Result<Child> {
+    let log = File::create(dir.join("log"))?;
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("cannot start {} (Debian package nodejs)", command.get_program().display()))
+}
+
+/// The entry point of `server-everything`; installs `tests/servers` into `target/mcp-servers` on first use.
+async fn everything() -> Result<PathBuf> {
+    static DIRECTORY: OnceCell<PathBuf> = OnceCell::const_new();
+    let directory = DIRECTORY
+        .get_or_try_init(|| async {
+            tokio::task::spawn_blocking(install).await.context("the installation panicked")?
+        })
+        .await?;
+    Ok(directory.join(EVERYTHING))
+}
+
+/// `npm ci`, unless it was done for the same lock file. One process at a time, for all test binaries.
+fn install() -> Result<PathBuf> {
+    let source = workspace().join("tests/servers");
+    let target = workspace().join("target/mcp-servers");
+    fs::create_dir_all(&target)?;
+    let guard = File::create(target.join(".lock"))?;
+    flock(&guard, FlockOperation::LockExclusive)?;
+    let wanted = fs::read(source.join("package-lock.json"))?;
+    let stands = target.join(INSTALLED).exists()
+        && fs::read(target.join("package-lock.json")).is_ok_and(|stands| stands == wanted);
+    if !stands {
+        eprintln!("installing the MCP servers of tests/servers into target/mcp-servers (once)");
+        for name in ["package.json", "package-lock.json"] {
+            fs::copy(source.join(name), target.join(name))?;
+        }
+        let npm = Command::new("npm")
+            .args(["ci", "--no-audit", "--no-fund", "--loglevel=error"])
+            .current_dir(&target)
+            .stdin(Stdio::null())
+            .status()
+            .context("npm cannot be started (Debian package npm)")?;
+        ensure!(
+            npm.success(),
+            "`npm ci` in target/mcp-servers failed ({npm}): is the npm registry within reach?"
+        );
+    }
+    Ok(target)
+}
