@@ -3,6 +3,7 @@
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
+use http::HeaderValue;
 use kube::{
     Client,
     runtime::events::{Recorder, Reporter},
@@ -22,7 +23,7 @@ use crate::{
         scope::{Failures, Scope, ServiceRef, Unsynced},
         watches::{self, DefaultSecret},
     },
-    leader::Leadership,
+    leader::{Candidate, Leadership},
     metrics::Metrics,
     names::FIELD_MANAGER,
     observe::{CHANGED_CAPACITY, Observations, Observer},
@@ -31,6 +32,8 @@ use crate::{
     telemetry::{self, TelemetryError},
 };
 
+/// How the operator calls itself towards the API server.
+const USER_AGENT: &str = concat!("mcp-mqtt-operator/", env!("CARGO_PKG_VERSION"));
 /// Reconciles under way may take this long to end when the operator stops.
 const STOP: Duration = Duration::from_secs(10);
 /// How often readiness is brought up to date while the watches start.
@@ -138,7 +141,9 @@ pub async fn run(args: RunArgs) -> Result<(), AppError> {
 }
 
 async fn connect() -> Result<Client, AppError> {
-    let config = kube::Config::infer().await.map_err(|error| AppError::Client(Box::new(error)))?;
+    let mut config = kube::Config::infer().await.map_err(|error| AppError::Client(Box::new(error)))?;
+    // The audit log tells by this who wrote what.
+    config.headers.push((http::header::USER_AGENT, HeaderValue::from_static(USER_AGENT)));
     Client::try_from(config).map_err(|error| AppError::Client(Box::new(error)))
 }
 
@@ -180,14 +185,18 @@ async fn lead(
         name: args.lease_name.clone(),
         source: Box::new(source),
     };
-    let mut leadership = Leadership::seek(client.clone(), &args.namespace, &args.lease_name, &identity)
-        .await
-        .map_err(failed)?;
+    let candidate = Candidate {
+        client: client.clone(),
+        namespace: args.namespace.clone(),
+        lease: args.lease_name.clone(),
+        identity: identity.clone(),
+    };
+    let mut leadership = Leadership::seek(candidate).await.map_err(failed)?;
     // A follower is ready: it waits, as it should.
     readiness.set(Vec::new());
     tracing::info!(identity, "waiting for the Lease {}/{}", args.namespace, args.lease_name);
     tokio::select! {
-        () = leadership.won() => {}
+        won = leadership.won() => won.map_err(failed)?,
         () = stopped(stop.clone()) => {
             leadership.release().await;
             return Ok(());

@@ -2,6 +2,8 @@
 //!
 //! - [`binaries`]: the project's own binaries, as cargo built them
 //! - [`broker`]: Mosquitto on a loopback port
+//! - [`cluster`]: a cluster's API server, and a namespace of a test's own
+//! - [`operator`]: the operator as a process, against a cluster's real API server
 //! - [`clients`]: MCP clients that are not ours
 //! - [`load`]: closed-loop clients that keep account
 //! - [`node`]: the processes of the cluster on this machine
@@ -13,9 +15,11 @@
 pub mod binaries;
 pub mod broker;
 pub mod clients;
+pub mod cluster;
 pub mod gateway;
+pub mod helm;
 pub mod load;
 pub mod node;
+pub mod operator;
 pub mod platform;
 pub mod servers;
-pub mod helm;

@@ -149,6 +149,10 @@ enum Memory {
     Behind,
 }
 
+/// Answers that are about the object, or that only people can mend. 500 is among them: a value that has no meaning to
+/// the API server (`cpu: lots`) ends in it, and so does an admission webhook that does not answer.
+const REFUSALS: [u16; 5] = [400, 403, 413, 422, 500];
+
 /// How long a store may be behind; the watch takes milliseconds, unless it has to be opened anew.
 const BEHIND: Duration = Duration::from_secs(5);
 
@@ -383,7 +387,7 @@ impl Step<'_> {
     /// What the object itself is refused for, told from what passes by itself.
     fn refused(&self, verb: &'static str, kind: &'static str, name: &str, source: kube::Error) -> ApplyError {
         match source {
-            kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422) => ApplyError::Rejected {
+            kube::Error::Api(status) if REFUSALS.contains(&status.code) => ApplyError::Rejected {
                 kind,
                 namespace: self.identity.namespace.clone(),
                 name: name.to_owned(),

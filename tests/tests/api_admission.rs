@@ -1,0 +1,394 @@
+//! What the API server itself says of an `McpService`: every rule of the schema, with the words a person reads.
+#![allow(clippy::unwrap_used, reason = "what the tests themselves write is as they write it")]
+
+use anyhow::{Context, Result, ensure};
+use kube::{ResourceExt, api::ScaleSpec};
+use mcp_mqtt_operator::crd::McpService;
+use mcp_mqtt_tests::cluster::{Space, refusal};
+use serde_json::{Value, json};
+
+/// The smallest spec that is taken.
+fn minimal() -> Value {
+    json!({"transport": {"stdio": {"command": ["node", "server.js"]}}, "server": {"image": "registry.example/weather:3"}})
+}
+
+/// The smallest spec with this merged into it; null takes away.
+fn with(patch: &Value) -> Value {
+    fn merge(into: &mut Value, patch: &Value) {
+        let (Value::Object(into), Value::Object(patch)) = (&mut *into, patch) else {
+            *into = patch.clone();
+            return;
+        };
+        for (name, value) in patch {
+            if value.is_null() {
+                into.remove(name);
+            } else {
+                merge(into.entry(name).or_insert(Value::Null), value);
+            }
+        }
+    }
+    let mut spec = minimal();
+    merge(&mut spec, patch);
+    spec
+}
+
+fn http(transport: &Value) -> Value {
+    with(&json!({"transport": {"stdio": null, "streamableHttp": transport}}))
+}
+
+fn broker(broker: &Value) -> Value {
+    with(&json!({"broker": broker}))
+}
+
+fn role(more: &Value) -> Value {
+    let mut role =
+        json!({"name": "reader", "allowedMethods": "all", "allowedTools": "all", "allowedResources": "all"});
+    role.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    with(&json!({"rbac": {"roles": [role]}}))
+}
+
+/// A spec, and what the API server says of it.
+#[expect(clippy::too_many_lines, reason = "a table")]
+fn refused() -> Vec<(Value, &'static str)> {
+    let long = "x".repeat(600);
+    vec![
+        (
+            with(&json!({"serverName": "flat"})),
+            "spec.serverName: Invalid value: \"flat\": serverName must contain at least one '/', as in <namespace>/<name>",
+        ),
+        (with(&json!({"serverName": "/a/b"})), "serverName must not start with '/'"),
+        (with(&json!({"serverName": "a/+"})), "serverName must not contain '+' or '#'"),
+        (with(&json!({"serverName": "a/#"})), "serverName must not contain '+' or '#'"),
+        (with(&json!({"serverName": "a/b c"})), "serverName must not contain spaces or control characters"),
+        (with(&json!({"serverName": "a/b\n"})), "serverName must not contain spaces or control characters"),
+        (
+            with(&json!({"serverName": ""})),
+            "spec.serverName: Invalid value: \"\": spec.serverName in body should be at least 1 chars long",
+        ),
+        (
+            with(&json!({"serverName": format!("a/{long}")})),
+            "spec.serverName: Too long: may not be more than 512 bytes",
+        ),
+        (
+            with(&json!({"description": long.repeat(10)})),
+            "spec.description: Too long: may not be more than 4096 bytes",
+        ),
+        (
+            with(&json!({"replicas": -1})),
+            "spec.replicas: Invalid value: -1: spec.replicas in body should be greater than or equal to 0",
+        ),
+        (with(&json!({"transport": null})), "spec.transport: Required value"),
+        (with(&json!({"server": null})), "spec.server: Required value"),
+        (with(&json!({"server": {"image": null}})), "spec.server.image: Required value"),
+        (
+            with(&json!({"server": {"image": ""}})),
+            "spec.server.image: Invalid value: \"\": spec.server.image in body should be at least 1 chars long",
+        ),
+        (
+            with(&json!({"server": {"imagePullPolicy": "Sometimes"}})),
+            "spec.server.imagePullPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"IfNotPresent\", \"Never\"",
+        ),
+        (
+            with(&json!({"transport": {"stdio": null}})),
+            "transport needs exactly one of stdio and streamableHttp",
+        ),
+        (
+            with(&json!({"transport": {"streamableHttp": {"port": 3001}}})),
+            "transport needs exactly one of stdio and streamableHttp",
+        ),
+        (
+            with(&json!({"transport": {"stdio": {"command": []}}})),
+            "spec.transport.stdio.command: Invalid value: 0: spec.transport.stdio.command in body should have at least 1 items",
+        ),
+        (
+            with(&json!({"transport": {"stdio": {"command": [""]}}})),
+            "stdio.command must start with a program",
+        ),
+        (
+            with(&json!({"transport": {"stdio": {"prewarm": -1}}})),
+            "spec.transport.stdio.prewarm in body should be greater than or equal to 0",
+        ),
+        (
+            with(&json!({"transport": {"stdio": {"prewarm": 101}}})),
+            "spec.transport.stdio.prewarm in body should be less than or equal to 100",
+        ),
+        (
+            with(&json!({"server": {"command": ["sh"]}})),
+            "server.command must not be set with transport.stdio: transport.stdio.command is the command, and server.args follow it",
+        ),
+        (
+            http(&json!({"port": 0})),
+            "spec.transport.streamableHttp.port in body should be greater than or equal to 1",
+        ),
+        (
+            http(&json!({"port": 70_000})),
+            "spec.transport.streamableHttp.port in body should be less than or equal to 65535",
+        ),
+        (
+            http(&json!({"port": 8079})),
+            "streamableHttp.port 8079 is the gateway's own port in the pod: let the server listen on another",
+        ),
+        (
+            http(&json!({"port": 3001, "path": "mcp"})),
+            "streamableHttp.path must start with '/' and contain no spaces and no '#'",
+        ),
+        (
+            http(&json!({"port": 3001, "path": "/a b"})),
+            "streamableHttp.path must start with '/' and contain no spaces and no '#'",
+        ),
+        (
+            http(&json!({"port": 3001, "path": "/a#b"})),
+            "streamableHttp.path must start with '/' and contain no spaces and no '#'",
+        ),
+        (
+            with(&json!({"gateway": {"maxSessions": 0}})),
+            "spec.gateway.maxSessions in body should be greater than or equal to 1",
+        ),
+        (
+            with(&json!({"gateway": {"maxMessageBytes": 100}})),
+            "spec.gateway.maxMessageBytes in body should be greater than or equal to 1024",
+        ),
+        (
+            with(&json!({"gateway": {"maxInFlight": 0}})),
+            "spec.gateway.maxInFlight in body should be greater than or equal to 1",
+        ),
+        (with(&json!({"gateway": {"qos": 2}})), "spec.gateway.qos in body should be less than or equal to 1"),
+        (
+            with(&json!({"gateway": {"keepAlive": "soon"}})),
+            "spec.gateway.keepAlive: Invalid value: \"soon\": must be a duration such as 500ms, 30s or 1m30s",
+        ),
+        (
+            with(&json!({"gateway": {"keepAlive": "500ms"}})),
+            "spec.gateway.keepAlive: Invalid value: \"500ms\": must be between 1s and 18h",
+        ),
+        (
+            with(&json!({"gateway": {"timeouts": {"call": "60"}}})),
+            "spec.gateway.timeouts.call: Invalid value: \"60\": must be a duration such as 500ms, 30s or 1m30s",
+        ),
+        (
+            with(&json!({"gateway": {"timeouts": {"ping": "19h"}}})),
+            "spec.gateway.timeouts.ping: Invalid value: \"19h\": must be between 1s and 18h",
+        ),
+        (
+            with(&json!({"gateway": {"timeouts": {"call": "11m"}}})),
+            "timeouts.max must not be less than timeouts.ping, timeouts.call or timeouts.default",
+        ),
+        (
+            with(&json!({"gateway": {"log": {"format": "xml"}}})),
+            "spec.gateway.log.format: Unsupported value: \"xml\": supported values: \"json\", \"text\"",
+        ),
+        (
+            with(&json!({"drain": {"timeoutSeconds": -1}})),
+            "spec.drain.timeoutSeconds in body should be greater than or equal to 0",
+        ),
+        (
+            with(&json!({"drain": {"timeoutSeconds": 3601}})),
+            "spec.drain.timeoutSeconds in body should be less than or equal to 3600",
+        ),
+        (broker(&json!({})), "spec.broker.url: Required value"),
+        (
+            broker(&json!({"url": "http://broker"})),
+            "broker.url must start with mqtt://, mqtts://, ws:// or wss://",
+        ),
+        (
+            broker(&json!({"url": "mqtt://me:secret@broker"})),
+            "broker.url must not contain credentials: they belong in broker.auth",
+        ),
+        (broker(&json!({"url": "mqtt://"})), "broker.url must be a URL such as mqtts://broker.example:8883"),
+        (
+            broker(&json!({"url": "mqtt://a b"})),
+            "broker.url must be a URL such as mqtts://broker.example:8883",
+        ),
+        (
+            broker(&json!({"url": "mqtt://broker", "tls": {}})),
+            "broker.tls needs a broker.url with mqtts:// or wss://",
+        ),
+        (
+            broker(&json!({"url": "mqtts://broker", "tls": {"ca": {}}})),
+            "broker.tls.ca needs exactly one of secretKeyRef and configMapKeyRef",
+        ),
+        (
+            broker(
+                &json!({"url": "mqtts://broker", "tls": {"ca": {"secretKeyRef": {"name": "a"}, "configMapKeyRef": {"name": "b"}}}}),
+            ),
+            "broker.tls.ca needs exactly one of secretKeyRef and configMapKeyRef",
+        ),
+        (
+            broker(&json!({"url": "mqtt://broker", "auth": {}})),
+            "broker.auth needs exactly one of passwordSecret and serviceAccountToken",
+        ),
+        (
+            broker(
+                &json!({"url": "mqtt://broker", "auth": {"passwordSecret": "a", "serviceAccountToken": {"audience": "b"}}}),
+            ),
+            "broker.auth needs exactly one of passwordSecret and serviceAccountToken",
+        ),
+        (
+            broker(
+                &json!({"url": "mqtt://broker", "auth": {"serviceAccountToken": {"audience": "a", "expirationSeconds": 1}}}),
+            ),
+            "spec.broker.auth.serviceAccountToken.expirationSeconds in body should be greater than or equal to 600",
+        ),
+        (role(&json!({"name": ""})), "spec.rbac.roles[0].name in body should be at least 1 chars long"),
+        (
+            with(&json!({"rbac": {"roles": [{"name": "reader"}]}})),
+            "spec.rbac.roles[0].allowedTools: Required value",
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn each_rule_refuses_with_words_that_name_the_field() -> Result<()> {
+    let space = Space::new("rules").await?;
+    let mut wrong = Vec::new();
+    for (spec, words) in refused() {
+        match space.refused("weather", &spec).await {
+            Ok(said) if said.contains(words) && said.contains("spec") => {}
+            Ok(said) => wrong.push(format!("{spec}\n  wanted: {words}\n  said:   {said}")),
+            Err(error) => wrong.push(format!("{error:#}")),
+        }
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    space.remove().await
+}
+
+#[tokio::test]
+async fn what_people_write_is_taken() -> Result<()> {
+    let space = Space::new("taken").await?;
+    let specs = [
+        minimal(),
+        http(&json!({"port": 3001})),
+        with(&json!({"serverName": "tools/über/everything"})),
+        with(&json!({"server": {"image": format!("registry.example:5000/a/b@sha256:{}", "0".repeat(64))}})),
+        with(
+            &json!({"server": {"resources": {"limits": {"cpu": 0.5, "memory": "1Gi"}, "requests": {"cpu": 1}}}}),
+        ),
+        with(
+            &json!({"server": {"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}}),
+        ),
+        with(
+            &json!({"server": {"livenessProbe": {"httpGet": {"path": "/", "port": "web"}}, "readinessProbe": {"tcpSocket": {"port": 80}}}}),
+        ),
+        with(&json!({"gateway": {"timeouts": {"call": "1m30s", "max": "18h"}, "keepAlive": "1s"}})),
+        with(&json!({"gateway": null, "drain": null, "podTemplate": {"anything": {"goes": 1}}})),
+        broker(
+            &json!({"url": "mqtts://[fd00::1]:8883", "tls": {"ca": {"configMapKeyRef": {"name": "roots"}}, "clientCertificateSecret": "badge"}}),
+        ),
+        broker(
+            &json!({"url": "wss://broker.example/mqtt", "auth": {"serviceAccountToken": {"audience": "broker"}}}),
+        ),
+        broker(&json!({"url": "ws://broker.example:8080", "auth": {"passwordSecret": "creds"}})),
+        role(&json!({"allowedTools": ["a", "b"], "description": "may look"})),
+        with(&json!({"broker": null, "transport": {"streamableHttp": null}})),
+    ];
+    for (index, spec) in specs.iter().enumerate() {
+        let created =
+            space.create(&format!("weather-{index}"), spec).await.with_context(|| spec.to_string())?;
+        // And what is taken can be read.
+        serde_json::from_value::<McpService>(serde_json::to_value(created)?)
+            .with_context(|| spec.to_string())?;
+    }
+    let longest = "a".repeat(253);
+    space.create(&longest, &minimal()).await?;
+    space.remove().await
+}
+
+#[tokio::test]
+async fn a_null_is_a_field_that_is_not_there() -> Result<()> {
+    let space = Space::new("null").await?;
+    let spec = json!({
+        "serverName": null,
+        "transport": {"stdio": {"command": ["x"]}, "streamableHttp": null},
+        "server": {"image": "i"},
+        "broker": null,
+    });
+    let created = space.create("weather", &spec).await?;
+    ensure!(created.data["spec"]["transport"].get("streamableHttp").is_none(), "{}", created.data);
+    ensure!(created.data["spec"].get("broker").is_none(), "{}", created.data);
+    space.remove().await
+}
+
+#[tokio::test]
+async fn defaults_stand_in_the_object() -> Result<()> {
+    let space = Space::new("defaults").await?;
+    let created = space.create("weather", &minimal()).await?;
+    let expected = json!({
+        "description": "",
+        "replicas": 1,
+        "transport": {"stdio": {"command": ["node", "server.js"], "prewarm": 0}},
+        "server": {"image": "registry.example/weather:3"},
+        "gateway": {
+            "maxSessions": 100, "maxMessageBytes": 1_048_576, "maxInFlight": 64, "qos": 1, "keepAlive": "15s",
+            "timeouts": {"ping": "10s", "call": "60s", "default": "30s", "max": "10m"},
+            "log": {"level": "info", "format": "json"},
+        },
+        "drain": {"timeoutSeconds": 60},
+    });
+    ensure!(created.data["spec"] == expected, "{:#}", created.data["spec"]);
+    let partly = space.create("partly", &with(&json!({"gateway": {"timeouts": {"call": "5s"}}}))).await?;
+    ensure!(
+        partly.data["spec"]["gateway"]["timeouts"]
+            == json!({"ping": "10s", "call": "5s", "default": "30s", "max": "10m"}),
+        "{}",
+        partly.data
+    );
+    space.remove().await
+}
+
+#[tokio::test]
+async fn the_server_name_never_changes() -> Result<()> {
+    let space = Space::new("immutable").await?;
+    space.create("named", &with(&json!({"serverName": "sky/report"}))).await?;
+    space.create("unnamed", &minimal()).await?;
+    let words = "spec.serverName: Invalid value: \"object\": serverName is immutable: delete the McpService and create it with the new name";
+    for (name, patch) in [
+        ("named", json!({"spec": {"serverName": "sky/other"}})),
+        ("named", json!({"spec": {"serverName": null}})),
+        ("unnamed", json!({"spec": {"serverName": "sky/other"}})),
+    ] {
+        let said = refusal(space.patch(name, patch.clone()).await)?;
+        ensure!(
+            said.contains("serverName is immutable: delete the McpService and create it with the new name"),
+            "{patch}: {said}\nwanted: {words}"
+        );
+    }
+    space.patch("named", json!({"spec": {"description": "may change"}})).await?;
+    space.remove().await
+}
+
+#[tokio::test]
+async fn an_unknown_field_is_refused_by_a_strict_client() -> Result<()> {
+    let space = Space::new("unknown").await?;
+    // What kubectl asks for.
+    let request = kube::core::Request::new(format!(
+        "/apis/mcp-mqtt.io/v1alpha1/namespaces/{}/mcpservices",
+        space.namespace
+    ));
+    let object = json!({
+        "apiVersion": "mcp-mqtt.io/v1alpha1", "kind": "McpService", "metadata": {"name": "weather"},
+        "spec": with(&json!({"transprt": {}})),
+    });
+    let mut request = request.create(&kube::api::PostParams::default(), serde_json::to_vec(&object)?)?;
+    let strict = format!("{}&fieldValidation=Strict", request.uri());
+    *request.uri_mut() = strict.parse()?;
+    let said = match space.kube.request::<Value>(request).await {
+        Err(kube::Error::Api(answer)) => answer.message.clone(),
+        other => anyhow::bail!("{other:?}"),
+    };
+    ensure!(said.contains("unknown field \"spec.transprt\""), "{said}");
+    space.remove().await
+}
+
+#[tokio::test]
+async fn the_scale_subresource_sets_replicas() -> Result<()> {
+    let space = Space::new("scale").await?;
+    space.create("weather", &minimal()).await?;
+    let api = space.api::<McpService>();
+    let scale = api.get_scale("weather").await?;
+    ensure!(scale.spec.as_ref().and_then(|spec| spec.replicas) == Some(1), "{scale:?}");
+    let wanted = json!({"spec": ScaleSpec { replicas: Some(3) }});
+    api.patch_scale("weather", &kube::api::PatchParams::default(), &kube::api::Patch::Merge(wanted)).await?;
+    ensure!(api.get("weather").await?.spec.replicas == 3, "not scaled");
+    ensure!(api.get("weather").await?.name_any() == "weather", "odd name");
+    space.remove().await
+}

@@ -1,0 +1,132 @@
+//! The operator as a process: at rest it writes nothing, one of several works, and it leaves nothing undone.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease};
+use mcp_mqtt_tests::{
+    cluster::{PATIENCE, Space, eventually},
+    operator::Operator,
+};
+use serde_json::{Value, json};
+
+/// How the operator calls itself towards the API server.
+const USER_AGENT: &str = "mcp-mqtt-operator/";
+/// A follower takes over within 15 s; the machine may have other things to do.
+const TAKEOVER: Duration = Duration::from_secs(25);
+
+fn spec(replicas: i32) -> Value {
+    json!({
+        "replicas": replicas,
+        "transport": {"stdio": {"command": ["node", "server.js"]}},
+        "server": {"image": "registry.example/weather:3", "imagePullPolicy": "Never"},
+    })
+}
+
+/// Writes but for the Lease, which a leader renews.
+fn writes(space: &Space) -> Result<Vec<String>> {
+    let all = space.audited_writes(USER_AGENT)?;
+    Ok(all.into_iter().filter(|write| !write.contains("/leases/")).collect())
+}
+
+#[tokio::test]
+async fn at_rest_it_writes_nothing_also_after_a_restart() -> Result<()> {
+    let space = Space::new("rest").await?;
+    space.create("parked", &spec(0)).await?;
+    space.create("wanting", &spec(2)).await?;
+    let operator = Operator::start(&space, &[]).await?;
+    space.condition("parked", "Ready", "False", "ScaledToZero").await?;
+    space.condition("wanting", "Ready", "False", "ErrImageNeverPull").await?;
+    ensure!(!writes(&space)?.is_empty(), "the audit log shows no write at all: this test sees nothing");
+    let quiet = async |operator: &Operator, time: Duration| {
+        let (before, versions) = (writes(&space)?.len(), space.versions().await?);
+        let counted = operator.writes().await?;
+        tokio::time::sleep(time).await;
+        let audited = writes(&space)?.split_off(before);
+        ensure!(audited.is_empty(), "the audit log has {audited:#?}");
+        ensure!(operator.writes().await? == counted, "its metrics count writes");
+        ensure!(space.versions().await? == versions, "objects changed");
+        anyhow::Ok(())
+    };
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    quiet(&operator, Duration::from_mins(1)).await.context("at rest")?;
+    operator.stop().await?;
+
+    let before = writes(&space)?.len();
+    let operator = Operator::start(&space, &[]).await?;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let audited = writes(&space)?.split_off(before);
+    ensure!(audited.is_empty(), "a restart writes {audited:#?}");
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test]
+async fn of_two_operators_one_works_and_the_other_takes_over() -> Result<()> {
+    let space = Space::new("leader").await?;
+    let first = Operator::start(&space, &["--identity", "first"]).await?;
+    let mut second = Operator::spawn(&space, &["--identity", "second"]).await?;
+    let holder = async || {
+        let lease = space.api::<Lease>().get("mcp-mqtt-operator").await.ok()?;
+        lease.spec?.holder_identity
+    };
+    ensure!(eventually(PATIENCE, holder).await? == "first", "the second leads");
+    let ready = async || second.get("/readyz").await.ok().filter(|answer| answer.starts_with("HTTP/1.1 200"));
+    eventually(PATIENCE, ready).await.context("a follower is not ready")?;
+    ensure!(!second.leads(), "both lead");
+
+    // A stop gives the Lease back: nobody waits for its end.
+    let begin = Instant::now();
+    first.stop().await?;
+    second.leading().await?;
+    ensure!(
+        begin.elapsed() < Duration::from_secs(12),
+        "a stopped leader was waited for: {:?}",
+        begin.elapsed()
+    );
+    space.create("weather", &spec(0)).await?;
+    space.appears::<Deployment>("weather").await?;
+
+    // A killed leader is waited for, but not for long.
+    let mut third = Operator::spawn(&space, &["--identity", "third"]).await?;
+    let begin = Instant::now();
+    second.kill().await?;
+    tokio::time::timeout(TAKEOVER, third.leading())
+        .await
+        .context("nobody takes over from a killed leader")??;
+    eprintln!("took over from a killed leader after {:?}", begin.elapsed());
+    space.patch("weather", json!({"spec": {"replicas": 1}})).await?;
+    space.status("weather", |status| status["ready"] == "0/1").await?;
+    third.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test]
+async fn it_sees_its_own_namespaces_only() -> Result<()> {
+    let (mine, other) = (Space::new("mine").await?, Space::new("other").await?);
+    let operator = Operator::start(&mine, &[]).await?;
+    other.create("weather", &spec(0)).await?;
+    mine.create("weather", &spec(0)).await?;
+    mine.appears::<Deployment>("weather").await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    ensure!(other.api::<Deployment>().get_opt("weather").await?.is_none(), "it works elsewhere");
+    operator.stop().await?;
+    let both = format!("{},{}", mine.namespace, other.namespace);
+    let operator = Operator::start(&mine, &["--watch-namespaces", &both]).await?;
+    other.appears::<Deployment>("weather").await?;
+    operator.stop().await?;
+    mine.remove().await?;
+    other.remove().await
+}
+
+#[tokio::test]
+async fn a_command_line_that_cannot_be_used_ends_at_once_with_its_reason() -> Result<()> {
+    let output = tokio::process::Command::new(mcp_mqtt_tests::binaries::operator())
+        .args(["run", "--sidecar-image", "i", "--default-broker-url", "http://broker"])
+        .output()
+        .await?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(64), "{}: {said}", output.status);
+    ensure!(said.contains("--default-broker-url: must start with mqtt://"), "{said}");
+    Ok(())
+}
