@@ -193,7 +193,7 @@ async fn many_calls_at_once_are_all_answered(server: Server) {
     client.close().await;
 }
 
-async fn a_cancelled_call_ends_in_the_server_too(server: Server) {
+async fn a_session_goes_on_after_a_cancelled_call(server: Server) {
     let mut client = Client::open(&server.backend().unwrap()).await;
     let arguments = json!({"duration": 30, "steps": 300});
     let params = json!({"name": "trigger-long-running-operation", "arguments": arguments, "_meta": {"progressToken": 1}});
@@ -250,7 +250,7 @@ over_both_transports!(
     the_server_says_who_it_is,
     all_kinds_of_messages_pass,
     many_calls_at_once_are_all_answered,
-    a_cancelled_call_ends_in_the_server_too,
+    a_session_goes_on_after_a_cancelled_call,
     a_server_that_dies_ends_its_sessions,
 );
 
