@@ -1,7 +1,7 @@
 // One binary that is a whole Kubernetes: see main.go.
 module mcp-mqtt.io/tests/cluster
 
-go 1.26
+go 1.25.0
 
 require (
 	github.com/coredns/coredns v1.14.2

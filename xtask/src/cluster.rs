@@ -129,7 +129,7 @@ impl Cluster {
         packages::require_root("A cluster on this machine")?;
         let _lock = self.lock()?;
         if self.is_up() {
-            eprintln!("✓ Cluster {} is up already", self.name);
+            eprintln!("✓ Cluster {} is up already{}", self.name, self.remark_on_age()?);
             return Ok(());
         }
         // A node without a lock-holder is one whose `up` was interrupted: it may still be on its way.
@@ -243,9 +243,20 @@ impl Cluster {
             let directory = state.join(directory);
             fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         }
+        fs::write(state.join("build"), binary::fingerprint()?).context("cannot write which build this is")?;
         fs::copy(&pause, state.join("images/pause.tar"))
             .with_context(|| format!("cannot copy {}", pause.display()))?;
         Ok(())
+    }
+
+    /// What to know of a cluster that has been up for long: it runs what was built when it came up.
+    fn remark_on_age(&self) -> Result<&'static str> {
+        let runs = fs::read_to_string(self.state().join("build")).unwrap_or_default();
+        Ok(if runs == binary::fingerprint()? {
+            ""
+        } else {
+            ", as it was built then: take it down and up for what is new"
+        })
     }
 
     fn start_node(&self) -> Result<()> {

@@ -51,7 +51,6 @@ fn version_in(go_mod: &str, module: &str) -> Option<String> {
 
 /// Builds the binary, unless it is what its sources say.
 pub(super) fn ensure() -> Result<()> {
-    let source = root().join("tests/cluster");
     let directory = directory();
     fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
     // One build at a time: a second one would only take the processors from the first.
@@ -59,11 +58,11 @@ pub(super) fn ensure() -> Result<()> {
     lock.lock().context("cannot lock the build")?;
 
     let stamp = directory.join("stamp");
-    let fingerprint = fingerprint(&source)?;
+    let fingerprint = fingerprint()?;
     if path().exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == fingerprint) {
         return Ok(());
     }
-    build(&source)?;
+    build(&source())?;
     for tool in TOOLS {
         let name = directory.join(tool);
         if !name.exists() {
@@ -73,8 +72,14 @@ pub(super) fn ensure() -> Result<()> {
     fs::write(&stamp, fingerprint).with_context(|| format!("cannot write {}", stamp.display()))
 }
 
-fn fingerprint(source: &Path) -> Result<String> {
-    let mut files: Vec<PathBuf> = fs::read_dir(source)
+fn source() -> PathBuf {
+    root().join("tests/cluster")
+}
+
+/// Of everything the binary is built from.
+pub(super) fn fingerprint() -> Result<String> {
+    let source = source();
+    let mut files: Vec<PathBuf> = fs::read_dir(&source)
         .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
         .with_context(|| format!("cannot list {}", source.display()))?;
     files.retain(|file| {

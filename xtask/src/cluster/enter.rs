@@ -64,3 +64,24 @@ pub(super) fn output(command: &mut Command, what: &str) -> Result<String> {
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_that_is_down_is_named_with_the_command_that_brings_it_up() -> Result<()> {
+        let error = Cluster::named("no-such-cluster")?.command("true").expect_err("it is not up");
+        assert!(error.to_string().contains("cargo xtask cluster up --name no-such-cluster"), "{error}");
+        Ok(())
+    }
+
+    #[test]
+    fn what_a_failed_command_said_is_in_the_error() {
+        let mut command = Command::new("sh");
+        let error = output(command.args(["-c", "echo no such pod >&2; exit 3"]), "kubectl get")
+            .expect_err("it fails");
+        let text = error.to_string();
+        assert!(text.starts_with("kubectl get failed") && text.ends_with("no such pod"), "{text}");
+    }
+}
