@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::process::Command;
 use url::Url;
 
-use crate::binaries::workspace;
+use crate::{binaries::workspace, servers::NODE_OPTIONS};
 
 /// All that the client does, from discovery to its end.
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -27,6 +27,7 @@ pub async fn everything(broker: &Url, server_name: &str) -> Result<Value> {
 
 async fn run(directory: &Path, arguments: &[&str]) -> Result<Value> {
     let mut command = Command::new("node");
+    command.env(NODE_OPTIONS.0, NODE_OPTIONS.1);
     command.args(arguments).current_dir(directory).stdin(Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(DEADLINE, command.output())
         .await

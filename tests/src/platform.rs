@@ -1,10 +1,6 @@
 //! The product as a user has it: the chart installed on the cluster, its broker, services applied to it.
 
-use std::{
-    fs::File,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs::File, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service as KubeService};
@@ -50,11 +46,15 @@ impl Platform {
         tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await??;
         let chart = helm::chart();
         let values = workspace().join("examples/demo-values.yaml");
-        let arguments = ["upgrade", "--install", "mcp-mqtt", &chart.to_string_lossy(), "--namespace", NAMESPACE];
-        let more = ["--create-namespace", "--values", &values.to_string_lossy(), "--wait", "--timeout", "120s"];
+        let arguments =
+            ["upgrade", "--install", "mcp-mqtt", &chart.to_string_lossy(), "--namespace", NAMESPACE];
+        let more =
+            ["--create-namespace", "--values", &values.to_string_lossy(), "--wait", "--timeout", "120s"];
         helm::helm_ok(&[&arguments[..], &more[..]].concat()).await?;
-        let service = Api::<KubeService>::namespaced(kube.clone(), NAMESPACE).get("mcp-mqtt-mosquitto").await?;
-        let address = service.spec.and_then(|spec| spec.cluster_ip).context("the broker's Service has no address")?;
+        let service =
+            Api::<KubeService>::namespaced(kube.clone(), NAMESPACE).get("mcp-mqtt-mosquitto").await?;
+        let address =
+            service.spec.and_then(|spec| spec.cluster_ip).context("the broker's Service has no address")?;
         Ok(Self { kube, broker: Url::parse(&format!("mqtt://{address}:1883"))? })
     }
 
@@ -121,7 +121,8 @@ impl Deployed {
 
     /// The server name: the default one.
     pub fn server_name(&self) -> ServerName {
-        ServerName::new(&format!("{}/{}", self.namespace, self.name)).expect("a namespace and a name make one")
+        ServerName::new(&format!("{}/{}", self.namespace, self.name))
+            .expect("a namespace and a name make one")
     }
 
     /// Waits until exactly so many instances stand in the registry.
@@ -150,7 +151,10 @@ impl Deployed {
             Ok(None) => anyhow::bail!("the watch of the registry ended"),
             Err(_) => {
                 let status = self.api().get(&self.name).await.map(|service| service.status);
-                anyhow::bail!("the registry has {:?} after {PATIENCE:?}; status: {status:?}", watch.instances())
+                anyhow::bail!(
+                    "the registry has {:?} after {PATIENCE:?}; status: {status:?}",
+                    watch.instances()
+                )
             }
         }
     }
@@ -217,7 +221,8 @@ impl Deployed {
     /// When the server id is not `<cluster>.<namespace>.<pod>`.
     pub fn pod_of(&self, instance: &Instance) -> Result<String> {
         let id = instance.server_id.as_str();
-        let (_, pod) = id.split_once(&format!(".{}.", self.namespace)).with_context(|| format!("odd server id {id}"))?;
+        let (_, pod) =
+            id.split_once(&format!(".{}.", self.namespace)).with_context(|| format!("odd server id {id}"))?;
         Ok(pod.to_owned())
     }
 
@@ -254,7 +259,9 @@ impl Deployed {
 /// When the broker does not take it.
 pub async fn connect(broker: &Url) -> Result<Client> {
     let id = ClientId::new(&format!("e2e-{:x}", fastrand::u64(..)))?;
-    Client::connect(ClientOptions::new(broker.clone(), id)).await.with_context(|| format!("cannot connect to {broker}"))
+    Client::connect(ClientOptions::new(broker.clone(), id))
+        .await
+        .with_context(|| format!("cannot connect to {broker}"))
 }
 
 /// Calls a tool and returns its result.
@@ -263,7 +270,10 @@ pub async fn connect(broker: &Url) -> Result<Client> {
 /// When it is not answered with a result.
 pub async fn call(session: &Session, tool: &str, arguments: Value) -> Result<Value> {
     let params = json!({ "name": tool, "arguments": arguments });
-    let result = session.request("tools/call", Some(&params), PATIENCE).await.with_context(|| format!("tools/call {tool}"))?;
+    let result = session
+        .request("tools/call", Some(&params), PATIENCE)
+        .await
+        .with_context(|| format!("tools/call {tool}"))?;
     Ok(serde_json::from_str(result.get())?)
 }
 

@@ -28,6 +28,8 @@ use crate::binaries::{sidecar, workspace};
 
 /// How long a server may take to start on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
+/// Debian 12's Node 18 has Web Crypto, which servers and clients use, behind this option; later ones take it too.
+pub const NODE_OPTIONS: (&str, &str) = ("NODE_OPTIONS", "--experimental-global-webcrypto");
 /// The entry point of `@modelcontextprotocol/server-everything`.
 const EVERYTHING: &str = "node_modules/@modelcontextprotocol/server-everything/dist/index.js";
 /// What npm writes last of an installation.
@@ -58,6 +60,7 @@ pub async fn everything_http_at(port: u16) -> Result<Server> {
     let script = everything().await?;
     let dir = tempfile::tempdir()?;
     let mut command = Command::new("node");
+    command.env(NODE_OPTIONS.0, NODE_OPTIONS.1);
     command.arg(script).arg("streamableHttp").env("PORT", port.to_string());
     let url = format!("http://127.0.0.1:{port}/mcp").parse()?;
     let transport = BackendConfig { stdio_socket: None, http_url: Some(url) };
@@ -85,6 +88,7 @@ pub async fn everything_stdio(options: &[&str]) -> Result<Server> {
     let dir = tempfile::tempdir()?;
     let socket = dir.path().join("shim.sock");
     let mut command = Command::new(sidecar());
+    command.env(NODE_OPTIONS.0, NODE_OPTIONS.1);
     command.args(["shim", "run", "--socket"]).arg(&socket).args(options);
     command.args([OsString::from("--"), "node".into(), script.into(), "stdio".into()]);
     let transport = BackendConfig { stdio_socket: Some(socket.clone()), http_url: None };

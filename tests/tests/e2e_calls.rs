@@ -46,7 +46,9 @@ impl SessionHandler for Able {
             "sampling/createMessage" => {
                 json!({ "role": "assistant", "model": "none", "content": { "type": "text", "text": "sampled over MQTT" } })
             }
-            "elicitation/create" => json!({ "action": "accept", "content": { "name": "Ada", "check": true } }),
+            "elicitation/create" => {
+                json!({ "action": "accept", "content": { "name": "Ada", "check": true } })
+            }
             _ => json!({ "roots": [{ "uri": "file:///srv/data", "name": "data" }] }),
         };
         Box::pin(async move { Ok(RawValue::from_string(result.to_string()).unwrap()) })
@@ -101,13 +103,15 @@ async fn converse(name: &str, spec: Value) -> Result<()> {
     ensure!(able.saw_request("roots/list"));
 
     let mut steps = Vec::new();
-    let params = json!({ "name": "trigger-long-running-operation", "arguments": { "duration": 1, "steps": 4 } });
+    let params =
+        json!({ "name": "trigger-long-running-operation", "arguments": { "duration": 1, "steps": 4 } });
     let on_progress = |progress: mcp_mqtt_transport::jsonrpc::Progress| steps.push(progress.progress);
     session.request_with_progress("tools/call", Some(&params), PATIENCE, on_progress).await?;
     assert_eq!(steps.len(), 4, "{steps:?}");
 
     // A call that its client gives up is cancelled at the server; the session lives on.
-    let params = json!({ "name": "trigger-long-running-operation", "arguments": { "duration": 60, "steps": 60 } });
+    let params =
+        json!({ "name": "trigger-long-running-operation", "arguments": { "duration": 60, "steps": 60 } });
     let given_up = session.request("tools/call", Some(&params), Duration::from_millis(300)).await;
     ensure!(matches!(given_up, Err(RequestError::Timeout(_))), "{given_up:?}");
     assert_eq!(text(&call(&session, "echo", json!({ "message": "still here" })).await?)?, "Echo: still here");

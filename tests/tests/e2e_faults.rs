@@ -23,7 +23,11 @@ const CLIENTS: usize = 8;
 const AROUND: Duration = Duration::from_secs(3);
 
 /// Runs the clients, the fault among them, and waits until the service is whole.
-async fn under_load<F>(name: &str, spec: Value, fault: impl FnOnce(Platform, Arc<Deployed>) -> F) -> Result<Account>
+async fn under_load<F>(
+    name: &str,
+    spec: Value,
+    fault: impl FnOnce(Platform, Arc<Deployed>) -> F,
+) -> Result<Account>
 where
     F: Future<Output = Result<()>>,
 {
@@ -58,20 +62,31 @@ async fn kill_container(service: &Deployed, container: &str) -> Result<()> {
         }
         anyhow::Ok(())
     };
-    tokio::time::timeout(PATIENCE, restarted).await.with_context(|| format!("{container} was not restarted"))?
+    tokio::time::timeout(PATIENCE, restarted)
+        .await
+        .with_context(|| format!("{container} was not restarted"))?
 }
 
 async fn container_status(service: &Deployed, pod: &str, container: &str) -> Result<ContainerStatus> {
     let status = service.pods().get(pod).await?.status.context("a pod without status")?;
-    let all = status.container_statuses.into_iter().flatten().chain(status.init_container_statuses.into_iter().flatten());
-    all.into_iter().find(|status| status.name == container).with_context(|| format!("no container {container}"))
+    let all = status
+        .container_statuses
+        .into_iter()
+        .flatten()
+        .chain(status.init_container_statuses.into_iter().flatten());
+    all.into_iter()
+        .find(|status| status.name == container)
+        .with_context(|| format!("no container {container}"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_is_killed() -> Result<()> {
     let kill = |_, service: Arc<Deployed>| async move {
         let pod = service.live_pods().await?.into_iter().next().context("no pod")?;
-        service.pods().delete(&pod, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await?;
+        service
+            .pods()
+            .delete(&pod, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() })
+            .await?;
         Ok(())
     };
     under_load("podkill", everything_over_http(), kill).await.map(drop)
@@ -122,7 +137,8 @@ async fn the_service_is_rolled_over_to_a_new_template() -> Result<()> {
     };
     let account = under_load("rollout", everything_over_http(), roll).await?;
     // What could finish within the drain did: sessions ended, but no call in flight was cut off.
-    let cut: Vec<&String> = account.reasons.iter().filter(|reason| reason.starts_with("tools/call") && !benign(reason)).collect();
+    let cut: Vec<&String> =
+        account.reasons.iter().filter(|reason| reason.starts_with("tools/call") && !benign(reason)).collect();
     ensure!(cut.is_empty(), "calls were cut off by a rollout: {cut:?}");
     Ok(())
 }

@@ -38,7 +38,7 @@ const CALLS: usize = 200;
 
 /// Walks through it.
 pub(crate) async fn run(broker: &Url, cluster: &Cluster) -> Result<()> {
-    let client = mcp::connect(broker).await?;
+    let client = connect(broker).await?;
     let mut registry = client.watch("#").await?;
     clear_away(&mut registry).await?;
 
@@ -72,6 +72,17 @@ pub(crate) async fn run(broker: &Url, cluster: &Cluster) -> Result<()> {
     epilogue(cluster);
     client.close(PATIENCE).await?;
     Ok(())
+}
+
+/// Connects; the address of a Service that was made a moment ago may be refused for another moment.
+async fn connect(broker: &Url) -> Result<Client> {
+    let start = Instant::now();
+    loop {
+        match mcp::connect(broker).await {
+            Err(_) if start.elapsed() < PATIENCE => tokio::time::sleep(Duration::from_millis(200)).await,
+            result => return result,
+        }
+    }
 }
 
 /// Removes what an earlier or interrupted run has left.
