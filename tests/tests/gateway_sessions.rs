@@ -139,7 +139,9 @@ async fn the_server_asks_the_client_and_tells_it_its_progress() -> Result<()> {
     let mut reports = Vec::new();
     let params = json!({"name": "progress", "arguments": {"steps": 3, "ms": 10}});
     session
-        .request_with_progress("tools/call", Some(&params), PATIENCE, |p| reports.push(format!("{}", p.progress)))
+        .request_with_progress("tools/call", Some(&params), PATIENCE, |p| {
+            reports.push(format!("{}", p.progress))
+        })
         .await?;
     assert_eq!(reports, ["1", "2", "3"]);
     call(&session, "flood", json!({"count": 500, "bytes": 100})).await?;
@@ -363,5 +365,34 @@ async fn a_refused_initialize_is_passed_on_and_leaves_nothing_behind() -> Result
         .await;
     assert!(nobody.is_err(), "another server name is not ours to answer");
     assert_eq!(gateway.status().await?.sessions, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_broker_that_pauses_makes_a_flooding_server_wait_and_nothing_is_lost() -> Result<()> {
+    let broker = Mosquitto::options().line("max_queued_messages 0").start().await?;
+    let gateway = Gateway::ready_at(&broker.url()).await?;
+    let client = connect(&broker.url(), "c").await?;
+    let listener = Arc::new(Listener::default());
+    let session = open_with(&client, &gateway.instance(), listener.clone()).await?;
+    let flood = tokio::spawn({
+        let session = session.clone();
+        async move { call(&session, "flood", json!({"count": 5000, "bytes": 2000})).await }
+    });
+    listener.hears("notifications/message", 1).await?;
+    broker.pause()?;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let sent = gateway.metric("sent_bytes_total").await?;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(gateway.metric("sent_bytes_total").await?, sent, "what cannot go stays in the server");
+    assert!(sent < 5000 * 2000, "{sent} bytes have gone: the pause came too late to prove anything");
+    broker.resume()?;
+    assert_eq!(timeout(PATIENCE, flood).await???, "flooded");
+    assert_eq!(
+        listener.count("notifications/message"),
+        5000,
+        "all, and before the answer that came after them"
+    );
+    assert_eq!(gateway.metric(r#"drops_total{reason="outbox-full"}"#).await?, 0);
     Ok(())
 }

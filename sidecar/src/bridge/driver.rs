@@ -11,7 +11,7 @@ use mcp_mqtt_transport::{
 };
 use tokio::{
     sync::mpsc::error::TrySendError,
-    time::{Instant, Sleep, sleep, timeout},
+    time::{Instant, Sleep, sleep, sleep_until, timeout},
 };
 
 use super::{
@@ -77,6 +77,8 @@ pub(super) struct Driver<'a> {
     backends: HashMap<SessionId, BackendSession>,
     broadcasts: Broadcasts,
     outbox: Outbox,
+    /// Not before this is it tried again to send what waits there.
+    retry_at: Instant,
     answers: FuturesUnordered<BoxFuture<'static, Answer>>,
     actions: Vec<Action>,
     presence: Presence,
@@ -116,6 +118,7 @@ impl<'a> Driver<'a> {
             backends: HashMap::new(),
             broadcasts: Broadcasts::default(),
             outbox: Outbox::new(usize::try_from(errors).unwrap_or(usize::MAX)),
+            retry_at: Instant::now(),
             answers: FuturesUnordered::new(),
             actions: Vec::new(),
             presence: Presence::Cleared,
@@ -133,7 +136,7 @@ impl<'a> Driver<'a> {
         let mut timer = std::pin::pin!(sleep(NO_DEADLINE));
         loop {
             self.publish_counts();
-            if self.drain.is_some() && self.core.sessions.is_empty() && self.outbox.is_empty() {
+            if self.drain.is_some() && self.core.sessions.is_empty() {
                 return self.leave().await;
             }
             self.set_timer(timer.as_mut());
@@ -149,7 +152,7 @@ impl<'a> Driver<'a> {
                     self.perform();
                     self.take_backend_events();
                 }
-                () = room(&self.publisher), if !self.outbox.is_empty() => self.flush(),
+                () = room(&self.publisher, self.retry_at), if !self.outbox.is_empty() => self.flush(),
                 Some(answer) = self.answers.next(), if !self.answers.is_empty() => {
                     if let Some(why) = self.take_answer(answer) {
                         return self.lost(why);
@@ -196,7 +199,10 @@ impl<'a> Driver<'a> {
             self.bridge.metrics.broadcasts.inc();
             self.send(Outgoing::ToAll { payload });
         }
-        if self.drain.as_ref().is_some_and(|drain| drain.deadline.into_std() <= now) {
+        if let Some(drain) = &mut self.drain
+            && drain.deadline.into_std() <= now
+        {
+            drain.deadline += NO_DEADLINE;
             self.core.sessions.end_all(&EndReason::Drained, now, &mut self.actions);
         }
         self.perform();
@@ -383,7 +389,11 @@ impl<'a> Driver<'a> {
 
     fn send(&mut self, outgoing: Outgoing) {
         let transmit = |outgoing: &Outgoing| transmit(&self.publisher, &self.core, self.registrar, outgoing);
+        let was_empty = self.outbox.is_empty();
         let sent = self.outbox.send(outgoing, transmit);
+        if was_empty && !self.outbox.is_empty() {
+            self.retry_at = Instant::now() + RETRY_PAUSE;
+        }
         self.sent(sent);
     }
 
@@ -393,9 +403,11 @@ impl<'a> Driver<'a> {
                 |outgoing: &Outgoing| transmit(&self.publisher, &self.core, self.registrar, outgoing);
             match self.outbox.retry(transmit) {
                 Some(sent) => self.sent(sent),
-                None => return self.perform(), // what a failure has led to
+                None => break,
             }
         }
+        self.retry_at = Instant::now() + RETRY_PAUSE;
+        self.perform(); // what a failure has led to
     }
 
     fn sent(&mut self, sent: Result<Sent, Unsent>) {
@@ -463,9 +475,9 @@ fn transmit(
     }
 }
 
-/// Waits until it makes sense to try again.
-async fn room(publisher: &Publisher) {
-    sleep(RETRY_PAUSE).await;
+/// Waits until it makes sense to try again. Begun anew it waits no longer than before.
+async fn room(publisher: &Publisher, retry_at: Instant) {
+    sleep_until(retry_at).await;
     publisher.ready().await;
 }
 

@@ -59,9 +59,9 @@ impl Driver<'_> {
 
     async fn flush_until(&mut self, deadline: Instant) {
         while !self.outbox.is_empty() {
-            let publisher = self.publisher.clone();
+            let (publisher, retry_at) = (self.publisher.clone(), self.retry_at);
             tokio::select! {
-                done = self.reading(room(&publisher)) => match done {
+                done = self.reading(room(&publisher, retry_at)) => match done {
                     Some(()) => self.flush(),
                     None => return,
                 },
