@@ -295,7 +295,7 @@ pub fn everything_over_http() -> Value {
             "args": ["mcp-server-everything", "streamableHttp"],
             "env": [{ "name": "PORT", "value": "3001" }],
         },
-        "drain": { "timeoutSeconds": 20 },
+        "drain": { "timeoutSeconds": 8 },
     })
 }
 
@@ -304,7 +304,7 @@ pub fn everything_over_stdio() -> Value {
     json!({
         "transport": { "stdio": { "command": ["mcp-server-everything", "stdio"], "prewarm": 1 } },
         "server": { "image": "mcp-servers:dev" },
-        "drain": { "timeoutSeconds": 20 },
+        "drain": { "timeoutSeconds": 8 },
     })
 }
 

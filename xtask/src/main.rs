@@ -109,7 +109,8 @@ fn run(command: Command) -> Result<()> {
     }
 }
 
-/// The runtime of the commands that speak MQTT.
+/// The runtime of the commands that speak MQTT. Its connections live on a thread of their own, so that they stay alive
+/// while the command waits for kubectl.
 fn runtime() -> Result<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?)
 }

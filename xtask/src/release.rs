@@ -5,7 +5,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use url::Url;
 
-use crate::{cluster::Cluster, workspace::root};
+use crate::{
+    cluster::Cluster,
+    workspace::{root, target},
+};
 
 /// Release name, and with it the first part of the chart's object names.
 const RELEASE: &str = "mcp-mqtt";
@@ -26,6 +29,8 @@ const READY_LIMIT: Duration = Duration::from_mins(2);
 pub(crate) fn install(cluster: &Cluster) -> Result<()> {
     let chart = root().join("charts/mcp-mqtt-operator");
     let values = root().join("examples/demo-values.yaml");
+    // The images keep their tag when they are built anew; what they were built from makes the operator roll over.
+    let stamp = std::fs::read_to_string(target("images/mcp-mqtt-operator.stamp")).unwrap_or_default();
     cluster.helm(&[
         "upgrade",
         "--install",
@@ -36,7 +41,8 @@ pub(crate) fn install(cluster: &Cluster) -> Result<()> {
         "--create-namespace",
         "--values",
         path(&values)?,
-        "--rollback-on-failure=false",
+        "--set-string",
+        &format!("podAnnotations.mcp-mqtt\\.io/built-from={}", stamp.trim()),
         "--wait",
         "--timeout",
         &format!("{}s", READY_LIMIT.as_secs()),

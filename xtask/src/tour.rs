@@ -90,8 +90,17 @@ async fn clear_away(registry: &mut Watch) -> Result<()> {
     kubectl::quiet(&["apply", "--filename", "examples/namespace.yaml"])?;
     let step = Step::start("Clearing away an earlier run");
     for manifest in MANIFESTS {
-        kubectl::quiet(&["delete", "--filename", manifest, "--ignore-not-found", "--cascade=foreground"])?;
+        kubectl::quiet(&["delete", "--filename", manifest, "--ignore-not-found"])?;
     }
+    kubectl::quiet(&[
+        "wait",
+        "deployments",
+        "--all",
+        "--namespace",
+        "tools",
+        "--for=delete",
+        "--timeout=60s",
+    ])?;
     settle(registry, |all| count(all, EVERYTHING) + count(all, TIME) == 0).await?;
     step.done("Nothing is registered");
     Ok(())
