@@ -286,7 +286,8 @@ impl Part<'_> {
         let observations = Arc::new(Observations::default());
         let (sender, changed) = mpsc::channel::<ServiceRef>(CHANGED_CAPACITY);
         let observer = Observer {
-            pods: stores.pods.clone(),
+            stores: stores.clone(),
+            watched: namespace.unwrap_or("*").to_owned(),
             observations: observations.clone(),
             interval: self.args.status_interval,
             metrics: self.metrics.clone(),

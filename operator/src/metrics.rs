@@ -44,6 +44,12 @@ struct AnswerLabel {
     answer: Answer,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ObjectLabels {
+    kind: &'static str,
+    watched: String,
+}
+
 /// All counters.
 #[derive(Debug)]
 pub struct Metrics {
@@ -52,6 +58,7 @@ pub struct Metrics {
     durations: Family<OutcomeLabel, Histogram>,
     writes: Family<WriteLabels, Counter>,
     gateways: Family<AnswerLabel, Counter>,
+    objects: Family<ObjectLabels, Gauge>,
     watch_failures: Counter,
     leader: Gauge,
 }
@@ -79,6 +86,10 @@ impl Metrics {
             "Questions to gateways for their status, by whether they answered",
             gateways.clone(),
         );
+        let objects = Family::default();
+        let help =
+            "Objects that the operator knows, by kind and by the namespace that is watched (* for all)";
+        registry.register("objects", help, objects.clone());
         let watch_failures = Counter::default();
         registry.register(
             "watch_failures",
@@ -87,7 +98,7 @@ impl Metrics {
         );
         let leader = Gauge::default();
         registry.register("leader", "1 where this operator is the one that works", leader.clone());
-        Self { registry, reconciles, durations, writes, gateways, watch_failures, leader }
+        Self { registry, reconciles, durations, writes, gateways, objects, watch_failures, leader }
     }
 
     /// A reconcile ended.
@@ -105,6 +116,12 @@ impl Metrics {
     pub fn asked_gateway(&self, answered: bool) {
         let answer = if answered { Answer::Answered } else { Answer::Silent };
         self.gateways.get_or_create(&AnswerLabel { answer }).inc();
+    }
+
+    /// How many objects a store has.
+    pub fn knows(&self, kind: &'static str, watched: &str, number: usize) {
+        let labels = ObjectLabels { kind, watched: watched.to_owned() };
+        self.objects.get_or_create(&labels).set(i64::try_from(number).unwrap_or(i64::MAX));
     }
 
     /// A watch failed.
@@ -141,12 +158,14 @@ mod tests {
         metrics.reconciled(Outcome::Accepted, 0.01);
         metrics.wrote("Deployment", "apply");
         metrics.asked_gateway(false);
+        metrics.knows("Pod", "*", 3);
         metrics.leads(true);
         let text = metrics.encode();
         for line in [
             r#"mcp_mqtt_operator_reconciles_total{outcome="Accepted"} 1"#,
             r#"mcp_mqtt_operator_writes_total{kind="Deployment",verb="apply"} 1"#,
             r#"mcp_mqtt_operator_gateway_questions_total{answer="Silent"} 1"#,
+            r#"mcp_mqtt_operator_objects{kind="Pod",watched="*"} 3"#,
             "mcp_mqtt_operator_leader 1",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

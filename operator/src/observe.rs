@@ -9,12 +9,12 @@ use std::{
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use k8s_openapi::api::core::v1::Pod;
-use kube::{ResourceExt, runtime::reflector::Store};
+use kube::ResourceExt;
 use mcp_mqtt_sidecar::{config::ADMIN_PORT, status::GatewayStatus};
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
-    controller::scope::{ServiceRef, lock},
+    controller::scope::{ServiceRef, Stores, lock},
     http_get::HttpGet,
     metrics::Metrics,
     names::SERVICE_ANNOTATION,
@@ -72,8 +72,10 @@ pub fn is_ready(pod: &Pod) -> bool {
 
 /// Asks the gateways of the pods in a store, for as long as it is polled.
 pub struct Observer {
-    /// The pods.
-    pub pods: Store<Pod>,
+    /// The pods, and the services whose instances they are.
+    pub stores: Stores,
+    /// The namespace that is watched, or `*`.
+    pub watched: String,
     /// Where the answers go.
     pub observations: Arc<Observations>,
     /// How often a settled gateway is asked.
@@ -104,7 +106,9 @@ impl Observer {
         loop {
             tokio::select! {
                 _ = ticks.tick() => {
-                    let pods = self.pods.state();
+                    let pods = self.stores.pods.state();
+                    self.metrics.knows("McpService", &self.watched, self.stores.services.len());
+                    self.metrics.knows("Pod", &self.watched, pods.len());
                     self.forget_all_but(&pods);
                     for (uid, pod) in self.due(&pods, &asked) {
                         asked.insert(uid.clone());

@@ -1,6 +1,8 @@
 //! Types and reasons of conditions, and reasons of events. A gateway's own reasons are passed on as they are
 //! ([`mcp_mqtt_sidecar::status::reason`]).
 
+use mcp_mqtt_sidecar::status::reason;
+
 /// The spec and what it refers to are usable.
 pub const ACCEPTED: &str = "Accepted";
 /// Enough instances speak MCP and are registered.
@@ -37,6 +39,14 @@ pub const GATEWAY_NOT_ANSWERING: &str = "GatewayNotAnswering";
 pub const ROLLING_OUT: &str = "RollingOut";
 /// The pod goes down.
 pub const DRAINING: &str = "Draining";
+
+/// Whether a reason is on the way of every start and every end, and no cause of anything.
+pub fn passes(reason: &str) -> bool {
+    matches!(
+        reason,
+        PROGRESSING | DRAINING | reason::BACKEND_STARTING | reason::WAITING_FOR_BACKEND | reason::CONNECTING
+    )
+}
 
 /// Event: an object was applied.
 pub const EVENT_APPLIED: &str = "Applied";

@@ -65,10 +65,7 @@ fn turns<'a>(last: Option<&McpServiceStatus>, now: &'a McpServiceStatus) -> Vec<
                 && (condition.status == "True" || before.reason == condition.reason)
         });
         // That it is on its way, or waits for another condition, is no news.
-        let passing = matches!(
-            condition.reason.as_str(),
-            reasons::PROGRESSING | reasons::NOT_ACCEPTED | reasons::DRAINING
-        );
+        let passing = condition.reason == reasons::NOT_ACCEPTED || reasons::passes(&condition.reason);
         // One cause is one Event, though it keeps the instance both from being ready and from being registered.
         let told = turns.iter().any(|turn: &Turn<'_>| turn.reason == condition.reason);
         if same || passing || told {

@@ -242,10 +242,7 @@ fn instances(
 
 /// The one whose reason the condition takes: a cause before what merely takes its time.
 fn worst(problems: &[InstanceProblem]) -> Option<&InstanceProblem> {
-    let passing = |known: &&InstanceProblem| {
-        matches!(known.problem.reason.as_str(), reasons::PROGRESSING | reasons::DRAINING)
-    };
-    problems.iter().find(|known| !passing(known)).or_else(|| problems.first())
+    problems.iter().find(|known| !reasons::passes(&known.problem.reason)).or_else(|| problems.first())
 }
 
 /// The worst first, and the first few of them in full.
@@ -259,9 +256,9 @@ fn told(problems: &[InstanceProblem]) -> String {
 }
 
 fn sentence(known: &InstanceProblem) -> String {
-    let words = &known.problem.message;
+    let words = known.problem.message.trim_end_matches('.');
     match known.instances.as_slice() {
-        [] => words.clone(),
+        [] => words.to_owned(),
         [one] => format!("{one}: {words}"),
         [first, rest @ ..] => format!("{first} and {} more: {words}", rest.len()),
     }

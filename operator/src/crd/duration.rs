@@ -51,3 +51,19 @@ impl JsonSchema for DurationText {
 }
 
 const FORM: &str = "^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?([0-9]{1,5}ms)?$";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_rule_takes_is_a_duration_here_too() {
+        for (text, seconds) in
+            [("1s", 1.0), ("500ms", 0.5), ("1m30s", 90.0), ("18h", 64_800.0), ("1h1m1s1ms", 3661.001)]
+        {
+            let parsed = DurationText::new(text).parse().unwrap().as_secs_f64();
+            assert!((parsed - seconds).abs() < 1e-9, "{text} is {parsed} s");
+        }
+        assert!(DurationText::new("soon").parse().is_err());
+    }
+}
