@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use mcp_mqtt_transport::{
+    jsonrpc::Message,
     mqtt::{ConnectOptions, Connection, Event, Filter, Publication, Qos, TlsFiles},
     topic::{self, ClientId, ServerId, ServerName},
     user_property::{self, Component},
@@ -66,6 +67,7 @@ struct Client {
     request_topic: String,
     user_properties: Vec<(String, String)>,
     next_id: u64,
+    says_goodbye: bool,
 }
 
 impl Client {
@@ -86,7 +88,8 @@ impl Client {
             "the broker refused the bench's subscription: {}",
             reasons[0]
         );
-        let mut client = Self { connection, request_topic, user_properties, next_id: 0 };
+        let says_goodbye = matches!(peer, Peer::Gateway { .. });
+        let mut client = Self { connection, request_topic, user_properties, next_id: 0, says_goodbye };
         if let Peer::Gateway { server_id, server_name } = peer {
             client.initialize(topic::control(server_id, server_name)).await?;
         }
@@ -114,6 +117,10 @@ impl Client {
             self.publish(self.request_topic.clone(), request)?;
             self.receive().await?;
             latencies.push(start.elapsed());
+        }
+        if self.says_goodbye {
+            // Or its session would stay, and count against the gateway's limit.
+            self.publish(self.request_topic.clone(), Message::disconnected().into_raw())?;
         }
         self.connection.publisher.disconnect(REPLY_TIMEOUT).await?;
         Ok(latencies)
