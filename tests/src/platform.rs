@@ -14,7 +14,7 @@ use mcp_mqtt_transport::{
     topic::{ClientId, ServerName},
 };
 use serde_json::{Value, json, value::RawValue};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use url::Url;
 
 use crate::{binaries::workspace, helm};
@@ -43,7 +43,7 @@ impl Platform {
         let kube = Kube::try_default().await.context("no cluster; run the suite by: cargo xtask test")?;
         // Tests of several binaries may start at one time; helm takes one change of a release at a time.
         let lock = File::create(workspace().join("target/platform.lock"))?;
-        tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await??;
+        let _locked = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await??;
         let chart = helm::chart();
         let values = workspace().join("examples/demo-values.yaml");
         let arguments =
@@ -55,7 +55,14 @@ impl Platform {
             Api::<KubeService>::namespaced(kube.clone(), NAMESPACE).get("mcp-mqtt-mosquitto").await?;
         let address =
             service.spec.and_then(|spec| spec.cluster_ip).context("the broker's Service has no address")?;
-        Ok(Self { kube, broker: Url::parse(&format!("mqtt://{address}:1883"))? })
+        let platform = Self { kube, broker: Url::parse(&format!("mqtt://{address}:1883"))? };
+        // The address of a Service that was made a moment ago may be refused for another moment.
+        let start = Instant::now();
+        while let Err(error) = platform.client().await {
+            ensure!(start.elapsed() < PATIENCE, "{error:#}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(platform)
     }
 
     /// Connects an MCP client to the chart's broker.

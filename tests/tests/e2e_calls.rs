@@ -11,7 +11,7 @@ use mcp_mqtt_tests::{
     platform::{PATIENCE, Platform, call, everything_over_http, everything_over_stdio, text, with},
 };
 use mcp_mqtt_transport::{
-    client::{HandlerFuture, RequestError, SessionHandler},
+    client::{HandlerFuture, RequestError, Session, SessionHandler},
     jsonrpc::{Message, RpcError},
 };
 use serde_json::{Value, json, value::RawValue};
@@ -82,12 +82,19 @@ async fn converse(name: &str, spec: Value) -> Result<()> {
     let session = service.session(&client, &capabilities(), able.clone()).await?;
     assert_eq!(session.server().server_info.name, "mcp-servers/everything");
 
-    // The server registers some tools only when it knows what the client can do, and says so to all.
-    able.notified("notifications/tools/list_changed").await?;
-    let tools = session.request("tools/list", Some(&json!({})), PATIENCE).await?;
+    // The server registers some tools only when it knows what the client can do.
     for tool in ["echo", "trigger-sampling-request", "trigger-elicitation-request", "get-roots-list"] {
-        ensure!(tools.get().contains(&format!("\"{tool}\"")), "no {tool} in {tools}");
+        offers(&session, tool).await?;
     }
+    if name == "stdio" {
+        // And says so to all. Over HTTP it says so before there is a stream that it could say it on.
+        able.notified("notifications/tools/list_changed").await?;
+    }
+    session
+        .request("resources/subscribe", Some(&json!({ "uri": "demo://resource/dynamic/text/1" })), PATIENCE)
+        .await?;
+    call(&session, "toggle-subscriber-updates", json!({})).await?;
+    able.notified("notifications/resources/updated").await?;
     assert_eq!(text(&call(&session, "echo", json!({ "message": "hello" })).await?)?, "Echo: hello");
 
     let sampled = call(&session, "trigger-sampling-request", json!({ "prompt": "say something" })).await?;
@@ -124,6 +131,20 @@ async fn converse(name: &str, spec: Value) -> Result<()> {
     service.remove().await
 }
 
+/// Waits until a tool is there.
+async fn offers(session: &Session, tool: &str) -> Result<()> {
+    let listed = async {
+        loop {
+            let tools = session.request("tools/list", Some(&json!({})), PATIENCE).await?;
+            if tools.get().contains(&format!("\"{tool}\"")) {
+                return anyhow::Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, listed).await.with_context(|| format!("no tool {tool}"))?
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_on_one_instance_do_not_see_each_other() -> Result<()> {
     let platform = Platform::get().await?;
@@ -157,7 +178,8 @@ async fn a_client_that_is_not_ours_discovers_and_uses_a_service() -> Result<()> 
     assert_eq!(seen["echo"], "Echo: hello from MQTT.js", "{seen}");
     ensure!(seen["sampled"].as_str().is_some_and(|text| text.contains("sampled over MQTT")), "{seen}");
     assert_eq!(seen["seen"]["sampling"], 1, "{seen}");
-    assert_eq!(seen["seen"]["progress"], 4, "{seen}");
+    // The SDK forgets a request's progress handler with its answer, and the last report comes just before that.
+    ensure!(seen["seen"]["progress"].as_u64() >= Some(3), "{seen}");
     ensure!(seen["tools"].as_array().is_some_and(|tools| tools.len() > 10), "{seen}");
     service.remove().await
 }
