@@ -300,7 +300,10 @@ fn audit_log() -> Result<PathBuf> {
 /// Installs the CRD of this checkout, once a process.
 async fn prepare(kube: &Client) -> Result<()> {
     let operators = Api::<Deployment>::all(kube.clone())
-        .list_metadata(&ListParams::default().labels("app.kubernetes.io/name=mcp-mqtt-operator"))
+        .list_metadata(
+            &ListParams::default()
+                .labels("app.kubernetes.io/name=mcp-mqtt-operator,app.kubernetes.io/component=operator"),
+        )
         .await?;
     let of_everything: Vec<String> = operators
         .iter()

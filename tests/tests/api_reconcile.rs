@@ -84,7 +84,9 @@ async fn a_service_becomes_its_objects_and_takes_them_along_when_it_goes() -> Re
     ensure!(account.automount_service_account_token == Some(false), "{account:?}");
     space.condition(NAME, "Accepted", "True", "Accepted").await?;
     // The images do not exist: the kubelet says so, and so does the service.
-    let said = space.condition(NAME, "Ready", "False", "ErrImageNeverPull").await?;
+    space.condition(NAME, "Ready", "False", "ErrImageNeverPull").await?;
+    let told = |status: &Value| status["conditions"][1]["message"].as_str().unwrap_or_default().to_owned();
+    let said = told(&space.status(NAME, |status| told(status).contains("and 1 more")).await?);
     ensure!(
         said.contains("0 of 2 instances ready") && said.contains("and 1 more: container install: "),
         "{said}"
