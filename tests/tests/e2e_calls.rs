@@ -25,12 +25,18 @@ struct Able {
 
 impl Able {
     fn saw_request(&self, method: &str) -> bool {
-        self.requests.lock().unwrap().iter().any(|seen| seen == method)
+        self.requests.lock().expect("no test panics with it").iter().any(|seen| seen == method)
     }
 
     async fn notified(&self, method: &str) -> Result<()> {
         let seen = async {
-            while !self.notifications.lock().unwrap().iter().any(|seen| seen == method) {
+            while !self
+                .notifications
+                .lock()
+                .expect("no test panics with it")
+                .iter()
+                .any(|seen| seen == method)
+            {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
@@ -41,7 +47,7 @@ impl Able {
 impl SessionHandler for Able {
     fn request<'a>(&'a self, request: &'a Message) -> HandlerFuture<'a, Result<Box<RawValue>, RpcError>> {
         let method = request.method().unwrap_or_default();
-        self.requests.lock().unwrap().push(method.to_owned());
+        self.requests.lock().expect("no test panics with it").push(method.to_owned());
         let result = match method {
             "sampling/createMessage" => {
                 json!({ "role": "assistant", "model": "none", "content": { "type": "text", "text": "sampled over MQTT" } })
@@ -51,11 +57,14 @@ impl SessionHandler for Able {
             }
             _ => json!({ "roots": [{ "uri": "file:///srv/data", "name": "data" }] }),
         };
-        Box::pin(async move { Ok(RawValue::from_string(result.to_string()).unwrap()) })
+        Box::pin(async move { Ok(RawValue::from_string(result.to_string()).expect("JSON")) })
     }
 
     fn notification(&self, notification: &Message) {
-        self.notifications.lock().unwrap().push(notification.method().unwrap_or_default().to_owned());
+        self.notifications
+            .lock()
+            .expect("no test panics with it")
+            .push(notification.method().unwrap_or_default().to_owned());
     }
 }
 
