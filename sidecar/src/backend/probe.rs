@@ -59,13 +59,21 @@ pub(super) async fn probe(backend: &Backend) -> Result<ServerInfo, ProbeError> {
     let asked = session.to_backend.try_send(initialize());
     debug_assert!(asked.is_ok(), "a new session has room for one message");
     let answer = wait_for_answer(&mut from_backend).await;
-    let deadline = Instant::now() + END_TIMEOUT;
     drop(session);
     // Ended properly: a server should not be left with a session that nobody uses.
-    while let Ok(Some((_, event))) = timeout_at(deadline, from_backend.recv()).await {
-        if matches!(event, FromBackend::Ended(_)) {
-            break;
+    let end = async move {
+        let deadline = Instant::now() + END_TIMEOUT;
+        while let Ok(Some((_, event))) = timeout_at(deadline, from_backend.recv()).await {
+            if matches!(event, FromBackend::Ended(_)) {
+                break;
+            }
         }
+    };
+    match answer {
+        // The pod's readiness waits for this answer, and need not wait for an interpreter's exit.
+        Ok(_) => drop(tokio::spawn(end)),
+        // Whoever asks again does not meet the last attempt.
+        Err(_) => end.await,
     }
     answer
 }

@@ -305,10 +305,7 @@ impl Sessions {
         if let Some(armed) = armed {
             self.deadlines.remove(&(armed, id));
         }
-        // Not when the client has begun another one meanwhile.
-        if self.by_client.get(session.client()) == Some(&id) {
-            self.by_client.remove(session.client());
-        }
+        self.by_client.remove(session.client()); // one that replaces it comes only now
     }
 
     /// Sees to it that the session is called at its deadline, or before: one that moved away is not followed, so
