@@ -140,7 +140,7 @@ async fn the_server_asks_the_client_and_tells_it_its_progress() -> Result<()> {
     let params = json!({"name": "progress", "arguments": {"steps": 3, "ms": 10}});
     session
         .request_with_progress("tools/call", Some(&params), PATIENCE, |p| {
-            reports.push(format!("{}", p.progress))
+            reports.push(format!("{}", p.progress));
         })
         .await?;
     assert_eq!(reports, ["1", "2", "3"]);

@@ -37,7 +37,7 @@ async fn compare() -> Result<()> {
         let mut pairs = Vec::with_capacity(ROUNDS);
         for _ in 0..ROUNDS {
             let echo = rounds::run(&stage.url, &rounds::Peer::Echo, clients, ROUND).await?;
-            let gateway = rounds::run(&stage.url, &stage.gateway_peer(), clients, ROUND).await?;
+            let gateway = rounds::run(&stage.url, &peers::Stage::gateway_peer(), clients, ROUND).await?;
             pairs.push((echo, gateway));
         }
         println!("{}", report::row(clients, &pairs));

@@ -71,7 +71,7 @@ impl Stage {
     }
 
     /// The gateway, as the rounds address it.
-    pub(crate) fn gateway_peer(&self) -> Peer {
+    pub(crate) fn gateway_peer() -> Peer {
         Peer::Gateway {
             server_id: ServerId::new(SERVER_ID).expect("a constant that is valid"),
             server_name: ServerName::new(SERVER_NAME).expect("a constant that is valid"),
