@@ -7,6 +7,7 @@ use crate::{
     images,
     progress::step,
     release::{self, NAMESPACE, OPERATOR},
+    workspace::this_program,
 };
 
 /// Brings everything up, then becomes the [tour](crate::tour) inside the cluster's network.
@@ -19,7 +20,7 @@ pub(crate) fn run(cluster: &Cluster) -> Result<()> {
     images::ensure(cluster)?;
     step("Installing the Helm chart", "The operator and a broker run", |_| release::install(cluster))?;
     let broker = release::broker(cluster)?;
-    let mut tour = cluster.command(std::env::current_exe()?)?;
+    let mut tour = cluster.command(this_program()?)?;
     tour.args(["tour", "--broker", broker.as_str(), "--cluster", cluster.name()]);
     let flag = cluster.flag();
     eprintln!("\nA second terminal can watch: cargo xtask kubectl{flag} -- get pods -n tools -w");

@@ -36,7 +36,11 @@ enum Command {
         cluster: String,
     },
     /// Everything that CI runs.
-    Test,
+    Test {
+        /// One part alone.
+        #[arg(long)]
+        only: Option<suite::Part>,
+    },
     /// Calls through the gateway beside the broker's plain echo, as a table.
     Bench,
     /// An MCP client over MQTT: what is registered, and calls.
@@ -93,7 +97,7 @@ fn run(command: Command) -> Result<()> {
     let root = workspace::root();
     match command {
         Command::Demo { cluster } => demo::run(&cluster::Cluster::named(&cluster)?),
-        Command::Test => suite::run(),
+        Command::Test { only } => suite::run(only),
         Command::Bench => suite::bench(),
         Command::Mcp(arguments) => mcp::main(&arguments),
         Command::Tour { broker, cluster } => {

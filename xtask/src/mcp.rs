@@ -13,6 +13,7 @@ use url::Url;
 use crate::{
     cluster::{self, Cluster},
     release,
+    workspace::this_program,
 };
 
 /// How long a look at the registry, an `initialize` or a call may take.
@@ -70,7 +71,7 @@ pub(crate) fn main(arguments: &McpArgs) -> Result<()> {
     }
     let cluster = Cluster::named(&arguments.cluster)?;
     let broker = release::broker(&cluster)?;
-    let mut again = cluster.command(std::env::current_exe()?)?;
+    let mut again = cluster.command(this_program()?)?;
     again.args(["mcp", "--broker", broker.as_str()]).args(std::env::args_os().skip(2));
     Err(cluster::exec(again))
 }

@@ -25,15 +25,33 @@ const CLUSTER_SUITES: [&str; 3] = ["api_*", "chart_*", "e2e_*"];
 /// The cargo setting that names what runs a test's binary.
 const RUNNER: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER";
 
-/// Checks, then suites: without a cluster, then with one.
+/// A part of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Part {
+    /// Formatting, generated files, lints, dependencies.
+    Checks,
+    /// The suites that need no cluster.
+    Local,
+    /// The suites that need one.
+    Cluster,
+}
+
+/// Checks, then suites: without a cluster, then with one; or one part alone.
 ///
 /// # Errors
 /// The first that fails.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(only: Option<Part>) -> Result<()> {
     let start = Instant::now();
-    checks()?;
-    local()?;
-    in_cluster()?;
+    let wanted = |part| only.is_none_or(|only| only == part);
+    if wanted(Part::Checks) {
+        checks()?;
+    }
+    if wanted(Part::Local) {
+        local()?;
+    }
+    if wanted(Part::Cluster) {
+        in_cluster()?;
+    }
     heading(&format!("All of it passed, in {}", human(start.elapsed())));
     Ok(())
 }
@@ -73,7 +91,7 @@ fn in_cluster() -> Result<()> {
     for suite in CLUSTER_SUITES {
         test.args(["--test", suite]);
     }
-    let xtask = std::env::current_exe().context("a process knows its executable")?;
+    let xtask = workspace::this_program()?;
     test.env(RUNNER, format!("{} in-cluster --cluster {CLUSTER} --", xtask.display()));
     // A failed run leaves its cluster to look at: cargo xtask kubectl --cluster test …
     run_cargo(&mut test)?;

@@ -5,6 +5,8 @@ use std::{
     process::Command,
 };
 
+use anyhow::{Context, Result};
+
 /// The project's root directory.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask stands in the workspace")
@@ -22,6 +24,17 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
         .chain(["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/go/bin"].map(PathBuf::from))
         .map(|directory| directory.join(name))
         .find(|file| file.is_file())
+}
+
+/// This program's own file, to start it once more. A build may have put a newer one there meanwhile, which will do:
+/// the kernel then calls ours deleted.
+///
+/// # Errors
+/// When the system does not tell.
+pub(crate) fn this_program() -> Result<PathBuf> {
+    let path = std::env::current_exe().context("a process knows its executable")?;
+    let text = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
+    Ok(PathBuf::from(text.strip_suffix(" (deleted)").unwrap_or(text)))
 }
 
 /// A command for the program of that name, wherever [`find_program`] has it.

@@ -10,7 +10,11 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Cluster, Event, binary, cgroups, enter, pause, process};
-use crate::{images, packages, progress::human, workspace::program};
+use crate::{
+    images, packages,
+    progress::human,
+    workspace::{program, this_program},
+};
 
 /// A boot takes no longer, once everything is built.
 const READY_WITHIN: Duration = Duration::from_secs(10);
@@ -155,7 +159,7 @@ fn life(cluster: &Cluster) -> Result<()> {
 fn deaths(cluster: &Cluster) -> Result<()> {
     for cut in CUTS {
         claim(&format!("`cluster up` killed after {cut} ms: `cluster down` leaves nothing"), || {
-            let mut up = Command::new(std::env::current_exe().context("cannot find xtask")?)
+            let mut up = Command::new(this_program()?)
                 .args(["cluster", "up", "--name", cluster.name()])
                 .stderr(Stdio::null())
                 .spawn()
