@@ -1,0 +1,139 @@
+//! What a person is told in the cluster: by conditions when something is wrong, by the registry when it is gone.
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{ConfigMap, Pod, Service, ServiceAccount},
+    policy::v1::PodDisruptionBudget,
+};
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams, PostParams},
+};
+use mcp_mqtt_tests::platform::{Deployed, PATIENCE, Platform, everything_over_stdio, with};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+/// The condition of that type.
+fn condition<'a>(status: &'a Value, kind: &str) -> &'a Value {
+    let all = status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    all.iter().find(|condition| condition["type"] == kind).unwrap_or(&Value::Null)
+}
+
+fn has(status: &Value, kind: &str, value: &str, reason: &str) -> bool {
+    let condition = condition(status, kind);
+    condition["status"] == value && condition["reason"] == reason
+}
+
+async fn create<K>(platform: &Platform, namespace: &str, object: Value) -> Result<()>
+where
+    K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + serde::Serialize
+        + DeserializeOwned,
+    K::DynamicType: Default,
+{
+    let api = Api::<K>::namespaced(platform.kube.clone(), namespace);
+    api.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_refuses_the_credentials_is_named_in_the_condition() -> Result<()> {
+    let platform = Platform::get().await?;
+    let broker =
+        |namespace: &str| json!({ "broker": { "url": format!("mqtt://closed.{namespace}.svc:1883") } });
+    // The broker stands in the service's own namespace, which is known only once the service is there.
+    let service = platform.apply("refused", with(everything_over_stdio(), broker("nowhere"))).await?;
+    service.status(|status| has(status, "Registered", "False", "BrokerUnreachable")).await?;
+
+    let namespace = &service.namespace;
+    let labels = json!({ "app": "closed" });
+    let configuration = "listener 1883\nallow_anonymous false\nset_tcp_nodelay true\n";
+    let metadata = json!({ "name": "closed", "labels": labels });
+    create::<ConfigMap>(
+        &platform,
+        namespace,
+        json!({ "metadata": metadata, "data": { "mosquitto.conf": configuration } }),
+    )
+    .await?;
+    let pod = json!({
+        "metadata": metadata,
+        "spec": {
+            "containers": [{
+                "name": "mosquitto",
+                "image": "mcp-mqtt-mosquitto:dev",
+                "command": ["/usr/sbin/mosquitto", "-c", "/etc/closed/mosquitto.conf"],
+                "volumeMounts": [{ "name": "configuration", "mountPath": "/etc/closed" }],
+            }],
+            "volumes": [{ "name": "configuration", "configMap": { "name": "closed" } }],
+        },
+    });
+    create::<Pod>(&platform, namespace, pod).await?;
+    create::<Service>(
+        &platform,
+        namespace,
+        json!({ "metadata": metadata, "spec": { "selector": labels, "ports": [{ "port": 1883 }] } }),
+    )
+    .await?;
+
+    service.patch(json!({ "spec": broker(namespace) })).await?;
+    let refused = |status: &Value| has(status, "Registered", "False", "BrokerRefusedCredentials");
+    let status = service.status(refused).await?;
+    let message = condition(&status, "Registered")["message"].as_str().unwrap_or_default().to_owned();
+    ensure!(message.contains("closed."), "the message does not name the broker: {message}");
+    ensure!(status["registered"] == 0, "{status}");
+    service.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_is_not_there_is_named_in_the_condition() -> Result<()> {
+    let platform = Platform::get().await?;
+    let image = json!({ "server": { "image": "no-such-image:1", "imagePullPolicy": "Never" } });
+    let service = platform.apply("noimage", with(everything_over_stdio(), image)).await?;
+    let status = service.status(|status| has(status, "Ready", "False", "ErrImageNeverPull")).await?;
+    let message = condition(&status, "Ready")["message"].to_string();
+    ensure!(message.contains("no-such-image:1"), "{message}");
+    service.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_service_leaves_no_presence_and_no_object() -> Result<()> {
+    let platform = Platform::get().await?;
+    let service = platform.deploy("deleted", with(everything_over_stdio(), json!({ "replicas": 2 }))).await?;
+    let client = platform.client().await?;
+    let mut registry = client.watch(service.server_name().as_str()).await?;
+    service.until(&mut registry, |all| all.len() == 2).await?;
+
+    service.api().delete(&service.name, &DeleteParams::default()).await?;
+    service.until(&mut registry, <[_]>::is_empty).await?;
+    gone::<Deployment>(&platform, &service).await?;
+    gone::<PodDisruptionBudget>(&platform, &service).await?;
+    gone::<ServiceAccount>(&platform, &service).await?;
+    gone::<Pod>(&platform, &service).await?;
+    client.close(PATIENCE).await?;
+    service.remove().await
+}
+
+/// Waits until the service has no object of a kind.
+async fn gone<K>(platform: &Platform, service: &Deployed) -> Result<()>
+where
+    K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned,
+    K::DynamicType: Default,
+{
+    let api = Api::<K>::namespaced(platform.kube.clone(), &service.namespace);
+    let ours = ListParams::default().labels("app.kubernetes.io/managed-by=mcp-mqtt-operator");
+    let gone = async {
+        while !api.list(&ours).await?.items.is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(PATIENCE, gone)
+        .await
+        .with_context(|| format!("{} stays", std::any::type_name::<K>()))?
+}
