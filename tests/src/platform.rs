@@ -56,21 +56,24 @@ impl Platform {
         let address =
             service.spec.and_then(|spec| spec.cluster_ip).context("the broker's Service has no address")?;
         let platform = Self { kube, broker: Url::parse(&format!("mqtt://{address}:1883"))? };
-        // The address of a Service that was made a moment ago may be refused for another moment.
-        let start = Instant::now();
-        while let Err(error) = platform.client().await {
-            ensure!(start.elapsed() < PATIENCE, "{error:#}");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        platform.client().await?.close(PATIENCE).await?;
         Ok(platform)
     }
 
-    /// Connects an MCP client to the chart's broker.
+    /// Connects an MCP client to the chart's broker. As any client does, it tries more than once: the address of a
+    /// Service that was made a moment ago may be refused, and after the broker's pod was killed a connection may meet
+    /// the node's memory of one to the dead pod.
     ///
     /// # Errors
-    /// When the broker does not take it.
+    /// When the broker does not take it within [`PATIENCE`].
     pub async fn client(&self) -> Result<Client> {
-        connect(&self.broker).await
+        let start = Instant::now();
+        loop {
+            match connect(&self.broker).await {
+                Err(_) if start.elapsed() < PATIENCE => tokio::time::sleep(Duration::from_millis(100)).await,
+                result => return result,
+            }
+        }
     }
 
     /// Applies an `McpService` in a namespace of its own and waits until all its instances are registered.
@@ -266,9 +269,9 @@ impl Deployed {
 /// When the broker does not take it.
 pub async fn connect(broker: &Url) -> Result<Client> {
     let id = ClientId::new(&format!("e2e-{:x}", fastrand::u64(..)))?;
-    Client::connect(ClientOptions::new(broker.clone(), id))
-        .await
-        .with_context(|| format!("cannot connect to {broker}"))
+    let mut options = ClientOptions::new(broker.clone(), id);
+    options.connect_timeout = Duration::from_secs(3);
+    Client::connect(options).await.with_context(|| format!("cannot connect to {broker}"))
 }
 
 /// Calls a tool and returns its result.
