@@ -42,11 +42,9 @@ where
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_refuses_the_credentials_is_named_in_the_condition() -> Result<()> {
     let platform = Platform::get().await?;
-    let broker =
-        |namespace: &str| json!({ "broker": { "url": format!("mqtt://closed.{namespace}.svc:1883") } });
-    // The broker stands in the service's own namespace, which is known only once the service is there.
-    let service = platform.apply("refused", with(everything_over_stdio(), broker("nowhere"))).await?;
-    service.status(|status| has(status, "Registered", "False", "BrokerUnreachable")).await?;
+    // The broker stands in the service's own namespace, which is there with the service: so that starts at zero.
+    let service = platform.apply("refused", with(everything_over_stdio(), json!({ "replicas": 0 }))).await?;
+    service.status(|status| has(status, "Registered", "False", "ScaledToZero")).await?;
 
     let namespace = &service.namespace;
     let labels = json!({ "app": "closed" });
@@ -78,7 +76,8 @@ async fn a_broker_that_refuses_the_credentials_is_named_in_the_condition() -> Re
     )
     .await?;
 
-    service.patch(json!({ "spec": broker(namespace) })).await?;
+    let url = format!("mqtt://closed.{namespace}.svc:1883");
+    service.patch(json!({ "spec": { "replicas": 1, "broker": { "url": url } } })).await?;
     let refused = |status: &Value| has(status, "Registered", "False", "BrokerRefusedCredentials");
     let status = service.status(refused).await?;
     let message = condition(&status, "Registered")["message"].as_str().unwrap_or_default().to_owned();
