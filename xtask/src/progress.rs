@@ -142,6 +142,11 @@ fn line(title: &str, detail: &str, elapsed: Duration) -> String {
     }
 }
 
+/// The head of a part of what a command prints, as wide as a terminal.
+pub(crate) fn heading(text: &str) -> String {
+    format!("── {text} {}", "─".repeat(76_usize.saturating_sub(text.chars().count())))
+}
+
 /// A duration as one reads it: `0.4 s`, `12 s`, `4 min 45 s`, `3 h 5 min`.
 pub(crate) fn human(duration: Duration) -> String {
     let seconds = duration.as_secs();

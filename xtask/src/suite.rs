@@ -12,7 +12,7 @@ use crate::{
     chart,
     cluster::{self, Cluster},
     crds, generated, images, packages,
-    progress::{human, step},
+    progress::{heading, human, step},
     workspace::{self, find_program, program, root},
 };
 
@@ -52,13 +52,13 @@ pub(crate) fn run(only: Option<Part>) -> Result<()> {
     if wanted(Part::Cluster) {
         in_cluster()?;
     }
-    heading(&format!("All of it passed, in {}", human(start.elapsed())));
+    eprintln!("\n{}", heading(&format!("All of it passed, in {}", human(start.elapsed()))));
     Ok(())
 }
 
 /// What needs nothing to run: formatting, generated files, lints, licences and dependencies.
 fn checks() -> Result<()> {
-    heading("Formatting, generated files, lints, dependencies");
+    eprintln!("\n{}", heading("Formatting, generated files, lints, dependencies"));
     cargo(&["fmt", "--all", "--check"])?;
     let mut files = crds::generate(root());
     files.extend(chart::generate(root())?);
@@ -71,7 +71,7 @@ fn checks() -> Result<()> {
 
 /// What needs this machine only: a broker on loopback, real servers, real processes.
 fn local() -> Result<()> {
-    heading("Suites on this machine");
+    eprintln!("\n{}", heading("Suites on this machine"));
     packages::ensure(&[packages::BROKER, packages::SERVERS])?;
     npm_ci("tests/clients")?;
     cargo(&["build", "--workspace", "--bins"])?;
@@ -80,7 +80,7 @@ fn local() -> Result<()> {
 
 /// What needs a cluster: a new one, so that no run depends on the one before.
 fn in_cluster() -> Result<()> {
-    heading("Suites on a cluster");
+    eprintln!("\n{}", heading("Suites on a cluster"));
     cluster::check()?;
     let cluster = Cluster::named(CLUSTER)?;
     cluster.down()?;
@@ -169,8 +169,4 @@ fn run_cargo(command: &mut Command) -> Result<()> {
         .with_context(|| format!("cannot run {line}"))?;
     ensure!(status.success(), "failed ({status}): {line}");
     Ok(())
-}
-
-fn heading(text: &str) {
-    eprintln!("\n── {text} {}", "─".repeat(76_usize.saturating_sub(text.chars().count())));
 }

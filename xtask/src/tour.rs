@@ -16,7 +16,7 @@ use url::Url;
 use crate::{
     cluster::Cluster,
     mcp::{self, PATIENCE},
-    progress::{Step, human},
+    progress::{Step, heading, human},
 };
 use kubectl::kubectl;
 
@@ -42,17 +42,17 @@ pub(crate) async fn run(broker: &Url, cluster: &Cluster) -> Result<()> {
     let mut registry = client.watch("#").await?;
     clear_away(&mut registry).await?;
 
-    heading("Two MCP servers from the public registries, unchanged, two instances each");
+    println!("\n{}", heading("Two MCP servers from the public registries, unchanged, two instances each"));
     let mut figures = apply(&client, &mut registry).await?;
     kubectl(&["get", "mcps", "--namespace", "tools"])?;
 
-    heading("The broker's registry: retained messages that live and die with their pods");
+    println!("\n{}", heading("The broker's registry: retained messages that live and die with their pods"));
     mcp::print_instances(&registry.instances());
 
-    heading("Tools, called over MQTT");
+    println!("\n{}", heading("Tools, called over MQTT"));
     call_tools(&client, &mut figures).await?;
 
-    heading("A third instance");
+    println!("\n{}", heading("A third instance"));
     let before = registry.instances();
     kubectl(&["scale", "mcps/everything", "--namespace", "tools", "--replicas=3"])?;
     let step = Step::start("Waiting for it in the registry");
@@ -62,12 +62,12 @@ pub(crate) async fn run(broker: &Url, cluster: &Cluster) -> Result<()> {
     }
     step.done("Registered, and only after it had answered initialize");
 
-    heading("A pod is deleted");
+    println!("\n{}", heading("A pod is deleted"));
     replace(&mut registry).await?;
     kubectl(&["get", "mcps", "--namespace", "tools"])?;
 
     figures.gateway_memory = kubectl::gateway_memory()?;
-    heading("Figures");
+    println!("\n{}", heading("Figures"));
     println!("{figures}");
     epilogue(cluster);
     client.close(PATIENCE).await?;
@@ -133,15 +133,7 @@ async fn apply(client: &Client, registry: &mut Watch) -> Result<figures::Figures
     ));
     let step = Step::start("Waiting for all four");
     settle(registry, |all| count(all, EVERYTHING) == REPLICAS && count(all, TIME) == REPLICAS).await?;
-    kubectl::quiet(&[
-        "wait",
-        "mcps",
-        "--all",
-        "--namespace",
-        "tools",
-        "--for=condition=Ready",
-        "--timeout=60s",
-    ])?;
+    kubectl::services_ready()?;
     step.done("All four instances are registered");
     Ok(figures)
 }
@@ -208,15 +200,7 @@ async fn replace(registry: &mut Watch) -> Result<()> {
         successor.map_or("another", |i| i.server_id.as_str()),
         human(start.elapsed())
     ));
-    kubectl::quiet(&[
-        "wait",
-        "mcps",
-        "--all",
-        "--namespace",
-        "tools",
-        "--for=condition=Ready",
-        "--timeout=60s",
-    ])
+    kubectl::services_ready()
 }
 
 /// Waits for the registry to be as it should.
@@ -231,13 +215,9 @@ fn count(instances: &[Instance], name: &str) -> usize {
     instances.iter().filter(|instance| instance.server_name.as_str() == name).count()
 }
 
-fn heading(text: &str) {
-    println!("\n── {text} {}", "─".repeat(76_usize.saturating_sub(text.chars().count())));
-}
-
 fn epilogue(cluster: &Cluster) {
     let flag = cluster.flag();
-    heading("Look around");
+    println!("\n{}", heading("Look around"));
     println!("cargo xtask mcp{flag} list");
     println!("cargo xtask mcp{flag} call tools/everything echo '{{\"message\":\"hi\"}}'");
     println!("cargo xtask kubectl{flag} -- describe mcps -n tools");

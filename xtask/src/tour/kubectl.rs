@@ -19,6 +19,11 @@ pub(super) fn quiet(arguments: &[&str]) -> Result<()> {
     output(arguments).map(drop)
 }
 
+/// Waits until the operator says that every service of the tour is ready.
+pub(super) fn services_ready() -> Result<()> {
+    quiet(&["wait", "mcps", "--all", "--namespace", "tools", "--for=condition=Ready", "--timeout=60s"])
+}
+
 /// The most memory that any gateway uses, in bytes, as the kubelet measures it (the working set).
 pub(super) fn gateway_memory() -> Result<Option<u64>> {
     let node = output(&["get", "nodes", "--output", "jsonpath={.items[0].metadata.name}"])?;
