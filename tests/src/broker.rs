@@ -15,6 +15,8 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use url::Url;
 
+use crate::certificates::Certificates;
+
 /// How long Mosquitto may take to listen; it takes milliseconds on an idle machine.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often another free port is tried when somebody took ours between choosing and listening.
@@ -119,19 +121,6 @@ struct Ports {
     tls: u16,
     websocket: u16,
     websocket_tls: u16,
-}
-
-/// PEM files of the broker's certificates.
-#[derive(Debug, Clone)]
-pub struct Certificates {
-    /// The authority that signed the broker's and the client's certificate.
-    pub ca: PathBuf,
-    /// A client certificate, `CN=client`.
-    pub client_cert: PathBuf,
-    /// Its key.
-    pub client_key: PathBuf,
-    /// An authority that signed neither.
-    pub other_ca: PathBuf,
 }
 
 impl Mosquitto {
@@ -332,7 +321,8 @@ fn configure(options: &Options, ports: Ports, dir: &Path) -> Result<String> {
     if options.users.is_empty() {
         text.push_str("allow_anonymous true\n");
     } else {
-        let path = write_passwords(&options.users, dir)?;
+        let path = dir.join("passwords");
+        fs::write(&path, password_file(&options.users)?)?;
         writeln!(text, "allow_anonymous false\npassword_file {}", path.display())?;
     }
     if let Some(acl) = &options.acl {
@@ -364,62 +354,20 @@ fn configure(options: &Options, ports: Ports, dir: &Path) -> Result<String> {
     Ok(text)
 }
 
-fn write_passwords(users: &[(String, String)], dir: &Path) -> Result<PathBuf> {
-    let path = dir.join("passwords");
-    fs::write(&path, "")?;
+/// The content of Mosquitto's `password_file` that lets in these users with their passwords.
+///
+/// # Errors
+/// When Mosquitto is not installed.
+pub fn password_file(users: &[(String, String)]) -> Result<String> {
+    let file = tempfile::NamedTempFile::new().context("cannot make a file for the passwords")?;
     for (name, password) in users {
         let status = Command::new("mosquitto_passwd")
             .arg("-b")
-            .arg(&path)
+            .arg(file.path())
             .args([name, password])
             .status()
             .context("cannot run mosquitto_passwd: it is in the Debian package `mosquitto`")?;
         ensure!(status.success(), "mosquitto_passwd: {status}");
     }
-    Ok(path)
-}
-
-impl Certificates {
-    fn generate(dir: &Path) -> Result<Self> {
-        let (ca, ca_pem) = authority("test authority")?;
-        let (_, other_pem) = authority("another authority")?;
-        let files = Self {
-            ca: dir.join("ca.crt"),
-            client_cert: dir.join("client.crt"),
-            client_key: dir.join("client.key"),
-            other_ca: dir.join("other-ca.crt"),
-        };
-        fs::write(&files.ca, ca_pem)?;
-        fs::write(&files.other_ca, other_pem)?;
-        let (certificate, key) = leaf("localhost", &["localhost", "127.0.0.1"], &ca)?;
-        fs::write(dir.join("server.crt"), certificate)?;
-        fs::write(dir.join("server.key"), key)?;
-        let (certificate, key) = leaf("client", &["client"], &ca)?;
-        fs::write(&files.client_cert, certificate)?;
-        fs::write(&files.client_key, key)?;
-        Ok(files)
-    }
-}
-
-fn authority(name: &str) -> Result<(rcgen::Issuer<'static, rcgen::KeyPair>, String)> {
-    let mut params = rcgen::CertificateParams::default();
-    params.distinguished_name.push(rcgen::DnType::CommonName, name);
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let key = rcgen::KeyPair::generate()?;
-    let certificate = params.self_signed(&key)?;
-    Ok((rcgen::Issuer::new(params, key), certificate.pem()))
-}
-
-/// A certificate and its key, as PEM.
-fn leaf(
-    name: &str,
-    alternatives: &[&str],
-    ca: &rcgen::Issuer<'static, rcgen::KeyPair>,
-) -> Result<(String, String)> {
-    let alternatives: Vec<_> = alternatives.iter().map(|&name| name.to_owned()).collect();
-    let mut params = rcgen::CertificateParams::new(alternatives)?;
-    params.distinguished_name.push(rcgen::DnType::CommonName, name);
-    let key = rcgen::KeyPair::generate()?;
-    let certificate = params.signed_by(&key, ca)?;
-    Ok((certificate.pem(), key.serialize_pem()))
+    Ok(fs::read_to_string(file.path())?)
 }

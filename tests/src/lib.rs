@@ -2,6 +2,8 @@
 //!
 //! - [`binaries`]: the project's own binaries, as cargo built them
 //! - [`broker`]: Mosquitto on a loopback port
+//! - [`broker_pod`]: a Mosquitto of a test's own in the cluster, with passwords and TLS
+//! - [`certificates`]: X.509 for brokers and their clients
 //! - [`cluster`]: a cluster's API server, and a namespace of a test's own
 //! - [`operator`]: the operator as a process, against a cluster's real API server
 //! - [`clients`]: MCP clients that are not ours
@@ -14,6 +16,8 @@
 
 pub mod binaries;
 pub mod broker;
+pub mod broker_pod;
+pub mod certificates;
 pub mod clients;
 pub mod cluster;
 pub mod gateway;

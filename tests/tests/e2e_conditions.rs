@@ -3,14 +3,17 @@
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    core::v1::{ConfigMap, Pod, Service, ServiceAccount},
+    core::v1::{Pod, ServiceAccount},
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
     Api,
-    api::{DeleteParams, ListParams, PostParams},
+    api::{DeleteParams, ListParams},
 };
-use mcp_mqtt_tests::platform::{Deployed, PATIENCE, Platform, everything_over_stdio, with};
+use mcp_mqtt_tests::{
+    broker_pod::BrokerPod,
+    platform::{Deployed, PATIENCE, Platform, everything_over_stdio, with},
+};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -25,20 +28,6 @@ fn has(status: &Value, kind: &str, value: &str, reason: &str) -> bool {
     condition["status"] == value && condition["reason"] == reason
 }
 
-async fn create<K>(platform: &Platform, namespace: &str, object: Value) -> Result<()>
-where
-    K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + serde::Serialize
-        + DeserializeOwned,
-    K::DynamicType: Default,
-{
-    let api = Api::<K>::namespaced(platform.kube.clone(), namespace);
-    api.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
-    Ok(())
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_refuses_the_credentials_is_named_in_the_condition() -> Result<()> {
     let platform = Platform::get().await?;
@@ -46,38 +35,8 @@ async fn a_broker_that_refuses_the_credentials_is_named_in_the_condition() -> Re
     let service = platform.apply("refused", with(everything_over_stdio(), json!({ "replicas": 0 }))).await?;
     service.status(|status| has(status, "Registered", "False", "ScaledToZero")).await?;
 
-    let namespace = &service.namespace;
-    let labels = json!({ "app": "closed" });
-    let configuration = "listener 1883\nallow_anonymous false\nset_tcp_nodelay true\n";
-    let metadata = json!({ "name": "closed", "labels": labels });
-    create::<ConfigMap>(
-        &platform,
-        namespace,
-        json!({ "metadata": metadata, "data": { "mosquitto.conf": configuration } }),
-    )
-    .await?;
-    let pod = json!({
-        "metadata": metadata,
-        "spec": {
-            "containers": [{
-                "name": "mosquitto",
-                "image": "mcp-mqtt-mosquitto:dev",
-                "command": ["/usr/sbin/mosquitto", "-c", "/etc/closed/mosquitto.conf"],
-                "volumeMounts": [{ "name": "configuration", "mountPath": "/etc/closed" }],
-            }],
-            "volumes": [{ "name": "configuration", "configMap": { "name": "closed" } }],
-        },
-    });
-    create::<Pod>(&platform, namespace, pod).await?;
-    create::<Service>(
-        &platform,
-        namespace,
-        json!({ "metadata": metadata, "spec": { "selector": labels, "ports": [{ "port": 1883 }] } }),
-    )
-    .await?;
-
-    let url = format!("mqtt://closed.{namespace}.svc:1883");
-    service.patch(json!({ "spec": { "replicas": 1, "broker": { "url": url } } })).await?;
+    let broker = BrokerPod::create(&platform.kube, &service.namespace, &[], false).await?;
+    service.patch(json!({ "spec": { "replicas": 1, "broker": { "url": broker.url.as_str() } } })).await?;
     let refused = |status: &Value| has(status, "Registered", "False", "BrokerRefusedCredentials");
     let status = service.status(refused).await?;
     let message = condition(&status, "Registered")["message"].as_str().unwrap_or_default().to_owned();

@@ -31,6 +31,9 @@ use crate::{
     reasons,
 };
 
+/// The label by which the Deployment controller tells revisions apart; Kubernetes' own name for it.
+const DEFAULT_DEPLOYMENT_UNIQUE_LABEL_KEY: &str = "pod-template-hash";
+
 /// Different problems that a message tells before it says "and so many more".
 const NAMED_PROBLEMS: usize = 3;
 
@@ -59,7 +62,8 @@ pub struct Seen<'a> {
 }
 
 impl Seen<'_> {
-    /// Pods and their gateways' words, in the order of the pods' names.
+    /// Pods and their gateways' words: the newest revision's first, as theirs are the problems that a person looks
+    /// for, and then in the order of their names.
     pub fn pods(
         pods: impl IntoIterator<Item = Arc<Pod>>,
         observations: &Observations,
@@ -71,7 +75,10 @@ impl Seen<'_> {
                 (pod, seen)
             })
             .collect();
-        pods.sort_by(|(one, _), (other, _)| one.metadata.name.cmp(&other.metadata.name));
+        let youngest =
+            pods.iter().max_by_key(|(pod, _)| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
+        let newest = youngest.and_then(|(pod, _)| revision(pod)).map(str::to_owned);
+        pods.sort_by_cached_key(|(pod, _)| (revision(pod) != newest.as_deref(), pod.metadata.name.clone()));
         pods
     }
 
@@ -86,6 +93,11 @@ impl Seen<'_> {
             .filter(|(pod, _)| pod.metadata.deletion_timestamp.is_none())
             .map(|(pod, seen)| (&**pod, seen.as_ref()))
     }
+}
+
+/// Names the pod template that the pod was made from.
+fn revision(pod: &Pod) -> Option<&str> {
+    pod.metadata.labels.as_ref()?.get(DEFAULT_DEPLOYMENT_UNIQUE_LABEL_KEY).map(String::as_str)
 }
 
 #[cfg(test)]

@@ -243,3 +243,22 @@ fn what_is_gone_is_null_in_the_patch() {
     assert_eq!(with_nulls(&status)["server"], Value::Null);
     assert_eq!(with_nulls(&status)["replicas"], json!(0));
 }
+
+#[test]
+fn the_newest_revision_speaks_first() {
+    let of = |name: &str, revision: &str, created: &str| {
+        let mut pod = pod(name, &json!({"phase": "Running"}));
+        pod.metadata.labels = Some([("pod-template-hash".to_owned(), revision.to_owned())].into());
+        pod.metadata.creation_timestamp = serde_json::from_value(json!(created)).unwrap();
+        Arc::new(pod)
+    };
+    let pods = [
+        of("a", "old", "2027-01-15T08:00:00Z"),
+        of("c", "new", "2027-01-15T08:00:02Z"),
+        of("b", "new", "2027-01-15T08:00:01Z"),
+    ];
+    let names = |pods: Vec<(Arc<Pod>, Option<Observation>)>| {
+        pods.iter().map(|(pod, _)| pod.metadata.name.clone().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(Seen::pods(pods, &Observations::default())), ["b", "c", "a"]);
+}
