@@ -22,6 +22,9 @@ const CLUSTER: &str = "test";
 /// The suites that need it, in the order of their names: the API, the chart, the product as a whole.
 const CLUSTER_SUITES: [&str; 3] = ["api_*", "chart_*", "e2e_*"];
 
+/// Tests of a suite at one time: they wait for the cluster more than they work, whatever the machine's cores.
+const TESTS_AT_ONCE: &str = "4";
+
 /// The cargo setting that names what runs a test's binary.
 const RUNNER: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER";
 
@@ -92,6 +95,7 @@ fn in_cluster() -> Result<()> {
         test.args(["--test", suite]);
     }
     let xtask = workspace::this_program()?;
+    test.env("RUST_TEST_THREADS", TESTS_AT_ONCE);
     test.env(RUNNER, format!("{} in-cluster --cluster {CLUSTER} --", xtask.display()));
     // A failed run leaves its cluster to look at: cargo xtask kubectl --cluster test …
     run_cargo(&mut test)?;

@@ -1,0 +1,7 @@
+//! Services in the cluster, each in a namespace of its own, side by side: what is waited for in one test is worked on
+//! in another.
+
+mod calls;
+mod conditions;
+mod faults;
+mod security;
