@@ -2,12 +2,16 @@
 
 use std::{
     fs,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::{Context, Result, ensure};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
+};
 
 /// The first process of a cluster's namespaces.
 ///
@@ -68,17 +72,40 @@ impl Node {
 pub(super) fn kill_all(state: &Path, limit: Duration) -> Result<()> {
     let deadline = Instant::now() + limit;
     loop {
-        let found = processes(state);
+        let found: Vec<Ending> =
+            processes(state).into_iter().filter_map(|(pid, _)| Ending::of(pid)).collect();
         if found.is_empty() {
             return Ok(());
         }
-        for (pid, _) in &found {
-            kill(*pid);
+        for process in &found {
+            kill(process.pid);
         }
-        if Instant::now() > deadline {
-            bail!("process {} does not end after SIGKILL", found[0].0);
+        for process in found {
+            process.wait(deadline.saturating_duration_since(Instant::now()))?;
         }
-        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A process that is to end. Its command line goes at once when it is killed; that the first process of a namespace has
+/// ended, and with it all others there, only the kernel knows.
+struct Ending {
+    pid: u32,
+    descriptor: OwnedFd,
+}
+
+impl Ending {
+    /// None: it is gone already.
+    fn of(pid: u32) -> Option<Self> {
+        let descriptor = pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()?;
+        Some(Self { pid, descriptor })
+    }
+
+    fn wait(self, limit: Duration) -> Result<()> {
+        let limit = Timespec::try_from(limit).context("a time limit is short")?;
+        let mut ended = [PollFd::new(&self.descriptor, PollFlags::IN)];
+        let count = poll(&mut ended, Some(&limit)).context("cannot wait for a process")?;
+        ensure!(count > 0, "process {} does not end after SIGKILL", self.pid);
+        Ok(())
     }
 }
 
