@@ -4,22 +4,29 @@
 //! gateway's one [`BackendEvents`] channel, and ended by dropping the [`BackendSession`].
 //!
 //! - [`stdio`]: a process per session, started by the shim; the gateway holds its pipes
-//! - [`http`]: Streamable HTTP, 2025-03-26 to 2025-11-25
-//! - [`probe`]: asks the server who it is, as a client would
+//! - [`http`]: Streamable HTTP, 2025-03-26 to 2026-07-28
+//! - [`modern`]: servers that speak only 2026-07-28, over either transport: what of a session lives in the gateway then
+//! - [`probe`]: asks the server who it is, as a client would, and so finds which era it speaks
 
-use std::{convert::Infallible, fmt};
+use std::{convert::Infallible, fmt, time::Duration};
 
 use mcp_mqtt_transport::jsonrpc::{Message, RequestId};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::sleep,
+};
 
+use self::era::Era;
 use crate::{
     config::{BackendConfig, Limits},
     status::ServerInfo,
 };
 
+mod era;
 pub mod http;
 mod incoming;
 mod lines;
+pub mod modern;
 pub mod probe;
 mod skim;
 pub mod stdio;
@@ -37,6 +44,11 @@ pub struct SessionId(pub u64);
 /// Messages to one backend session that may wait there; a full queue is an error to the caller.
 /// Two per request in flight (the request and its cancellation) at the default of 64.
 pub const TO_BACKEND_CAPACITY: usize = 128;
+
+/// Events of a transport's session that may wait for the translation of its era: what it takes in one go.
+const TO_TRANSLATE: usize = 16;
+/// Pause between two looks at which era a server speaks, when it gave cause for doubt.
+const DOUBT_PAUSE: Duration = Duration::from_secs(5);
 
 /// What of [`Limits`] concerns a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,25 +178,79 @@ impl Backend {
     /// Opens a session and returns at once; what is sent meanwhile waits. A failure arrives as
     /// [`BackendEnd::OpenFailed`]. Must be called within a tokio runtime.
     pub fn open(&self, session: SessionId, events: BackendEvents) -> BackendSession {
+        self.open_in(self.era().is_modern(), session, events)
+    }
+
+    /// The same, in this era whatever the probe found.
+    fn open_in(&self, is_modern: bool, session: SessionId, events: BackendEvents) -> BackendSession {
         let (backend_session, from_bridge) = BackendSession::pair();
-        match self {
-            Self::Stdio(backend) => backend.open(session, events, from_bridge),
-            Self::StreamableHttp(backend) => backend.open(session, events, from_bridge),
+        if !is_modern {
+            self.open_transport(false, session, events, from_bridge);
+            return backend_session;
         }
+        let (translated, to_transport) = BackendSession::pair();
+        let (to_translate, from_transport) = mpsc::channel(TO_TRANSLATE);
+        self.open_transport(true, session, to_translate, to_transport);
+        let translation =
+            modern::serve(session, events, from_bridge, (translated, from_transport), self.era().clone());
+        tokio::spawn(translation);
         backend_session
     }
 
-    /// Asks the server who it is: opens a session of its own, sends `initialize`, ends it. Bounded in time.
+    fn open_transport(
+        &self,
+        is_modern: bool,
+        session: SessionId,
+        events: BackendEvents,
+        from_bridge: FromBridge,
+    ) {
+        match self {
+            // A process speaks the era of the first message that it gets.
+            Self::Stdio(backend) => backend.open(session, events, from_bridge),
+            Self::StreamableHttp(backend) => backend.open(is_modern, session, events, from_bridge),
+        }
+    }
+
+    /// The era that the probe found.
+    fn era(&self) -> &Era {
+        match self {
+            Self::Stdio(backend) => &backend.era,
+            Self::StreamableHttp(backend) => &backend.era,
+        }
+    }
+
+    /// Asks the server who it is: opens a session of its own, sends `initialize`, ends it; and once more in the newer
+    /// era, when the server refuses `initialize`. Bounded in time. Later sessions are of the era that was found.
     ///
     /// # Errors
-    /// The server cannot be reached or did not answer `initialize` with a result; the message is for a person.
+    /// The server cannot be reached or answers neither; the message is for a person.
     pub async fn probe(&self) -> Result<ServerInfo, ProbeError> {
         probe::probe(self).await
     }
 
     /// Resolves when the backend as a whole is gone, with the reason for a person: its container restarts, its
     /// port refuses. Resolves at once when it is gone already. Cancel-safe; one caller at a time.
+    ///
+    /// Also when it came back so soon that nobody saw it go, as a server of the other era.
     pub async fn lost(&self) -> String {
+        loop {
+            tokio::select! {
+                why = self.transport_lost() => return why,
+                () = self.era().doubted() => {
+                    let was_modern = self.era().is_modern();
+                    match self.probe().await {
+                        Ok(_) if self.era().is_modern() == was_modern => sleep(DOUBT_PAUSE).await,
+                        Ok(server) => {
+                            return format!("the server speaks MCP {} now: it was started anew", server.protocol_version);
+                        }
+                        Err(error) => return error.to_string(),
+                    }
+                }
+            }
+        }
+    }
+
+    async fn transport_lost(&self) -> String {
         match self {
             Self::Stdio(backend) => backend.lost().await,
             Self::StreamableHttp(backend) => backend.lost().await,

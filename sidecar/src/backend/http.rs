@@ -1,7 +1,8 @@
-//! Streamable HTTP, 2025-03-26 to 2025-11-25.
+//! Streamable HTTP, 2025-03-26 to 2026-07-28.
 //!
 //! - [`session`]: one session: what is sent in which order, what is in flight
 //! - [`exchange`]: one message posted and its answer followed; [`listen`]: the server's own stream
+//! - [`metadata`]: what 2026-07-28 wants in a request's headers
 //! - [`wire`]: one HTTP request and what kind of reply it got
 //! - [`sse_parser`]: server-sent events
 
@@ -13,13 +14,18 @@ use url::Url;
 
 use self::{
     exchange::Shared,
+    metadata::Metadata,
     session::Driver,
     wire::{Endpoint, Wire},
 };
-use super::{BackendConfigError, BackendEvents, BackendLimits, FromBackend, FromBridge, SessionId};
+use super::{
+    BackendConfigError, BackendEvents, BackendLimits, FromBackend, FromBridge, SessionId, era::Era,
+    modern::MODERN_REVISION,
+};
 
 mod exchange;
 mod listen;
+mod metadata;
 mod session;
 mod sse_parser;
 mod wire;
@@ -38,6 +44,8 @@ pub struct HttpBackend {
     /// Host and port to connect to.
     address: (String, u16),
     limits: BackendLimits,
+    metadata: Arc<Metadata>,
+    pub(super) era: Era,
 }
 
 impl HttpBackend {
@@ -61,13 +69,25 @@ impl HttpBackend {
         without_fragment.set_fragment(None);
         let uri: Uri = without_fragment.as_str().parse().map_err(|_| bad("it is no usable URL"))?;
         let address = (host, url.port().unwrap_or(DEFAULT_PORT));
-        Ok(Self { endpoint: Arc::new(Endpoint::new(uri)), address, limits })
+        let endpoint = Arc::new(Endpoint::new(uri));
+        Ok(Self { endpoint, address, limits, metadata: Arc::default(), era: Era::default() })
     }
 
-    pub(super) fn open(&self, id: SessionId, events: BackendEvents, from_bridge: FromBridge) {
+    pub(super) fn open(
+        &self,
+        is_modern: bool,
+        id: SessionId,
+        events: BackendEvents,
+        from_bridge: FromBridge,
+    ) {
         let wire = Wire::new(self.endpoint.clone());
+        let metadata = is_modern.then(|| {
+            wire.agree_on(MODERN_REVISION);
+            self.metadata.clone()
+        });
+        let max = self.limits.max_message_bytes;
         let session =
-            Arc::new(Shared { id, wire, events: events.clone(), max: self.limits.max_message_bytes });
+            Arc::new(Shared { id, wire, metadata, events: events.clone(), max, era: self.era.clone() });
         let driver = Driver::new(session, self.limits.max_in_flight);
         tokio::spawn(async move {
             let end = driver.serve(from_bridge).await;

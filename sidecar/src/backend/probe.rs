@@ -1,4 +1,5 @@
-//! Who is the server? Asked in a session of its own, the way every client begins.
+//! Who is the server? Asked in a session of its own, the way every client begins; and when it refuses that, in the era
+//! that has no `initialize`.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Backend, BackendEnd, FromBackend, NEWEST_REVISION, SessionId};
+use super::{Backend, BackendEnd, FromBackend, NEWEST_REVISION, SessionId, modern::MODERN_REVISION};
 use crate::status::ServerInfo;
 
 /// How long a server may take from its start to its `initialize` result: an interpreter on a busy node, with
@@ -23,9 +24,6 @@ const EVENTS: usize = 16;
 const SESSION: SessionId = SessionId(u64::MAX);
 /// The one request's id.
 const ID: u64 = 1;
-/// Error code of servers that speak only the stateless revision (2026-07-28).
-const UNSUPPORTED_VERSION: i64 = -32022;
-
 /// The server did not say who it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProbeError {
@@ -53,9 +51,32 @@ fn noise(said: Option<&String>) -> String {
     said.map(|said| format!(" It did say something else: {said}.")).unwrap_or_default()
 }
 
+/// A server that answers `initialize` is spoken to with it, whatever else it speaks.
 pub(super) async fn probe(backend: &Backend) -> Result<ServerInfo, ProbeError> {
+    let (answer, is_modern) = match ask(backend, false).await {
+        // Whatever its error: the code for this is the server's choice (2026-07-28, Compatibility Matrix).
+        Err(ProbeError::Refused(refused)) => match ask(backend, true).await {
+            Ok(server) => (Ok(server), true),
+            Err(error) => {
+                tracing::debug!("nor does the server answer `server/discover`: {error}");
+                (Err(ProbeError::Refused(refused)), false)
+            }
+        },
+        other => (other, false),
+    };
+    if answer.is_ok() {
+        backend.era().found(is_modern);
+    }
+    answer.map(|server| {
+        let protocol_version = if is_modern { MODERN_REVISION.to_owned() } else { server.protocol_version };
+        ServerInfo { protocol_version, ..server }
+    })
+}
+
+/// In a session of this era. The translation makes the answer one to `initialize` in either.
+async fn ask(backend: &Backend, is_modern: bool) -> Result<ServerInfo, ProbeError> {
     let (events, mut from_backend) = mpsc::channel(EVENTS);
-    let session = backend.open(SESSION, events);
+    let session = backend.open_in(is_modern, SESSION, events);
     let asked = session.to_backend.try_send(initialize());
     debug_assert!(asked.is_ok(), "a new session has room for one message");
     let answer = wait_for_answer(&mut from_backend).await;
@@ -111,12 +132,7 @@ async fn wait_for_answer(
 
 fn read_answer(message: &Message) -> Result<ServerInfo, ProbeError> {
     if let Some(error) = message.error() {
-        let hint = if error.code == UNSUPPORTED_VERSION {
-            "; it speaks only a revision of MCP without `initialize`, which has no binding to MQTT yet"
-        } else {
-            ""
-        };
-        return Err(ProbeError::Refused(format!("{error}{hint}")));
+        return Err(ProbeError::Refused(error.to_string()));
     }
     let result = message.initialize_result().map_err(|error| ProbeError::Unusable(error.to_string()))?;
     Ok(ServerInfo {
@@ -151,7 +167,7 @@ mod tests {
         let refused =
             answer(r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32022,"message":"Unsupported version"}}"#);
         let told = refused.unwrap_err().to_string();
-        assert!(told.contains("Unsupported version") && told.contains("without `initialize`"), "{told}");
+        assert!(told.contains("Unsupported version"), "{told}");
         assert!(matches!(answer(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#), Err(ProbeError::Unusable(_))));
     }
 }

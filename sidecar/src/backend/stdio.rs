@@ -12,7 +12,9 @@ use tokio::{
 };
 
 use super::{
-    BackendEnd, BackendEvents, BackendLimits, FromBackend, FromBridge, SessionId, incoming,
+    BackendEnd, BackendEvents, BackendLimits, FromBackend, FromBridge, SessionId,
+    era::Era,
+    incoming,
     lines::{Line, Lines},
 };
 use crate::shim::control::{Control, Hello, Purpose, Report};
@@ -34,12 +36,13 @@ const KEPT_WRITE_BUFFER: usize = 16 * 1024;
 pub struct StdioBackend {
     socket: PathBuf,
     limits: BackendLimits,
+    pub(super) era: Era,
 }
 
 impl StdioBackend {
     /// The backend behind this shim's socket.
     pub fn new(socket: PathBuf, limits: BackendLimits) -> Self {
-        Self { socket, limits }
+        Self { socket, limits, era: Era::default() }
     }
 
     pub(super) fn open(&self, session: SessionId, events: BackendEvents, from_bridge: FromBridge) {

@@ -39,6 +39,26 @@ impl Message {
         Self { raw, kind: Kind::Response { id: Some(id.clone()), is_error: false }, body }
     }
 
+    /// A request whose `params` stand in pieces, which must be JSON when joined: nothing is parsed or copied twice.
+    pub fn request_of_parts(id: &RequestId, method: &str, params: &[&str]) -> Self {
+        let (raw, body) = Writer::with_room(params).id(id).method(method).parts("params", params);
+        Self { raw, kind: Kind::Request { id: id.clone(), method: method.into() }, body }
+    }
+
+    /// A notification in the same manner; without parts it has no `params`.
+    pub fn notification_of_parts(method: &str, params: &[&str]) -> Self {
+        let writer = Writer::with_room(params).method(method);
+        let (raw, body) =
+            if params.is_empty() { writer.body("params", None) } else { writer.parts("params", params) };
+        Self { raw, kind: Kind::Notification { method: method.into() }, body }
+    }
+
+    /// The answer to a request in the same manner.
+    pub fn result_of_parts(id: &RequestId, result: &[&str]) -> Self {
+        let (raw, body) = Writer::with_room(result).id(id).parts("result", result);
+        Self { raw, kind: Kind::Response { id: Some(id.clone()), is_error: false }, body }
+    }
+
     /// An error of our own: `data.reason` is a stable word that programs can tell apart.
     pub fn error_response(id: &RequestId, code: i64, message: &str, reason: &str) -> Self {
         let data = serde_json::json!({ "reason": reason });
@@ -83,6 +103,13 @@ impl Writer {
         Self(r#"{"jsonrpc":"2.0""#.to_owned())
     }
 
+    /// Room for these parts and an envelope of the usual length.
+    fn with_room(parts: &[&str]) -> Self {
+        let mut text = String::with_capacity(128 + parts.iter().map(|part| part.len()).sum::<usize>());
+        text.push_str(r#"{"jsonrpc":"2.0""#);
+        Self(text)
+    }
+
     fn id(mut self, id: &RequestId) -> Self {
         self.0.push_str(r#","id":"#);
         self.0.push_str(id.as_json());
@@ -97,15 +124,24 @@ impl Writer {
 
     /// The last field, and where it stands.
     fn body(mut self, name: &str, json: Option<&str>) -> (bytes::Bytes, Option<Span>) {
-        let body = json.map(|json| {
-            self.0.push_str(",\"");
-            self.0.push_str(name);
-            self.0.push_str("\":");
-            let start = self.0.len();
-            self.0.push_str(json);
-            Span::new(start, self.0.len())
-        });
+        let Some(json) = json else {
+            self.0.push('}');
+            return (self.0.into(), None);
+        };
+        self.parts(name, &[json])
+    }
+
+    /// The same, of pieces.
+    fn parts(mut self, name: &str, parts: &[&str]) -> (bytes::Bytes, Option<Span>) {
+        self.0.push_str(",\"");
+        self.0.push_str(name);
+        self.0.push_str("\":");
+        let start = self.0.len();
+        for part in parts {
+            self.0.push_str(part);
+        }
+        let body = Span::new(start, self.0.len());
         self.0.push('}');
-        (self.0.into(), body)
+        (self.0.into(), Some(body))
     }
 }

@@ -3,19 +3,23 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming};
 use mcp_mqtt_transport::jsonrpc::{Kind, Message, RequestId};
 use tokio::{
-    sync::oneshot,
+    sync::{mpsc, oneshot},
     time::{sleep, timeout},
 };
 
 use super::{
+    metadata::Metadata,
     sse_parser::{Event, SseParser},
     wire::{Failure, Reply, Wire, innermost, read_json},
 };
-use crate::backend::{BackendEnd, BackendEvents, FromBackend, SessionId, failure, incoming};
+use crate::backend::{
+    BackendEnd, BackendEvents, FromBackend, SessionId, era::Era, failure, incoming, modern::members::member,
+};
 
 /// Pause before a broken stream is resumed when the server named none; doubles with each failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -27,6 +31,13 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 const MAX_FAILURES: u32 = 5;
 /// How long a stream may go on after it brought the answer: its proper end lets the connection be used again.
 const LINGER: Duration = Duration::from_secs(1);
+/// Pages of `tools/list` that are read for a call's headers.
+const MAX_PAGES: u64 = 32;
+/// Events of such a list that may wait; all are read at once.
+const UNHEARD: usize = 4;
+/// Error codes of 2026-07-28: headers that do not fit the body, and a revision that the server does not speak.
+const HEADER_MISMATCH: i64 = -32020;
+const UNSUPPORTED_VERSION: i64 = -32022;
 /// How long the delivery of a notification or response may take.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -35,8 +46,11 @@ const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Shared {
     pub(super) id: SessionId,
     pub(super) wire: Wire,
+    /// In 2026-07-28: a request is an exchange of its own, which cannot be resumed and ends with its connection.
+    pub(super) metadata: Option<Arc<Metadata>>,
     pub(super) events: BackendEvents,
     pub(super) max: usize,
+    pub(super) era: Era,
 }
 
 /// How a stream ended.
@@ -59,7 +73,14 @@ impl Shared {
     ) -> Result<(), BackendEnd> {
         let Some(id) = request.id().cloned() else { return Ok(()) }; // a request has an id
         let opening = request.method() == Some("initialize");
-        match self.wire.post(request.into_raw(), written, opening).await {
+        let mut reply = self.wire.post(request.raw().clone(), self.headers(&request), written, opening).await;
+        if let Err(Failure::Rejected { body, .. }) = &reply
+            && self.learn_headers(&request, body).await
+        {
+            reply = self.wire.post(request.raw().clone(), self.headers(&request), None, opening).await;
+        }
+        drop(request); // its answer may take a while
+        match reply {
             Ok(Reply::Json(body)) => {
                 self.read_body(body, &id, opening).await;
                 Ok(())
@@ -93,7 +114,7 @@ impl Shared {
         written: Option<oneshot::Sender<()>>,
     ) -> Result<(), BackendEnd> {
         let session = self.id.0;
-        match timeout(DELIVERY_TIMEOUT, self.wire.post(message, written, false)).await {
+        match timeout(DELIVERY_TIMEOUT, self.wire.post(message, HeaderMap::new(), written, false)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(Failure::SessionLost(why))) => Err(BackendEnd::SessionLost(why)),
             Ok(Err(Failure::Refused(why))) => Err(BackendEnd::BackendLost(why)),
@@ -166,7 +187,7 @@ impl Shared {
                 StreamEnd::Closed => "the server closed the stream before the answer".to_owned(),
                 StreamEnd::Broken(why) => why,
             };
-            if parser.last_event_id().is_none() || failures >= MAX_FAILURES {
+            if self.metadata.is_some() || parser.last_event_id().is_none() || failures >= MAX_FAILURES {
                 self.fail(id.clone(), failure::CONNECTION_BROKEN, why).await;
                 return Ok(());
             }
@@ -280,8 +301,69 @@ impl Shared {
         {
             self.wire.agree_on(&version);
         }
+        if opening && message.error().is_some_and(|error| error.code == UNSUPPORTED_VERSION) {
+            self.era.doubt();
+        }
+        if let (Some(metadata), Some(id), Some(result)) = (&self.metadata, message.id(), message.result())
+            && let Some(result) = metadata.learn(result)
+        {
+            message = Message::result_of_parts(id, &[&result]);
+        }
         self.report(FromBackend::Message(message)).await;
         answers
+    }
+
+    fn headers(&self, request: &Message) -> HeaderMap {
+        self.metadata.as_ref().map(|metadata| metadata.headers(request)).unwrap_or_default()
+    }
+
+    /// Whether a call was refused for headers that are learnt now, from `tools/list`, so that it is worth another try.
+    async fn learn_headers(&self, call: &Message, refusal: &Bytes) -> bool {
+        let refused = Message::parse(refusal.clone(), self.max).ok().and_then(|said| said.error());
+        let Some(metadata) = self.metadata.clone().filter(|_| {
+            call.method() == Some("tools/call") && refused.is_some_and(|error| error.code == HEADER_MISMATCH)
+        }) else {
+            return false;
+        };
+        let known = metadata.headers(call);
+        let learnt = timeout(DELIVERY_TIMEOUT, self.list_tools(&metadata, call)).await;
+        learnt.is_ok() && metadata.headers(call) != known
+    }
+
+    /// Reads the whole list, in a session that nobody else hears of; [`forward`](Self::forward) learns from it.
+    async fn list_tools(&self, metadata: &Arc<Metadata>, call: &Message) {
+        let meta = call.params().and_then(|params| member(params, "_meta")).unwrap_or("{}");
+        let mut cursor = String::new();
+        for page in 0..MAX_PAGES {
+            let (events, mut answers) = mpsc::channel(UNHEARD);
+            let list = Self {
+                id: self.id,
+                wire: self.wire.beside(),
+                metadata: Some(metadata.clone()),
+                events,
+                max: self.max,
+                era: self.era.clone(),
+            };
+            let params = [r#"{"_meta":"#, meta, &cursor, "}"];
+            let request = Message::request_of_parts(&RequestId::number(page), "tools/list", &params);
+            let asked = Box::pin(async move { list.exchange(request, None).await });
+            let heard = async {
+                let mut next = None;
+                while let Some((_, event)) = answers.recv().await {
+                    if let FromBackend::Message(message) = event {
+                        next = message
+                            .result()
+                            .and_then(|result| member(result, "nextCursor"))
+                            .map(str::to_owned);
+                    }
+                }
+                next
+            };
+            match tokio::join!(asked, heard) {
+                (Ok(()), Some(next)) if next.starts_with('"') => cursor = format!(r#","cursor":{next}"#),
+                _ => return,
+            }
+        }
     }
 
     pub(super) async fn fail(&self, id: RequestId, reason: &'static str, detail: String) {

@@ -129,6 +129,15 @@ impl Driver {
                 self.exchange(id, message, None, Some(release));
             }
             (Kind::Request { id, .. }, _) => self.exchange(id, message, Some(release), None),
+            // In 2026-07-28 the end of its stream cancels a request, and nothing else is told to the server.
+            (_, method) if self.session.metadata.is_some() => {
+                let cancelled = message.cancelled_request().and_then(|id| self.in_flight.get(&id));
+                match cancelled {
+                    Some(request) => request.cancelled.notify_one(),
+                    None => tracing::debug!(method, "is not sent to a server without sessions"),
+                }
+                return;
+            }
             (_, Some("notifications/initialized")) => {
                 patience = HANDSHAKE_TIMEOUT;
                 let session = self.session.clone();
@@ -173,15 +182,18 @@ impl Driver {
         let cancelled = Arc::new(Notify::new());
         self.in_flight.insert(id.clone(), InFlight { sent: Instant::now(), cancelled: cancelled.clone() });
         let session = self.session.clone();
+        let is_endless = message.method() == Some("subscriptions/listen");
         self.tasks.spawn(async move {
             let given_up = async {
                 cancelled.notified().await;
-                sleep(CANCEL_LINGER).await;
+                if session.metadata.is_none() {
+                    sleep(CANCEL_LINGER).await;
+                }
             };
             let result = tokio::select! {
                 result = session.exchange(message, written) => result,
                 () = given_up => Ok(()), // nobody waits for it
-                () = sleep(EXCHANGE_CEILING) => {
+                () = sleep(EXCHANGE_CEILING), if !is_endless => {
                     let detail = format!("no answer within {EXCHANGE_CEILING:?}");
                     session.fail(id.clone(), failure::CONNECTION_BROKEN, detail).await;
                     Ok(())

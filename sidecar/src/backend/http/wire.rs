@@ -141,25 +141,32 @@ impl Wire {
         self.endpoint.trouble.notify_one();
     }
 
-    /// The revision that `initialize` agreed on; goes with every later request, if it is one that wants that.
+    /// Another session's requests at the same endpoint, in the same revision.
+    pub(super) fn beside(&self) -> Self {
+        Self { endpoint: self.endpoint.clone(), session_id: OnceLock::new(), version: self.version.clone() }
+    }
+
+    /// The revision that `initialize` agreed on, or that is known from the start; goes with every later request, if it is one that wants that.
     pub(super) fn agree_on(&self, version: &str) {
         if version >= FIRST_WITH_VERSION_HEADER
             && let Ok(version) = HeaderValue::from_str(version)
         {
-            let _ = self.version.set(version); // only one `initialize` is sent
+            let _ = self.version.set(version); // it is agreed on once
         }
     }
 
-    /// Posts one message. `written` is told when it is on its way; `opening`: this is `initialize`, whose reply
-    /// names the session.
+    /// Posts one message. `metadata`: headers beside the usual ones; `written` is told when it is on its way;
+    /// `opening`: this is `initialize`, whose reply names the session.
     pub(super) async fn post(
         &self,
         message: Bytes,
+        metadata: HeaderMap,
         written: Option<oneshot::Sender<()>>,
         opening: bool,
     ) -> Result<Reply, Failure> {
         let mut request = self.request(Method::POST, RequestBody { data: Some(message), written });
         let headers = request.headers_mut();
+        headers.extend(metadata);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
         let response = self.endpoint.send(request).await?;

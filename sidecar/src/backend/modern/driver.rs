@@ -1,0 +1,129 @@
+//! Moves messages between the bridge and a session of the transport, through the [`Translator`].
+
+use std::{collections::VecDeque, time::Duration};
+
+use mcp_mqtt_transport::jsonrpc::Message;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{Action, translator::Translator};
+use crate::backend::{
+    BackendEnd, BackendEvents, BackendSession, FromBackend, FromBridge, SessionId, era::Era,
+};
+
+/// How long the transport may take to end its session: longer than any of its own deadlines.
+const END_TIMEOUT: Duration = Duration::from_secs(15);
+/// A wait that stands for none; the loop is woken by other things.
+const LONG: Duration = Duration::from_hours(1);
+
+/// Serves a session to its end, which it reports.
+///
+/// `server` and `from_server`: the session of the transport.
+pub(in crate::backend) async fn serve(
+    id: SessionId,
+    events: BackendEvents,
+    from_bridge: FromBridge,
+    (server, from_server): (BackendSession, mpsc::Receiver<(SessionId, FromBackend)>),
+    era: Era,
+) {
+    let mut pump = Pump {
+        id,
+        events,
+        era,
+        from_server,
+        translator: Translator::new(),
+        to_server: VecDeque::new(),
+        to_bridge: VecDeque::new(),
+    };
+    let end = match pump.run(from_bridge, &server).await {
+        Some(end) => end,
+        None => {
+            for message in pump.to_server.drain(..) {
+                let _ = server.to_backend.try_send(message); // last words, as far as they fit
+            }
+            drop(server);
+            pump.wait_for_end().await
+        }
+    };
+    let _ = pump.events.send((id, FromBackend::Ended(end))).await; // the bridge is gone: nobody to tell
+}
+
+struct Pump {
+    id: SessionId,
+    events: BackendEvents,
+    era: Era,
+    from_server: mpsc::Receiver<(SessionId, FromBackend)>,
+    translator: Translator,
+    /// While something waits here, nothing is taken from the bridge: it is bounded by what one message of the
+    /// client, and the answers to requests in flight, bring about.
+    to_server: VecDeque<Message>,
+    /// While something waits here, nothing is taken from either side.
+    to_bridge: VecDeque<FromBackend>,
+}
+
+impl Pump {
+    /// Until the session of the transport has ended, or the bridge has dropped ours (`None`).
+    async fn run(&mut self, from_bridge: FromBridge, server: &BackendSession) -> Option<BackendEnd> {
+        let FromBridge { mut messages, mut dropped } = from_bridge;
+        let mut actions = Vec::new();
+        loop {
+            let deadline = self.translator.next_deadline().map(Instant::from_std);
+            let is_idle = self.to_bridge.is_empty();
+            tokio::select! {
+                biased;
+                permit = self.events.reserve(), if !is_idle => {
+                    let event = self.to_bridge.pop_front();
+                    let (Ok(permit), Some(event)) = (permit, event) else { return None };
+                    permit.send((self.id, event));
+                    continue;
+                }
+                permit = server.to_backend.reserve(), if !self.to_server.is_empty() => {
+                    match (permit, self.to_server.pop_front()) {
+                        (Ok(permit), Some(message)) => permit.send(message),
+                        _ => self.to_server.clear(), // it has ended, and is about to say so
+                    }
+                    continue;
+                }
+                event = self.from_server.recv(), if is_idle => match event {
+                    Some((_, FromBackend::Ended(end))) => return Some(end),
+                    Some((_, event)) => self.translator.server_event(event, now(), &mut actions),
+                    None => return Some(BackendEnd::Closed),
+                },
+                message = messages.recv(), if is_idle && self.to_server.is_empty() => match message {
+                    Some(message) => self.translator.client_message(message, now(), &mut actions),
+                    None => return None,
+                },
+                _ = &mut dropped, if !is_idle || !self.to_server.is_empty() => return None,
+                () = sleep_until(deadline.unwrap_or_else(|| Instant::now() + LONG)), if is_idle => {
+                    self.translator.expire(now(), &mut actions);
+                }
+            }
+            for action in actions.drain(..) {
+                match action {
+                    Action::ToClient(event) => self.to_bridge.push_back(event),
+                    Action::ToServer(message) => self.to_server.push_back(message),
+                    Action::RevisionChanged => self.era.doubt(),
+                }
+            }
+        }
+    }
+
+    /// The transport's last event; what comes before it is for nobody.
+    async fn wait_for_end(&mut self) -> BackendEnd {
+        let end = async {
+            while let Some((_, event)) = self.from_server.recv().await {
+                if let FromBackend::Ended(end) = event {
+                    return end;
+                }
+            }
+            BackendEnd::Closed
+        };
+        timeout(END_TIMEOUT, end).await.unwrap_or(BackendEnd::Closed)
+    }
+}
+
+fn now() -> std::time::Instant {
+    std::time::Instant::now()
+}

@@ -1,0 +1,546 @@
+//! One session of a client that begins with `initialize`, in front of a server of 2026-07-28. Without IO: messages of
+//! both sides and a clock in, [`Action`]s out.
+//!
+//! | the client says | the server hears |
+//! |---|---|
+//! | `initialize` | `server/discover`, whose result becomes the one of `initialize` |
+//! | `ping`, `logging/setLevel` | nothing: answered here; the level goes with every request from then on |
+//! | `resources/subscribe`, `…/unsubscribe` | one `subscriptions/listen` for all |
+//! | any other request | the same, with the envelope in `params._meta` |
+//! | an answer to what the server asked | the call that asked, again, with the answers |
+//! | `notifications/cancelled` | the same, for the id under which the request stands there |
+//! | any other notification | nothing: there is no counterpart |
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use mcp_mqtt_transport::jsonrpc::{Kind, Message, RequestId, code};
+
+use super::{
+    Action, Ids, MODERN_REVISION,
+    envelope::{Asking, Envelope},
+    members::{items, member, members, string},
+    reason,
+    result::{self, Answer},
+    rounds::{Impossible, MAX_ROUNDS, Round},
+    subscriptions::{LISTEN, Step, Subscriptions},
+};
+use crate::backend::{FromBackend, NEWEST_REVISION, failure};
+
+/// The revisions that are spoken to clients here; the last one is offered to a client that wants another.
+const LEGACY_REVISIONS: [&str; 4] = ["2024-11-05", "2025-03-26", "2025-06-18", NEWEST_REVISION];
+/// Pause before a call is repeated of which the server wants nothing but that: what the official SDKs make.
+const REPEAT_PAUSE: Duration = Duration::from_millis(250);
+/// What stands for a server that does not say who it is; `initialize` has to tell a name.
+const UNNAMED: &str = r#"{"name":"unnamed","version":"unknown"}"#;
+/// Where the subscription's id stands in `_meta`.
+const SUBSCRIPTION_ID: &str = "io.modelcontextprotocol/subscriptionId";
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Translator {
+    ids: Ids,
+    client: Client,
+    calls: HashMap<RequestId, Call>,
+    /// Repeated calls by the id under which the server has them, and questions by the id under which the client
+    /// has them: whose call they are of.
+    calls_of: HashMap<RequestId, RequestId>,
+    subscriptions: Subscriptions,
+}
+
+/// What the client said at the beginning, and what became of it.
+#[derive(Debug)]
+struct Client {
+    envelope: Envelope,
+    asking: Asking,
+    /// The revision that is spoken to it.
+    revision: &'static str,
+    opening: Opening,
+    /// Of the server: `logging`, and `resources.subscribe`.
+    can_log: bool,
+    can_subscribe: bool,
+}
+
+#[derive(Debug)]
+enum Opening {
+    Not,
+    /// The id of `initialize`, and of `server/discover`.
+    Discovering(RequestId),
+    Open,
+}
+
+/// A request of the client in flight.
+#[derive(Debug)]
+struct Call {
+    request: Message,
+    rounds: u32,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The server has it, under this id.
+    AtServer(RequestId),
+    /// The client is asked.
+    Asking(Round),
+    /// It is about to be repeated.
+    Pausing(Round, Instant),
+}
+
+impl Translator {
+    pub(super) fn new() -> Self {
+        Self {
+            ids: Ids::default(),
+            client: Client {
+                envelope: Envelope::of("{}"),
+                asking: Asking::default(),
+                revision: NEWEST_REVISION,
+                opening: Opening::Not,
+                can_log: false,
+                can_subscribe: false,
+            },
+            calls: HashMap::new(),
+            calls_of: HashMap::new(),
+            subscriptions: Subscriptions::new([false; 3]),
+        }
+    }
+
+    /// A message of the client.
+    pub(super) fn client_message(&mut self, message: Message, now: Instant, out: &mut Vec<Action>) {
+        match message.kind() {
+            Kind::Request { .. } => self.request(message, now, out),
+            Kind::Notification { method } => match &**method {
+                "notifications/initialized" if matches!(self.client.opening, Opening::Open) => {
+                    self.subscribing(now, out, Subscriptions::begin);
+                }
+                "notifications/cancelled" => {
+                    if let Some(id) = message.cancelled_request() {
+                        self.cancel(&id, out);
+                    }
+                }
+                other => tracing::debug!(method = other, "has no counterpart in {MODERN_REVISION}"),
+            },
+            Kind::Response { .. } => self.input(message, out),
+        }
+    }
+
+    /// What the transport reports of the server; not its end.
+    pub(super) fn server_event(&mut self, event: FromBackend, now: Instant, out: &mut Vec<Action>) {
+        match event {
+            FromBackend::Message(message) => match message.kind() {
+                Kind::Response { id: Some(_), .. } => self.response(message, now, out),
+                Kind::Notification { .. } => self.notification(message, now, out),
+                Kind::Request { method, .. } => {
+                    let detail =
+                        format!("the server sent a request (`{method}`), which {MODERN_REVISION} has not");
+                    out.push(Action::ToClient(FromBackend::Malformed { detail }));
+                }
+                Kind::Response { id: None, .. } => out.push(Action::ToClient(FromBackend::Message(message))),
+            },
+            FromBackend::RequestFailed { id, reason, detail } => {
+                self.unanswered(&id, (reason, detail), false, now, out);
+            }
+            other @ (FromBackend::Malformed { .. } | FromBackend::Ended(_)) => {
+                out.push(Action::ToClient(other))
+            }
+        }
+    }
+
+    /// When to call [`Translator::expire`].
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let pauses = self.calls.values().filter_map(|call| match call.stage {
+            Stage::Pausing(_, until) => Some(until),
+            _ => None,
+        });
+        pauses.chain(self.subscriptions.next_deadline()).min()
+    }
+
+    /// Does what is due.
+    pub(super) fn expire(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let due = |call: &Call| matches!(call.stage, Stage::Pausing(_, until) if until <= now);
+        let due: Vec<RequestId> =
+            self.calls.iter().filter(|(_, call)| due(call)).map(|(id, _)| id.clone()).collect();
+        for id in due {
+            self.repeat(&id, out);
+        }
+        self.subscribing(now, out, Subscriptions::expire);
+    }
+
+    fn request(&mut self, message: Message, now: Instant, out: &mut Vec<Action>) {
+        let Kind::Request { id, method } = message.kind() else { return };
+        let id = id.clone();
+        let params = message.params();
+        let mut refuse = |code, what: &str, reason| {
+            out.push(Action::to_client(Message::error_response(&id, code, what, reason)));
+        };
+        if Ids::are_like(&id) || self.calls.contains_key(&id) {
+            return refuse(code::INVALID_REQUEST, "a request with this id is in flight", "duplicate-id");
+        }
+        if params.is_some_and(|params| !params.starts_with('{')) {
+            return refuse(code::INVALID_PARAMS, "params are not an object", "wrong-params");
+        }
+        let is_open = matches!(self.client.opening, Opening::Open);
+        match &**method {
+            "ping" => out.push(Action::to_client(Message::result_of_parts(&id, &["{}"]))),
+            "initialize" if matches!(self.client.opening, Opening::Not) => self.initialize(&message, out),
+            "initialize" => refuse(code::INVALID_REQUEST, "initialize comes once", "duplicate-initialize"),
+            _ if !is_open => refuse(code::INVALID_REQUEST, "initialize comes first", "not-initialized"),
+            "logging/setLevel" if self.client.can_log => {
+                let level = params.and_then(|params| member(params, "level")).and_then(string);
+                if self.client.envelope.set_log_level(level.as_deref().unwrap_or_default()) {
+                    out.push(Action::to_client(Message::result_of_parts(&id, &["{}"])));
+                } else {
+                    refuse(code::INVALID_PARAMS, "there is no such log level", "wrong-log-level");
+                }
+            }
+            "resources/subscribe" | "resources/unsubscribe" if self.client.can_subscribe => {
+                let uri = params.and_then(|params| member(params, "uri")).and_then(string);
+                let Some(uri) = uri.map(std::borrow::Cow::into_owned) else {
+                    return refuse(code::INVALID_PARAMS, "`uri` is missing", "wrong-params");
+                };
+                let wanted = &**method == "resources/subscribe";
+                self.subscribing(now, out, |subscriptions, step| {
+                    if wanted {
+                        subscriptions.subscribe(id, uri, step);
+                    } else {
+                        subscriptions.unsubscribe(&id, &uri, step);
+                    }
+                });
+            }
+            // The methods of 2026-07-28 itself are the gateway's to use; tasks of 2025-11-25 are another protocol.
+            "logging/setLevel"
+            | "resources/subscribe"
+            | "resources/unsubscribe"
+            | "server/discover"
+            | LISTEN
+            | "tasks/get"
+            | "tasks/result"
+            | "tasks/list"
+            | "tasks/cancel" => {
+                let what =
+                    format!("`{method}` cannot be had of this server, which speaks only {MODERN_REVISION}");
+                refuse(code::METHOD_NOT_FOUND, &what, reason::NO_COUNTERPART);
+            }
+            method => {
+                out.push(Action::ToServer(self.client.envelope.request(&id, method, params, &[])));
+                let stage = Stage::AtServer(id.clone());
+                self.calls.insert(id, Call { request: message, rounds: 0, stage });
+            }
+        }
+    }
+
+    fn initialize(&mut self, message: &Message, out: &mut Vec<Action>) {
+        let (Some(id), params) = (message.id(), message.params().unwrap_or("{}")) else { return };
+        let wanted = member(params, "protocolVersion").and_then(string);
+        let revision = LEGACY_REVISIONS.iter().find(|revision| Some(**revision) == wanted.as_deref());
+        self.client.revision = revision.unwrap_or(&NEWEST_REVISION);
+        self.client.envelope = Envelope::of(params);
+        self.client.asking = Asking::of(params);
+        self.client.opening = Opening::Discovering(id.clone());
+        out.push(Action::ToServer(self.client.envelope.request(id, "server/discover", None, &[])));
+    }
+
+    /// The result of `server/discover` becomes the one of `initialize`.
+    fn discovered(&mut self, id: &RequestId, result: &str, out: &mut Vec<Action>) {
+        let versions = member(result, "supportedVersions").unwrap_or("[]");
+        if !items(versions).any(|version| string(version).is_some_and(|version| version == MODERN_REVISION)) {
+            let detail = format!("the server does not speak {MODERN_REVISION}; it speaks {versions}");
+            let failed = (reason::REVISION_REFUSED, detail);
+            out.push(Action::RevisionChanged);
+            return fail(id, failed, out);
+        }
+        let capabilities = member(result, "capabilities").unwrap_or("{}");
+        let feature = |name| member(capabilities, name);
+        let tells = |name, what| feature(name).and_then(|feature| member(feature, what)) == Some("true");
+        self.client.can_log = feature("logging").is_some();
+        self.client.can_subscribe = tells("resources", "subscribe");
+        let lists = ["tools", "prompts", "resources"].map(|name| tells(name, "listChanged"));
+        self.subscriptions = Subscriptions::new(lists);
+        self.client.opening = Opening::Open;
+
+        let info =
+            member(result, "_meta").and_then(|meta| member(meta, "io.modelcontextprotocol/serverInfo"));
+        let mut parts = vec![
+            r#"{"protocolVersion":""#,
+            self.client.revision,
+            r#"","capabilities":"#,
+            capabilities,
+            r#","serverInfo":"#,
+            info.filter(|info| info.starts_with('{')).unwrap_or(UNNAMED),
+        ];
+        if let Some(instructions) = member(result, "instructions").filter(|text| text.starts_with('"')) {
+            parts.extend([r#","instructions":"#, instructions]);
+        }
+        parts.push("}");
+        out.push(Action::to_client(Message::result_of_parts(id, &parts)));
+    }
+
+    fn response(&mut self, message: Message, now: Instant, out: &mut Vec<Action>) {
+        let Some(wire_id) = message.id().cloned() else { return };
+        let wire_id = &wire_id;
+        if let Some(error) = message.error() {
+            let unknown = result::unknown_error(&error);
+            if error.code == result::UNSUPPORTED_VERSION {
+                out.push(Action::RevisionChanged);
+            }
+            if self.subscriptions.owns(wire_id) {
+                let said = unknown.unwrap_or_else(|| {
+                    (
+                        reason::SUBSCRIPTION_NOT_HONORED,
+                        format!("the server refused the subscription: {error}"),
+                    )
+                });
+                return self.unanswered(wire_id, said, error.code == code::METHOD_NOT_FOUND, now, out);
+            }
+            return match (unknown, self.land(wire_id)) {
+                (Some(failed), Some(id)) => fail(&id, failed, out),
+                (None, Some(id)) if id == *wire_id => out.push(Action::to_client(message)),
+                (None, Some(id)) => out.push(Action::to_client(Message::error_of(&id, &error))),
+                (_, None) => unknown_answer(wire_id),
+            };
+        }
+        let Some(said) = message.result() else { return };
+        if let Opening::Discovering(id) = &self.client.opening
+            && id == wire_id
+        {
+            let id = id.clone();
+            return self.discovered(&id, said, out);
+        }
+        if self.subscriptions.owns(wire_id) {
+            let id = wire_id.clone();
+            return self
+                .subscribing(now, out, |subscriptions, step| subscriptions.ended(&id, None, false, step));
+        }
+        let Some(id) = self.caller(wire_id) else { return unknown_answer(wire_id) };
+        let Some(call) = self.calls.get(&id) else { return unknown_answer(wire_id) };
+        match result::read(call.request.method().unwrap_or_default(), said) {
+            Answer::AsItIs if id == *wire_id => out.push(Action::to_client(message)),
+            Answer::AsItIs => out.push(Action::to_client(Message::result_of_parts(&id, &[said]))),
+            Answer::Result(parts) => {
+                let parts: Vec<&str> = parts.iter().map(AsRef::as_ref).collect();
+                out.push(Action::to_client(Message::result_of_parts(&id, &parts)));
+            }
+            Answer::InputRequired { requests, state } => {
+                self.calls_of.remove(wire_id);
+                return self.ask(&id, requests, state, now, out);
+            }
+            Answer::Unknown(kind) => {
+                let detail =
+                    format!("the server answered a result of type {kind}, which {MODERN_REVISION} has not");
+                fail(&id, (failure::BAD_ANSWER, detail), out);
+            }
+        }
+        self.land(wire_id);
+    }
+
+    /// The server wants to know more before it answers this call.
+    fn ask(
+        &mut self,
+        id: &RequestId,
+        requests: Option<&str>,
+        state: Option<&str>,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(call) = self.calls.get_mut(id) else { return };
+        call.rounds += 1;
+        let begun = if call.rounds > MAX_ROUNDS {
+            let detail = format!("the server asked for input {MAX_ROUNDS} times and wants more");
+            Err((reason::TOO_MANY_ROUNDS, detail))
+        } else {
+            Round::begin(requests, state, self.client.asking, &mut self.ids)
+        };
+        match begun {
+            Err(failed) => {
+                self.calls.remove(id);
+                fail(id, failed, out);
+            }
+            Ok((round, _)) if round.is_complete() => call.stage = Stage::Pausing(round, now + REPEAT_PAUSE),
+            Ok((round, questions)) => {
+                for question in questions {
+                    self.calls_of.extend(question.id().cloned().map(|question| (question, id.clone())));
+                    out.push(Action::to_client(question));
+                }
+                call.stage = Stage::Asking(round);
+            }
+        }
+    }
+
+    /// An answer of the client to what the server asked; an error is how one that it never gives ends.
+    fn input(&mut self, message: Message, out: &mut Vec<Action>) {
+        let Some(id) = message.id().and_then(|question| self.calls_of.remove(question)) else {
+            return tracing::debug!("an answer to nothing that was asked");
+        };
+        let Some(Call { stage: Stage::Asking(round), .. }) = self.calls.get_mut(&id) else { return };
+        match round.answer(message) {
+            Ok(false) => {}
+            Ok(true) => self.repeat(&id, out),
+            Err(failed) => {
+                self.give_up(&id, "another question was refused", out);
+                fail(&id, failed, out);
+            }
+        }
+    }
+
+    /// Calls the server again with what its client answered.
+    fn repeat(&mut self, id: &RequestId, out: &mut Vec<Action>) {
+        let Some(call) = self.calls.get_mut(id) else { return };
+        let (Stage::Asking(round) | Stage::Pausing(round, _)) = &call.stage else { return };
+        let wire_id = self.ids.next(); // each round is a request of its own
+        let more = round.members();
+        let more: Vec<&str> = more.iter().map(String::as_str).collect();
+        let method = call.request.method().unwrap_or_default();
+        let request = self.client.envelope.request(&wire_id, method, call.request.params(), &more);
+        out.push(Action::ToServer(request));
+        call.stage = Stage::AtServer(wire_id.clone());
+        self.calls_of.insert(wire_id, id.clone());
+    }
+
+    /// The client no longer wants an answer.
+    fn cancel(&mut self, id: &RequestId, out: &mut Vec<Action>) {
+        if self.subscriptions.forget(id) {
+            return;
+        }
+        if let Some(Stage::AtServer(wire_id)) = self.give_up(id, "the call was cancelled", out) {
+            out.push(Action::ToServer(Message::cancelled(&wire_id, "cancelled by the client")));
+        }
+    }
+
+    /// Forgets a call, and what its client is asked for it.
+    fn give_up(&mut self, id: &RequestId, why: &str, out: &mut Vec<Action>) -> Option<Stage> {
+        let call = self.calls.remove(id)?;
+        match &call.stage {
+            Stage::AtServer(wire_id) => drop(self.calls_of.remove(wire_id)),
+            Stage::Asking(round) => {
+                for question in round.open() {
+                    self.calls_of.remove(question);
+                    out.push(Action::to_client(Message::cancelled(question, why)));
+                }
+            }
+            Stage::Pausing(..) => {}
+        }
+        Some(call.stage)
+    }
+
+    /// A request that gets no answer of the server.
+    fn unanswered(
+        &mut self,
+        wire_id: &RequestId,
+        failed: Impossible,
+        for_good: bool,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        if self.subscriptions.owns(wire_id) {
+            self.subscribing(now, out, |subscriptions, step| {
+                subscriptions.ended(wire_id, Some(failed), for_good, step);
+            });
+        } else if let Some(id) = self.land(wire_id) {
+            fail(&id, failed, out);
+        } else {
+            unknown_answer(wire_id);
+        }
+    }
+
+    fn notification(&mut self, message: Message, now: Instant, out: &mut Vec<Action>) {
+        let (method, params) = (message.method().unwrap_or_default(), message.params().unwrap_or_default());
+        let subscription = || {
+            let id = member(member(params, "_meta")?, SUBSCRIPTION_ID)?;
+            RequestId::from_json(id).ok()
+        };
+        match method {
+            "notifications/subscriptions/acknowledged" => {
+                if let Some(id) = subscription() {
+                    self.subscribing(now, out, |subscriptions, step| {
+                        subscriptions.acknowledged(&id, params, step)
+                    });
+                }
+            }
+            // Servers cancel nothing but these.
+            "notifications/cancelled" => {
+                if let Some(id) = message.cancelled_request().filter(|id| self.subscriptions.owns(id)) {
+                    self.subscribing(now, out, |subscriptions, step| {
+                        subscriptions.ended(&id, None, false, step)
+                    });
+                }
+            }
+            "notifications/tools/list_changed"
+            | "notifications/prompts/list_changed"
+            | "notifications/resources/list_changed"
+            | "notifications/resources/updated" => match subscription() {
+                Some(id) if self.subscriptions.owns(&id) => {
+                    out.push(Action::to_client(without_subscription(method, params)));
+                }
+                Some(id) => tracing::debug!(%id, "{method} of a subscription that is over"),
+                None => out.push(Action::to_client(message)),
+            },
+            _ => out.push(Action::to_client(message)),
+        }
+    }
+
+    /// Whose request this is; nothing when nobody waits for it.
+    fn caller(&self, wire_id: &RequestId) -> Option<RequestId> {
+        if let Some(id) = self.calls_of.get(wire_id) {
+            return Some(id.clone());
+        }
+        let call = self.calls.get(wire_id)?;
+        matches!(&call.stage, Stage::AtServer(id) if id == wire_id).then(|| wire_id.clone())
+    }
+
+    /// The request is over: the id that its client gave it.
+    fn land(&mut self, wire_id: &RequestId) -> Option<RequestId> {
+        if let Opening::Discovering(id) = &self.client.opening
+            && id == wire_id
+        {
+            self.client.opening = Opening::Not;
+            return Some(wire_id.clone());
+        }
+        let id = self.caller(wire_id)?;
+        self.calls_of.remove(wire_id);
+        self.calls.remove(&id);
+        Some(id)
+    }
+
+    fn subscribing<'a>(
+        &'a mut self,
+        now: Instant,
+        out: &'a mut Vec<Action>,
+        step: impl FnOnce(&mut Subscriptions, &mut Step<'a>),
+    ) {
+        let mut turn = Step { now, envelope: &self.client.envelope, ids: &mut self.ids, out };
+        step(&mut self.subscriptions, &mut turn);
+    }
+}
+
+fn fail(id: &RequestId, (reason, detail): Impossible, out: &mut Vec<Action>) {
+    out.push(Action::ToClient(FromBackend::RequestFailed { id: id.clone(), reason, detail }));
+}
+
+fn unknown_answer(id: &RequestId) {
+    tracing::debug!(%id, "an answer to nothing that waits: cancelled meanwhile, or never asked");
+}
+
+/// The same for every session that hears it, so that the bridge can tell that it is the same.
+fn without_subscription(method: &str, params: &str) -> Message {
+    let mut kept = Vec::new();
+    for field in members(params) {
+        if !field.is("_meta") {
+            kept.push(field.text.to_owned());
+            continue;
+        }
+        let meta = members(field.value).filter(|meta| !meta.is(SUBSCRIPTION_ID)).map(|meta| meta.text);
+        let meta = meta.collect::<Vec<_>>().join(",");
+        if !meta.is_empty() {
+            kept.push(format!("\"_meta\":{{{meta}}}"));
+        }
+    }
+    if kept.is_empty() {
+        return Message::notification_of_parts(method, &[]);
+    }
+    Message::notification_of_parts(method, &["{", &kept.join(","), "}"])
+}
+
+#[cfg(test)]
+mod tests;
