@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use mcp_mqtt_sidecar::status::GatewayStatus;
+use mcp_mqtt_sidecar::{config::BackendConfig, status::GatewayStatus};
 use mcp_mqtt_transport::{
     client::{Client, ClientOptions, Instance, RequestError, Session, SessionHandler, Unhandled},
     topic::{ClientId, ServerId, ServerName},
@@ -37,6 +37,8 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Options {
     broker: Url,
     server_id: String,
+    /// How a server that was started elsewhere is reached.
+    backend: Option<String>,
     gateway: Vec<String>,
     server: Vec<String>,
 }
@@ -57,9 +59,18 @@ impl Options {
         Self {
             broker: broker.clone(),
             server_id: format!("gateway-{:08x}", fastrand::u32(..)),
+            backend: None,
             gateway: Vec::new(),
             server: Vec::new(),
         }
+    }
+
+    /// A server that was started elsewhere, in place of the stub: [`Options::start_without_server`] then.
+    #[must_use]
+    pub fn backend(mut self, backend: &BackendConfig) -> Self {
+        let socket = backend.stdio_socket.as_ref().map(|path| format!("--stdio-socket={}", path.display()));
+        self.backend = socket.or(backend.http_url.as_ref().map(|url| format!("--http-url={url}")));
+        self
     }
 
     /// Another argument of the gateway: `--name=value`.
@@ -118,7 +129,7 @@ impl Options {
             .arg(format!("--server-name={SERVER_NAME}"))
             .arg(format!("--server-id={}", self.server_id))
             .arg(format!("--broker-url={}", self.broker))
-            .arg(format!("--stdio-socket={}", socket("shim.sock")))
+            .arg(self.backend.clone().unwrap_or_else(|| format!("--stdio-socket={}", socket("shim.sock"))))
             .arg(format!("--drain-socket={}", socket("gateway.sock")))
             .arg(format!("--admin-address={admin}"))
             .args(&self.gateway);

@@ -20,7 +20,6 @@ use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
 use tokio::{
     net::TcpStream,
-    sync::OnceCell,
     time::{Instant, sleep},
 };
 
@@ -32,8 +31,35 @@ const START_TIMEOUT: Duration = Duration::from_mins(1);
 pub const NODE_OPTIONS: (&str, &str) = ("NODE_OPTIONS", "--experimental-global-webcrypto");
 /// The entry point of `@modelcontextprotocol/server-everything`.
 const EVERYTHING: &str = "node_modules/@modelcontextprotocol/server-everything/dist/index.js";
+/// Where it is installed, of `target`; and the server on the SDK's second line, which has an installation of its own
+/// since the images have no use for it.
+const SERVERS: Installation =
+    Installation { source: "tests/servers", target: "target/mcp-servers", script: None };
+const MODERN: Installation = Installation {
+    source: "tests/servers/modern",
+    target: "target/mcp-modern-server",
+    script: Some("server.mjs"),
+};
 /// What npm writes last of an installation.
 const INSTALLED: &str = "node_modules/.package-lock.json";
+
+/// Packages of a directory with a lock file, installed elsewhere.
+#[derive(Debug, Clone, Copy)]
+struct Installation {
+    source: &'static str,
+    target: &'static str,
+    /// What stands beside them and goes with them.
+    script: Option<&'static str>,
+}
+
+/// Which eras of MCP the server on the SDK's second line speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Eras {
+    /// 2026-07-28 alone: it refuses `initialize`.
+    Modern,
+    /// That and the ones before.
+    Both,
+}
 
 /// A running server. Dropping it kills it.
 #[derive(Debug)]
@@ -57,11 +83,64 @@ pub async fn everything_http() -> Result<Server> {
 /// # Errors
 /// It cannot be installed or does not start.
 pub async fn everything_http_at(port: u16) -> Result<Server> {
-    let script = everything().await?;
-    let dir = tempfile::tempdir()?;
+    let mut command = node(installed(SERVERS).await?.join(EVERYTHING));
+    command.arg("streamableHttp").env("PORT", port.to_string());
+    http(command, port).await
+}
+
+/// `@modelcontextprotocol/server-everything` over stdio, behind a shim with these options.
+///
+/// # Errors
+/// It cannot be installed or the shim does not start.
+pub async fn everything_stdio(options: &[&str]) -> Result<Server> {
+    let script = installed(SERVERS).await?.join(EVERYTHING);
+    stdio(&["node".into(), script.into(), "stdio".into()], options).await
+}
+
+/// `tests/servers/modern` over Streamable HTTP, ready to take connections.
+///
+/// # Errors
+/// It cannot be installed or does not start.
+pub async fn modern_http(eras: Eras) -> Result<Server> {
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+    modern_http_at(port, eras).await
+}
+
+/// [`modern_http`] at a port: again where one was before.
+///
+/// # Errors
+/// It cannot be installed or does not start.
+pub async fn modern_http_at(port: u16, eras: Eras) -> Result<Server> {
+    let mut command = node(installed(MODERN).await?.join("server.mjs"));
+    command.arg("http").arg(format!("--port={port}")).args(eras.option());
+    http(command, port).await
+}
+
+/// `tests/servers/modern` over stdio, behind a shim.
+///
+/// # Errors
+/// It cannot be installed or the shim does not start.
+pub async fn modern_stdio(eras: Eras) -> Result<Server> {
+    let script = installed(MODERN).await?.join("server.mjs");
+    let mut command: Vec<OsString> = vec!["node".into(), script.into(), "stdio".into()];
+    command.extend(eras.option().map(OsString::from));
+    stdio(&command, &[]).await
+}
+
+impl Eras {
+    fn option(self) -> Option<&'static str> {
+        (self == Self::Both).then_some("--dual")
+    }
+}
+
+fn node(script: PathBuf) -> Command {
     let mut command = Command::new("node");
-    command.env(NODE_OPTIONS.0, NODE_OPTIONS.1);
-    command.arg(script).arg("streamableHttp").env("PORT", port.to_string());
+    command.env(NODE_OPTIONS.0, NODE_OPTIONS.1).arg(script);
+    command
+}
+
+async fn http(command: Command, port: u16) -> Result<Server> {
+    let dir = tempfile::tempdir()?;
     let url = format!("http://127.0.0.1:{port}/mcp").parse()?;
     let transport = BackendConfig { stdio_socket: None, http_url: Some(url) };
     let mut server = Server { process: spawn(command, dir.path())?, dir, transport };
@@ -79,18 +158,14 @@ pub async fn everything_http_at(port: u16) -> Result<Server> {
     Ok(server)
 }
 
-/// `@modelcontextprotocol/server-everything` over stdio, behind a shim with these options.
-///
-/// # Errors
-/// It cannot be installed or the shim does not start.
-pub async fn everything_stdio(options: &[&str]) -> Result<Server> {
-    let script = everything().await?;
+/// Behind a shim with these options.
+async fn stdio(server: &[OsString], options: &[&str]) -> Result<Server> {
     let dir = tempfile::tempdir()?;
     let socket = dir.path().join("shim.sock");
     let mut command = Command::new(sidecar());
     command.env(NODE_OPTIONS.0, NODE_OPTIONS.1);
     command.args(["shim", "run", "--socket"]).arg(&socket).args(options);
-    command.args([OsString::from("--"), "node".into(), script.into(), "stdio".into()]);
+    command.arg("--").args(server);
     let transport = BackendConfig { stdio_socket: Some(socket.clone()), http_url: None };
     let server = Server { process: spawn(command, dir.path())?, dir, transport };
     let deadline = Instant::now() + START_TIMEOUT;
@@ -160,42 +235,45 @@ fn spawn(mut command: Command, dir: &Path) -> Result<Child> {
         .with_context(|| format!("cannot start {} (Debian package nodejs)", command.get_program().display()))
 }
 
-/// The entry point of `server-everything`; installs `tests/servers` into `target/mcp-servers` on first use.
-async fn everything() -> Result<PathBuf> {
-    static DIRECTORY: OnceCell<PathBuf> = OnceCell::const_new();
-    let directory = DIRECTORY
-        .get_or_try_init(|| async {
-            tokio::task::spawn_blocking(install).await.context("the installation panicked")?
-        })
-        .await?;
-    Ok(directory.join(EVERYTHING))
+/// Where an installation is; made on first use.
+async fn installed(installation: Installation) -> Result<PathBuf> {
+    tokio::task::spawn_blocking(move || installation.ensure()).await.context("the installation panicked")?
 }
 
-/// `npm ci`, unless it was done for the same lock file. One process at a time, for all test binaries.
-fn install() -> Result<PathBuf> {
-    let source = workspace().join("tests/servers");
-    let target = workspace().join("target/mcp-servers");
-    fs::create_dir_all(&target)?;
-    let guard = File::create(target.join(".lock"))?;
-    flock(&guard, FlockOperation::LockExclusive)?;
-    let wanted = fs::read(source.join("package-lock.json"))?;
-    let stands = target.join(INSTALLED).exists()
-        && fs::read(target.join("package-lock.json")).is_ok_and(|stands| stands == wanted);
-    if !stands {
-        eprintln!("installing the MCP servers of tests/servers into target/mcp-servers (once)");
-        for name in ["package.json", "package-lock.json"] {
-            fs::copy(source.join(name), target.join(name))?;
+impl Installation {
+    /// `npm ci`, unless it was done for the same lock file. One process at a time, for all test binaries.
+    fn ensure(self) -> Result<PathBuf> {
+        let source = workspace().join(self.source);
+        let target = workspace().join(self.target);
+        fs::create_dir_all(&target)?;
+        let guard = File::create(target.join(".lock"))?;
+        flock(&guard, FlockOperation::LockExclusive)?;
+        let wanted = fs::read(source.join("package-lock.json"))?;
+        let stands = target.join(INSTALLED).exists()
+            && fs::read(target.join("package-lock.json")).is_ok_and(|stands| stands == wanted);
+        if !stands {
+            eprintln!("installing the MCP servers of {} into {} (once)", self.source, self.target);
+            for name in ["package.json", "package-lock.json"] {
+                fs::copy(source.join(name), target.join(name))?;
+            }
+            let npm = Command::new("npm")
+                .args(["ci", "--no-audit", "--no-fund", "--loglevel=error"])
+                .current_dir(&target)
+                .stdin(Stdio::null())
+                .status()
+                .context("npm cannot be started (Debian package npm)")?;
+            ensure!(
+                npm.success(),
+                "`npm ci` in {} failed ({npm}): is the npm registry within reach?",
+                self.target
+            );
         }
-        let npm = Command::new("npm")
-            .args(["ci", "--no-audit", "--no-fund", "--loglevel=error"])
-            .current_dir(&target)
-            .stdin(Stdio::null())
-            .status()
-            .context("npm cannot be started (Debian package npm)")?;
-        ensure!(
-            npm.success(),
-            "`npm ci` in target/mcp-servers failed ({npm}): is the npm registry within reach?"
-        );
+        if let Some(script) = self.script {
+            let wanted = fs::read(source.join(script))?;
+            if fs::read(target.join(script)).ok().as_ref() != Some(&wanted) {
+                fs::write(target.join(script), wanted)?;
+            }
+        }
+        Ok(target)
     }
-    Ok(target)
 }

@@ -5,7 +5,7 @@
 //! [`backend`](super) knows of eras.
 //!
 //! - [`translator`]: the session as a state machine without IO; [`rounds`]: a call that asks its client for input;
-//!   [`subscriptions`]: what the client wants to hear of
+//!   [`subscriptions`]: what the client wants to hear of; [`client`]: what it said at the beginning
 //! - [`envelope`]: what every request carries; [`result`]: what of a result older clients know
 //! - [`driver`]: between the bridge and a session of the transport
 //! - [`members`]: JSON taken apart without reading it
@@ -14,6 +14,7 @@ use mcp_mqtt_transport::jsonrpc::{Message, RequestId};
 
 use super::FromBackend;
 
+mod client;
 mod driver;
 mod envelope;
 pub(super) mod members;

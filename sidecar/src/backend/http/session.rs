@@ -132,9 +132,10 @@ impl Driver {
             // In 2026-07-28 the end of its stream cancels a request, and nothing else is told to the server.
             (_, method) if self.session.metadata.is_some() => {
                 let cancelled = message.cancelled_request().and_then(|id| self.in_flight.get(&id));
-                match cancelled {
-                    Some(request) => request.cancelled.notify_one(),
-                    None => tracing::debug!(method, "is not sent to a server without sessions"),
+                if let Some(request) = cancelled {
+                    request.cancelled.notify_one();
+                } else {
+                    tracing::debug!(method, "is not sent to a server without sessions");
                 }
                 return;
             }

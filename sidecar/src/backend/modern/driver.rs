@@ -37,15 +37,14 @@ pub(in crate::backend) async fn serve(
         to_server: VecDeque::new(),
         to_bridge: VecDeque::new(),
     };
-    let end = match pump.run(from_bridge, &server).await {
-        Some(end) => end,
-        None => {
-            for message in pump.to_server.drain(..) {
-                let _ = server.to_backend.try_send(message); // last words, as far as they fit
-            }
-            drop(server);
-            pump.wait_for_end().await
+    let end = if let Some(end) = pump.run(from_bridge, &server).await {
+        end
+    } else {
+        for message in pump.to_server.drain(..) {
+            let _ = server.to_backend.try_send(message); // last words, as far as they fit
         }
+        drop(server);
+        pump.wait_for_end().await
     };
     let _ = pump.events.send((id, FromBackend::Ended(end))).await; // the bridge is gone: nobody to tell
 }

@@ -106,14 +106,20 @@ fn modern_capabilities(mut legacy: Map<String, Value>) -> Map<String, Value> {
 }
 
 /// What a client lets itself be asked.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Asking {
-    form: bool,
-    url: bool,
-    sampling: bool,
-    sampling_tools: bool,
-    roots: bool,
+    /// Of [`QUESTIONS`], the capabilities that it declared.
+    declared: Vec<&'static str>,
 }
+
+/// The capabilities that let a client be asked, and where they stand.
+const QUESTIONS: [(&str, &str); 5] = [
+    ("elicitation", "/elicitation/form"),
+    ("elicitation.url", "/elicitation/url"),
+    ("sampling", "/sampling"),
+    ("sampling.tools", "/sampling/tools"),
+    ("roots", "/roots"),
+];
 
 impl Asking {
     /// Of the `params` of an `initialize` request.
@@ -121,30 +127,26 @@ impl Asking {
         let legacy = member(initialize, "capabilities").and_then(|raw| serde_json::from_str(raw).ok());
         let capabilities = Value::Object(modern_capabilities(legacy.unwrap_or_default()));
         let has = |pointer| capabilities.pointer(pointer).is_some_and(Value::is_object);
-        Self {
-            form: has("/elicitation/form"),
-            url: has("/elicitation/url"),
-            sampling: has("/sampling"),
-            sampling_tools: has("/sampling/tools"),
-            roots: has("/roots"),
-        }
+        let declared = QUESTIONS.iter().filter(|(_, pointer)| has(pointer)).map(|(name, _)| *name);
+        Self { declared: declared.collect() }
     }
 
     /// The capability that this request would need and the client has not; nothing: it may be asked. `Err`: no
     /// client can be asked that.
-    pub(super) fn lacks(self, method: &str, params: &str) -> Result<Option<&'static str>, ()> {
-        let missing = |there: bool, capability| Ok((!there).then_some(capability));
-        match method {
-            "elicitation/create" if is_url(params) => missing(self.url, "elicitation.url"),
-            "elicitation/create" => missing(self.form, "elicitation"),
-            "sampling/createMessage" if !self.sampling => Ok(Some("sampling")),
-            "sampling/createMessage" => {
-                let tools = member(params, "tools").or(member(params, "toolChoice"));
-                missing(self.sampling_tools || tools.is_none(), "sampling.tools")
+    pub(super) fn lacks(&self, method: &str, params: &str) -> Result<Option<&'static str>, ()> {
+        let needed: &[&'static str] = match method {
+            "elicitation/create" if is_url(params) => &["elicitation.url"],
+            "elicitation/create" => &["elicitation"],
+            "sampling/createMessage"
+                if member(params, "tools").or(member(params, "toolChoice")).is_some() =>
+            {
+                &["sampling", "sampling.tools"]
             }
-            "roots/list" => missing(self.roots, "roots"),
-            _ => Err(()),
-        }
+            "sampling/createMessage" => &["sampling"],
+            "roots/list" => &["roots"],
+            _ => return Err(()),
+        };
+        Ok(needed.iter().find(|needed| !self.declared.contains(needed)).copied())
     }
 }
 

@@ -44,7 +44,7 @@ impl Round {
     pub(super) fn begin(
         requests: Option<&str>,
         state: Option<&str>,
-        can: Asking,
+        can: &Asking,
         ids: &mut Ids,
     ) -> Result<(Self, Vec<Message>), Impossible> {
         let bad = |what: String| (failure::BAD_ANSWER, format!("the server asks for input, but {what}"));

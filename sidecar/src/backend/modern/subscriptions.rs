@@ -15,12 +15,14 @@ use std::{
 use mcp_mqtt_transport::jsonrpc::{Message, RequestId};
 use serde::Deserialize;
 
-use super::{Action, Ids, envelope::Envelope, reason};
+use super::{Action, Ids, envelope::Envelope, members::members, reason};
 use crate::{
     backend::{FromBackend, failure},
     backoff::Backoff,
 };
 
+/// Where the subscription's id stands in `_meta`.
+pub(super) const SUBSCRIPTION_ID: &str = "io.modelcontextprotocol/subscriptionId";
 /// The method.
 pub(super) const LISTEN: &str = "subscriptions/listen";
 /// Resources that one session may subscribe to: each goes into every `subscriptions/listen` anew.
@@ -221,23 +223,20 @@ impl Subscriptions {
             self.gap = true;
             step.out.push(Action::ToServer(Message::cancelled(&previous, "replaced by another one")));
         }
-        match ended.since {
-            Some(since) => {
-                self.gap = true;
-                if step.now.saturating_duration_since(since) >= STOOD {
-                    self.backoff.reset();
-                }
+        if let Some(since) = ended.since {
+            self.gap = true;
+            if step.now.saturating_duration_since(since) >= STOOD {
+                self.backoff.reset();
             }
-            None => {
-                let (reason, detail) = refusal.unwrap_or((
-                    failure::CONNECTION_BROKEN,
-                    "the server ended the subscription before it began".to_owned(),
-                ));
-                let failed = |uri: &String| for_good || ended.resources.contains(uri);
-                for (id, uri) in self.waiting.extract_if(.., |(_, uri)| failed(uri)) {
-                    self.resources.remove(&uri);
-                    step.out.push(Action::fail(id, reason, detail.clone()));
-                }
+        } else {
+            let (reason, detail) = refusal.unwrap_or((
+                failure::CONNECTION_BROKEN,
+                "the server ended the subscription before it began".to_owned(),
+            ));
+            let failed = |uri: &String| for_good || ended.resources.contains(uri);
+            for (id, uri) in self.waiting.extract_if(.., |(_, uri)| failed(uri)) {
+                self.resources.remove(&uri);
+                step.out.push(Action::fail(id, reason, detail.clone()));
             }
         }
         if for_good {
@@ -319,4 +318,24 @@ impl Action {
     fn fail(id: RequestId, reason: &'static str, detail: String) -> Self {
         Self::ToClient(FromBackend::RequestFailed { id, reason, detail })
     }
+}
+
+/// The same for every session that hears it, so that the bridge can tell that it is the same.
+pub(super) fn without_subscription(method: &str, params: &str) -> Message {
+    let mut kept = Vec::new();
+    for field in members(params) {
+        if !field.is("_meta") {
+            kept.push(field.text.to_owned());
+            continue;
+        }
+        let meta = members(field.value).filter(|meta| !meta.is(SUBSCRIPTION_ID)).map(|meta| meta.text);
+        let meta = meta.collect::<Vec<_>>().join(",");
+        if !meta.is_empty() {
+            kept.push(format!("\"_meta\":{{{meta}}}"));
+        }
+    }
+    if kept.is_empty() {
+        return Message::notification_of_parts(method, &[]);
+    }
+    Message::notification_of_parts(method, &["{", &kept.join(","), "}"])
 }

@@ -20,23 +20,17 @@ use mcp_mqtt_transport::jsonrpc::{Kind, Message, RequestId, code};
 
 use super::{
     Action, Ids, MODERN_REVISION,
-    envelope::{Asking, Envelope},
-    members::{items, member, members, string},
+    client::{Client, Opening},
+    members::{member, string},
     reason,
     result::{self, Answer},
     rounds::{Impossible, MAX_ROUNDS, Round},
-    subscriptions::{LISTEN, Step, Subscriptions},
+    subscriptions::{LISTEN, SUBSCRIPTION_ID, Step, Subscriptions, without_subscription},
 };
-use crate::backend::{FromBackend, NEWEST_REVISION, failure};
+use crate::backend::{FromBackend, failure};
 
-/// The revisions that are spoken to clients here; the last one is offered to a client that wants another.
-const LEGACY_REVISIONS: [&str; 4] = ["2024-11-05", "2025-03-26", "2025-06-18", NEWEST_REVISION];
 /// Pause before a call is repeated of which the server wants nothing but that: what the official SDKs make.
 const REPEAT_PAUSE: Duration = Duration::from_millis(250);
-/// What stands for a server that does not say who it is; `initialize` has to tell a name.
-const UNNAMED: &str = r#"{"name":"unnamed","version":"unknown"}"#;
-/// Where the subscription's id stands in `_meta`.
-const SUBSCRIPTION_ID: &str = "io.modelcontextprotocol/subscriptionId";
 
 /// See the module.
 #[derive(Debug)]
@@ -48,27 +42,6 @@ pub(super) struct Translator {
     /// has them: whose call they are of.
     calls_of: HashMap<RequestId, RequestId>,
     subscriptions: Subscriptions,
-}
-
-/// What the client said at the beginning, and what became of it.
-#[derive(Debug)]
-struct Client {
-    envelope: Envelope,
-    asking: Asking,
-    /// The revision that is spoken to it.
-    revision: &'static str,
-    opening: Opening,
-    /// Of the server: `logging`, and `resources.subscribe`.
-    can_log: bool,
-    can_subscribe: bool,
-}
-
-#[derive(Debug)]
-enum Opening {
-    Not,
-    /// The id of `initialize`, and of `server/discover`.
-    Discovering(RequestId),
-    Open,
 }
 
 /// A request of the client in flight.
@@ -93,14 +66,7 @@ impl Translator {
     pub(super) fn new() -> Self {
         Self {
             ids: Ids::default(),
-            client: Client {
-                envelope: Envelope::of("{}"),
-                asking: Asking::default(),
-                revision: NEWEST_REVISION,
-                opening: Opening::Not,
-                can_log: false,
-                can_subscribe: false,
-            },
+            client: Client::default(),
             calls: HashMap::new(),
             calls_of: HashMap::new(),
             subscriptions: Subscriptions::new([false; 3]),
@@ -143,7 +109,7 @@ impl Translator {
                 self.unanswered(&id, (reason, detail), false, now, out);
             }
             other @ (FromBackend::Malformed { .. } | FromBackend::Ended(_)) => {
-                out.push(Action::ToClient(other))
+                out.push(Action::ToClient(other));
             }
         }
     }
@@ -232,49 +198,24 @@ impl Translator {
     }
 
     fn initialize(&mut self, message: &Message, out: &mut Vec<Action>) {
-        let (Some(id), params) = (message.id(), message.params().unwrap_or("{}")) else { return };
-        let wanted = member(params, "protocolVersion").and_then(string);
-        let revision = LEGACY_REVISIONS.iter().find(|revision| Some(**revision) == wanted.as_deref());
-        self.client.revision = revision.unwrap_or(&NEWEST_REVISION);
-        self.client.envelope = Envelope::of(params);
-        self.client.asking = Asking::of(params);
-        self.client.opening = Opening::Discovering(id.clone());
+        let Some(id) = message.id() else { return };
+        self.client = Client::begin(id, message.params().unwrap_or("{}"));
         out.push(Action::ToServer(self.client.envelope.request(id, "server/discover", None, &[])));
     }
 
     /// The result of `server/discover` becomes the one of `initialize`.
     fn discovered(&mut self, id: &RequestId, result: &str, out: &mut Vec<Action>) {
-        let versions = member(result, "supportedVersions").unwrap_or("[]");
-        if !items(versions).any(|version| string(version).is_some_and(|version| version == MODERN_REVISION)) {
-            let detail = format!("the server does not speak {MODERN_REVISION}; it speaks {versions}");
-            let failed = (reason::REVISION_REFUSED, detail);
-            out.push(Action::RevisionChanged);
-            return fail(id, failed, out);
+        match self.client.discovered(result) {
+            Ok(lists) => {
+                self.subscriptions = Subscriptions::new(lists);
+                out.push(Action::to_client(self.client.initialize_result(id, result)));
+            }
+            Err(versions) => {
+                let detail = format!("the server does not speak {MODERN_REVISION}; it speaks {versions}");
+                out.push(Action::RevisionChanged);
+                fail(id, (reason::REVISION_REFUSED, detail), out);
+            }
         }
-        let capabilities = member(result, "capabilities").unwrap_or("{}");
-        let feature = |name| member(capabilities, name);
-        let tells = |name, what| feature(name).and_then(|feature| member(feature, what)) == Some("true");
-        self.client.can_log = feature("logging").is_some();
-        self.client.can_subscribe = tells("resources", "subscribe");
-        let lists = ["tools", "prompts", "resources"].map(|name| tells(name, "listChanged"));
-        self.subscriptions = Subscriptions::new(lists);
-        self.client.opening = Opening::Open;
-
-        let info =
-            member(result, "_meta").and_then(|meta| member(meta, "io.modelcontextprotocol/serverInfo"));
-        let mut parts = vec![
-            r#"{"protocolVersion":""#,
-            self.client.revision,
-            r#"","capabilities":"#,
-            capabilities,
-            r#","serverInfo":"#,
-            info.filter(|info| info.starts_with('{')).unwrap_or(UNNAMED),
-        ];
-        if let Some(instructions) = member(result, "instructions").filter(|text| text.starts_with('"')) {
-            parts.extend([r#","instructions":"#, instructions]);
-        }
-        parts.push("}");
-        out.push(Action::to_client(Message::result_of_parts(id, &parts)));
     }
 
     fn response(&mut self, message: Message, now: Instant, out: &mut Vec<Action>) {
@@ -350,7 +291,7 @@ impl Translator {
             let detail = format!("the server asked for input {MAX_ROUNDS} times and wants more");
             Err((reason::TOO_MANY_ROUNDS, detail))
         } else {
-            Round::begin(requests, state, self.client.asking, &mut self.ids)
+            Round::begin(requests, state, &self.client.asking, &mut self.ids)
         };
         match begun {
             Err(failed) => {
@@ -454,7 +395,7 @@ impl Translator {
             "notifications/subscriptions/acknowledged" => {
                 if let Some(id) = subscription() {
                     self.subscribing(now, out, |subscriptions, step| {
-                        subscriptions.acknowledged(&id, params, step)
+                        subscriptions.acknowledged(&id, params, step);
                     });
                 }
             }
@@ -462,7 +403,7 @@ impl Translator {
             "notifications/cancelled" => {
                 if let Some(id) = message.cancelled_request().filter(|id| self.subscriptions.owns(id)) {
                     self.subscribing(now, out, |subscriptions, step| {
-                        subscriptions.ended(&id, None, false, step)
+                        subscriptions.ended(&id, None, false, step);
                     });
                 }
             }
@@ -520,26 +461,6 @@ fn fail(id: &RequestId, (reason, detail): Impossible, out: &mut Vec<Action>) {
 
 fn unknown_answer(id: &RequestId) {
     tracing::debug!(%id, "an answer to nothing that waits: cancelled meanwhile, or never asked");
-}
-
-/// The same for every session that hears it, so that the bridge can tell that it is the same.
-fn without_subscription(method: &str, params: &str) -> Message {
-    let mut kept = Vec::new();
-    for field in members(params) {
-        if !field.is("_meta") {
-            kept.push(field.text.to_owned());
-            continue;
-        }
-        let meta = members(field.value).filter(|meta| !meta.is(SUBSCRIPTION_ID)).map(|meta| meta.text);
-        let meta = meta.collect::<Vec<_>>().join(",");
-        if !meta.is_empty() {
-            kept.push(format!("\"_meta\":{{{meta}}}"));
-        }
-    }
-    if kept.is_empty() {
-        return Message::notification_of_parts(method, &[]);
-    }
-    Message::notification_of_parts(method, &["{", &kept.join(","), "}"])
 }
 
 #[cfg(test)]
