@@ -406,38 +406,49 @@ async fn a_server_that_speaks_both_is_spoken_to_as_its_client_speaks() -> Result
     Ok(())
 }
 
+/// Waits until the gateway says that the server speaks this revision, and a new session works.
+async fn follows(rig: &Rig, version: &str) -> Result<()> {
+    let works = async {
+        loop {
+            // A gateway that did not see the server go finds out by whoever calls.
+            let said = match rig.session().await {
+                Ok((session, _)) => call(&session, "echo", json!({"message": "here"})).await.ok(),
+                Err(_) => None,
+            };
+            let status = rig.gateway.status().await?;
+            let speaks = status.server.as_ref().is_some_and(|server| server.protocol_version == version);
+            if said.as_deref().is_some_and(|said| said.contains("here")) && speaks && status.ready() {
+                return anyhow::Ok(());
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(PATIENCE, works).await.with_context(|| format!("{version} is not spoken"))?
+}
+
 #[tokio::test]
 async fn a_server_that_comes_back_in_another_era_is_followed() -> Result<()> {
     let mut rig = Rig::new(servers::modern_http(Eras::Both).await?).await?;
     let port = rig.server.port().context("a port")?;
-    let speaks = |version: &'static str| {
-        move |status: &mcp_mqtt_sidecar::status::GatewayStatus| {
-            status.ready() && status.server.as_ref().is_some_and(|server| server.protocol_version == version)
-        }
-    };
-    for (eras, version) in
-        [(Eras::Modern, "2026-07-28"), (Eras::Both, "2025-11-25"), (Eras::Modern, "2026-07-28")]
-    {
+    for (eras, version) in [(Eras::Modern, "2026-07-28"), (Eras::Both, "2025-11-25")] {
         rig.server.kill()?;
+        rig.gateway.wait_for("the loss", |status| !status.backend.ok).await?;
         rig.server = servers::modern_http_at(port, eras).await?;
-        let follows = async {
-            loop {
-                // Whether the gateway saw it go or not, whoever calls finds out.
-                let opened = rig.session().await;
-                let said = match &opened {
-                    Ok((session, _)) => call(session, "echo", json!({"message": "here"})).await,
-                    Err(_) => Ok(String::new()),
-                };
-                let status = rig.gateway.status().await?;
-                if matches!(&said, Ok(said) if said == "here") && speaks(version)(&status) {
-                    return anyhow::Ok(());
-                }
-                sleep(Duration::from_millis(50)).await;
-            }
-        };
-        timeout(PATIENCE, follows).await.with_context(|| format!("{version}\n{}", rig.gateway.log()))??;
+        follows(&rig, version).await?;
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_comes_back_in_another_era_before_anybody_looked_is_followed_too() -> Result<()> {
+    let mut rig = Rig::new(servers::modern_http(Eras::Both).await?).await?;
+    let port = rig.server.port().context("a port")?;
+    rig.server.kill()?;
+    rig.server = servers::modern_http_at(port, Eras::Modern).await?;
+    follows(&rig, "2026-07-28").await?;
+    rig.server.kill()?;
+    rig.server = servers::everything_http_at(port).await?;
+    follows(&rig, "2025-11-25").await
 }
 
 #[tokio::test]
@@ -446,6 +457,7 @@ async fn a_server_that_dies_in_a_call_is_an_error_and_the_next_session_works() -
     let (session, _person) = rig.session().await?;
     let error = call(&session, "exit", json!({})).await.expect_err("it dies");
     assert_eq!(reason(&error), Some("backend-ended"), "{error}");
+    timeout(PATIENCE, session.wait_ended()).await.context("the session's end is told")?;
     let (session, _person) = rig.session().await?;
     assert_eq!(call(&session, "echo", json!({"message": "again"})).await?, "again");
     Ok(())

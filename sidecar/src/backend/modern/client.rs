@@ -66,6 +66,11 @@ impl Client {
         }
     }
 
+    /// Whether the request of this id is the `server/discover` that `initialize` waits for.
+    pub(super) fn is_discovering(&self, id: &RequestId) -> bool {
+        matches!(&self.opening, Opening::Discovering(discover) if discover == id)
+    }
+
     /// The server answered `server/discover`. Of tools, prompts and resources: whether it tells when their list changes.
     ///
     /// # Errors

@@ -223,7 +223,8 @@ impl Translator {
         let wire_id = &wire_id;
         if let Some(error) = message.error() {
             let unknown = result::unknown_error(&error);
-            if error.code == result::UNSUPPORTED_VERSION {
+            // Every server of the revision has `server/discover`.
+            if error.code == result::UNSUPPORTED_VERSION || self.client.is_discovering(wire_id) {
                 out.push(Action::RevisionChanged);
             }
             if self.subscriptions.owns(wire_id) {
@@ -243,16 +244,13 @@ impl Translator {
             };
         }
         let Some(said) = message.result() else { return };
-        if let Opening::Discovering(id) = &self.client.opening
-            && id == wire_id
-        {
-            let id = id.clone();
-            return self.discovered(&id, said, out);
+        if self.client.is_discovering(wire_id) {
+            return self.discovered(wire_id, said, out);
         }
         if self.subscriptions.owns(wire_id) {
-            let id = wire_id.clone();
-            return self
-                .subscribing(now, out, |subscriptions, step| subscriptions.ended(&id, None, false, step));
+            return self.subscribing(now, out, |subscriptions, step| {
+                subscriptions.ended(wire_id, None, false, step)
+            });
         }
         let Some(id) = self.caller(wire_id) else { return unknown_answer(wire_id) };
         let Some(call) = self.calls.get(&id) else { return unknown_answer(wire_id) };
@@ -375,10 +373,14 @@ impl Translator {
         out: &mut Vec<Action>,
     ) {
         if self.subscriptions.owns(wire_id) {
-            self.subscribing(now, out, |subscriptions, step| {
+            return self.subscribing(now, out, |subscriptions, step| {
                 subscriptions.ended(wire_id, Some(failed), for_good, step);
             });
-        } else if let Some(id) = self.land(wire_id) {
+        }
+        if self.client.is_discovering(wire_id) {
+            out.push(Action::RevisionChanged);
+        }
+        if let Some(id) = self.land(wire_id) {
             fail(&id, failed, out);
         } else {
             unknown_answer(wire_id);
@@ -432,9 +434,7 @@ impl Translator {
 
     /// The request is over: the id that its client gave it.
     fn land(&mut self, wire_id: &RequestId) -> Option<RequestId> {
-        if let Opening::Discovering(id) = &self.client.opening
-            && id == wire_id
-        {
+        if self.client.is_discovering(wire_id) {
             self.client.opening = Opening::Not;
             return Some(wire_id.clone());
         }
