@@ -7,4 +7,5 @@ mod answers;
 mod ends;
 mod fake;
 mod order;
+mod stateless;
 mod streams;
