@@ -64,16 +64,15 @@ impl Envelope {
         more: &[&str],
     ) -> Message {
         let mut parts = vec![r#"{"_meta":{"#, self.leveled.as_ref().unwrap_or(&self.fixed)];
-        for meta in members(params.unwrap_or_default()).filter(|member| member.is("_meta")) {
+        let (metas, others): (Vec<_>, Vec<_>) =
+            members(params.unwrap_or_default()).partition(|member| member.is("_meta"));
+        for meta in metas {
             for theirs in members(meta.value).filter(|meta| !OURS.iter().any(|ours| meta.is(ours))) {
                 parts.extend([",", theirs.text]);
             }
         }
         parts.push("}");
-        let ours = |member: &super::members::Member<'_>| {
-            member.is("_meta") || OURS_IN_PARAMS.iter().any(|ours| member.is(ours))
-        };
-        for theirs in members(params.unwrap_or_default()).filter(|member| !ours(member)) {
+        for theirs in others.iter().filter(|member| !OURS_IN_PARAMS.iter().any(|ours| member.is(ours))) {
             parts.extend([",", theirs.text]);
         }
         for more in more {

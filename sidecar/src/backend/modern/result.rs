@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use mcp_mqtt_transport::jsonrpc::RpcError;
 
-use super::members::{items, member, members, string};
+use super::members::{Member, items, member, members, string};
 
 /// HTTP headers that do not fit the body (2026-07-28, Error Codes).
 pub(super) const HEADER_MISMATCH: i64 = -32020;
@@ -41,17 +41,19 @@ pub(super) fn read<'a>(method: &str, result: &'a str) -> Answer<'a> {
     if !has("resultType") && !has("structuredContent") && !narrow_tools {
         return Answer::AsItIs;
     }
-    let kind = member(result, "resultType");
+    let fields: Vec<Member<'_>> = members(result).collect();
+    let of = |name| fields.iter().rfind(|field| field.is(name)).map(|field| field.value);
+    let kind = of("resultType");
     match kind.map(|kind| string(kind).unwrap_or(Cow::Borrowed(kind))).as_deref() {
         None | Some("complete") => {}
         Some("input_required") => {
-            let of = |name| member(result, name).filter(|value| *value != "null");
+            let of = |name| of(name).filter(|value| *value != "null");
             return Answer::InputRequired { requests: of("inputRequests"), state: of("requestState") };
         }
         Some(_) => return Answer::Unknown(kind.unwrap_or_default()),
     }
-    let mut parts = Vec::with_capacity(8);
-    for field in members(result) {
+    let mut parts = Vec::with_capacity(2 * fields.len() + 1);
+    for field in fields {
         let dropped = field.is("resultType")
             // Any JSON now; an object before, and clients check it. The same stands in `content`.
             || (method == "tools/call" && field.is("structuredContent") && !field.value.starts_with('{'));
