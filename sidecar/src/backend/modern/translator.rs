@@ -249,7 +249,7 @@ impl Translator {
         }
         if self.subscriptions.owns(wire_id) {
             return self.subscribing(now, out, |subscriptions, step| {
-                subscriptions.ended(wire_id, None, false, step)
+                subscriptions.ended(wire_id, None, false, step);
             });
         }
         let Some(id) = self.caller(wire_id) else { return unknown_answer(wire_id) };
