@@ -22,15 +22,37 @@ use crate::{
     telemetry,
 };
 
+/// Shows the configuration with all its defaults, as a command line. Exit code 64 when it cannot be used.
+pub fn print_config(config: &GatewayConfig) -> ExitCode {
+    match judge(config) {
+        Ok(()) => {
+            println!("{}", config.to_command_line());
+            ExitCode::SUCCESS
+        }
+        Err(error) => unusable(&error),
+    }
+}
+
+/// Tells all that is wrong with a configuration. Exit code 64.
+pub fn unusable(error: &ConfigError) -> ExitCode {
+    eprintln!("{error}\nSee `{} gateway --help`.", crate::config::BINARY);
+    ExitCode::from(EXIT_USAGE)
+}
+
+/// Whether the configuration can be used, without a look at the world.
+///
+/// # Errors
+/// All its problems.
+pub fn judge(config: &GatewayConfig) -> Result<(), ConfigError> {
+    check(config).map(drop)
+}
+
 /// Runs the gateway until SIGTERM (or SIGINT), then drains. Exit code 64 when the configuration cannot be used, before
 /// anything was started.
 pub fn run(config: GatewayConfig) -> ExitCode {
     let (identity, backend) = match check(&config) {
         Ok(checked) => checked,
-        Err(error) => {
-            eprintln!("{error}");
-            return ExitCode::from(EXIT_USAGE);
-        }
+        Err(error) => return unusable(&error),
     };
     telemetry::init(config.log_format, &config.log);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -43,7 +65,7 @@ pub fn run(config: GatewayConfig) -> ExitCode {
 /// The configuration's problems, all of them.
 fn check(config: &GatewayConfig) -> Result<(Identity, Backend), ConfigError> {
     let identity = config.check();
-    let backend = Backend::from_config(&config.backend, &config.limits);
+    let backend = Backend::from_config(&config.backend, &config.processes, &config.limits);
     match (identity, backend) {
         (Ok(identity), Ok(backend)) => Ok((identity, backend)),
         (Err(error), Ok(_)) => Err(error),
@@ -66,10 +88,10 @@ async fn serve(config: GatewayConfig, identity: Identity, backend: Backend) -> E
                 return failed(&format!("cannot listen for signals: {error}"));
             }
         };
-    match admin::serve(config.admin_address, board.clone(), metrics.clone()) {
-        Ok(address) => tracing::info!(%address, "serving /healthz, /readyz, /status and /metrics"),
-        Err(error) => {
-            return failed(&format!("cannot serve on --admin-address {}: {error}", config.admin_address));
+    if let Some(address) = config.admin_address {
+        match admin::serve(address, board.clone(), metrics.clone()) {
+            Ok(address) => tracing::info!(%address, "serving /healthz, /readyz, /status and /metrics"),
+            Err(error) => return failed(&format!("cannot serve on --admin-address {address}: {error}")),
         }
     }
     let (drainer, drains) = drain::channel();
@@ -82,6 +104,10 @@ async fn serve(config: GatewayConfig, identity: Identity, backend: Backend) -> E
         }
     }
 
+    let processes = match backend.start() {
+        Ok(processes) => processes,
+        Err(error) => return failed(&format!("cannot look after the MCP server's processes: {error}")),
+    };
     let (to_bridge, health) = watch::channel(Health::Down("not asked yet".to_owned()));
     tokio::spawn(health::watch(backend.clone(), board.clone(), to_bridge));
     let registrar = Registrar::new(config.clone(), identity, board.clone(), metrics.clone());
@@ -92,8 +118,15 @@ async fn serve(config: GatewayConfig, identity: Identity, backend: Backend) -> E
         _ = terminate.recv() => tracing::info!("SIGTERM"),
         _ = interrupt.recv() => tracing::info!("SIGINT"),
     }
+    // Without a drain the processes see their stdin close, and get SIGTERM when this one is gone.
     tokio::select! {
-        code = drain_and_end(drainer, &config) => code,
+        code = async {
+            let code = drain_and_end(drainer, &config).await;
+            if let Some(processes) = processes {
+                processes.stop().await;
+            }
+            code
+        } => code,
         _ = terminate.recv() => failed("a second signal: ending without a drain"),
         _ = interrupt.recv() => failed("a second signal: ending without a drain"),
     }

@@ -8,7 +8,7 @@
 //! - [`modern`]: servers that speak only 2026-07-28, over either transport: what of a session lives in the gateway then
 //! - [`probe`]: asks the server who it is, as a client would, and so finds which era it speaks
 
-use std::{convert::Infallible, fmt, time::Duration};
+use std::{convert::Infallible, fmt, io, time::Duration};
 
 use mcp_mqtt_transport::jsonrpc::{Message, RequestId};
 use tokio::{
@@ -18,7 +18,8 @@ use tokio::{
 
 use self::era::Era;
 use crate::{
-    config::{BackendConfig, Limits},
+    config::{BackendConfig, Limits, ProcessConfig},
+    shim::processes::{Processes, Reap},
     status::ServerInfo,
 };
 
@@ -31,6 +32,7 @@ pub mod probe;
 mod skim;
 pub mod stdio;
 
+use self::stdio::own::{Running, Spawner};
 pub use self::{http::HttpBackend, probe::ProbeError, stdio::StdioBackend};
 
 /// The newest revision of MCP that the gateway speaks to its backend.
@@ -65,7 +67,7 @@ pub struct BackendLimits {
 /// the variants apart.
 #[derive(Debug, Clone)]
 pub enum Backend {
-    /// One process per session, its pipes handed over by the shim.
+    /// One process per session, its pipes handed over by the shim, or started here.
     Stdio(StdioBackend),
     /// Streamable HTTP.
     StreamableHttp(HttpBackend),
@@ -74,8 +76,8 @@ pub enum Backend {
 /// The configured backend cannot be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BackendConfigError {
-    /// Neither or both transports were given.
-    #[error("exactly one of --stdio-socket and --http-url is needed")]
+    /// No transport or several were given.
+    #[error("exactly one of --stdio-socket, --http-url and a command after `--` is needed")]
     NotExactlyOne,
     /// The URL is not one of a server in this pod.
     #[error("--http-url {url}: {why}")]
@@ -166,12 +168,38 @@ impl Backend {
     ///
     /// # Errors
     /// Not exactly one transport, or an HTTP URL that is not plain `http`.
-    pub fn from_config(config: &BackendConfig, limits: &Limits) -> Result<Self, BackendConfigError> {
+    pub fn from_config(
+        config: &BackendConfig,
+        processes: &ProcessConfig,
+        limits: &Limits,
+    ) -> Result<Self, BackendConfigError> {
+        let max_sessions = limits.max_sessions as usize;
         let limits = BackendLimits::from(limits);
-        match (&config.stdio_socket, &config.http_url) {
-            (Some(socket), None) => Ok(Self::Stdio(StdioBackend::new(socket.clone(), limits))),
-            (None, Some(url)) => Ok(Self::StreamableHttp(HttpBackend::new(url, limits)?)),
+        match (&config.stdio_socket, &config.http_url, &config.command[..]) {
+            (Some(socket), None, []) => Ok(Self::Stdio(StdioBackend::new(socket.clone(), limits))),
+            (None, Some(url), []) => Ok(Self::StreamableHttp(HttpBackend::new(url, limits)?)),
+            (None, None, [_, ..]) => {
+                let idle = usize::from(processes.prewarm);
+                let spawner = Spawner::new(
+                    own_processes(&config.command, max_sessions + idle),
+                    idle,
+                    processes.stop_grace,
+                );
+                Ok(Self::Stdio(StdioBackend::of_own(spawner, limits)))
+            }
             _ => Err(BackendConfigError::NotExactlyOne),
+        }
+    }
+
+    /// Begins to look after processes, where they are started here; to be stopped when all sessions are over. Must be
+    /// called within a tokio runtime.
+    ///
+    /// # Errors
+    /// The system refuses to make this process the reaper of its descendants.
+    pub fn start(&self) -> io::Result<Option<Running>> {
+        match self {
+            Self::Stdio(backend) => backend.start(),
+            Self::StreamableHttp(_) => Ok(None),
         }
     }
 
@@ -265,6 +293,15 @@ impl BackendSession {
         let (alive, dropped) = oneshot::channel();
         (Self { to_backend, _alive: alive }, FromBridge { messages, dropped })
     }
+}
+
+/// Processes of this command, each of which ends with this one.
+fn own_processes(command: &[String], wanted: usize) -> Processes {
+    // This very program, also when its file was replaced meanwhile.
+    let launcher = ["/proc/self/exe", "shim", "exec", "--"].map(Into::into).into();
+    let command = command.iter().map(Into::into).collect();
+    // One that is being ended counts, and a new session need not wait for that; one more is for the probe.
+    Processes::launched_by(launcher, command, 2 * wanted + 1, Reap::Everything)
 }
 
 impl From<&Limits> for BackendLimits {

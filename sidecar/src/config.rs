@@ -8,7 +8,9 @@ use url::Url;
 
 mod arguments;
 mod check;
+mod identity;
 
+pub(crate) use arguments::REQUIRED;
 pub use check::{ConfigError, Identity};
 
 /// Where the shared binary and the sockets live in a pod; the operator mounts it, the shim and the gateway use it.
@@ -31,8 +33,8 @@ pub struct GatewayConfig {
     #[arg(long, env = "MCP_MQTT_SERVER_NAME", value_name = "NAME")]
     pub server_name: String,
 
-    /// MQTT client id of this instance, unique on the broker.
-    #[arg(long, env = "MCP_MQTT_SERVER_ID", value_name = "ID")]
+    /// MQTT client id of this instance, unique on the broker; by default the host's name and something random.
+    #[arg(long, env = "MCP_MQTT_SERVER_ID", value_name = "ID", default_value_t = identity::default_server_id(), hide_default_value = true)]
     pub server_id: String,
 
     /// What the server is for, in a sentence; goes into the presence message.
@@ -46,6 +48,10 @@ pub struct GatewayConfig {
     /// The backend: how the MCP server is reached.
     #[command(flatten)]
     pub backend: BackendConfig,
+
+    /// The processes of a server that the gateway starts itself.
+    #[command(flatten)]
+    pub processes: ProcessConfig,
 
     /// The broker.
     #[command(flatten)]
@@ -67,12 +73,12 @@ pub struct GatewayConfig {
     #[arg(long, env = "MCP_MQTT_DRAIN_SOCKET", value_name = "PATH")]
     pub drain_socket: Option<PathBuf>,
 
-    /// Address of `/healthz`, `/readyz`, `/status` and `/metrics`.
-    #[arg(long, env = "MCP_MQTT_ADMIN_ADDRESS", default_value = "0.0.0.0:8079", value_name = "ADDRESS")]
-    pub admin_address: SocketAddr,
+    /// Address of `/healthz`, `/readyz`, `/status` and `/metrics`, such as `127.0.0.1:8079`; none: they are off.
+    #[arg(long, env = "MCP_MQTT_ADMIN_ADDRESS", value_name = "ADDRESS")]
+    pub admin_address: Option<SocketAddr>,
 
     /// Log format.
-    #[arg(long, env = "MCP_MQTT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
+    #[arg(long, env = "MCP_MQTT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Auto)]
     pub log_format: LogFormat,
 
     /// Log filter: a level (`info`) or directives (`info,mcp_mqtt_sidecar::bridge=debug`).
@@ -81,7 +87,7 @@ pub struct GatewayConfig {
 }
 
 /// How the MCP server is reached: exactly one.
-#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Args)]
 #[group(required = true, multiple = false)]
 pub struct BackendConfig {
     /// stdio: the shim's Unix socket; one process per MCP session.
@@ -89,15 +95,37 @@ pub struct BackendConfig {
     pub stdio_socket: Option<PathBuf>,
 
     /// Streamable HTTP: the server's MCP endpoint.
-    #[arg(long, env = "MCP_MQTT_HTTP_URL", value_name = "URL")]
+    #[arg(long, visible_alias = "url", env = "MCP_MQTT_HTTP_URL", value_name = "URL")]
     pub http_url: Option<Url>,
+
+    /// stdio without a shim: the MCP server's command and its arguments, started once per MCP session.
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// The processes of a server that the gateway starts itself, where its command is given.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct ProcessConfig {
+    /// Idle processes kept ready for the next sessions.
+    #[arg(long, env = "MCP_MQTT_PREWARM", default_value_t = 0, value_name = "N")]
+    pub prewarm: u16,
+
+    /// How long a process may take to leave after its stdin closed, and again after SIGTERM, before it is killed.
+    #[arg(long, env = "MCP_MQTT_STOP_GRACE", default_value = "2s", value_parser = humantime::parse_duration, value_name = "DURATION")]
+    pub stop_grace: Duration,
+}
+
+impl Default for ProcessConfig {
+    fn default() -> Self {
+        Self { prewarm: 0, stop_grace: Duration::from_secs(2) }
+    }
 }
 
 /// The broker and the gateway's credentials there. Files are read anew at each connect.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct BrokerConfig {
     /// `mqtt://`, `mqtts://`, `ws://` or `wss://` URL of an MQTT 5 broker.
-    #[arg(long, env = "MCP_MQTT_BROKER_URL", value_name = "URL")]
+    #[arg(long, visible_alias = "broker", env = "MCP_MQTT_BROKER_URL", value_name = "URL")]
     pub broker_url: Url,
 
     /// File with the user name.
@@ -143,6 +171,16 @@ pub struct Limits {
     /// Requests in flight per session; one more is refused.
     #[arg(long, env = "MCP_MQTT_MAX_IN_FLIGHT", default_value_t = 64, value_name = "N")]
     pub max_in_flight: u32,
+
+    /// A session in which nothing was said for so long is ended, unless its client waits for an answer; none: never.
+    #[arg(long, env = "MCP_MQTT_IDLE_TIMEOUT", value_parser = humantime::parse_duration, value_name = "DURATION")]
+    pub idle_timeout: Option<Duration>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_sessions: 100, max_message_bytes: 1_048_576, max_in_flight: 64, idle_timeout: None }
+    }
 }
 
 /// How long a request may take, by method. Progress may extend it, up to `timeout_max`.
@@ -168,6 +206,8 @@ pub struct Timeouts {
 /// Log format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
+    /// Text where stderr is a terminal, JSON elsewhere.
+    Auto,
     /// One JSON object a line.
     Json,
     /// For people.

@@ -4,6 +4,7 @@
 //! - [`control`]: what gateway and shim say to each other
 //! - [`processes`]: child processes: started, ended with all they started, reaped
 //! - [`prewarm`]: idle processes kept ready
+//! - [`exec`]: what the gateway starts processes by where it does so itself
 //! - [`drain`]: `shim drain`, the server container's preStop
 
 use std::{ffi::OsString, io, path::PathBuf, process::ExitCode, time::Duration};
@@ -20,8 +21,11 @@ use crate::{
     telemetry,
 };
 
+pub use self::exec::ExecConfig;
+
 pub mod control;
 pub mod drain;
+mod exec;
 mod orphans;
 pub mod prewarm;
 pub mod processes;
@@ -77,7 +81,8 @@ pub fn run(config: &RunConfig) -> ExitCode {
     let max_processes = usize::try_from(config.max_processes).unwrap_or(usize::MAX);
     let served = runtime().and_then(|runtime| {
         runtime.block_on(async {
-            let processes = Processes::new(config.command.clone(), max_processes, Reap::Everything)?;
+            let processes = Processes::new(config.command.clone(), max_processes, Reap::Everything);
+            processes.adopt()?;
             let server = Server {
                 socket: config.socket.clone(),
                 processes,
@@ -95,6 +100,11 @@ pub fn run(config: &RunConfig) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Becomes the command.
+pub fn exec(config: &ExecConfig) -> ExitCode {
+    exec::exec(config)
 }
 
 /// Asks the gateway to drain. A gateway that is not there is drained: a preStop must not hold up a pod's end.

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use mcp_mqtt_sidecar::{
     backend::Backend,
-    config::{BackendConfig, Limits},
+    config::{BackendConfig, Limits, ProcessConfig},
 };
 use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
@@ -142,7 +142,7 @@ fn node(script: PathBuf) -> Command {
 async fn http(command: Command, port: u16) -> Result<Server> {
     let dir = tempfile::tempdir()?;
     let url = format!("http://127.0.0.1:{port}/mcp").parse()?;
-    let transport = BackendConfig { stdio_socket: None, http_url: Some(url) };
+    let transport = BackendConfig { http_url: Some(url), ..BackendConfig::default() };
     let mut server = Server { process: spawn(command, dir.path())?, dir, transport };
     let address = (Ipv4Addr::LOCALHOST, port);
     let deadline = Instant::now() + START_TIMEOUT;
@@ -166,7 +166,7 @@ async fn stdio(server: &[OsString], options: &[&str]) -> Result<Server> {
     command.env(NODE_OPTIONS.0, NODE_OPTIONS.1);
     command.args(["shim", "run", "--socket"]).arg(&socket).args(options);
     command.arg("--").args(server);
-    let transport = BackendConfig { stdio_socket: Some(socket.clone()), http_url: None };
+    let transport = BackendConfig { stdio_socket: Some(socket.clone()), ..BackendConfig::default() };
     let server = Server { process: spawn(command, dir.path())?, dir, transport };
     let deadline = Instant::now() + START_TIMEOUT;
     while !socket.exists() {
@@ -187,8 +187,7 @@ impl Server {
     /// # Errors
     /// None: it is one of the two transports.
     pub fn backend(&self) -> Result<Backend> {
-        let limits = Limits { max_sessions: 100, max_message_bytes: 1024 * 1024, max_in_flight: 64 };
-        Ok(Backend::from_config(&self.transport, &limits)?)
+        Ok(Backend::from_config(&self.transport, &ProcessConfig::default(), &Limits::default())?)
     }
 
     /// Its port, if it has one.

@@ -83,7 +83,7 @@ pub(crate) fn parse_gateway_args(args: &[String]) -> GatewayConfig {
     use mcp_mqtt_sidecar::cli::{Cli, Face};
     let line = std::iter::once(mcp_mqtt_sidecar::config::BINARY.to_owned()).chain(args.iter().cloned());
     match Cli::try_parse_from(line).unwrap().face {
-        Face::Gateway(config) => *config,
+        Face::Gateway(face) => face.config,
         other => panic!("not the gateway: {other:?}"),
     }
 }

@@ -12,7 +12,8 @@ use std::time::Duration;
 use k8s_openapi::{api::core::v1::PodTemplateSpec, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{Resource, ResourceExt};
 use mcp_mqtt_sidecar::config::{
-    ADMIN_PORT, BackendConfig, GATEWAY_SOCKET, GatewayConfig, Limits, LogFormat, SHIM_SOCKET, Timeouts,
+    ADMIN_PORT, BackendConfig, GATEWAY_SOCKET, GatewayConfig, Limits, LogFormat, ProcessConfig, SHIM_SOCKET,
+    Timeouts,
 };
 use mcp_mqtt_transport::{
     presence::{Allowed, Rbac, Role},
@@ -162,12 +163,13 @@ pub fn validate(
         description: spec.description.clone(),
         rbac: rbac.map(|rbac| serde_json::to_string(&rbac).expect("roles are plain data")),
         backend: backend_config,
+        processes: ProcessConfig::default(), // the shim's own
         broker: broker.config(duration("gateway.keepAlive", &spec.gateway.keep_alive)?, qos(&spec.gateway)?),
         limits: limits(&spec.gateway)?,
         timeouts: timeouts(&spec.gateway)?,
         drain_timeout,
         drain_socket: Some(GATEWAY_SOCKET.into()),
-        admin_address: ([0, 0, 0, 0], ADMIN_PORT).into(),
+        admin_address: Some(([0, 0, 0, 0], ADMIN_PORT).into()),
         log_format: match spec.gateway.log.format {
             gateway::LogFormat::Json => LogFormat::Json,
             gateway::LogFormat::Text => LogFormat::Text,
@@ -228,14 +230,14 @@ fn transport(spec: &TransportSpec) -> Result<(Backend, BackendConfig), ValidateE
     match (&spec.stdio, &spec.streamable_http) {
         (Some(stdio), None) => Ok((
             Backend::Stdio { command: stdio.command.clone(), prewarm: stdio.prewarm },
-            BackendConfig { stdio_socket: Some(SHIM_SOCKET.into()), http_url: None },
+            BackendConfig { stdio_socket: Some(SHIM_SOCKET.into()), ..BackendConfig::default() },
         )),
         (None, Some(http)) => {
             let url =
                 Url::parse(&format!("http://127.0.0.1:{}{}", http.port, http.path)).map_err(|error| {
                     ValidateError::field("transport.streamableHttp", format!("gives no URL: {error}"))
                 })?;
-            Ok((Backend::StreamableHttp, BackendConfig { stdio_socket: None, http_url: Some(url) }))
+            Ok((Backend::StreamableHttp, BackendConfig { http_url: Some(url), ..BackendConfig::default() }))
         }
         _ => Err(ValidateError::field("transport", "needs exactly one of stdio and streamableHttp")),
     }
@@ -246,6 +248,11 @@ fn limits(spec: &GatewaySpec) -> Result<Limits, ValidateError> {
         max_sessions: unsigned("gateway.maxSessions", spec.max_sessions)?,
         max_message_bytes: unsigned("gateway.maxMessageBytes", spec.max_message_bytes)?,
         max_in_flight: unsigned("gateway.maxInFlight", spec.max_in_flight)?,
+        idle_timeout: spec
+            .idle_timeout
+            .as_ref()
+            .map(|timeout| duration("gateway.idleTimeout", timeout))
+            .transpose()?,
     })
 }
 

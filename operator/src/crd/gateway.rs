@@ -23,6 +23,12 @@ pub struct GatewaySpec {
     #[schemars(range(min = 1, max = 10_000))]
     pub max_in_flight: i32,
 
+    /// A session in which nothing was said for so long is ended, unless its client waits for an answer. The client
+    /// hears `notifications/disconnected` and may initialize again. By default no session is: a client that is merely
+    /// quiet cannot be told from one that is gone without a word.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<DurationText>,
+
     /// How long requests may take.
     pub timeouts: TimeoutsSpec,
 
@@ -48,6 +54,7 @@ impl Default for GatewaySpec {
             max_sessions: 100,
             max_message_bytes: 1_048_576,
             max_in_flight: 64,
+            idle_timeout: None,
             timeouts: TimeoutsSpec::default(),
             resources: None,
             qos: 1,

@@ -1,7 +1,13 @@
-//! stdio: one process per session. The shim in the server's container starts it and hands its pipes over; the
-//! gateway reads and writes them directly.
+//! stdio: one process per session. The shim in the server's container starts it and hands its pipes over (or, outside
+//! a pod, the gateway starts it itself: [`own`]); the gateway reads and writes them directly.
 
-use std::{io, path::PathBuf, pin::pin, time::Duration};
+use std::{
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    pin::pin,
+    time::Duration,
+};
 
 use mcp_mqtt_transport::jsonrpc::Message;
 use tokio::{
@@ -11,13 +17,16 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use self::own::{Lease, Running, Spawner};
 use super::{
     BackendEnd, BackendEvents, BackendLimits, FromBackend, FromBridge, SessionId,
     era::Era,
     incoming,
     lines::{Line, Lines},
 };
-use crate::shim::control::{Control, Hello, Purpose, Report};
+use crate::shim::control::{Control, Exit, Hello, Purpose, Report};
+
+pub mod own;
 
 /// From connecting to the shim until the process is there. Starting one takes milliseconds.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -31,18 +40,39 @@ const WRITE_BATCH: usize = 32;
 /// Room that the write buffer keeps from one write to the next, in bytes.
 const KEPT_WRITE_BUFFER: usize = 16 * 1024;
 
-/// A server of which the shim starts one process per session.
+/// A server of which one process per session is started.
 #[derive(Debug, Clone)]
 pub struct StdioBackend {
-    socket: PathBuf,
+    source: Source,
     limits: BackendLimits,
     pub(super) era: Era,
+}
+
+/// Who starts the processes.
+#[derive(Debug, Clone)]
+enum Source {
+    /// The shim behind this socket.
+    Shim(PathBuf),
+    /// This gateway.
+    Own(Spawner),
 }
 
 impl StdioBackend {
     /// The backend behind this shim's socket.
     pub fn new(socket: PathBuf, limits: BackendLimits) -> Self {
-        Self { socket, limits, era: Era::default() }
+        Self { source: Source::Shim(socket), limits, era: Era::default() }
+    }
+
+    /// The backend whose processes are started here, once [`StdioBackend::start`] was called.
+    pub fn of_own(spawner: Spawner, limits: BackendLimits) -> Self {
+        Self { source: Source::Own(spawner), limits, era: Era::default() }
+    }
+
+    pub(super) fn start(&self) -> io::Result<Option<Running>> {
+        match &self.source {
+            Source::Shim(_) => Ok(None),
+            Source::Own(spawner) => spawner.start().map(Some),
+        }
     }
 
     pub(super) fn open(&self, session: SessionId, events: BackendEvents, from_bridge: FromBridge) {
@@ -62,8 +92,11 @@ impl StdioBackend {
 
     /// Resolves when the shim is gone.
     pub(super) async fn lost(&self) -> String {
+        let Source::Shim(socket) = &self.source else {
+            return std::future::pending().await; // we are here as long as we are
+        };
         let monitor = async {
-            let mut control = self.connect(Purpose::Monitor).await?;
+            let mut control = connect(socket, Purpose::Monitor).await?;
             match control.receive::<Report>().await {
                 Ok(Some(Report::Ready { .. })) => Ok(control),
                 Ok(_) => Err("the shim closed the connection".to_owned()),
@@ -81,41 +114,42 @@ impl StdioBackend {
     }
 
     async fn start_process(&self) -> Result<Process, String> {
+        let socket = match &self.source {
+            Source::Shim(socket) => socket,
+            Source::Own(spawner) => {
+                let mut lease = spawner.take().map_err(|error| error.to_string())?;
+                let pipes = lease.take_pipes();
+                return Process::new(Watch::Own(lease), pipes);
+            }
+        };
         let started = async {
-            let mut control = self.connect(Purpose::Session).await?;
+            let mut control = connect(socket, Purpose::Session).await?;
             let pipes = match control.receive::<Report>().await {
                 Ok(Some(Report::Spawned { .. })) => control.take_pipes(),
                 Ok(Some(Report::Failed { message })) => return Err(message),
                 Ok(_) => return Err(gone()),
                 Err(error) => return Err(format!("the shim answered nothing usable: {error}")),
             };
-            let Some([stdin, stdout]) = pipes else {
-                return Err("the shim handed over no pipes (are gateway and shim of one version?)".to_owned());
-            };
-            let pipes = pipe::Sender::from_owned_fd(stdin)
-                .and_then(|stdin| pipe::Receiver::from_owned_fd(stdout).map(|stdout| (stdin, stdout)));
-            let (stdin, stdout) =
-                pipes.map_err(|error| format!("the process's pipes cannot be used: {error}"))?;
-            Ok(Process { control, stdin, stdout })
+            Process::new(Watch::Shim(control), pipes)
         };
         timeout(OPEN_TIMEOUT, started).await.unwrap_or_else(|_| Err(no_answer()))
     }
+}
 
-    async fn connect(&self, purpose: Purpose) -> Result<Control, String> {
-        let connected = async {
-            let mut control = Control::new(UnixStream::connect(&self.socket).await?);
-            control.send(&Hello::Open(purpose)).await?;
-            Ok(control)
-        };
-        connected.await.map_err(|error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => format!(
-                "the server container does not run (yet): nobody listens on {}. If it stays so, see `kubectl describe \
-                 pod` and `kubectl logs -c server`.",
-                self.socket.display()
-            ),
-            _ => format!("the shim's socket {} cannot be used: {error}", self.socket.display()),
-        })
-    }
+async fn connect(socket: &Path, purpose: Purpose) -> Result<Control, String> {
+    let connected = async {
+        let mut control = Control::new(UnixStream::connect(socket).await?);
+        control.send(&Hello::Open(purpose)).await?;
+        Ok(control)
+    };
+    connected.await.map_err(|error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => format!(
+            "the server container does not run (yet): nobody listens on {}. If it stays so, see `kubectl describe pod` \
+             and `kubectl logs -c server`.",
+            socket.display()
+        ),
+        _ => format!("the shim's socket {} cannot be used: {error}", socket.display()),
+    })
 }
 
 fn gone() -> String {
@@ -128,11 +162,43 @@ fn no_answer() -> String {
     format!("the shim did not answer within {OPEN_TIMEOUT:?}: is the server container out of CPU, or frozen?")
 }
 
-/// A process of the server, and the connection on which the shim tells of its end. Dropping it ends the process.
+/// A process of the server, and who tells of its end. Dropping it ends the process.
 struct Process {
-    control: Control,
+    watch: Watch,
     stdin: pipe::Sender,
     stdout: pipe::Receiver,
+}
+
+/// Who tells of a process's end.
+enum Watch {
+    Shim(Control),
+    Own(Lease),
+}
+
+impl Process {
+    fn new(watch: Watch, pipes: Option<[OwnedFd; 2]>) -> Result<Self, String> {
+        let Some([stdin, stdout]) = pipes else {
+            return Err("the shim handed over no pipes (are gateway and shim of one version?)".to_owned());
+        };
+        let pipes = pipe::Sender::from_owned_fd(stdin)
+            .and_then(|stdin| pipe::Receiver::from_owned_fd(stdout).map(|stdout| (stdin, stdout)));
+        let (stdin, stdout) =
+            pipes.map_err(|error| format!("the process's pipes cannot be used: {error}"))?;
+        Ok(Self { watch, stdin, stdout })
+    }
+}
+
+impl Watch {
+    /// How the process ended; nothing when whoever could tell is gone. Cancel-safe.
+    async fn exited(&mut self) -> Option<Exit> {
+        match self {
+            Self::Shim(control) => match control.receive::<Report>().await {
+                Ok(Some(Report::Exited(exit))) => Some(exit),
+                Ok(_) | Err(_) => None,
+            },
+            Self::Own(lease) => Some(lease.exited().await),
+        }
+    }
 }
 
 struct Session<'a> {
@@ -144,10 +210,10 @@ struct Session<'a> {
 impl Session<'_> {
     /// Both directions at once; neither waits for the other.
     async fn serve(&self, process: Process, from_bridge: FromBridge) -> BackendEnd {
-        let Process { control, stdin, stdout } = process;
+        let Process { watch, stdin, stdout } = process;
         let FromBridge { messages, dropped } = from_bridge;
         let mut write = pin!(write(stdin, messages));
-        let mut read = pin!(self.read_until_exit(stdout, control));
+        let mut read = pin!(self.read_until_exit(stdout, watch));
         tokio::select! {
             end = &mut write => end,
             end = &mut read => end,
@@ -161,21 +227,21 @@ impl Session<'_> {
         }
     }
 
-    async fn read_until_exit(&self, stdout: pipe::Receiver, mut control: Control) -> BackendEnd {
+    async fn read_until_exit(&self, stdout: pipe::Receiver, mut watch: Watch) -> BackendEnd {
         let mut read = pin!(self.read(stdout));
-        let report = tokio::select! {
-            () = &mut read => match timeout(EXIT_GRACE, control.receive::<Report>()).await {
-                Ok(report) => report,
+        let exit = tokio::select! {
+            () = &mut read => match timeout(EXIT_GRACE, watch.exited()).await {
+                Ok(exit) => exit,
                 Err(_) => return BackendEnd::Exited("it closed its stdout; it is being ended".to_owned()),
             },
-            report = control.receive::<Report>() => {
+            exit = watch.exited() => {
                 let _ = timeout(EXIT_GRACE, read).await; // its last words come before its end
-                report
+                exit
             }
         };
-        match report {
-            Ok(Some(Report::Exited(exit))) => BackendEnd::Exited(exit.to_string()),
-            Ok(_) | Err(_) => BackendEnd::BackendLost(gone()),
+        match exit {
+            Some(exit) => BackendEnd::Exited(exit.to_string()),
+            None => BackendEnd::BackendLost(gone()),
         }
     }
 

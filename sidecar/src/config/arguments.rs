@@ -4,12 +4,14 @@ use std::{path::Path, sync::LazyLock, time::Duration};
 
 use clap::{Args, Command, FromArgMatches, ValueEnum, builder::Resettable};
 
-use super::{BackendConfig, BrokerConfig, GatewayConfig, Limits, Timeouts};
+use super::{BINARY, BackendConfig, BrokerConfig, GatewayConfig, Limits, ProcessConfig, Timeouts};
+
+/// The arguments without which there is no configuration, with values that can be used.
+pub(crate) const REQUIRED: [&str; 3] = ["--server-name=a/b", "--broker-url=mqtt://a", "--stdio-socket=/a"];
 
 /// A configuration that says only what has to be said: every other field holds its default.
 static DEFAULTS: LazyLock<GatewayConfig> = LazyLock::new(|| {
-    let required =
-        ["gateway", "--server-name=a/b", "--server-id=a", "--broker-url=mqtt://a", "--stdio-socket=/a"];
+    let required = ["gateway", "--server-id=a"].into_iter().chain(REQUIRED);
     // The environment of whoever writes the arguments is not the environment in which they are read.
     let command = GatewayConfig::augment_args(Command::new("gateway"))
         .mut_args(|argument| argument.env(Resettable::Reset));
@@ -21,12 +23,28 @@ impl GatewayConfig {
     /// Arguments of the `gateway` face that parse to this very configuration; only what differs from the
     /// defaults. Holds no secret: the credentials are named by file.
     pub fn to_args(&self) -> Vec<String> {
+        self.write(Arguments::default())
+    }
+
+    /// The same, the defaults included: what `gateway --print-config` shows.
+    pub fn to_args_in_full(&self) -> Vec<String> {
+        self.write(Arguments { written: Vec::new(), in_full: true })
+    }
+
+    /// The command that starts a gateway with this very configuration, for a shell; all defaults are written out.
+    pub fn to_command_line(&self) -> String {
+        let words = self.to_args_in_full();
+        words.iter().fold(format!("{BINARY} gateway"), |line, word| format!("{line} \\\n  {}", quoted(word)))
+    }
+
+    fn write(&self, mut args: Arguments) -> Vec<String> {
         let Self {
             server_name,
             server_id,
             description,
             rbac,
-            backend: BackendConfig { stdio_socket, http_url },
+            backend: BackendConfig { stdio_socket, http_url, command },
+            processes: ProcessConfig { prewarm, stop_grace },
             broker:
                 BrokerConfig {
                     broker_url,
@@ -38,7 +56,7 @@ impl GatewayConfig {
                     keep_alive,
                     qos,
                 },
-            limits: Limits { max_sessions, max_message_bytes, max_in_flight },
+            limits: Limits { max_sessions, max_message_bytes, max_in_flight, idle_timeout },
             timeouts: Timeouts { timeout_ping, timeout_call, timeout_default, timeout_max },
             drain_timeout,
             drain_socket,
@@ -47,13 +65,14 @@ impl GatewayConfig {
             log,
         } = self; // no `..`: a new field does not compile until it is written here
         let default = &*DEFAULTS;
-        let mut args = Arguments::default();
         args.always("server-name", server_name);
         args.always("server-id", server_id);
         args.unless_default("description", description, &default.description);
         args.if_set("rbac", rbac.as_deref());
         args.if_set("stdio-socket", stdio_socket.as_deref().map(Path::display));
         args.if_set("http-url", http_url.as_ref());
+        args.unless_default("prewarm", prewarm, &default.processes.prewarm);
+        args.duration("stop-grace", *stop_grace, default.processes.stop_grace);
         args.always("broker-url", broker_url);
         args.if_set("broker-username-file", broker_username_file.as_deref().map(Path::display));
         args.if_set("broker-password-file", broker_password_file.as_deref().map(Path::display));
@@ -65,29 +84,46 @@ impl GatewayConfig {
         args.unless_default("max-sessions", max_sessions, &default.limits.max_sessions);
         args.unless_default("max-message-bytes", max_message_bytes, &default.limits.max_message_bytes);
         args.unless_default("max-in-flight", max_in_flight, &default.limits.max_in_flight);
+        args.if_set("idle-timeout", idle_timeout.map(humantime::format_duration));
         args.duration("timeout-ping", *timeout_ping, default.timeouts.timeout_ping);
         args.duration("timeout-call", *timeout_call, default.timeouts.timeout_call);
         args.duration("timeout-default", *timeout_default, default.timeouts.timeout_default);
         args.duration("timeout-max", *timeout_max, default.timeouts.timeout_max);
         args.duration("drain-timeout", *drain_timeout, default.drain_timeout);
         args.if_set("drain-socket", drain_socket.as_deref().map(Path::display));
-        args.unless_default("admin-address", admin_address, &default.admin_address);
-        if *log_format != default.log_format {
+        args.if_set("admin-address", admin_address.as_ref());
+        if args.in_full || *log_format != default.log_format {
             let value = log_format.to_possible_value().expect("no format is hidden");
             args.always("log-format", value.get_name());
         }
         args.unless_default("log", log, &default.log);
-        args.0
+        if !command.is_empty() {
+            args.written.push("--".to_owned());
+            args.written.extend(command.iter().cloned());
+        }
+        args.written
     }
+}
+
+/// A word as a POSIX shell reads it back.
+fn quoted(word: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_@%+=:,./-".contains(&byte);
+    if !word.is_empty() && word.bytes().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// `--name=value`, in one piece, so that a value may begin with a dash.
 #[derive(Default)]
-struct Arguments(Vec<String>);
+struct Arguments {
+    written: Vec<String>,
+    in_full: bool,
+}
 
 impl Arguments {
     fn always(&mut self, name: &str, value: impl std::fmt::Display) {
-        self.0.push(format!("--{name}={value}"));
+        self.written.push(format!("--{name}={value}"));
     }
 
     fn if_set(&mut self, name: &str, value: Option<impl std::fmt::Display>) {
@@ -97,13 +133,13 @@ impl Arguments {
     }
 
     fn unless_default<T: PartialEq + std::fmt::Display>(&mut self, name: &str, value: &T, default: &T) {
-        if value != default {
+        if self.in_full || value != default {
             self.always(name, value);
         }
     }
 
     fn duration(&mut self, name: &str, value: Duration, default: Duration) {
-        if value != default {
+        if self.in_full || value != default {
             self.always(name, humantime::format_duration(value));
         }
     }
@@ -148,11 +184,13 @@ mod tests {
 
     fn backend() -> impl Strategy<Value = BackendConfig> {
         prop_oneof![
-            path().prop_map(|path| BackendConfig { stdio_socket: Some(path), http_url: None }),
+            path().prop_map(|path| BackendConfig { stdio_socket: Some(path), ..BackendConfig::default() }),
             (1u16..).prop_map(|port| BackendConfig {
-                stdio_socket: None,
                 http_url: Some(Url::parse(&format!("http://127.0.0.1:{port}/mcp?a=b")).unwrap()),
+                ..BackendConfig::default()
             }),
+            proptest::collection::vec(text(), 1..4)
+                .prop_map(|command| BackendConfig { command, ..BackendConfig::default() }),
         ]
     }
 
@@ -177,11 +215,14 @@ mod tests {
     }
 
     fn limits() -> impl Strategy<Value = Limits> {
-        any::<(u32, u32, u32)>().prop_map(|(max_sessions, max_message_bytes, max_in_flight)| Limits {
-            max_sessions,
-            max_message_bytes,
-            max_in_flight,
-        })
+        (any::<(u32, u32, u32)>(), option::of(duration())).prop_map(
+            |((max_sessions, max_message_bytes, max_in_flight), idle_timeout)| Limits {
+                max_sessions,
+                max_message_bytes,
+                max_in_flight,
+                idle_timeout,
+            },
+        )
     }
 
     fn timeouts() -> impl Strategy<Value = Timeouts> {
@@ -197,23 +238,31 @@ mod tests {
 
     fn config() -> impl Strategy<Value = GatewayConfig> {
         let identity = (text(), text(), text(), option::of(text()));
-        let rest = (duration(), option::of(path()), any::<SocketAddr>(), any::<bool>(), text());
-        (identity, backend(), broker(), limits(), timeouts(), rest).prop_map(
-            |((server_name, server_id, description, rbac), backend, broker, limits, timeouts, rest)| {
-                let (drain_timeout, drain_socket, admin_address, json, log) = rest;
+        let processes = (any::<u16>(), duration())
+            .prop_map(|(prewarm, stop_grace)| ProcessConfig { prewarm, stop_grace });
+        // A scope id does not survive `SocketAddr`'s own text form, and an address to listen on has none.
+        let address = any::<SocketAddr>()
+            .prop_filter("as its text", |address| address.to_string().parse() == Ok(*address));
+        let format = prop_oneof![Just(LogFormat::Auto), Just(LogFormat::Json), Just(LogFormat::Text)];
+        let rest = (duration(), option::of(path()), option::of(address), format, text());
+        (identity, (backend(), processes), broker(), limits(), timeouts(), rest).prop_map(
+            |(identity, (backend, processes), broker, limits, timeouts, rest)| {
+                let (server_name, server_id, description, rbac) = identity;
+                let (drain_timeout, drain_socket, admin_address, log_format, log) = rest;
                 GatewayConfig {
                     server_name,
                     server_id,
                     description,
                     rbac,
                     backend,
+                    processes,
                     broker,
                     limits,
                     timeouts,
                     drain_timeout,
                     drain_socket,
                     admin_address,
-                    log_format: if json { LogFormat::Json } else { LogFormat::Text },
+                    log_format,
                     log,
                 }
             },
@@ -223,10 +272,34 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_as_arguments_is_read_back_unchanged(config in config()) {
-            // A scope id does not survive `SocketAddr`'s own text form, and an address to listen on has none.
-            prop_assume!(config.admin_address.to_string().parse() == Ok(config.admin_address));
-            prop_assert_eq!(parse(config.to_args()), config);
+            prop_assert_eq!(parse(config.to_args()), config.clone());
+            prop_assert_eq!(parse(config.to_args_in_full()), config);
         }
+    }
+
+    #[test]
+    fn a_shell_reads_the_shown_command_line_back() {
+        let mut config = DEFAULTS.clone();
+        config.description = "it's $HOME; `ls` \"x\" \\ *\n--end".to_owned();
+        config.backend = BackendConfig {
+            command: vec!["npx".into(), String::new(), "a b".into()],
+            ..BackendConfig::default()
+        };
+        let line = config.to_command_line().replacen(&format!("{BINARY} gateway"), "printf '%s\\0'", 1);
+        let shell = std::process::Command::new("sh").args(["-c", &line]).output().unwrap();
+        let mut words: Vec<String> =
+            String::from_utf8(shell.stdout).unwrap().split('\0').map(ToOwned::to_owned).collect();
+        words.pop(); // what follows the last NUL
+        assert_eq!(parse(words), config);
+        for shown in ["--qos=1", "--max-sessions=100", "--log-format=auto", "--stop-grace=2s"] {
+            assert!(line.contains(shown), "{shown} is not in {line}");
+        }
+    }
+
+    #[test]
+    fn the_defaults_in_code_are_those_of_the_command_line() {
+        assert_eq!(DEFAULTS.limits, Limits::default());
+        assert_eq!(DEFAULTS.processes, ProcessConfig::default());
     }
 
     #[test]

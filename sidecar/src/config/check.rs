@@ -79,6 +79,15 @@ impl GatewayConfig {
     }
 
     fn check_backend(&self, problems: &mut Vec<String>) {
+        if self.backend.command.is_empty() && self.processes != super::ProcessConfig::default() {
+            problems.push(
+                "--prewarm and --stop-grace are for a command after `--`: where there is a shim, they are its own"
+                    .to_owned(),
+            );
+        }
+        if self.backend.command.first().is_some_and(String::is_empty) {
+            problems.push("the command after `--` is empty".to_owned());
+        }
         if let Some(url) = &self.backend.http_url
             && (url.scheme() != "http" || url.host().is_none())
         {
@@ -98,8 +107,10 @@ impl GatewayConfig {
                     .to_owned(),
             );
         } else if !BROKER_SCHEMES.contains(&scheme) || url.host_str().is_none_or(str::is_empty) {
+            // `user:password@host`, its scheme forgotten, is a URL as well.
+            let shown = if url.as_str().contains('@') { String::new() } else { format!(" {url}") };
             problems
-                .push(format!("--broker-url {url} is none of mqtt://, mqtts://, ws://, wss:// with a host"));
+                .push(format!("--broker-url{shown} is none of mqtt://, mqtts://, ws://, wss:// with a host"));
         }
         let tls_files = [
             ("--broker-ca-file", &broker.broker_ca_file),
@@ -123,6 +134,9 @@ impl GatewayConfig {
             if value == 0 {
                 problems.push(format!("{flag} is 0: nobody could be served"));
             }
+        }
+        if self.limits.idle_timeout.is_some_and(|timeout| timeout.is_zero()) {
+            problems.push("--idle-timeout is 0: leave it out to have no session ended".to_owned());
         }
         let bytes = self.limits.max_message_bytes;
         if !(MIN_MESSAGE_BYTES..=MAX_MESSAGE_BYTES).contains(&bytes) {
@@ -175,7 +189,7 @@ mod tests {
                 args.push(default);
             }
         }
-        if !extra.iter().any(|arg| arg.starts_with("--http-url")) {
+        if !extra.iter().any(|arg| arg.starts_with("--http-url") || *arg == "--") {
             args.push("--stdio-socket=/run/shim.sock");
         }
         args.extend(extra);
@@ -190,6 +204,7 @@ mod tests {
         let none: [String; 0] = [];
         assert_eq!(problems(&[]), none);
         assert_eq!(problems(&["--http-url=http://127.0.0.1:3001/mcp", "--drain-timeout=0s"]), none);
+        assert_eq!(problems(&["--prewarm=1", "--stop-grace=1s", "--", "npx", "--keep-alive=0s"]), none);
         assert_eq!(problems(&["--broker-url=wss://broker/mqtt", "--broker-ca-file=/ca.pem"]), none);
         let rbac = r#"--rbac={"roles":[{"name":"r","description":"d","allowed_methods":"all","allowed_tools":["a"],"allowed_resources":"all"}]}"#;
         assert_eq!(problems(&[rbac]), none);
@@ -211,6 +226,9 @@ mod tests {
             (&["--keep-alive=0s"], "--keep-alive is not between"),
             (&["--keep-alive=1day"], "--keep-alive is not between"),
             (&["--max-sessions=0"], "--max-sessions is 0"),
+            (&["--idle-timeout=0s"], "--idle-timeout is 0"),
+            (&["--prewarm=1"], "--prewarm and --stop-grace are for a command"),
+            (&["--", ""], "the command after `--` is empty"),
             (&["--max-in-flight=0"], "--max-in-flight is 0"),
             (&["--max-message-bytes=10"], "--max-message-bytes is 10"),
             (&["--timeout-ping=0s"], "--timeout-ping is 0"),
@@ -230,10 +248,13 @@ mod tests {
 
     #[test]
     fn a_password_in_the_url_is_refused_and_not_shown() {
-        let found = problems(&["--broker-url=mqtt://gate:hunter2@broker"]);
-        assert!(
-            found.len() == 1 && found[0].contains("credentials") && !found[0].contains("hunter2"),
-            "{found:?}"
-        );
+        for (url, told) in [("mqtt://gate:hunter2@broker", "credentials"), ("gate:hunter2@broker", "none of")]
+        {
+            let found = problems(&[&format!("--broker-url={url}")]);
+            assert!(
+                found.len() == 1 && found[0].contains(told) && !found[0].contains("hunter2"),
+                "{found:?}"
+            );
+        }
     }
 }

@@ -30,7 +30,7 @@ use super::{control::Exit, orphans};
 /// The environment variable that marks all descendants of one process.
 const MARK: &str = "MCP_MQTT_PROCESS";
 /// How long SIGKILL may take: only the kernel can delay it (a process in uninterruptible sleep).
-const KILL_GRACE: Duration = Duration::from_secs(5);
+pub(crate) const KILL_GRACE: Duration = Duration::from_secs(5);
 /// How often to look whether a group is empty: nobody tells about processes that are not our children.
 const GROUP_POLL: Duration = Duration::from_millis(20);
 
@@ -43,6 +43,8 @@ pub struct Processes {
 #[derive(Debug)]
 struct Shared {
     command: Vec<OsString>,
+    /// What stands before the command, if it is started by way of another one.
+    launcher: Vec<OsString>,
     max: usize,
     reap: Reap,
     /// Leaders not yet reaped. Held while spawning and while reaping: `spawn` waits for a child whose exec failed
@@ -76,17 +78,18 @@ pub struct Process {
 pub enum SpawnError {
     /// No such file.
     #[error(
-        "command not found in the image: `{0}`. Check transport.stdio.command, and that the image has it in its PATH."
+        "command not found: `{0}`. Check the command, and that it is in the PATH (in a pod: transport.stdio.command, and \
+         the image's PATH)."
     )]
     NotFound(String),
     /// The file is there, what should interpret it is not.
     #[error(
-        "`{0}` exists but cannot be run: the interpreter in its first line, or its dynamic loader, is not in the image."
+        "`{0}` exists but cannot be run: the interpreter in its first line, or its dynamic loader, is not there."
     )]
     NoInterpreter(String),
     /// Not allowed.
     #[error(
-        "`{0}` may not be executed by this user: check its mode, and the securityContext of the container."
+        "`{0}` may not be executed by this user: check its mode (and in a pod the securityContext of the container)."
     )]
     NotExecutable(String),
     /// Not a program.
@@ -109,15 +112,26 @@ pub enum SpawnError {
 
 impl Processes {
     /// Will start `command` (program and arguments, not empty), at most `max` at one time.
+    pub fn new(command: Vec<OsString>, max: usize, reap: Reap) -> Self {
+        Self::launched_by(Vec::new(), command, max, reap)
+    }
+
+    /// The same, by way of another command that becomes this one.
+    pub fn launched_by(launcher: Vec<OsString>, command: Vec<OsString>, max: usize, reap: Reap) -> Self {
+        let shared =
+            Shared { command, launcher, max, reap, table: Mutex::default(), spawned: AtomicU64::new(0) };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Makes this process the one that its descendants come to when their parents are gone, where it is to reap all.
     ///
     /// # Errors
-    /// The system refuses to make this process the reaper of its descendants.
-    pub fn new(command: Vec<OsString>, max: usize, reap: Reap) -> io::Result<Self> {
-        if reap == Reap::Everything {
+    /// The system refuses.
+    pub fn adopt(&self) -> io::Result<()> {
+        if self.shared.reap == Reap::Everything {
             rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         }
-        let shared = Shared { command, max, reap, table: Mutex::default(), spawned: AtomicU64::new(0) };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(())
     }
 
     /// The program that is started.
@@ -135,9 +149,15 @@ impl Processes {
     /// # Errors
     /// See [`SpawnError`].
     pub fn spawn(&self) -> Result<Process, SpawnError> {
-        let Some((program, arguments)) = self.shared.command.split_first() else {
+        let Shared { command, launcher, .. } = &*self.shared;
+        let words: Vec<&OsString> = launcher.iter().chain(command).collect();
+        let (Some((program, arguments)), Some(wanted)) = (words.split_first(), command.first()) else {
             return Err(SpawnError::NotFound(String::new()));
         };
+        if !launcher.is_empty() && !is_found(wanted) {
+            // The launcher would find out, and could tell nobody but the log.
+            return Err(SpawnError::NotFound(wanted.to_string_lossy().into_owned()));
+        }
         let mut table = self.table();
         if table.len() >= self.shared.max {
             return Err(SpawnError::TooMany(table.len()));
@@ -309,7 +329,18 @@ fn tell_exit(table: &mut HashMap<Pid, watch::Sender<Option<Exit>>>, pid: Pid, st
     }
 }
 
-fn explain(program: &OsString, error: io::Error) -> SpawnError {
+/// Whether there is such a file, by its path or in the PATH.
+fn is_found(program: &OsString) -> bool {
+    let path = Path::new(program);
+    if path.components().count() > 1 {
+        return path.exists();
+    }
+    let directories = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&directories).any(|directory| directory.join(path).is_file())
+}
+
+/// What a failed start means.
+pub(super) fn explain(program: &OsString, error: io::Error) -> SpawnError {
     const ENOEXEC: i32 = 8;
     let path = Path::new(program);
     let command = program.to_string_lossy().into_owned();
@@ -335,7 +366,7 @@ mod tests {
     /// Processes of a shell script. Only our own are reaped: the tests share one process.
     fn of(script: &str) -> Processes {
         let command = ["sh", "-c", script].map(OsString::from).to_vec();
-        let processes = Processes::new(command, 2, Reap::Own).unwrap();
+        let processes = Processes::new(command, 2, Reap::Own);
         let reaper = processes.clone();
         tokio::spawn(async move { reaper.reap().await });
         processes

@@ -18,7 +18,7 @@ use futures::{StreamExt, future::BoxFuture, stream};
 use http::{HeaderMap, Method, StatusCode};
 use mcp_mqtt_sidecar::{
     backend::{Backend, BackendEnd, BackendSession, FromBackend, SessionId},
-    config::{BackendConfig, Limits},
+    config::{BackendConfig, Limits, ProcessConfig},
 };
 use mcp_mqtt_transport::jsonrpc::Message;
 use serde_json::{Value, json};
@@ -130,9 +130,14 @@ impl Fake {
 }
 
 pub(crate) fn backend(url: &str) -> Backend {
-    let config = BackendConfig { stdio_socket: None, http_url: Some(url.parse().unwrap()) };
-    let limits = Limits { max_sessions: 10, max_message_bytes: MAX_MESSAGE, max_in_flight: MAX_IN_FLIGHT };
-    Backend::from_config(&config, &limits).unwrap()
+    let config = BackendConfig { http_url: Some(url.parse().unwrap()), ..BackendConfig::default() };
+    let limits = Limits {
+        max_sessions: 10,
+        max_message_bytes: MAX_MESSAGE,
+        max_in_flight: MAX_IN_FLIGHT,
+        ..Limits::default()
+    };
+    Backend::from_config(&config, &ProcessConfig::default(), &limits).unwrap()
 }
 
 fn usual(seen: &Seen) -> Response {

@@ -18,7 +18,7 @@ async fn refusal(shim: &Shim) -> String {
 async fn a_command_that_cannot_be_started_is_explained_to_a_person() {
     let missing = Shim::command(&[], &["no-such-server", "--stdio"]);
     let why = refusal(&missing).await;
-    assert!(why.contains("command not found in the image: `no-such-server`"), "{why}");
+    assert!(why.contains("command not found: `no-such-server`"), "{why}");
     let probed = missing.backend().probe().await;
     assert!(
         matches!(&probed, Err(ProbeError::Ended(BackendEnd::OpenFailed(same))) if *same == why),

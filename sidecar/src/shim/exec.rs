@@ -1,0 +1,35 @@
+//! `shim exec`: becomes the MCP server's command, with the kernel's promise that it gets SIGTERM when the process that
+//! started it is gone, however that went. (Set after the fork, which only the child itself can do.)
+
+use std::{
+    ffi::OsString,
+    os::unix::process::CommandExt,
+    process::{Command, ExitCode},
+};
+
+use rustix::process::{Signal, set_parent_process_death_signal};
+
+use super::processes::explain;
+
+/// `shim exec`.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct ExecConfig {
+    /// The MCP server's command and its arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// What a shell exits with when it cannot run a command.
+const CANNOT_RUN: u8 = 127;
+
+/// Does not return unless the command cannot be run.
+pub(super) fn exec(config: &ExecConfig) -> ExitCode {
+    if let Err(error) = set_parent_process_death_signal(Some(Signal::TERM)) {
+        // It still sees its stdin close.
+        eprintln!("the MCP server will not be told when the gateway is killed: {error}");
+    }
+    let Some((program, arguments)) = config.command.split_first() else { return ExitCode::FAILURE };
+    let error = Command::new(program).args(arguments).exec();
+    eprintln!("{}", explain(program, error));
+    ExitCode::from(CANNOT_RUN)
+}
