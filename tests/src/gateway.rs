@@ -25,7 +25,7 @@ use tokio::{
 };
 use url::Url;
 
-use crate::binaries;
+use crate::{binaries, servers::NODE_OPTIONS};
 
 /// The server name that the rig's gateway registers.
 pub const SERVER_NAME: &str = "tests/stub";
@@ -41,6 +41,8 @@ pub struct Options {
     backend: Option<String>,
     gateway: Vec<String>,
     server: Vec<String>,
+    log: &'static str,
+    alone: Option<Vec<String>>,
 }
 
 /// A gateway and its shim. Dropping it kills both.
@@ -62,6 +64,8 @@ impl Options {
             backend: None,
             gateway: Vec::new(),
             server: Vec::new(),
+            log: "info,mcp_mqtt_sidecar=debug",
+            alone: None,
         }
     }
 
@@ -105,13 +109,30 @@ impl Options {
         self
     }
 
+    /// What it logs, in place of much.
+    #[must_use]
+    pub fn log(mut self, filter: &'static str) -> Self {
+        self.log = filter;
+        self
+    }
+
+    /// The gateway is to reach a server by itself: by a URL among its arguments, or by this command.
+    #[must_use]
+    pub fn alone(mut self, command: &[String]) -> Self {
+        self.alone = Some(command.to_vec());
+        self
+    }
+
     /// Starts both processes.
     ///
     /// # Errors
     /// They cannot be started.
     pub fn start(self) -> Result<Gateway> {
+        let alone = self.alone.is_some();
         let mut gateway = self.start_without_server()?;
-        gateway.start_server()?;
+        if !alone {
+            gateway.start_server()?;
+        }
         Ok(gateway)
     }
 
@@ -125,14 +146,20 @@ impl Options {
         let socket = |name: &str| dir.path().join(name).display().to_string();
         let mut command = Command::new(binaries::sidecar());
         command
-            .args(["gateway", "--log-format=text", "--log=info,mcp_mqtt_sidecar=debug"])
+            .args(["gateway", "--log-format=text"])
+            .arg(format!("--log={}", self.log))
             .arg(format!("--server-name={SERVER_NAME}"))
             .arg(format!("--server-id={}", self.server_id))
             .arg(format!("--broker-url={}", self.broker))
-            .arg(self.backend.clone().unwrap_or_else(|| format!("--stdio-socket={}", socket("shim.sock"))))
             .arg(format!("--drain-socket={}", socket("gateway.sock")))
             .arg(format!("--admin-address={admin}"))
             .args(&self.gateway);
+        match &self.alone {
+            None => command
+                .arg(self.backend.clone().unwrap_or_else(|| format!("--stdio-socket={}", socket("shim.sock")))),
+            Some(words) if words.is_empty() => &mut command,
+            Some(words) => command.env(NODE_OPTIONS.0, NODE_OPTIONS.1).arg("--").args(words),
+        };
         let process = spawn(command, &dir.path().join("gateway.log"))?;
         Ok(Gateway { options: self, dir, admin, process, shim: None })
     }
@@ -270,8 +297,16 @@ impl Gateway {
     /// # Errors
     /// It is gone.
     pub fn terminate(&self) -> Result<()> {
+        self.signal(Signal::TERM)
+    }
+
+    /// A signal.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw).context("no process id")?;
-        kill_process(pid, Signal::TERM).context("cannot send SIGTERM to the gateway")
+        kill_process(pid, signal).with_context(|| format!("cannot send {signal:?} to the gateway"))
     }
 
     /// Waits for its end.
@@ -342,6 +377,32 @@ fn spawn(mut command: Command, log: &Path) -> Result<Child> {
         .stderr(log)
         .spawn()
         .with_context(|| format!("cannot start {}", command.get_program().display()))
+}
+
+/// The children of a process, by `/proc`.
+pub fn children(pid: u32) -> Vec<u32> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_whitespace().filter_map(|child| child.parse().ok()).collect()
+}
+
+/// Whether a process runs, and is not merely waiting to be reaped.
+pub fn runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest.starts_with(['Z', 'X']));
+    state == Some(false)
+}
+
+/// Waits until something is so.
+///
+/// # Errors
+/// It does not come to be so.
+pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        ensure!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
 }
 
 /// Connects an MCP client.

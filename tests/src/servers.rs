@@ -158,6 +158,15 @@ async fn http(command: Command, port: u16) -> Result<Server> {
     Ok(server)
 }
 
+/// The command of `@modelcontextprotocol/server-everything` over stdio.
+///
+/// # Errors
+/// It cannot be installed.
+pub async fn everything_command() -> Result<Vec<String>> {
+    let script = installed(SERVERS).await?.join(EVERYTHING);
+    Ok(vec!["node".to_owned(), script.display().to_string(), "stdio".to_owned()])
+}
+
 /// Behind a shim with these options.
 async fn stdio(server: &[OsString], options: &[&str]) -> Result<Server> {
     let dir = tempfile::tempdir()?;

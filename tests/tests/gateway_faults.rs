@@ -6,7 +6,7 @@ use anyhow::Result;
 use mcp_mqtt_sidecar::status::GatewayStatus;
 use mcp_mqtt_tests::{
     broker::Mosquitto,
-    gateway::{Gateway, Options, PATIENCE, SERVER_NAME, call, connect, open, reason},
+    gateway::{Gateway, Options, PATIENCE, SERVER_NAME, call, children, connect, open, reason, until},
 };
 use mcp_mqtt_transport::{
     client::{RequestError, SessionEnd},
@@ -83,13 +83,7 @@ async fn after_a_lost_broker_all_sessions_are_over_with_their_processes_and_it_r
     let status = gateway.wait_for("readiness off", |status| !status.broker.ok).await?;
     assert!(status.backend.ok);
     gateway.wait_for("the end of the session", |status| status.sessions == 0).await?;
-    for _ in 0..200 {
-        if children(shim).is_empty() {
-            break;
-        }
-        sleep(Duration::from_millis(20)).await;
-    }
-    assert_eq!(children(shim).len(), 0, "the process has ended with its session");
+    until("the process has ended with its session", || children(shim).is_empty()).await?;
     gateway.wait_for("the cause", |status| status.broker.reason == "BrokerUnreachable").await?;
     broker.restart().await?;
     gateway.wait_ready().await?;
@@ -142,17 +136,5 @@ async fn a_gateway_that_is_killed_leaves_no_presence_and_no_process() -> Result<
     let error = timeout(PATIENCE, waiting).await??.expect_err("nobody is left to answer");
     assert_eq!(error, RequestError::Ended(SessionEnd::Offline), "the will ends the wait");
     let shim = gateway.server_pid().expect("the shim runs");
-    for _ in 0..200 {
-        if children(shim).is_empty() {
-            return Ok(());
-        }
-        sleep(Duration::from_millis(20)).await;
-    }
-    panic!("the session's process lives on");
-}
-
-/// The children of a process, by `/proc`.
-fn children(pid: u32) -> Vec<u32> {
-    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    list.split_whitespace().filter_map(|child| child.parse().ok()).collect()
+    until("the session's process ends", || children(shim).is_empty()).await
 }
