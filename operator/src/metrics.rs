@@ -7,6 +7,7 @@ use prometheus_client::{
         family::Family,
         gauge::Gauge,
         histogram::{Histogram, exponential_buckets},
+        info::Info,
     },
     registry::Registry,
 };
@@ -66,7 +67,10 @@ pub struct Metrics {
 impl Metrics {
     /// Registers all counters.
     pub fn new() -> Self {
-        let mut registry = Registry::with_prefix("mcp_mqtt_operator");
+        let mut all = Registry::with_prefix("mcp_mqtt");
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION")), ("component", "operator")]);
+        all.register("build", "1; what runs here", build);
+        let registry = all.sub_registry_with_prefix("operator");
         let reconciles = Family::default();
         registry.register("reconciles", "Reconciles by how they ended", reconciles.clone());
         // From a look at the stores alone (a tenth of a millisecond) to an API server that takes its time.
@@ -98,7 +102,7 @@ impl Metrics {
         );
         let leader = Gauge::default();
         registry.register("leader", "1 where this operator is the one that works", leader.clone());
-        Self { registry, reconciles, durations, writes, gateways, objects, watch_failures, leader }
+        Self { registry: all, reconciles, durations, writes, gateways, objects, watch_failures, leader }
     }
 
     /// A reconcile ended.

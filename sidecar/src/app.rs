@@ -80,6 +80,7 @@ fn check(config: &GatewayConfig) -> Result<(Identity, Backend), ConfigError> {
 async fn serve(config: GatewayConfig, identity: Identity, backend: Backend) -> ExitCode {
     let config = Arc::new(config);
     let metrics = Metrics::new();
+    metrics.sessions_limit.set(config.limits.max_sessions.into());
     let board = Board::new(&config.server_id, &config.server_name, metrics.clone());
     let (mut terminate, mut interrupt) =
         match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {

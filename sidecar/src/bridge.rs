@@ -75,6 +75,7 @@ impl Bridge {
             timeouts: config.timeouts.clone(),
             max_in_flight: limit(config.limits.max_in_flight),
             max_message_bytes: limit(config.limits.max_message_bytes),
+            idle_timeout: config.limits.idle_timeout,
         };
         Self { config, rules, backend, events, from_backends, health, drains, board, metrics, last_id: 0 }
     }

@@ -7,18 +7,23 @@ use std::{
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
-    registry::{Registry, Unit},
+    metrics::{
+        MetricType, TypedMetric, counter::Counter, family::Family, gauge::Gauge, histogram::Histogram,
+        info::Info,
+    },
+    registry::{Metric, Registry, Unit},
 };
 
 use crate::config::Timeouts;
 
-/// Prefix of every metric: `<project>_<component>`.
+/// Prefix of every metric but the build's: `<project>_<component>`.
 const PREFIX: &str = "mcp_mqtt_gateway";
 
 /// Upper bounds of the latency histogram, in seconds: 100 µs to 60 s.
-const LATENCY_BUCKETS: [f64; 15] =
-    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 20.0, 60.0];
+const LATENCY_BUCKETS: [f64; 18] = [
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+    30.0, 60.0,
+];
 
 /// The methods of MCP, as a label of bounded cardinality: what a client invents is [`Method::Other`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -125,8 +130,14 @@ struct ReasonLabel {
 pub struct Metrics {
     /// MCP sessions open now.
     pub sessions: Gauge,
+    /// MCP sessions that may be open at one time.
+    pub sessions_limit: Gauge,
     /// Requests of clients that wait for an answer now.
     pub in_flight: Gauge,
+    /// 1 while the MCP server answers.
+    pub backend_up: Gauge,
+    /// 1 while the presence stands in the broker.
+    pub registered: Gauge,
     /// Sessions ever begun.
     pub sessions_started: Counter,
     /// Bytes of MQTT payload that came.
@@ -142,72 +153,127 @@ pub struct Metrics {
     sessions_ended: Family<ReasonLabel, Counter>,
     connect_failures: Family<ReasonLabel, Counter>,
     requests: Family<RequestLabels, Counter>,
+    refused: Family<ReasonLabel, Counter>,
     durations: Family<MethodLabel, Histogram>,
-    drops: Family<ReasonLabel, Counter>,
+    dropped: Family<ReasonLabel, Counter>,
     registry: std::sync::Arc<Registry>,
+}
+
+/// What one metric is, for the documentation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// As Prometheus knows it, but for what it appends to a histogram's.
+    pub name: String,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    /// Names of its labels.
+    pub labels: &'static [&'static str],
+    /// What it tells.
+    pub help: &'static str,
+}
+
+/// Registers metrics, and keeps what they are.
+#[derive(Debug)]
+struct Catalogue {
+    registry: Registry,
+    descriptions: Vec<Description>,
+}
+
+impl Catalogue {
+    fn add<M: Metric + TypedMetric + Clone>(
+        &mut self,
+        name: &str,
+        labels: &'static [&'static str],
+        help: &'static str,
+        metric: &M,
+    ) {
+        let (kind, suffix) = match M::TYPE {
+            MetricType::Counter => ("counter", "_total"),
+            MetricType::Gauge => ("gauge", ""),
+            MetricType::Histogram => ("histogram", ""),
+            _ => ("unknown", ""),
+        };
+        let gateway = self.registry.sub_registry_with_prefix("gateway");
+        // The unit is the name's last word: Prometheus wants it there, and says it once more.
+        match name.rsplit_once('_') {
+            Some((stem, "bytes")) => gateway.register_with_unit(stem, help, Unit::Bytes, metric.clone()),
+            Some((stem, "seconds")) => gateway.register_with_unit(stem, help, Unit::Seconds, metric.clone()),
+            _ => gateway.register(name, help, metric.clone()),
+        }
+        let name = format!("{PREFIX}_{name}{suffix}");
+        self.descriptions.push(Description { name, kind, labels, help });
+    }
 }
 
 impl Metrics {
     /// All at zero.
     pub fn new() -> Self {
-        let mut registry = Registry::with_prefix(PREFIX);
-        let sessions = Gauge::default();
-        let in_flight = Gauge::default();
-        let sessions_started = Counter::default();
-        let received_bytes = Counter::default();
-        let sent_bytes = Counter::default();
-        let broadcasts = Counter::default();
-        let broadcasts_merged = Counter::default();
-        let reconnects = Counter::default();
-        let sessions_ended = Family::default();
-        let connect_failures = Family::default();
-        let requests = Family::default();
+        Self::catalogued().0
+    }
+
+    /// What there is to be had.
+    pub fn catalogue() -> Vec<Description> {
+        Self::catalogued().1
+    }
+
+    fn catalogued() -> (Self, Vec<Description>) {
+        let mut c = Catalogue { registry: Registry::with_prefix("mcp_mqtt"), descriptions: Vec::new() };
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION")), ("component", "gateway")]);
+        let help = "1; what runs here";
+        c.registry.register("build", help, build);
+        c.descriptions.push(Description {
+            name: "mcp_mqtt_build_info".to_owned(),
+            kind: "gauge",
+            labels: &["version", "component"],
+            help,
+        });
         let durations =
             Family::new_with_constructor((|| Histogram::new(LATENCY_BUCKETS)) as fn() -> Histogram);
-        let drops = Family::default();
-        let r = &mut registry;
-        r.register("sessions", "MCP sessions open now", sessions.clone());
-        r.register("requests_in_flight", "Client requests that wait for an answer now", in_flight.clone());
-        r.register("sessions_started", "MCP sessions begun", sessions_started.clone());
-        r.register("sessions_ended", "MCP sessions ended, by reason", sessions_ended.clone());
-        r.register("requests", "Requests that ended, by asker, method and outcome", requests.clone());
-        r.register_with_unit(
-            "request_duration",
-            "From a client's request to its answer, by method",
-            Unit::Seconds,
-            durations.clone(),
-        );
-        r.register_with_unit("received", "MQTT payload that came", Unit::Bytes, received_bytes.clone());
-        r.register_with_unit("sent", "MQTT payload that went", Unit::Bytes, sent_bytes.clone());
-        r.register("broadcasts", "Notifications published to all clients", broadcasts.clone());
-        r.register(
-            "broadcasts_merged",
-            "Notifications to all clients that another one stood for",
-            broadcasts_merged.clone(),
-        );
-        r.register("drops", "Messages that went nowhere, by reason", drops.clone());
-        r.register("reconnects", "Connections to the broker after the first", reconnects.clone());
-        r.register(
-            "connect_failures",
-            "Connections and registrations that failed, by reason",
-            connect_failures.clone(),
-        );
-        Self {
-            sessions,
-            in_flight,
-            sessions_started,
-            received_bytes,
-            sent_bytes,
-            broadcasts,
-            broadcasts_merged,
-            reconnects,
-            sessions_ended,
-            connect_failures,
-            requests,
+        let mut metrics = Self {
+            sessions: Gauge::default(),
+            sessions_limit: Gauge::default(),
+            in_flight: Gauge::default(),
+            backend_up: Gauge::default(),
+            registered: Gauge::default(),
+            sessions_started: Counter::default(),
+            received_bytes: Counter::default(),
+            sent_bytes: Counter::default(),
+            broadcasts: Counter::default(),
+            broadcasts_merged: Counter::default(),
+            reconnects: Counter::default(),
+            sessions_ended: Family::default(),
+            connect_failures: Family::default(),
+            requests: Family::default(),
+            refused: Family::default(),
             durations,
-            drops,
-            registry: std::sync::Arc::new(registry),
-        }
+            dropped: Family::default(),
+            registry: std::sync::Arc::default(),
+        };
+        let m = &metrics;
+        c.add("backend_up", &[], "1 while the MCP server answers", &m.backend_up);
+        c.add("registered", &[], "1 while the presence stands in the broker's registry", &m.registered);
+        c.add("sessions", &[], "MCP sessions open now", &m.sessions);
+        c.add("sessions_limit", &[], "MCP sessions that may be open at one time", &m.sessions_limit);
+        c.add("sessions_started", &[], "MCP sessions begun", &m.sessions_started);
+        c.add("sessions_ended", &["reason"], "MCP sessions ended, by reason", &m.sessions_ended);
+        c.add("requests_in_flight", &[], "Client requests that wait for an answer now", &m.in_flight);
+        let labels = &["asker", "method", "outcome"];
+        c.add("requests", labels, "Requests that ended, by asker, method and outcome", &m.requests);
+        let help = "Requests that were not taken and got an error of the gateway, by its data.reason";
+        c.add("requests_refused", &["reason"], help, &m.refused);
+        let help = "From a client's request to its answer, by method";
+        c.add("request_duration_seconds", &["method"], help, &m.durations);
+        c.add("received_bytes", &[], "MQTT payload that came", &m.received_bytes);
+        c.add("sent_bytes", &[], "MQTT payload that went", &m.sent_bytes);
+        c.add("messages_dropped", &["reason"], "Messages that went nowhere, by reason", &m.dropped);
+        c.add("broadcasts", &[], "Notifications published to all clients", &m.broadcasts);
+        let help = "Notifications to all clients that another one stood for";
+        c.add("broadcasts_merged", &[], help, &m.broadcasts_merged);
+        c.add("broker_reconnects", &[], "Connections to the broker after the first", &m.reconnects);
+        let help = "Connections and registrations that failed, by reason";
+        c.add("broker_connect_failures", &["reason"], help, &m.connect_failures);
+        metrics.registry = std::sync::Arc::new(c.registry);
+        (metrics, c.descriptions)
     }
 
     /// A request ended; the duration is kept for clients' requests.
@@ -220,7 +286,12 @@ impl Metrics {
 
     /// A message went nowhere.
     pub fn dropped(&self, reason: &'static str) {
-        self.drops.get_or_create(&ReasonLabel { reason }).inc();
+        self.dropped.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// A request was not taken.
+    pub fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&ReasonLabel { reason }).inc();
     }
 
     /// A session ended.
@@ -285,12 +356,68 @@ mod tests {
             "mcp_mqtt_gateway_requests_total{asker=\"client\",method=\"other\",outcome=\"failed\"} 1",
             "mcp_mqtt_gateway_request_duration_seconds_bucket{le=\"0.0005\",method=\"tools/call\"} 1",
             "mcp_mqtt_gateway_request_duration_seconds_bucket{le=\"0.00025\",method=\"tools/call\"} 0",
-            "mcp_mqtt_gateway_drops_total{reason=\"no-session\"} 1",
+            "mcp_mqtt_gateway_messages_dropped_total{reason=\"no-session\"} 1",
             "mcp_mqtt_gateway_sent_bytes_total 12",
             "mcp_mqtt_gateway_sessions 0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
-        assert!(text.lines().filter(|l| !l.starts_with('#')).all(|l| l.starts_with("mcp_mqtt_gateway_")));
+        let build = concat!(
+            "mcp_mqtt_build_info{version=\"",
+            env!("CARGO_PKG_VERSION"),
+            "\",component=\"gateway\"} 1"
+        );
+        assert!(text.lines().any(|line| line == build), "{text}");
+        assert!(
+            text.lines()
+                .filter(|line| !line.starts_with('#') && *line != build)
+                .all(|line| line.starts_with("mcp_mqtt_gateway_"))
+        );
+    }
+
+    /// <https://prometheus.io/docs/practices/naming/>
+    #[test]
+    fn names_are_as_prometheus_wants_them_and_the_catalogue_is_what_is_scraped() {
+        let metrics = Metrics::new();
+        metrics.request(Asker::Client, Method::OTHER, Outcome::Ok, Duration::ZERO);
+        metrics.dropped("x");
+        metrics.refused("x");
+        metrics.session_ended("x");
+        metrics.connect_failed("x");
+        let text = metrics.render();
+        let mut scraped: Vec<(&str, &str)> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE "))
+            .filter_map(|line| line.split_once(' '))
+            .collect();
+        scraped.sort_unstable();
+        let catalogue = Metrics::catalogue();
+        let mut described: Vec<(&str, &str)> = catalogue
+            .iter()
+            .map(|one| match one.name.as_str() {
+                // `# TYPE` has the name without what the samples get.
+                "mcp_mqtt_build_info" => ("mcp_mqtt_build", "info"),
+                name => (name.strip_suffix("_total").unwrap_or(name), one.kind),
+            })
+            .collect();
+        described.sort_unstable();
+        assert_eq!(described, scraped);
+        for Description { name, kind, labels, help } in &catalogue {
+            assert_eq!(name.ends_with("_total"), *kind == "counter", "{name}");
+            assert!(*kind != "histogram" || name.ends_with("_seconds"), "{name}: a base unit");
+            assert!(!name.contains("milli") && !name.ends_with("_ms") && name.is_ascii(), "{name}");
+            assert!(!help.is_empty() && !help.ends_with('.'), "{name}: {help}: the dot is added");
+            assert!(labels.iter().all(|label| text.contains(&format!("{label}=\""))), "{name} {labels:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_client_invents_makes_no_new_series() {
+        let metrics = Metrics::new();
+        for n in 0..1000 {
+            let method = Method::of(&format!("invented/{n}"));
+            metrics.request(Asker::Client, method, Outcome::Error, Duration::ZERO);
+        }
+        assert!(metrics.render().lines().count() < 150, "{}", metrics.render());
     }
 }

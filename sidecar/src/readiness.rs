@@ -38,6 +38,7 @@ impl Board {
     pub fn backend_up(&self, server: &ServerInfo) {
         let message = format!("{} {} speaks MCP {}", server.name, server.version, server.protocol_version);
         tracing::info!(server = server.name, version = server.version, "the MCP server answers");
+        self.metrics.backend_up.set(1);
         let mut status = self.lock();
         status.backend = part(true, reason::BACKEND_READY, &message);
         status.server = Some(server.clone());
@@ -51,6 +52,7 @@ impl Board {
 
     /// The MCP server does not answer; why, in a sentence.
     pub fn backend_down(&self, message: &str) {
+        self.metrics.backend_up.set(0);
         let new = part(false, reason::BACKEND_NOT_ANSWERING, message);
         let old = std::mem::replace(&mut self.lock().backend, new.clone());
         if old != new {
@@ -65,11 +67,13 @@ impl Board {
             message = format!("{message}; {remark}");
         }
         tracing::info!("{message}");
+        self.metrics.registered.set(1);
         self.lock().broker = part(true, reason::REGISTERED, &message);
     }
 
     /// The presence does not stand in the broker: one of [`reason`], and why in a sentence.
     pub fn unregistered(&self, reason: &str, message: &str) {
+        self.metrics.registered.set(0);
         let new = part(false, reason, message);
         let old = std::mem::replace(&mut self.lock().broker, new.clone());
         if old == new {
@@ -146,6 +150,12 @@ mod tests {
         assert!(board.pending()[0].starts_with("broker: Connecting: "), "{:?}", board.pending());
         board.registered("a/b", None);
         assert!(board.status().ready() && board.pending().is_empty());
+        assert_eq!((metrics.backend_up.get(), metrics.registered.get()), (1, 1));
+        board.backend_down("gone");
+        board.unregistered(reason::WAITING_FOR_BACKEND, "it waits");
+        assert_eq!((metrics.backend_up.get(), metrics.registered.get()), (0, 0));
+        board.backend_up(&info());
+        board.registered("a/b", None);
         metrics.sessions.set(3);
         assert_eq!(board.status().sessions, 3);
         board.set_draining();

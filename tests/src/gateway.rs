@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use mcp_mqtt_sidecar::{config::BackendConfig, status::GatewayStatus};
+use mcp_mqtt_sidecar::{config::BackendConfig, metrics::Metrics, status::GatewayStatus};
 use mcp_mqtt_transport::{
     client::{Client, ClientOptions, Instance, RequestError, Session, SessionHandler, Unhandled},
     topic::{ClientId, ServerId, ServerName},
@@ -265,11 +265,14 @@ impl Gateway {
         Ok((code, body.to_owned()))
     }
 
-    /// The value of a metric's line, which is given without the prefix: `drops_total{reason="no-session"}`.
+    /// The value of a metric's line, which is given without the prefix: `messages_dropped_total{reason="no-session"}`.
     ///
     /// # Errors
-    /// No answer. A line that is not there is 0.
+    /// No answer, or a metric that does not exist. A line that is not there is 0.
     pub async fn metric(&self, line: &str) -> Result<u64> {
+        let name = line.split('{').next().unwrap_or_default();
+        let is_it = |known: &str| known.strip_prefix("mcp_mqtt_gateway_") == Some(name);
+        ensure!(Metrics::catalogue().iter().any(|metric| is_it(&metric.name)), "there is no metric {name}");
         let (_, text) = self.get("/metrics").await?;
         let line = format!("mcp_mqtt_gateway_{line} ");
         let value = text.lines().find_map(|l| l.strip_prefix(&line));

@@ -152,6 +152,10 @@ fn refused() -> Vec<(Value, &'static str)> {
             with(&json!({"gateway": {"maxInFlight": 0}})),
             "spec.gateway.maxInFlight in body should be greater than or equal to 1",
         ),
+        (
+            with(&json!({"gateway": {"idleTimeout": "never"}})),
+            "spec.gateway.idleTimeout: Invalid value: \"never\": must be a duration such as 500ms, 30s or 1m30s",
+        ),
         (with(&json!({"gateway": {"qos": 2}})), "spec.gateway.qos in body should be less than or equal to 1"),
         (
             with(&json!({"gateway": {"keepAlive": "soon"}})),

@@ -65,7 +65,7 @@ async fn while_the_servers_container_is_gone_nobody_finds_it_and_nobody_waits() 
     gateway.wait_ready().await?;
     let again = open(&client, &gateway.instance()).await?;
     assert_eq!(call(&again, "echo", json!({"message": "back"})).await?, "back");
-    assert_eq!(gateway.metric("reconnects_total").await?, 0, "the broker has nothing to do with it");
+    assert_eq!(gateway.metric("broker_reconnects_total").await?, 0, "the broker has nothing to do with it");
     Ok(())
 }
 
@@ -87,7 +87,7 @@ async fn after_a_lost_broker_all_sessions_are_over_with_their_processes_and_it_r
     gateway.wait_for("the cause", |status| status.broker.reason == "BrokerUnreachable").await?;
     broker.restart().await?;
     gateway.wait_ready().await?;
-    assert_eq!(gateway.metric("reconnects_total").await?, 1);
+    assert_eq!(gateway.metric("broker_reconnects_total").await?, 1);
     assert_eq!(gateway.metric(r#"sessions_ended_total{reason="broker-lost"}"#).await?, 1);
     let client = connect(&broker.url(), "c").await?;
     let instance = client.find(&ServerName::new(SERVER_NAME)?, PATIENCE).await?;

@@ -147,9 +147,9 @@ async fn the_server_asks_the_client_and_tells_it_its_progress() -> Result<()> {
     call(&session, "flood", json!({"count": 500, "bytes": 100})).await?;
     listener.hears("notifications/message", 500).await?;
     assert_eq!(call(&session, "garbage", json!({})).await?, "said");
-    assert_eq!(gateway.metric(r#"drops_total{reason="malformed-from-server"}"#).await?, 1);
+    assert_eq!(gateway.metric(r#"messages_dropped_total{reason="malformed-from-server"}"#).await?, 1);
     assert_eq!(call(&session, "twice", json!({})).await?, "first");
-    gateway.wait_metric(r#"drops_total{reason="unknown-answer-of-server"}"#, 1).await
+    gateway.wait_metric(r#"messages_dropped_total{reason="unknown-answer-of-server"}"#, 1).await
 }
 
 #[tokio::test]
@@ -283,7 +283,7 @@ async fn a_message_too_large_is_an_error_to_whoever_waits_either_way() -> Result
     let large = call(&session, "big", json!({"bytes": 60_000})).await.expect_err("over the broker's limit");
     assert_eq!(reason(&large), Some("message-too-large"), "{large}");
     assert_eq!(call(&session, "echo", json!({"message": "still here"})).await?, "still here");
-    assert_eq!(small.metric("reconnects_total").await?, 0);
+    assert_eq!(small.metric("broker_reconnects_total").await?, 0);
     Ok(())
 }
 
@@ -393,6 +393,6 @@ async fn a_broker_that_pauses_makes_a_flooding_server_wait_and_nothing_is_lost()
         5000,
         "all, and before the answer that came after them"
     );
-    assert_eq!(gateway.metric(r#"drops_total{reason="outbox-full"}"#).await?, 0);
+    assert_eq!(gateway.metric(r#"messages_dropped_total{reason="outbox-full"}"#).await?, 0);
     Ok(())
 }

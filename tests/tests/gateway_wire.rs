@@ -148,7 +148,7 @@ async fn garbage_is_answered_where_it_has_an_id_counted_otherwise_and_hurts_nobo
     for (reason, count) in
         [("not-json", 2), ("not-utf8", 1), ("batch", 2), ("no-client-id", 1), ("bad-client-id", 1)]
     {
-        gateway.wait_metric(&format!("drops_total{{reason=\"{reason}\"}}"), count).await?;
+        gateway.wait_metric(&format!("messages_dropped_total{{reason=\"{reason}\"}}"), count).await?;
     }
     assert_eq!(gateway.status().await?.sessions, 1);
     Ok(())
@@ -168,7 +168,7 @@ async fn who_has_no_session_or_speaks_for_another_gets_no_further() -> Result<()
     let presence = topic::client_presence(victim.client_id());
     mallory.send(&presence, Some("mallory"), Message::disconnected().into_raw()).await?;
     mallory.send(&presence, Some("mallory"), "").await?;
-    gateway.wait_metric(r#"drops_total{reason="client-id-mismatch"}"#, 2).await?;
+    gateway.wait_metric(r#"messages_dropped_total{reason="client-id-mismatch"}"#, 2).await?;
     let state = call(&session, "state", json!({})).await?;
     assert!(state.contains("\"calls\":1"), "nothing reached its server: {state}");
     assert_eq!(gateway.status().await?.sessions, 1);

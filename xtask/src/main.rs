@@ -4,6 +4,7 @@ mod chart;
 mod cluster;
 mod crds;
 mod demo;
+mod docs;
 mod fingerprint;
 mod generated;
 mod images;
@@ -74,6 +75,12 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Write docs/configuration.md and docs/metrics.md from the command lines and the metrics themselves.
+    Docs {
+        /// Write nothing; fail where a file differs.
+        #[arg(long)]
+        check: bool,
+    },
     /// Write the chart's README table and values.schema.json from its values.yaml.
     Chart {
         /// Write nothing; fail where a file differs.
@@ -109,6 +116,7 @@ fn run(command: Command) -> Result<()> {
         Command::InCluster(command) => command.any(),
         Command::Images { cluster } => images::ensure(&cluster::Cluster::named(&cluster)?),
         Command::Crds { check } => generated::write_or_check(&crds::generate(root), check),
+        Command::Docs { check } => generated::write_or_check(&docs::generate(&root), check),
         Command::Chart { check } => generated::write_or_check(&chart::generate(root)?, check),
     }
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     chart,
     cluster::{self, Cluster},
-    crds, generated, images, packages,
+    crds, docs, generated, images, packages,
     progress::{heading, human, step},
     workspace::{self, find_program, program, root},
 };
@@ -65,6 +65,7 @@ fn checks() -> Result<()> {
     cargo(&["fmt", "--all", "--check"])?;
     let mut files = crds::generate(root());
     files.extend(chart::generate(root())?);
+    files.extend(docs::generate(root()));
     generated::check(&files)?;
     cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "--deny", "warnings"])?;
     ensure_cargo_deny()?;

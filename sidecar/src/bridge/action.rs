@@ -64,6 +64,8 @@ pub enum Action {
         client: ClientId,
         /// Why.
         reason: EndReason,
+        /// What it was.
+        summary: Summary,
     },
     /// A request ended; for the metrics.
     Resolved {
@@ -76,11 +78,51 @@ pub enum Action {
         /// After how long.
         elapsed: Duration,
     },
+    /// A request was answered with an error of ours and not taken; for the metrics.
+    Refused {
+        /// A stable word.
+        reason: &'static str,
+    },
     /// A message went nowhere; for the metrics.
     Dropped {
         /// A stable word.
         reason: &'static str,
     },
+}
+
+/// What a session was, for the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Summary {
+    /// From `initialize` to its end.
+    pub lasted: Duration,
+    /// Requests of the client, `initialize` and the refused ones included.
+    pub requests: u64,
+    /// Errors that the client was answered, the server's and ours.
+    pub errors: u64,
+    /// Bytes of the client's messages.
+    pub received_bytes: u64,
+    /// Bytes of the messages to the client, without what is told to all.
+    pub sent_bytes: u64,
+}
+
+impl Summary {
+    /// The line of a session's end.
+    pub fn log(&self, session: SessionId, client: &ClientId, reason: &EndReason) {
+        let Self { lasted, requests, errors, received_bytes, sent_bytes } = *self;
+        let (session, word) = (session.0, reason.as_str());
+        let seconds = (lasted.as_secs_f64() * 1000.0).round() / 1000.0;
+        if reason.is_trouble() {
+            tracing::warn!(
+                session, %client, reason = word, seconds, requests, errors, received_bytes, sent_bytes,
+                "session ended: {reason}"
+            );
+        } else {
+            tracing::info!(
+                session, %client, reason = word, seconds, requests, errors, received_bytes, sent_bytes,
+                "session ended: {reason}"
+            );
+        }
+    }
 }
 
 /// Why a session is over.
@@ -96,6 +138,8 @@ pub enum EndReason {
     SubscriptionRefused,
     /// The backend session ended.
     Backend(BackendEnd),
+    /// Nothing was said for as long as the configuration allows.
+    Idle,
     /// The instance is being drained.
     Drained,
     /// The connection to the broker is gone, and with it the way to the client.
@@ -111,6 +155,7 @@ impl EndReason {
             Self::InitializeFailed => "initialize-failed",
             Self::SubscriptionRefused => "subscription-refused",
             Self::Backend(_) => "backend-ended",
+            Self::Idle => "idle",
             Self::Drained => "drained",
             Self::BrokerLost => "broker-lost",
         }
@@ -127,7 +172,7 @@ impl EndReason {
             Self::ClientLeft | Self::BrokerLost => None,
             Self::Drained => Some(Refusal::Draining),
             Self::Backend(end) => Some(Refusal::Backend(self.as_str(), end.to_string())),
-            Self::Replaced(_) | Self::InitializeFailed | Self::SubscriptionRefused => {
+            Self::Replaced(_) | Self::InitializeFailed | Self::SubscriptionRefused | Self::Idle => {
                 Some(Refusal::SessionEnded(self.to_string()))
             }
         }
@@ -141,7 +186,7 @@ impl EndReason {
     /// Item 13: whether we are the ones who end it. After a new `initialize` it would end the new session.
     pub fn tells_client(&self) -> bool {
         match self {
-            Self::Backend(_) | Self::Drained => true,
+            Self::Backend(_) | Self::Idle | Self::Drained => true,
             Self::ClientLeft
             | Self::Replaced(_)
             | Self::InitializeFailed
@@ -164,6 +209,7 @@ impl fmt::Display for EndReason {
             Self::InitializeFailed => f.write_str("initialize was answered with an error"),
             Self::SubscriptionRefused => f.write_str("the broker refused the subscriptions"),
             Self::Backend(end) => end.fmt(f),
+            Self::Idle => f.write_str("nothing was said for longer than --idle-timeout"),
             Self::Drained => f.write_str("the instance is shutting down"),
             Self::BrokerLost => f.write_str("the connection to the broker was lost"),
         }

@@ -373,16 +373,12 @@ impl<'a> Driver<'a> {
                 self.bridge.metrics.sessions_started.inc();
                 tracing::info!(session = session.0, %client, "session began");
             }
-            Action::Ended { session, client, reason } => {
+            Action::Ended { session, client, reason, summary } => {
                 self.backends.remove(&session);
                 self.bridge.metrics.session_ended(reason.as_str());
-                let word = reason.as_str();
-                if reason.is_trouble() {
-                    tracing::warn!(session = session.0, %client, reason = word, "session ended: {reason}");
-                } else {
-                    tracing::info!(session = session.0, %client, reason = word, "session ended: {reason}");
-                }
+                summary.log(session, &client, &reason);
             }
+            Action::Refused { reason } => self.bridge.metrics.refused(reason),
             Action::Dropped { reason } => self.dropped(reason),
         }
     }

@@ -8,7 +8,7 @@
 //!
 //! It answers each request of its client exactly once: with the server's answer or with an error of its own.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mcp_mqtt_transport::{
     jsonrpc::{Kind, Message, RequestId},
@@ -16,7 +16,7 @@ use mcp_mqtt_transport::{
 };
 
 use super::{
-    action::{Action, EndReason},
+    action::{Action, EndReason, Summary},
     flights::{Expired, Flight, Flights, Refused},
     refusal::Refusal,
 };
@@ -35,6 +35,8 @@ pub struct Rules {
     pub max_in_flight: usize,
     /// Largest message of a client, in bytes.
     pub max_message_bytes: usize,
+    /// How long nothing may be said in a session whose client waits for nothing.
+    pub idle_timeout: Option<Duration>,
 }
 
 /// What a session needs for one step.
@@ -60,6 +62,11 @@ pub struct Session {
     draining: bool,
     from_client: Flights,
     from_server: Flights,
+    began: Instant,
+    /// When it ends unless something is said before, or its client waits then.
+    idle_at: Option<Instant>,
+    /// But for the time that it lasted.
+    summary: Summary,
 }
 
 #[derive(Debug)]
@@ -82,6 +89,8 @@ impl Session {
         turn: &mut Turn<'_>,
     ) -> Self {
         let (request_id, message) = initialize;
+        let summary =
+            Summary { requests: 1, received_bytes: message.raw().len() as u64, ..Summary::default() };
         let mut from_client = Flights::new(turn.rules.max_in_flight);
         from_client
             .take(&request_id, &message, &turn.rules.timeouts, turn.now)
@@ -96,6 +105,9 @@ impl Session {
             draining: false,
             from_client,
             from_server: Flights::new(turn.rules.max_in_flight),
+            began: turn.now,
+            idle_at: None,
+            summary,
         }
     }
 
@@ -121,7 +133,11 @@ impl Session {
 
     /// When to call [`Session::expire`].
     pub fn next_deadline(&self) -> Option<Instant> {
-        [self.from_client.next_deadline(), self.from_server.next_deadline()].into_iter().flatten().min()
+        let idle_at = self.idle_at.filter(|_| self.may_be_idle());
+        [self.from_client.next_deadline(), self.from_server.next_deadline(), idle_at]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The same, if it comes before a call that is arranged already.
@@ -148,6 +164,9 @@ impl Session {
     /// A message of the client on the RPC topic (or `notifications/roots/list_changed` on its capability topic).
     pub fn client_message(&mut self, message: Message, turn: &mut Turn<'_>) {
         let size = message.raw().len();
+        self.summary.received_bytes += size as u64;
+        self.summary.requests += u64::from(matches!(message.kind(), Kind::Request { .. }));
+        self.stir(turn);
         if size > turn.rules.max_message_bytes {
             return self.too_large_from_client(&message, size, turn);
         }
@@ -164,7 +183,7 @@ impl Session {
                     },
                 };
                 match refusal {
-                    Some(refusal) => self.to_client(refusal.answer(id), turn),
+                    Some(refusal) => self.not_taken(id, &refusal, turn),
                     None => self.to_backend(message, turn),
                 }
             }
@@ -226,6 +245,10 @@ impl Session {
     }
 
     fn server_message(&mut self, message: Message, turn: &mut Turn<'_>) {
+        // Some servers ping all the time, and give up, and that does not tell whether the client is there.
+        if !matches!(message.method(), Some("ping" | "notifications/cancelled")) {
+            self.stir(turn);
+        }
         let size = message.raw().len();
         let too_large = (size > self.max_to_client).then_some(Refusal::TooLarge(size, self.max_to_client));
         match message.kind() {
@@ -304,6 +327,7 @@ impl Session {
                 Expired::Cancelled(flight) => resolved(Asker::Client, &flight, Outcome::Abandoned, turn),
                 Expired::TimedOut(id, flight) => {
                     resolved(Asker::Client, &flight, Outcome::TimedOut, turn);
+                    self.stir(turn);
                     self.to_client(Refusal::TimedOut.answer(&id), turn);
                     if matches!(&self.state, State::Opening { initialize, .. } if *initialize == id) {
                         initialize_failed = true; // never cancelled (MCP, lifecycle)
@@ -327,7 +351,20 @@ impl Session {
         if initialize_failed {
             self.end(EndReason::InitializeFailed, turn);
         }
+        if self.may_be_idle() && self.idle_at.is_some_and(|idle_at| idle_at <= turn.now) {
+            self.end(EndReason::Idle, turn);
+        }
         self.end_when_drained(turn);
+    }
+
+    /// A client that waits for an answer is not idle, however long that takes.
+    fn may_be_idle(&self) -> bool {
+        matches!(self.state, State::Open) && self.from_client.waiting() == 0
+    }
+
+    /// Something was said.
+    fn stir(&mut self, turn: &Turn<'_>) {
+        self.idle_at = turn.rules.idle_timeout.map(|timeout| turn.now + timeout);
     }
 
     /// Takes nothing new, and ends once nobody waits.
@@ -365,7 +402,8 @@ impl Session {
         if reason.unsubscribes() {
             turn.out.push(Action::Unsubscribe { client: self.client.clone() });
         }
-        turn.out.push(Action::Ended { session: self.id, client: self.client.clone(), reason });
+        let summary = Summary { lasted: turn.now.saturating_duration_since(self.began), ..self.summary };
+        turn.out.push(Action::Ended { session: self.id, client: self.client.clone(), reason, summary });
     }
 
     /// Item 9: the result goes out only after the three SUBACKs.
@@ -393,6 +431,7 @@ impl Session {
 
     /// A request in flight gets an error of ours in place of its answer; without its `initialize` a session is over.
     fn fail(&mut self, id: &RequestId, refusal: &Refusal, turn: &mut Turn<'_>) {
+        self.stir(turn);
         if !self.from_client.contains(id) {
             return dropped("unknown-answer-of-server", turn);
         }
@@ -414,7 +453,7 @@ impl Session {
         let refusal = Refusal::TooLarge(size, turn.rules.max_message_bytes);
         match message.kind() {
             Kind::Request { id, .. } if self.from_client.contains(id) => dropped("message-too-large", turn),
-            Kind::Request { id, .. } => self.to_client(refusal.answer(id), turn),
+            Kind::Request { id, .. } => self.not_taken(id, &refusal, turn),
             Kind::Response { id: Some(id), .. } => match self.from_server.land(id) {
                 Some(flight) => {
                     resolved(Asker::Server, &flight, Outcome::Failed, turn);
@@ -426,7 +465,16 @@ impl Session {
         }
     }
 
-    fn to_client(&self, message: Message, turn: &mut Turn<'_>) {
+    /// A request that was not taken gets its error.
+    fn not_taken(&mut self, id: &RequestId, refusal: &Refusal, turn: &mut Turn<'_>) {
+        turn.out.push(Action::Refused { reason: refusal.reason() });
+        self.to_client(refusal.answer(id), turn);
+    }
+
+    fn to_client(&mut self, message: Message, turn: &mut Turn<'_>) {
+        self.summary.sent_bytes += message.raw().len() as u64;
+        let is_error = matches!(message.kind(), Kind::Response { is_error: true, .. });
+        self.summary.errors += u64::from(is_error);
         turn.out.push(Action::ToClient { client: self.client.clone(), message });
     }
 
@@ -448,5 +496,7 @@ fn resolved(asker: Asker, flight: &Flight, outcome: Outcome, turn: &mut Turn<'_>
     turn.out.push(Action::Resolved { asker, method: flight.method, outcome, elapsed });
 }
 
+#[cfg(test)]
+mod idle;
 #[cfg(test)]
 mod tests;

@@ -129,6 +129,7 @@ impl Sessions {
             None
         };
         if let Some(refusal) = refusal {
+            out.push(Action::Refused { reason: refusal.reason() });
             // A session that the client has here stays: the refusal is about another one.
             self.delay(Action::ToClient { client, message: refusal.answer(&id) }, now, out);
             return None;
@@ -162,6 +163,7 @@ impl Sessions {
         match message.kind() {
             Kind::Request { id, .. } => {
                 let refusal = if self.draining { Refusal::Draining } else { Refusal::NoSession };
+                out.push(Action::Refused { reason: refusal.reason() });
                 out.push(Action::ToClient { client: client.clone(), message: refusal.answer(id) });
             }
             // Its session ended while this was on its way.
@@ -179,6 +181,7 @@ impl Sessions {
         if session.is_some_and(|entry| entry.session.has_in_flight(id)) {
             out.push(Action::Dropped { reason: refusal.reason() });
         } else {
+            out.push(Action::Refused { reason: refusal.reason() });
             out.push(Action::ToClient { client: client.clone(), message: refusal.answer(id) });
         }
     }

@@ -23,6 +23,7 @@ pub(super) const RULES: Rules = Rules {
     },
     max_in_flight: 3,
     max_message_bytes: 1000,
+    idle_timeout: None,
 };
 
 pub(super) fn client(id: &str) -> ClientId {
@@ -77,7 +78,7 @@ fn text_of(message: &Message) -> String {
     }
 }
 
-/// An action in shorthand; `Resolved` is left out.
+/// An action in shorthand; what is only counted is left out.
 pub(super) fn text(action: &Action) -> Option<String> {
     Some(match action {
         Action::Subscribe { client, .. } => format!("subscribe {client}"),
@@ -88,7 +89,7 @@ pub(super) fn text(action: &Action) -> Option<String> {
         Action::Opened { client, .. } => format!("opened {client}"),
         Action::Ended { client, reason, .. } => format!("ended {client} {}", reason.as_str()),
         Action::Dropped { reason } => format!("dropped {reason}"),
-        Action::Resolved { .. } => return None,
+        Action::Resolved { .. } | Action::Refused { .. } => return None,
     })
 }
 

@@ -155,6 +155,8 @@ spec:
         - --stdio-socket=/mcp-mqtt/run/shim.sock
         - --broker-url=mqtt://hub.example:1883
         - --drain-socket=/mcp-mqtt/run/gateway.sock
+        - --admin-address=0.0.0.0:8079
+        - --log-format=json
         env:
         - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
         - {name: POD_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
@@ -230,6 +232,7 @@ gateway:
   maxSessions: 5
   maxMessageBytes: 2048
   maxInFlight: 6
+  idleTimeout: 1h30m
   qos: 0
   keepAlive: 30s
   timeouts: {ping: 1s, call: 2m, default: 3s, max: 1h}
@@ -252,6 +255,7 @@ broker:
     let mut expected = service.gateway.clone();
     expected.server_id = "north.meteo.weather-1-x".to_owned();
     assert_eq!(parse_gateway_args(&args), expected);
+    assert_eq!(expected.limits.idle_timeout, Some(std::time::Duration::from_mins(90)));
     assert_eq!(expected.description, "costs $(HOME) and $$ a \"day\"");
     assert_eq!(expected.broker.broker_password_file.as_deref(), Some("/mcp-mqtt/broker/token".as_ref()));
     assert_eq!(

@@ -93,7 +93,8 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        let mut sessions = Sessions::new(RULES, MAX_SESSIONS, 0);
+        let mut sessions =
+            Sessions::new(Rules { idle_timeout: Some(Duration::from_secs(45)), ..RULES }, MAX_SESSIONS, 0);
         sessions.set_backend_up(true);
         Self { sessions, world: World::default(), now: Instant::now(), out: Vec::new() }
     }
@@ -261,7 +262,7 @@ impl Scene {
                 assert!(world.subscribed.contains(client.as_str()), "open, and deaf");
                 world.open.insert(client.to_string());
             }
-            Action::Ended { session, client, reason } => {
+            Action::Ended { session, client, reason, .. } => {
                 let (owner, _) = world.backends.remove(&session).expect("ends once");
                 assert_eq!(owner, client.as_str());
                 world.suback_due.retain(|due| *due != session);
@@ -276,7 +277,10 @@ impl Scene {
                     }
                 }
             }
-            Action::Broadcast { .. } | Action::Resolved { .. } | Action::Dropped { .. } => {}
+            Action::Broadcast { .. }
+            | Action::Resolved { .. }
+            | Action::Dropped { .. }
+            | Action::Refused { .. } => {}
         }
     }
 
