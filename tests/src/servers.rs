@@ -167,6 +167,19 @@ pub async fn everything_command() -> Result<Vec<String>> {
     Ok(vec!["node".to_owned(), script.display().to_string(), "stdio".to_owned()])
 }
 
+/// The command of `tests/servers/cancellable.js`, made with the official SDK; it tells in a file what it does.
+///
+/// # Errors
+/// The SDK cannot be installed.
+pub async fn cancellable_command(journal: &Path) -> Result<Vec<String>> {
+    let modules = installed(SERVERS).await?.join("node_modules");
+    let script = workspace().join("tests/servers/cancellable.js");
+    let node_path = format!("NODE_PATH={}", modules.display());
+    let words =
+        ["env".into(), node_path, "node".into(), script.display().to_string(), journal.display().to_string()];
+    Ok(words.into())
+}
+
 /// Behind a shim with these options.
 async fn stdio(server: &[OsString], options: &[&str]) -> Result<Server> {
     let dir = tempfile::tempdir()?;

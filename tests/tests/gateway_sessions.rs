@@ -253,7 +253,10 @@ async fn no_more_sessions_than_allowed_and_one_that_ends_makes_room() -> Result<
     let (one, two) = (connect(&broker.url(), "one").await?, connect(&broker.url(), "two").await?);
     let first = open(&one, &gateway.instance()).await?;
     let refused = open(&two, &gateway.instance()).await.expect_err("one is all");
-    assert!(format!("{refused:#}").contains("max-sessions"), "{refused:#}");
+    let told = format!("{refused:#}");
+    assert!(told.contains("-32603") && told.contains("max-sessions"), "{told}");
+    assert_eq!(gateway.metric(r#"requests_refused_total{reason="max-sessions"}"#).await?, 1);
+    assert_eq!(gateway.metric("sessions_limit").await?, 1);
     let again = open(&one, &gateway.instance()).await?; // replaces its own
     assert_eq!(call(&again, "echo", json!({"message": "in"})).await?, "in");
     again.close();
