@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::{
     admin,
-    backend::Backend,
+    backend::{Backend, BackendConfigError},
     bridge::Bridge,
     cli::EXIT_USAGE,
     config::{ConfigError, GatewayConfig, Identity},
@@ -20,6 +20,7 @@ use crate::{
     readiness::Board,
     registrar::Registrar,
     telemetry,
+    traces::{Exporter, Settings, Tracer, TracesError},
 };
 
 /// Shows the configuration with all its defaults, as a command line. Exit code 64 when it cannot be used.
@@ -50,7 +51,7 @@ pub fn judge(config: &GatewayConfig) -> Result<(), ConfigError> {
 /// Runs the gateway until SIGTERM (or SIGINT), then drains. Exit code 64 when the configuration cannot be used, before
 /// anything was started.
 pub fn run(config: GatewayConfig) -> ExitCode {
-    let (identity, backend) = match check(&config) {
+    let checked = match check(&config) {
         Ok(checked) => checked,
         Err(error) => return unusable(&error),
     };
@@ -59,25 +60,47 @@ pub fn run(config: GatewayConfig) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&format!("cannot start: {error}")),
     };
-    runtime.block_on(serve(config, identity, backend))
+    runtime.block_on(serve(config, checked))
+}
+
+/// What the configuration means.
+struct Checked {
+    identity: Identity,
+    backend: Backend,
+    traces: Option<Settings>,
 }
 
 /// The configuration's problems, all of them.
-fn check(config: &GatewayConfig) -> Result<(Identity, Backend), ConfigError> {
+fn check(config: &GatewayConfig) -> Result<Checked, ConfigError> {
     let identity = config.check();
-    let backend = Backend::from_config(&config.backend, &config.processes, &config.limits);
-    match (identity, backend) {
-        (Ok(identity), Ok(backend)) => Ok((identity, backend)),
-        (Err(error), Ok(_)) => Err(error),
-        (identity, Err(error)) => {
+    let backend = Backend::from_config(&config.backend, &config.backend_options, &config.limits);
+    match (identity, backend, traces(config)) {
+        (Ok(identity), Ok(backend), Ok(traces)) => Ok(Checked { identity, backend, traces }),
+        (identity, backend, traces) => {
             let mut problems = identity.err().map(|error| error.problems).unwrap_or_default();
-            problems.push(error.to_string());
+            // A bad URL is among them already.
+            let another = |error: &BackendConfigError| {
+                problems.is_empty() || !matches!(error, BackendConfigError::BadUrl { .. })
+            };
+            problems.extend(backend.err().filter(another).map(|error| error.to_string()));
+            problems.extend(traces.err().map(|error| error.to_string()));
             Err(ConfigError { problems })
         }
     }
 }
 
-async fn serve(config: GatewayConfig, identity: Identity, backend: Backend) -> ExitCode {
+fn traces(config: &GatewayConfig) -> Result<Option<Settings>, TracesError> {
+    let Some(endpoint) = &config.otlp_endpoint else { return Ok(None) };
+    let identity = [
+        ("service.name", config.server_name.as_str()),
+        ("service.instance.id", config.server_id.as_str()),
+        ("service.version", env!("CARGO_PKG_VERSION")),
+    ];
+    Settings::read(endpoint, &identity, |name| std::env::var(name).ok())
+}
+
+async fn serve(config: GatewayConfig, checked: Checked) -> ExitCode {
+    let Checked { identity, backend, traces } = checked;
     let config = Arc::new(config);
     let metrics = Metrics::new();
     metrics.sessions_limit.set(config.limits.max_sessions.into());
@@ -95,6 +118,12 @@ async fn serve(config: GatewayConfig, identity: Identity, backend: Backend) -> E
             Err(error) => return failed(&format!("cannot serve on --admin-address {address}: {error}")),
         }
     }
+    let traces: Option<(Tracer, Exporter)> =
+        match traces.map(|settings| Tracer::start(settings, metrics.clone())).transpose() {
+            Ok(traces) => traces,
+            Err(error) => return failed(&error.to_string()),
+        };
+    let (tracer, exporter) = traces.unzip();
     let (drainer, drains) = drain::channel();
     if let Some(path) = &config.drain_socket {
         match drain::listen(path, drainer.clone(), config.drain_timeout) {
@@ -112,7 +141,7 @@ async fn serve(config: GatewayConfig, identity: Identity, backend: Backend) -> E
     let (to_bridge, health) = watch::channel(Health::Down("not asked yet".to_owned()));
     tokio::spawn(health::watch(backend.clone(), board.clone(), to_bridge));
     let registrar = Registrar::new(config.clone(), identity, board.clone(), metrics.clone());
-    let bridge = Bridge::new(config.clone(), backend, health, drains, board, metrics);
+    let bridge = Bridge::new(config.clone(), backend, health, drains, board, metrics, tracer);
     tokio::spawn(bridge.run(registrar));
 
     tokio::select! {
@@ -125,6 +154,9 @@ async fn serve(config: GatewayConfig, identity: Identity, backend: Backend) -> E
             let code = drain_and_end(drainer, &config).await;
             if let Some(processes) = processes {
                 processes.stop().await;
+            }
+            if let Some(exporter) = exporter {
+                exporter.finish().await;
             }
             code
         } => code,

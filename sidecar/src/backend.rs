@@ -18,7 +18,7 @@ use tokio::{
 
 use self::era::Era;
 use crate::{
-    config::{BackendConfig, Limits, ProcessConfig},
+    config::{BackendConfig, BackendOptions, Limits},
     shim::processes::{Processes, Reap},
     status::ServerInfo,
 };
@@ -79,11 +79,12 @@ pub enum BackendConfigError {
     /// No transport or several were given.
     #[error("exactly one of --stdio-socket, --http-url and a command after `--` is needed")]
     NotExactlyOne,
-    /// The URL is not one of a server in this pod.
-    #[error("--http-url {url}: {why}")]
+    /// The certificates to trust.
+    #[error("--http-ca-file: {0}")]
+    BadCertificates(String),
+    /// The URL is not one of a server.
+    #[error("--http-url: {why}")]
     BadUrl {
-        /// The URL as given.
-        url: String,
         /// What is wrong with it.
         why: &'static str,
     },
@@ -167,23 +168,26 @@ impl Backend {
     /// The backend that the configuration names.
     ///
     /// # Errors
-    /// Not exactly one transport, or an HTTP URL that is not plain `http`.
+    /// Not exactly one transport, a URL that is neither `http` nor `https`, or certificates that cannot be used.
     pub fn from_config(
         config: &BackendConfig,
-        processes: &ProcessConfig,
+        options: &BackendOptions,
         limits: &Limits,
     ) -> Result<Self, BackendConfigError> {
         let max_sessions = limits.max_sessions as usize;
         let limits = BackendLimits::from(limits);
         match (&config.stdio_socket, &config.http_url, &config.command[..]) {
             (Some(socket), None, []) => Ok(Self::Stdio(StdioBackend::new(socket.clone(), limits))),
-            (None, Some(url), []) => Ok(Self::StreamableHttp(HttpBackend::new(url, limits)?)),
+            (None, Some(url), []) => {
+                let ca = options.http_ca_file.as_deref();
+                Ok(Self::StreamableHttp(HttpBackend::new(url, ca, limits)?))
+            }
             (None, None, [_, ..]) => {
-                let idle = usize::from(processes.prewarm);
+                let idle = usize::from(options.prewarm);
                 let spawner = Spawner::new(
                     own_processes(&config.command, max_sessions + idle),
                     idle,
-                    processes.stop_grace,
+                    options.stop_grace,
                 );
                 Ok(Self::Stdio(StdioBackend::of_own(spawner, limits)))
             }

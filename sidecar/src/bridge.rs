@@ -25,6 +25,7 @@ use crate::{
     readiness::Board,
     registrar::Registrar,
     status::reason,
+    traces::Tracer,
 };
 
 pub mod action;
@@ -55,6 +56,7 @@ pub struct Bridge {
     drains: Drains,
     board: Board,
     metrics: Metrics,
+    tracer: Option<Tracer>,
     /// Session ids are never used twice.
     last_id: u64,
 }
@@ -68,6 +70,7 @@ impl Bridge {
         drains: Drains,
         board: Board,
         metrics: Metrics,
+        tracer: Option<Tracer>,
     ) -> Self {
         let (events, from_backends) = mpsc::channel(BACKEND_EVENTS);
         let limit = |limit: u32| usize::try_from(limit).unwrap_or(usize::MAX);
@@ -76,8 +79,21 @@ impl Bridge {
             max_in_flight: limit(config.limits.max_in_flight),
             max_message_bytes: limit(config.limits.max_message_bytes),
             idle_timeout: config.limits.idle_timeout,
+            sampler: tracer.as_ref().map(Tracer::sampler),
         };
-        Self { config, rules, backend, events, from_backends, health, drains, board, metrics, last_id: 0 }
+        Self {
+            config,
+            rules,
+            backend,
+            events,
+            from_backends,
+            health,
+            drains,
+            board,
+            metrics,
+            tracer,
+            last_id: 0,
+        }
     }
 
     /// Serves connection after connection until a drain has ended.

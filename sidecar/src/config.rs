@@ -49,9 +49,9 @@ pub struct GatewayConfig {
     #[command(flatten)]
     pub backend: BackendConfig,
 
-    /// The processes of a server that the gateway starts itself.
+    /// What else there is to say of the backend, by transport.
     #[command(flatten)]
-    pub processes: ProcessConfig,
+    pub backend_options: BackendOptions,
 
     /// The broker.
     #[command(flatten)]
@@ -77,6 +77,10 @@ pub struct GatewayConfig {
     #[arg(long, env = "MCP_MQTT_ADMIN_ADDRESS", value_name = "ADDRESS")]
     pub admin_address: Option<SocketAddr>,
 
+    /// OTLP endpoint (`http://collector:4318`) to which a span for each client request goes; none: no traces.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<Url>,
+
     /// Log format.
     #[arg(long, env = "MCP_MQTT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Auto)]
     pub log_format: LogFormat,
@@ -94,7 +98,7 @@ pub struct BackendConfig {
     #[arg(long, env = "MCP_MQTT_STDIO_SOCKET", value_name = "PATH")]
     pub stdio_socket: Option<PathBuf>,
 
-    /// Streamable HTTP: the server's MCP endpoint.
+    /// Streamable HTTP: the server's MCP endpoint, `http://` or `https://`.
     #[arg(long, visible_alias = "url", env = "MCP_MQTT_HTTP_URL", value_name = "URL")]
     pub http_url: Option<Url>,
 
@@ -103,21 +107,26 @@ pub struct BackendConfig {
     pub command: Vec<String>,
 }
 
-/// The processes of a server that the gateway starts itself, where its command is given.
+/// What else there is to say of a backend that is not a shim.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub struct ProcessConfig {
-    /// Idle processes kept ready for the next sessions.
+pub struct BackendOptions {
+    /// PEM file of the certificates to trust where the URL is `https://`; without it the public roots.
+    #[arg(long, visible_alias = "url-ca-file", env = "MCP_MQTT_HTTP_CA_FILE", value_name = "PATH")]
+    pub http_ca_file: Option<PathBuf>,
+
+    /// Where a command is given: idle processes kept ready for the next sessions.
     #[arg(long, env = "MCP_MQTT_PREWARM", default_value_t = 0, value_name = "N")]
     pub prewarm: u16,
 
-    /// How long a process may take to leave after its stdin closed, and again after SIGTERM, before it is killed.
+    /// Where a command is given: how long a process may take to leave after its stdin closed, and again after SIGTERM,
+    /// before it is killed.
     #[arg(long, env = "MCP_MQTT_STOP_GRACE", default_value = "2s", value_parser = humantime::parse_duration, value_name = "DURATION")]
     pub stop_grace: Duration,
 }
 
-impl Default for ProcessConfig {
+impl Default for BackendOptions {
     fn default() -> Self {
-        Self { prewarm: 0, stop_grace: Duration::from_secs(2) }
+        Self { http_ca_file: None, prewarm: 0, stop_grace: Duration::from_secs(2) }
     }
 }
 

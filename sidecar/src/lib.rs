@@ -8,7 +8,7 @@
 //! - [`bridge`]: between the broker's clients and the backends: the sessions
 //! - [`backend`]: the pod's own MCP server, over stdio or HTTP; [`health`]: whether it answers
 //! - [`drain`]: ending so that no client hangs
-//! - [`readiness`], [`metrics`], [`telemetry`], [`admin`]: how it does, and who can see it
+//! - [`readiness`], [`metrics`], [`telemetry`], [`traces`], [`admin`]: how it does, and who can see it
 //! - [`shim`], [`install`]: the other two faces
 
 pub mod admin;
@@ -20,6 +20,7 @@ pub mod cli;
 pub mod config;
 pub mod drain;
 pub mod health;
+mod https;
 pub mod install;
 pub mod metrics;
 pub mod readiness;
@@ -27,3 +28,4 @@ pub mod registrar;
 pub mod shim;
 pub mod status;
 pub mod telemetry;
+pub mod traces;

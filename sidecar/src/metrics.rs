@@ -62,6 +62,11 @@ impl Method {
         METHODS.iter().find(|known| **known == method).map_or(Self::OTHER, |known| Self(known))
     }
 
+    /// As MCP writes it.
+    pub fn as_str(self) -> &'static str {
+        self.0
+    }
+
     /// How long a request of this method may take.
     pub fn timeout(self, timeouts: &Timeouts) -> Duration {
         match self.0 {
@@ -88,7 +93,8 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    fn as_str(self) -> &'static str {
+    /// As a label.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Error => "error",
@@ -150,6 +156,10 @@ pub struct Metrics {
     pub broadcasts_merged: Counter,
     /// Connections to the broker that were opened after the first.
     pub reconnects: Counter,
+    /// Spans that the collector of traces took.
+    pub spans_exported: Counter,
+    /// Spans that it did not take, or that found no room.
+    pub spans_dropped: Counter,
     sessions_ended: Family<ReasonLabel, Counter>,
     connect_failures: Family<ReasonLabel, Counter>,
     requests: Family<RequestLabels, Counter>,
@@ -241,6 +251,8 @@ impl Metrics {
             broadcasts: Counter::default(),
             broadcasts_merged: Counter::default(),
             reconnects: Counter::default(),
+            spans_exported: Counter::default(),
+            spans_dropped: Counter::default(),
             sessions_ended: Family::default(),
             connect_failures: Family::default(),
             requests: Family::default(),
@@ -272,6 +284,9 @@ impl Metrics {
         c.add("broker_reconnects", &[], "Connections to the broker after the first", &m.reconnects);
         let help = "Connections and registrations that failed, by reason";
         c.add("broker_connect_failures", &["reason"], help, &m.connect_failures);
+        c.add("trace_spans_exported", &[], "Spans that the collector of traces took", &m.spans_exported);
+        let help = "Spans that the collector did not take, or that found no room";
+        c.add("trace_spans_dropped", &[], help, &m.spans_dropped);
         metrics.registry = std::sync::Arc::new(c.registry);
         (metrics, c.descriptions)
     }

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use mcp_mqtt_sidecar::{
     backend::Backend,
-    config::{BackendConfig, Limits, ProcessConfig},
+    config::{BackendConfig, BackendOptions, Limits},
 };
 use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
@@ -209,7 +209,7 @@ impl Server {
     /// # Errors
     /// None: it is one of the two transports.
     pub fn backend(&self) -> Result<Backend> {
-        Ok(Backend::from_config(&self.transport, &ProcessConfig::default(), &Limits::default())?)
+        Ok(Backend::from_config(&self.transport, &BackendOptions::default(), &Limits::default())?)
     }
 
     /// Its port, if it has one.

@@ -4,6 +4,7 @@ mod build;
 mod error;
 mod id;
 mod lazy;
+mod meta;
 mod parse;
 #[cfg(test)]
 mod tests;

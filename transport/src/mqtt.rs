@@ -9,7 +9,7 @@ mod outbox;
 mod packet;
 mod publisher;
 mod reason;
-mod tls;
+pub mod tls;
 
 use std::{fmt, time::Duration};
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use k8s_openapi::{api::core::v1::PodTemplateSpec, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{Resource, ResourceExt};
 use mcp_mqtt_sidecar::config::{
-    ADMIN_PORT, BackendConfig, GATEWAY_SOCKET, GatewayConfig, Limits, LogFormat, ProcessConfig, SHIM_SOCKET,
+    ADMIN_PORT, BackendConfig, BackendOptions, GATEWAY_SOCKET, GatewayConfig, Limits, LogFormat, SHIM_SOCKET,
     Timeouts,
 };
 use mcp_mqtt_transport::{
@@ -163,13 +163,14 @@ pub fn validate(
         description: spec.description.clone(),
         rbac: rbac.map(|rbac| serde_json::to_string(&rbac).expect("roles are plain data")),
         backend: backend_config,
-        processes: ProcessConfig::default(), // the shim's own
+        backend_options: BackendOptions::default(), // the shim has its own
         broker: broker.config(duration("gateway.keepAlive", &spec.gateway.keep_alive)?, qos(&spec.gateway)?),
         limits: limits(&spec.gateway)?,
         timeouts: timeouts(&spec.gateway)?,
         drain_timeout,
         drain_socket: Some(GATEWAY_SOCKET.into()),
         admin_address: Some(([0, 0, 0, 0], ADMIN_PORT).into()),
+        otlp_endpoint: spec.gateway.otlp_endpoint.as_deref().map(otlp_endpoint).transpose()?,
         log_format: match spec.gateway.log.format {
             gateway::LogFormat::Json => LogFormat::Json,
             gateway::LogFormat::Text => LogFormat::Text,
@@ -241,6 +242,11 @@ fn transport(spec: &TransportSpec) -> Result<(Backend, BackendConfig), ValidateE
         }
         _ => Err(ValidateError::field("transport", "needs exactly one of stdio and streamableHttp")),
     }
+}
+
+fn otlp_endpoint(text: &str) -> Result<Url, ValidateError> {
+    Url::parse(text)
+        .map_err(|error| ValidateError::field("gateway.otlpEndpoint", format!("is no URL: {error}")))
 }
 
 fn limits(spec: &GatewaySpec) -> Result<Limits, ValidateError> {

@@ -44,6 +44,12 @@ pub struct GatewaySpec {
     /// MQTT keep alive: how soon the broker notices a dead instance (at 1.5 times this).
     pub keep_alive: DurationText,
 
+    /// OTLP endpoint (HTTP, such as `http://collector.observability:4318`) to which a span for each client request
+    /// goes. By default there are no traces.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 2048))]
+    pub otlp_endpoint: Option<String>,
+
     /// The gateway's log.
     pub log: LogSpec,
 }
@@ -59,6 +65,7 @@ impl Default for GatewaySpec {
             resources: None,
             qos: 1,
             keep_alive: DurationText::new("15s"),
+            otlp_endpoint: None,
             log: LogSpec::default(),
         }
     }

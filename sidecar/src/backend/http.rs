@@ -6,7 +6,7 @@
 //! - [`wire`]: one HTTP request and what kind of reply it got
 //! - [`sse_parser`]: server-sent events
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use http::Uri;
 use tokio::{net::TcpStream, time::timeout};
@@ -22,6 +22,7 @@ use super::{
     BackendConfigError, BackendEvents, BackendLimits, FromBackend, FromBridge, SessionId, era::Era,
     modern::MODERN_REVISION,
 };
+use crate::https;
 
 mod exchange;
 mod listen;
@@ -34,8 +35,6 @@ mod wire;
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long that may take: a server that does not accept in time is slow, not gone.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
-/// `http`'s own port.
-const DEFAULT_PORT: u16 = 80;
 
 /// A server that listens on one endpoint.
 #[derive(Debug, Clone)]
@@ -49,14 +48,14 @@ pub struct HttpBackend {
 }
 
 impl HttpBackend {
-    /// The backend at this endpoint.
+    /// The backend at this endpoint; `ca`: a PEM file of the certificates to trust, in place of the public roots.
     ///
     /// # Errors
-    /// The URL is not plain `http` with a host.
-    pub fn new(url: &Url, limits: BackendLimits) -> Result<Self, BackendConfigError> {
-        let bad = |why| BackendConfigError::BadUrl { url: url.to_string(), why };
-        if url.scheme() != "http" {
-            return Err(bad("the scheme has to be http: the server is in the same pod"));
+    /// The URL is not `http` or `https` with a host, or the certificates cannot be used.
+    pub fn new(url: &Url, ca: Option<&Path>, limits: BackendLimits) -> Result<Self, BackendConfigError> {
+        let bad = |why| BackendConfigError::BadUrl { why };
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(bad("the scheme has to be http or https"));
         }
         if !url.username().is_empty() || url.password().is_some() {
             return Err(bad("credentials in the URL are not supported"));
@@ -68,8 +67,9 @@ impl HttpBackend {
         let mut without_fragment = url.clone();
         without_fragment.set_fragment(None);
         let uri: Uri = without_fragment.as_str().parse().map_err(|_| bad("it is no usable URL"))?;
-        let address = (host, url.port().unwrap_or(DEFAULT_PORT));
-        let endpoint = Arc::new(Endpoint::new(uri));
+        let address = (host, url.port_or_known_default().ok_or_else(|| bad("it has no port"))?);
+        let client = https::client(ca).map_err(BackendConfigError::BadCertificates)?;
+        let endpoint = Arc::new(Endpoint::new(uri, client));
         Ok(Self { endpoint, address, limits, metadata: Arc::default(), era: Era::default() })
     }
 
@@ -115,15 +115,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_plain_http_url_is_taken() {
+    fn only_a_url_of_http_without_credentials_is_taken() {
         let limits = BackendLimits { max_message_bytes: 1, max_in_flight: 1 };
-        let take = |url: &str| HttpBackend::new(&Url::parse(url).unwrap(), limits);
+        let take = |url: &str| HttpBackend::new(&Url::parse(url).unwrap(), None, limits);
         assert_eq!(
             take("http://127.0.0.1:3001/mcp?a=b#c").unwrap().endpoint.uri.to_string(),
             "http://127.0.0.1:3001/mcp?a=b"
         );
         assert_eq!(take("http://[::1]/mcp").unwrap().address, ("::1".to_owned(), 80));
-        for bad in ["https://127.0.0.1/mcp", "file:///mcp", "http://me:secret@127.0.0.1/"] {
+        assert_eq!(take("https://example.com/mcp").unwrap().address, ("example.com".to_owned(), 443));
+        for bad in ["ftp://127.0.0.1/mcp", "file:///mcp", "http://me:secret@127.0.0.1/"] {
             assert!(take(bad).is_err(), "{bad}");
         }
     }

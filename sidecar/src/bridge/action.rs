@@ -1,6 +1,6 @@
 //! What the state machines ask the driver to do.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use mcp_mqtt_transport::{
     jsonrpc::{Message, RequestId},
@@ -11,6 +11,7 @@ use super::refusal::Refusal;
 use crate::{
     backend::{BackendEnd, SessionId},
     metrics::{Asker, Method, Outcome},
+    traces::Span,
 };
 
 /// One thing to do, in the order in which they were asked for.
@@ -67,7 +68,7 @@ pub enum Action {
         /// What it was.
         summary: Summary,
     },
-    /// A request ended; for the metrics.
+    /// A request ended; for the metrics and the traces.
     Resolved {
         /// Who asked.
         asker: Asker,
@@ -77,6 +78,8 @@ pub enum Action {
         outcome: Outcome,
         /// After how long.
         elapsed: Duration,
+        /// Its span, if it has one.
+        span: Option<Arc<Span>>,
     },
     /// A request was answered with an error of ours and not taken; for the metrics.
     Refused {

@@ -351,8 +351,11 @@ impl<'a> Driver<'a> {
                     self.core.sessions.backend_busy(session, &message, now(), &mut self.actions);
                 }
             }
-            Action::Resolved { asker, method, outcome, elapsed } => {
+            Action::Resolved { asker, method, outcome, elapsed, span } => {
                 self.bridge.metrics.request(asker, method, outcome, elapsed);
+                if let (Some(tracer), Some(span)) = (&self.bridge.tracer, span) {
+                    tracer.finish(span, method, outcome, elapsed);
+                }
             }
             Action::Broadcast { message } => match self.broadcasts.say(message.into_raw(), now()) {
                 Said::Waits => {}

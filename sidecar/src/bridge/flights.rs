@@ -2,12 +2,13 @@
 
 use std::{
     collections::HashMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use mcp_mqtt_transport::jsonrpc::{Message, ProgressToken, RequestId};
 
-use crate::{config::Timeouts, metrics::Method};
+use crate::{config::Timeouts, metrics::Method, traces::Span};
 
 /// How long the answer to a cancelled request is still let through. The asker need not wait for it, but some servers
 /// answer, and some clients wait.
@@ -26,6 +27,8 @@ pub struct Flight {
     timeout: Duration,
     progress_token: Option<ProgressToken>,
     cancelled: bool,
+    /// Its span, if it has one.
+    pub span: Option<Arc<Span>>,
 }
 
 /// Why a request is not taken.
@@ -88,10 +91,18 @@ impl Flights {
             timeout,
             progress_token: request.progress_token(),
             cancelled: false,
+            span: None,
         };
         let deadline = flight.deadline;
         self.open.insert(id.clone(), flight);
         Ok(deadline)
+    }
+
+    /// Gives a request in flight its span.
+    pub fn attach(&mut self, id: &RequestId, span: Arc<Span>) {
+        if let Some(flight) = self.open.get_mut(id) {
+            flight.span = Some(span);
+        }
     }
 
     /// Its answer came (or will never come): it is in flight no longer. Nothing for an id that is not in flight.

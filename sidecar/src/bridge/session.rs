@@ -24,10 +24,11 @@ use crate::{
     backend::{FromBackend, SessionId},
     config::Timeouts,
     metrics::{Asker, Outcome},
+    traces::{Sampler, Span},
 };
 
 /// What all sessions have in common.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Rules {
     /// Time-outs of requests, either way.
     pub timeouts: Timeouts,
@@ -37,6 +38,8 @@ pub struct Rules {
     pub max_message_bytes: usize,
     /// How long nothing may be said in a session whose client waits for nothing.
     pub idle_timeout: Option<Duration>,
+    /// Which requests of clients get a span; none where nobody wants traces.
+    pub sampler: Option<Sampler>,
 }
 
 /// What a session needs for one step.
@@ -96,8 +99,7 @@ impl Session {
             .take(&request_id, &message, &turn.rules.timeouts, turn.now)
             .expect("the first of a session: no id is in flight, and the limit is not 0");
         turn.out.push(Action::Subscribe { session: id, client: client.clone() });
-        turn.out.push(Action::ToBackend { session: id, message });
-        Self {
+        let mut session = Self {
             id,
             client,
             max_to_client,
@@ -108,7 +110,10 @@ impl Session {
             began: turn.now,
             idle_at: None,
             summary,
-        }
+        };
+        let message = session.traced(message, turn);
+        session.to_backend(message, turn);
+        session
     }
 
     /// Whose it is.
@@ -184,7 +189,10 @@ impl Session {
                 };
                 match refusal {
                     Some(refusal) => self.not_taken(id, &refusal, turn),
-                    None => self.to_backend(message, turn),
+                    None => {
+                        let message = self.traced(message, turn);
+                        self.to_backend(message, turn);
+                    }
                 }
             }
             Kind::Notification { method } => match &**method {
@@ -357,6 +365,18 @@ impl Session {
         self.end_when_drained(turn);
     }
 
+    /// A request in flight as the server is to get it: with its span for a parent, if it has one.
+    fn traced(&mut self, request: Message, turn: &Turn<'_>) -> Message {
+        let Some(sampler) = turn.rules.sampler else { return request };
+        match (request.id(), Span::begin(sampler, &request, &self.client, self.id)) {
+            (Some(id), Some((span, message))) => {
+                self.from_client.attach(id, span);
+                message
+            }
+            _ => request,
+        }
+    }
+
     /// A client that waits for an answer is not idle, however long that takes.
     fn may_be_idle(&self) -> bool {
         matches!(self.state, State::Open) && self.from_client.waiting() == 0
@@ -493,7 +513,8 @@ fn dropped(reason: &'static str, turn: &mut Turn<'_>) {
 
 fn resolved(asker: Asker, flight: &Flight, outcome: Outcome, turn: &mut Turn<'_>) {
     let elapsed = turn.now.saturating_duration_since(flight.started);
-    turn.out.push(Action::Resolved { asker, method: flight.method, outcome, elapsed });
+    let span = flight.span.clone();
+    turn.out.push(Action::Resolved { asker, method: flight.method, outcome, elapsed, span });
 }
 
 #[cfg(test)]

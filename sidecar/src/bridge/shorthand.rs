@@ -24,6 +24,7 @@ pub(super) const RULES: Rules = Rules {
     max_in_flight: 3,
     max_message_bytes: 1000,
     idle_timeout: None,
+    sampler: None,
 };
 
 pub(super) fn client(id: &str) -> ClientId {

@@ -4,7 +4,7 @@ use std::{path::Path, sync::LazyLock, time::Duration};
 
 use clap::{Args, Command, FromArgMatches, ValueEnum, builder::Resettable};
 
-use super::{BINARY, BackendConfig, BrokerConfig, GatewayConfig, Limits, ProcessConfig, Timeouts};
+use super::{BINARY, BackendConfig, BackendOptions, BrokerConfig, GatewayConfig, Limits, Timeouts};
 
 /// The arguments without which there is no configuration, with values that can be used.
 pub(crate) const REQUIRED: [&str; 3] = ["--server-name=a/b", "--broker-url=mqtt://a", "--stdio-socket=/a"];
@@ -44,7 +44,7 @@ impl GatewayConfig {
             description,
             rbac,
             backend: BackendConfig { stdio_socket, http_url, command },
-            processes: ProcessConfig { prewarm, stop_grace },
+            backend_options: BackendOptions { http_ca_file, prewarm, stop_grace },
             broker:
                 BrokerConfig {
                     broker_url,
@@ -61,6 +61,7 @@ impl GatewayConfig {
             drain_timeout,
             drain_socket,
             admin_address,
+            otlp_endpoint,
             log_format,
             log,
         } = self; // no `..`: a new field does not compile until it is written here
@@ -71,8 +72,9 @@ impl GatewayConfig {
         args.if_set("rbac", rbac.as_deref());
         args.if_set("stdio-socket", stdio_socket.as_deref().map(Path::display));
         args.if_set("http-url", http_url.as_ref());
-        args.unless_default("prewarm", prewarm, &default.processes.prewarm);
-        args.duration("stop-grace", *stop_grace, default.processes.stop_grace);
+        args.if_set("http-ca-file", http_ca_file.as_deref().map(Path::display));
+        args.unless_default("prewarm", prewarm, &default.backend_options.prewarm);
+        args.duration("stop-grace", *stop_grace, default.backend_options.stop_grace);
         args.always("broker-url", broker_url);
         args.if_set("broker-username-file", broker_username_file.as_deref().map(Path::display));
         args.if_set("broker-password-file", broker_password_file.as_deref().map(Path::display));
@@ -92,6 +94,7 @@ impl GatewayConfig {
         args.duration("drain-timeout", *drain_timeout, default.drain_timeout);
         args.if_set("drain-socket", drain_socket.as_deref().map(Path::display));
         args.if_set("admin-address", admin_address.as_ref());
+        args.if_set("otlp-endpoint", otlp_endpoint.as_ref());
         if args.in_full || *log_format != default.log_format {
             let value = log_format.to_possible_value().expect("no format is hidden");
             args.always("log-format", value.get_name());
@@ -238,30 +241,35 @@ mod tests {
 
     fn config() -> impl Strategy<Value = GatewayConfig> {
         let identity = (text(), text(), text(), option::of(text()));
-        let processes = (any::<u16>(), duration())
-            .prop_map(|(prewarm, stop_grace)| ProcessConfig { prewarm, stop_grace });
+        let options =
+            (option::of(path()), any::<u16>(), duration()).prop_map(|(http_ca_file, prewarm, stop_grace)| {
+                BackendOptions { http_ca_file, prewarm, stop_grace }
+            });
+        let endpoint = option::of("https?://[a-z]{1,9}(:[1-9][0-9]{0,3})?(/[a-z]{1,5})?");
+        let endpoint = endpoint.prop_map(|url| url.map(|url| Url::parse(&url).unwrap()));
         // A scope id does not survive `SocketAddr`'s own text form, and an address to listen on has none.
         let address = any::<SocketAddr>()
             .prop_filter("as its text", |address| address.to_string().parse() == Ok(*address));
         let format = prop_oneof![Just(LogFormat::Auto), Just(LogFormat::Json), Just(LogFormat::Text)];
-        let rest = (duration(), option::of(path()), option::of(address), format, text());
-        (identity, (backend(), processes), broker(), limits(), timeouts(), rest).prop_map(
-            |(identity, (backend, processes), broker, limits, timeouts, rest)| {
+        let rest = (duration(), option::of(path()), option::of(address), endpoint, format, text());
+        (identity, (backend(), options), broker(), limits(), timeouts(), rest).prop_map(
+            |(identity, (backend, backend_options), broker, limits, timeouts, rest)| {
                 let (server_name, server_id, description, rbac) = identity;
-                let (drain_timeout, drain_socket, admin_address, log_format, log) = rest;
+                let (drain_timeout, drain_socket, admin_address, otlp_endpoint, log_format, log) = rest;
                 GatewayConfig {
                     server_name,
                     server_id,
                     description,
                     rbac,
                     backend,
-                    processes,
+                    backend_options,
                     broker,
                     limits,
                     timeouts,
                     drain_timeout,
                     drain_socket,
                     admin_address,
+                    otlp_endpoint,
                     log_format,
                     log,
                 }
@@ -299,7 +307,7 @@ mod tests {
     #[test]
     fn the_defaults_in_code_are_those_of_the_command_line() {
         assert_eq!(DEFAULTS.limits, Limits::default());
-        assert_eq!(DEFAULTS.processes, ProcessConfig::default());
+        assert_eq!(DEFAULTS.backend_options, BackendOptions::default());
     }
 
     #[test]

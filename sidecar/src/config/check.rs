@@ -8,7 +8,7 @@ use mcp_mqtt_transport::{
 };
 use tracing_subscriber::EnvFilter;
 
-use super::GatewayConfig;
+use super::{BackendOptions, GatewayConfig};
 
 /// Schemes under which a broker is reached.
 const BROKER_SCHEMES: [&str; 4] = ["mqtt", "mqtts", "ws", "wss"];
@@ -79,7 +79,10 @@ impl GatewayConfig {
     }
 
     fn check_backend(&self, problems: &mut Vec<String>) {
-        if self.backend.command.is_empty() && self.processes != super::ProcessConfig::default() {
+        let BackendOptions { http_ca_file, prewarm, stop_grace } = &self.backend_options;
+        let default = BackendOptions::default();
+        if self.backend.command.is_empty() && (*prewarm, *stop_grace) != (default.prewarm, default.stop_grace)
+        {
             problems.push(
                 "--prewarm and --stop-grace are for a command after `--`: where there is a shim, they are its own"
                     .to_owned(),
@@ -89,11 +92,24 @@ impl GatewayConfig {
             problems.push("the command after `--` is empty".to_owned());
         }
         if let Some(url) = &self.backend.http_url
-            && (url.scheme() != "http" || url.host().is_none())
+            && (!["http", "https"].contains(&url.scheme()) || url.host().is_none())
         {
+            let shown = if url.as_str().contains('@') { String::new() } else { format!(" {url}") };
             problems.push(format!(
-                "--http-url {url} is not http://HOST:PORT/PATH: the server is in this pod, no TLS is spoken to it"
+                "--http-url{shown} is neither http://HOST:PORT/PATH nor https://HOST:PORT/PATH"
             ));
+        }
+        if self
+            .backend
+            .http_url
+            .as_ref()
+            .is_some_and(|url| !url.username().is_empty() || url.password().is_some())
+        {
+            problems.push("--http-url holds credentials, which are not supported".to_owned());
+        }
+        if http_ca_file.is_some() && self.backend.http_url.as_ref().is_none_or(|url| url.scheme() != "https")
+        {
+            problems.push("--http-ca-file is for an --http-url that is https://".to_owned());
         }
     }
 
@@ -219,7 +235,9 @@ mod tests {
             (&["--server-id=a/b"], "--server-id contains '/'"),
             (&["--server-id=presence"], "--server-id is \"presence\""),
             (&["--rbac={}"], "--rbac is not {\"roles\""),
-            (&["--http-url=https://127.0.0.1/mcp"], "--http-url https://127.0.0.1/mcp is not http"),
+            (&["--http-url=ftp://127.0.0.1/mcp"], "--http-url ftp://127.0.0.1/mcp is neither http"),
+            (&["--http-url=http://a/mcp", "--http-ca-file=/ca"], "--http-ca-file is for"),
+            (&["--http-url=http://me:hunter2@a/mcp"], "--http-url holds credentials"),
             (&["--broker-url=http://broker"], "--broker-url http://broker/ is none of"),
             (&["--broker-url=mqtt:broker"], "--broker-url mqtt:broker is none of"),
             (&["--broker-ca-file=/ca"], "--broker-ca-file is for mqtts://"),

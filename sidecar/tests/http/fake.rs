@@ -18,7 +18,7 @@ use futures::{StreamExt, future::BoxFuture, stream};
 use http::{HeaderMap, Method, StatusCode};
 use mcp_mqtt_sidecar::{
     backend::{Backend, BackendEnd, BackendSession, FromBackend, SessionId},
-    config::{BackendConfig, Limits, ProcessConfig},
+    config::{BackendConfig, BackendOptions, Limits},
 };
 use mcp_mqtt_transport::jsonrpc::Message;
 use serde_json::{Value, json};
@@ -137,7 +137,7 @@ pub(crate) fn backend(url: &str) -> Backend {
         max_in_flight: MAX_IN_FLIGHT,
         ..Limits::default()
     };
-    Backend::from_config(&config, &ProcessConfig::default(), &limits).unwrap()
+    Backend::from_config(&config, &BackendOptions::default(), &limits).unwrap()
 }
 
 fn usual(seen: &Seen) -> Response {

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use mcp_mqtt_sidecar::{
     backend::{Backend, BackendEnd, BackendEvents, BackendSession, FromBackend, SessionId},
-    config::{BackendConfig, Limits, ProcessConfig},
+    config::{BackendConfig, BackendOptions, Limits},
 };
 use mcp_mqtt_transport::jsonrpc::Message;
 use tempfile::TempDir;
@@ -192,7 +192,7 @@ pub(crate) fn marked(shim: u32) -> Vec<String> {
 pub(crate) fn backend(socket: &Path) -> Backend {
     let config = BackendConfig { stdio_socket: Some(socket.to_owned()), ..BackendConfig::default() };
     let limits = Limits { max_message_bytes: MAX_MESSAGE, ..Limits::default() };
-    Backend::from_config(&config, &ProcessConfig::default(), &limits).unwrap()
+    Backend::from_config(&config, &BackendOptions::default(), &limits).unwrap()
 }
 
 /// One session and what it reported.

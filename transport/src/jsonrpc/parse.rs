@@ -128,7 +128,7 @@ impl Span {
     }
 
     /// Where `part`, a slice of `whole`, stands in it.
-    fn of(part: &str, whole: &str) -> Self {
+    pub(super) fn of(part: &str, whole: &str) -> Self {
         let start = part.as_ptr().addr() - whole.as_ptr().addr();
         Self::new(start, start + part.len())
     }

@@ -11,7 +11,7 @@ use super::TlsFiles;
 ///
 /// # Errors
 /// A sentence that names the file and what is wrong with it.
-pub(super) fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>, String> {
+pub fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>, String> {
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?

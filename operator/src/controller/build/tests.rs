@@ -233,6 +233,7 @@ gateway:
   maxMessageBytes: 2048
   maxInFlight: 6
   idleTimeout: 1h30m
+  otlpEndpoint: http://collector:4318
   qos: 0
   keepAlive: 30s
   timeouts: {ping: 1s, call: 2m, default: 3s, max: 1h}

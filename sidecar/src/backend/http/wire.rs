@@ -13,25 +13,18 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
 use serde::Deserialize;
 use tokio::{
     sync::{Notify, oneshot},
     time::timeout,
 };
 
-use crate::backend::incoming;
+pub(super) use crate::https::innermost;
+use crate::{
+    backend::incoming,
+    https::{Client, causes},
+};
 
-/// How long a TCP connection within the pod may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long an idle connection is kept: less than the 5 s of Node and uvicorn, so that we never write into a
-/// connection that they are closing.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
-/// Idle connections kept: a burst of sessions should not leave hundreds.
-const MAX_IDLE: usize = 32;
 /// How much of an error's body is read, in bytes, and for how long.
 const MAX_ERROR_BODY: usize = 64 * 1024;
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -51,7 +44,7 @@ const FIRST_WITH_VERSION_HEADER: &str = "2025-06-18";
 #[derive(Debug)]
 pub(super) struct Endpoint {
     pub(super) uri: Uri,
-    client: Client<HttpConnector, RequestBody>,
+    client: Client<RequestBody>,
     /// Told when a connection was refused or broke: it is time to look whether the server is there.
     pub(super) trouble: Notify,
 }
@@ -96,15 +89,7 @@ pub(super) enum Failure {
 }
 
 impl Endpoint {
-    pub(super) fn new(uri: Uri) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(MAX_IDLE)
-            .build(connector);
+    pub(super) fn new(uri: Uri, client: Client<RequestBody>) -> Self {
         Self { uri, client, trouble: Notify::new() }
     }
 
@@ -284,19 +269,9 @@ fn is_refused(error: &(dyn Error + 'static)) -> bool {
     })
 }
 
-/// The last cause in a chain of errors: the one that says what happened.
-pub(super) fn innermost(error: &(dyn Error + 'static)) -> String {
-    causes(error).last().map(ToString::to_string).unwrap_or_default()
-}
-
-fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    let next = |error: &&'a (dyn Error + 'static)| -> Option<&'a (dyn Error + 'static)> { (*error).source() };
-    std::iter::successors(Some(error), next)
-}
-
 /// A request's body: one message or nothing.
 #[derive(Debug, Default)]
-struct RequestBody {
+pub(super) struct RequestBody {
     data: Option<Bytes>,
     written: Option<oneshot::Sender<()>>,
 }
@@ -361,8 +336,9 @@ mod tests {
     #[test]
     fn only_revisions_that_want_it_get_the_version_header() {
         for (version, sent) in [("2025-03-26", false), ("2025-06-18", true), ("2025-11-25", true)] {
-            let wire =
-                Wire::new(std::sync::Arc::new(Endpoint::new(Uri::from_static("http://127.0.0.1:1/mcp"))));
+            let uri = Uri::from_static("http://127.0.0.1:1/mcp");
+            let endpoint = Endpoint::new(uri, crate::https::client(None).unwrap());
+            let wire = Wire::new(std::sync::Arc::new(endpoint));
             wire.agree_on(version);
             assert_eq!(wire.version.get().is_some(), sent, "{version}");
         }
