@@ -302,7 +302,8 @@ impl BackendSession {
 /// Processes of this command, each of which ends with this one.
 fn own_processes(command: &[String], wanted: usize) -> Processes {
     // This very program, also when its file was replaced meanwhile.
-    let launcher = ["/proc/self/exe", "shim", "exec", "--"].map(Into::into).into();
+    let parent = format!("--parent={}", std::process::id());
+    let launcher = ["/proc/self/exe", "shim", "exec", &parent, "--"].map(Into::into).into();
     let command = command.iter().map(Into::into).collect();
     // One that is being ended counts, and a new session need not wait for that; one more is for the probe.
     Processes::launched_by(launcher, command, 2 * wanted + 1, Reap::Everything)

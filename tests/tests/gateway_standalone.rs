@@ -9,13 +9,17 @@ use anyhow::Result;
 use mcp_mqtt_tests::{
     binaries,
     broker::Mosquitto,
+    certificates::Authority,
     gateway::{Gateway, Options, PATIENCE, SERVER_NAME, call, children, connect, open, runs, until},
     servers,
 };
 use mcp_mqtt_transport::client::SessionEnd;
 use rustix::process::Signal;
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    time::timeout,
+};
 
 /// `server-everything`, its processes started by the gateway, ready.
 async fn everything(broker: &Mosquitto, extra: &[&str]) -> Result<Gateway> {
@@ -129,6 +133,42 @@ async fn a_server_at_a_url_is_put_on_the_broker_too() -> Result<()> {
     let client = connect(&broker.url(), "c").await?;
     let session = open(&client, &gateway.instance()).await?;
     assert_eq!(call(&session, "echo", json!({"message": "x"})).await?, "Echo: x");
+    Ok(())
+}
+
+/// TLS is spoken by Node, before the same real server.
+#[tokio::test]
+async fn a_server_behind_tls_is_reached_if_its_certificate_is_trusted() -> Result<()> {
+    let broker = Mosquitto::start().await?;
+    let server = servers::everything_http().await?;
+    let dir = tempfile::tempdir()?;
+    let authority = Authority::new("authority of servers")?;
+    let leaf = authority.sign("localhost", &["localhost"])?;
+    let file = |name: &str, content: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, content).map(|()| path.display().to_string())
+    };
+    let (certificate, key) = (file("tls.crt", &leaf.certificate)?, file("tls.key", &leaf.key)?);
+    let mut front = tokio::process::Command::new("node")
+        .arg(binaries::workspace().join("tests/servers/tls-front.js"))
+        .args([certificate, key, server.port().expect("it has one").to_string()])
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut port = String::new();
+    let mut said = BufReader::new(front.stdout.take().expect("piped"));
+    timeout(PATIENCE, said.read_line(&mut port)).await??;
+    let url = format!("--url=https://localhost:{}/mcp", port.trim());
+    let ca = format!("--url-ca-file={}", file("ca.crt", &authority.certificate)?);
+    let gateway = Options::new(&broker.url()).alone(&[]).arg(&url).arg(&ca).start()?;
+    gateway.wait_ready().await?;
+    let client = connect(&broker.url(), "c").await?;
+    let session = open(&client, &gateway.instance()).await?;
+    assert_eq!(call(&session, "echo", json!({"message": "x"})).await?, "Echo: x");
+    let stranger = Options::new(&broker.url()).alone(&[]).arg(&url).start()?;
+    stranger
+        .wait_for("the cause", |status| status.backend.message.contains("invalid peer certificate"))
+        .await?;
     Ok(())
 }
 

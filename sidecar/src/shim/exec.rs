@@ -14,6 +14,10 @@ use super::processes::explain;
 /// `shim exec`.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 pub struct ExecConfig {
+    /// The process that starts this one: when it is gone already, nothing is run.
+    #[arg(long, value_name = "PID")]
+    pub parent: u32,
+
     /// The MCP server's command and its arguments.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
@@ -27,6 +31,11 @@ pub(super) fn exec(config: &ExecConfig) -> ExitCode {
     if let Err(error) = set_parent_process_death_signal(Some(Signal::TERM)) {
         // It still sees its stdin close.
         eprintln!("the MCP server will not be told when the gateway is killed: {error}");
+    }
+    // It may have been killed before the promise was given, which then is never kept.
+    let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get().cast_unsigned());
+    if parent != Some(config.parent) {
+        return ExitCode::FAILURE;
     }
     let Some((program, arguments)) = config.command.split_first() else { return ExitCode::FAILURE };
     let error = Command::new(program).args(arguments).exec();

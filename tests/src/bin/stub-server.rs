@@ -17,7 +17,7 @@ use std::{
 use serde_json::{Value, json};
 
 /// The tools: name, and what it does.
-const TOOLS: [(&str, &str); 13] = [
+const TOOLS: [(&str, &str); 14] = [
     ("echo", "gives {message} back"),
     ("sleep", "answers after {ms}"),
     ("stall", "reads nothing for {ms}, then answers"),
@@ -31,6 +31,7 @@ const TOOLS: [(&str, &str); 13] = [
     ("twice", "answers twice"),
     ("garbage", "writes a line that is no JSON, then answers"),
     ("state", "tells {pid, calls, cancelled}"),
+    ("meta", "gives the _meta of its own call back"),
 ];
 
 /// `--list-changed-first`: say so before the `initialize` result, as a well-known server does.
@@ -123,6 +124,7 @@ impl Server {
                 text(&id, "stalled");
             }
             "silence" => {}
+            "meta" => text(&id, &params["_meta"].to_string()),
             "crash" => exit(i32::try_from(number("code")).unwrap_or(1)),
             "big" => text(&id, &"x".repeat(usize::try_from(number("bytes")).unwrap_or_default())),
             "flood" => {
