@@ -118,12 +118,12 @@ async fn serve(config: GatewayConfig, checked: Checked) -> ExitCode {
             Err(error) => return failed(&format!("cannot serve on --admin-address {address}: {error}")),
         }
     }
-    let traces: Option<(Tracer, Exporter)> =
+    let started: Option<(Tracer, Exporter)> =
         match traces.map(|settings| Tracer::start(settings, metrics.clone())).transpose() {
-            Ok(traces) => traces,
+            Ok(started) => started,
             Err(error) => return failed(&error.to_string()),
         };
-    let (tracer, exporter) = traces.unzip();
+    let (tracer, exporter) = started.unzip();
     let (drainer, drains) = drain::channel();
     if let Some(path) = &config.drain_socket {
         match drain::listen(path, drainer.clone(), config.drain_timeout) {

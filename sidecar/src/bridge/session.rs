@@ -187,12 +187,11 @@ impl Session {
                         Err(Refused::TooMany) => Some(Refusal::TooManyInFlight(turn.rules.max_in_flight)),
                     },
                 };
-                match refusal {
-                    Some(refusal) => self.not_taken(id, &refusal, turn),
-                    None => {
-                        let message = self.traced(message, turn);
-                        self.to_backend(message, turn);
-                    }
+                if let Some(refusal) = refusal {
+                    self.not_taken(id, &refusal, turn);
+                } else {
+                    let message = self.traced(message, turn);
+                    self.to_backend(message, turn);
                 }
             }
             Kind::Notification { method } => match &**method {
@@ -277,7 +276,7 @@ impl Session {
                 match self.from_client.land(&id) {
                     Some(flight) => {
                         resolved(Asker::Client, &flight, outcome(*is_error), turn);
-                        self.to_client(message, turn);
+                        self.tell_client(message, turn);
                     }
                     None => dropped("unknown-answer-of-server", turn),
                 }
@@ -295,7 +294,7 @@ impl Session {
                 };
                 match refusal {
                     Some(refusal) => self.to_backend(refusal.answer(id), turn),
-                    None => self.to_client(message, turn),
+                    None => self.tell_client(message, turn),
                 }
             }
             Kind::Notification { method } => {
@@ -322,7 +321,7 @@ impl Session {
                     }
                     _ => {}
                 }
-                self.to_client(message, turn);
+                self.tell_client(message, turn);
             }
         }
     }
@@ -336,7 +335,7 @@ impl Session {
                 Expired::TimedOut(id, flight) => {
                     resolved(Asker::Client, &flight, Outcome::TimedOut, turn);
                     self.stir(turn);
-                    self.to_client(Refusal::TimedOut.answer(&id), turn);
+                    self.tell_client(Refusal::TimedOut.answer(&id), turn);
                     if matches!(&self.state, State::Opening { initialize, .. } if *initialize == id) {
                         initialize_failed = true; // never cancelled (MCP, lifecycle)
                     } else {
@@ -352,7 +351,7 @@ impl Session {
                 Expired::TimedOut(id, flight) => {
                     resolved(Asker::Server, &flight, Outcome::TimedOut, turn);
                     self.to_backend(Refusal::TimedOut.answer(&id), turn);
-                    self.to_client(Message::cancelled(&id, "timed out at the gateway"), turn);
+                    self.tell_client(Message::cancelled(&id, "timed out at the gateway"), turn);
                 }
             }
         }
@@ -408,7 +407,7 @@ impl Session {
                 _ if reason.spares(&id) => resolved(Asker::Client, &flight, Outcome::Abandoned, turn),
                 Some(refusal) if waiting => {
                     resolved(Asker::Client, &flight, Outcome::Failed, turn);
-                    self.to_client(refusal.answer(&id), turn);
+                    self.tell_client(refusal.answer(&id), turn);
                 }
                 _ => resolved(Asker::Client, &flight, Outcome::Abandoned, turn),
             }
@@ -417,7 +416,7 @@ impl Session {
             resolved(Asker::Server, &flight, Outcome::Abandoned, turn);
         }
         if was_open && reason.tells_client() {
-            self.to_client(Message::disconnected(), turn);
+            self.tell_client(Message::disconnected(), turn);
         }
         if reason.unsubscribes() {
             turn.out.push(Action::Unsubscribe { client: self.client.clone() });
@@ -434,7 +433,7 @@ impl Session {
         if let Some(flight) = self.from_client.land(initialize) {
             resolved(Asker::Client, &flight, outcome(is_error), turn);
         }
-        self.to_client(answer.clone(), turn);
+        self.tell_client(answer.clone(), turn);
         if is_error {
             return self.end(EndReason::InitializeFailed, turn);
         }
@@ -464,7 +463,7 @@ impl Session {
     fn refuse(&mut self, id: &RequestId, refusal: &Refusal, turn: &mut Turn<'_>) {
         if let Some(flight) = self.from_client.land(id) {
             resolved(Asker::Client, &flight, Outcome::Failed, turn);
-            self.to_client(refusal.answer(id), turn);
+            self.tell_client(refusal.answer(id), turn);
         }
     }
 
@@ -488,10 +487,10 @@ impl Session {
     /// A request that was not taken gets its error.
     fn not_taken(&mut self, id: &RequestId, refusal: &Refusal, turn: &mut Turn<'_>) {
         turn.out.push(Action::Refused { reason: refusal.reason() });
-        self.to_client(refusal.answer(id), turn);
+        self.tell_client(refusal.answer(id), turn);
     }
 
-    fn to_client(&mut self, message: Message, turn: &mut Turn<'_>) {
+    fn tell_client(&mut self, message: Message, turn: &mut Turn<'_>) {
         self.summary.sent_bytes += message.raw().len() as u64;
         let is_error = matches!(message.kind(), Kind::Response { is_error: true, .. });
         self.summary.errors += u64::from(is_error);

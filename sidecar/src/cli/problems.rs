@@ -110,12 +110,11 @@ impl Search {
             let required = REQUIRED
                 .iter()
                 .find(|required| required.split_once('=').is_some_and(|(flag, _)| named.contains(flag)));
-            let (flag, stand_in) = match required {
-                Some(required) => (required.split('=').next().unwrap_or_default(), (*required).to_owned()),
-                None => {
-                    let flag = named.split(' ').next().unwrap_or_default();
-                    (flag, format!("{flag}=/"))
-                }
+            let (flag, stand_in) = if let Some(required) = required {
+                (required.split('=').next().unwrap_or_default(), (*required).to_owned())
+            } else {
+                let flag = named.split(' ').next().unwrap_or_default();
+                (flag, format!("{flag}=/"))
             };
             let words = || named.split(['<', '>', '|', ' ']);
             if !self.touched.iter().any(|touched| words().any(|word| word == touched)) {
@@ -149,7 +148,7 @@ impl Search {
         let mut found = false;
         while let Some(arg) = args.next() {
             let (name, has_value) = split(&arg);
-            if names.iter().any(|known| *known == name) {
+            if names.contains(&name) {
                 found = true;
                 let is_value = |next: &OsString| !next.to_string_lossy().starts_with('-');
                 if !has_value && (!unknown || name.starts_with('-')) {

@@ -98,14 +98,13 @@ impl Settings {
         if variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
             return Ok(None);
         }
-        let endpoint = match variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") {
-            Some(own) => Url::parse(&own)
-                .map_err(|_| TracesError::Variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "is no URL"))?,
-            None => {
-                let mut url = base.clone();
-                url.set_path(&format!("{}/{PATH}", base.path().trim_end_matches('/')));
-                url
-            }
+        let endpoint = if let Some(own) = variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") {
+            Url::parse(&own)
+                .map_err(|_| TracesError::Variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "is no URL"))?
+        } else {
+            let mut url = base.clone();
+            url.set_path(&format!("{}/{PATH}", base.path().trim_end_matches('/')));
+            url
         };
         let usable = matches!(endpoint.scheme(), "http" | "https")
             && endpoint.host().is_some()
@@ -121,10 +120,10 @@ impl Settings {
         resource.sort_unstable();
         Ok(Some(Self {
             endpoint,
-            headers: headers(&variable)?,
+            headers: headers(variable)?,
             resource,
             ca: variable("OTEL_EXPORTER_OTLP_CERTIFICATE").map(PathBuf::from),
-            sampler: sampler(&variable)?,
+            sampler: sampler(variable)?,
         }))
     }
 }
@@ -133,10 +132,10 @@ fn headers(variable: impl Fn(&str) -> Option<String>) -> Result<HeaderMap, Trace
     const NAME: &str = "OTEL_EXPORTER_OTLP_HEADERS";
     let mut headers = HeaderMap::new();
     for (name, value) in pairs(&variable(NAME).unwrap_or_default()) {
-        let bad =
-            |_| TracesError::Variable(NAME, "holds what is no header: it has to be name=value,name=value");
-        let name = HeaderName::try_from(name).map_err(|_| bad(()))?;
-        let mut value = HeaderValue::try_from(value).map_err(|_| bad(()))?;
+        let bad = TracesError::Variable(NAME, "holds what is no header: it has to be name=value,name=value");
+        let (Ok(name), Ok(mut value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) else {
+            return Err(bad);
+        };
         value.set_sensitive(true);
         headers.insert(name, value);
     }
