@@ -116,7 +116,7 @@ fn run(command: Command) -> Result<()> {
         Command::InCluster(command) => command.any(),
         Command::Images { cluster } => images::ensure(&cluster::Cluster::named(&cluster)?),
         Command::Crds { check } => generated::write_or_check(&crds::generate(root), check),
-        Command::Docs { check } => generated::write_or_check(&docs::generate(&root), check),
+        Command::Docs { check } => generated::write_or_check(&docs::generate(root), check),
         Command::Chart { check } => generated::write_or_check(&chart::generate(root)?, check),
     }
 }
