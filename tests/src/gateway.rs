@@ -155,8 +155,9 @@ impl Options {
             .arg(format!("--admin-address={admin}"))
             .args(&self.gateway);
         match &self.alone {
-            None => command
-                .arg(self.backend.clone().unwrap_or_else(|| format!("--stdio-socket={}", socket("shim.sock")))),
+            None => command.arg(
+                self.backend.clone().unwrap_or_else(|| format!("--stdio-socket={}", socket("shim.sock"))),
+            ),
             Some(words) if words.is_empty() => &mut command,
             Some(words) => command.env(NODE_OPTIONS.0, NODE_OPTIONS.1).arg("--").args(words),
         };
