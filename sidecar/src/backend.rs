@@ -1,11 +1,13 @@
-//! The backend: the pod's own MCP server, over stdio or HTTP. One MQTT client session is one backend session.
+//! The backend: the pod's own MCP server, over stdio or HTTP, in two kinds. One MQTT client session is one backend
+//! session.
 //!
 //! A session is opened by [`Backend::open`], spoken to through [`BackendSession::to_backend`], heard through the
 //! gateway's one [`BackendEvents`] channel, and ended by dropping the [`BackendSession`].
 //!
 //! - [`stdio`]: a process per session, started by the shim; the gateway holds its pipes
-//! - [`http`]: Streamable HTTP, 2025-03-26 to 2026-07-28
-//! - [`modern`]: servers that speak only 2026-07-28, over either transport: what of a session lives in the gateway then
+//! - [`http`]: Streamable HTTP, 2025-03-26 to 2026-07-28, and HTTP+SSE, 2024-11-05
+//! - [`modern`]: servers that speak only 2026-07-28, over stdio or Streamable HTTP: what of a session lives in the
+//!   gateway then
 //! - [`probe`]: asks the server who it is, as a client would, and so finds which era it speaks
 
 use std::{convert::Infallible, fmt, time::Duration};
@@ -31,7 +33,11 @@ pub mod probe;
 mod skim;
 pub mod stdio;
 
-pub use self::{http::HttpBackend, probe::ProbeError, stdio::StdioBackend};
+pub use self::{
+    http::{HttpBackend, SseBackend},
+    probe::ProbeError,
+    stdio::StdioBackend,
+};
 
 /// The newest revision of MCP that the gateway speaks to its backend.
 pub const NEWEST_REVISION: &str = "2025-11-25";
@@ -59,27 +65,28 @@ pub struct BackendLimits {
     pub max_in_flight: usize,
 }
 
-/// How the pod's MCP server is reached. Cheap to clone.
-///
-/// HTTP+SSE (2024-11-05) will be a third variant with the same four functions: nothing outside this module tells
-/// the variants apart.
+/// How the pod's MCP server is reached. Cheap to clone. Nothing outside this module tells the variants apart.
 #[derive(Debug, Clone)]
 pub enum Backend {
     /// One process per session, its pipes handed over by the shim.
     Stdio(StdioBackend),
     /// Streamable HTTP.
     StreamableHttp(HttpBackend),
+    /// HTTP+SSE.
+    Sse(SseBackend),
 }
 
 /// The configured backend cannot be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BackendConfigError {
-    /// Neither or both transports were given.
-    #[error("exactly one of --stdio-socket and --http-url is needed")]
+    /// No transport was given, or more than one.
+    #[error("exactly one of --stdio-socket, --http-url and --sse-url is needed")]
     NotExactlyOne,
     /// The URL is not one of a server in this pod.
-    #[error("--http-url {url}: {why}")]
+    #[error("{flag} {url}: {why}")]
     BadUrl {
+        /// The argument that has it.
+        flag: &'static str,
         /// The URL as given.
         url: String,
         /// What is wrong with it.
@@ -152,7 +159,7 @@ pub enum BackendEnd {
     OpenFailed(String),
     /// The process exited or its pipe closed.
     Exited(String),
-    /// The server no longer knows the session (HTTP 404).
+    /// The server no longer knows the session (HTTP 404), or ended the stream that it was (HTTP+SSE).
     SessionLost(String),
     /// The whole backend is gone (its container restarts).
     BackendLost(String),
@@ -168,9 +175,10 @@ impl Backend {
     /// Not exactly one transport, or an HTTP URL that is not plain `http`.
     pub fn from_config(config: &BackendConfig, limits: &Limits) -> Result<Self, BackendConfigError> {
         let limits = BackendLimits::from(limits);
-        match (&config.stdio_socket, &config.http_url) {
-            (Some(socket), None) => Ok(Self::Stdio(StdioBackend::new(socket.clone(), limits))),
-            (None, Some(url)) => Ok(Self::StreamableHttp(HttpBackend::new(url, limits)?)),
+        match (&config.stdio_socket, &config.http_url, &config.sse_url) {
+            (Some(socket), None, None) => Ok(Self::Stdio(StdioBackend::new(socket.clone(), limits))),
+            (None, Some(url), None) => Ok(Self::StreamableHttp(HttpBackend::new(url, limits)?)),
+            (None, None, Some(url)) => Ok(Self::Sse(SseBackend::new(url, limits)?)),
             _ => Err(BackendConfigError::NotExactlyOne),
         }
     }
@@ -208,6 +216,7 @@ impl Backend {
             // A process speaks the era of the first message that it gets.
             Self::Stdio(backend) => backend.open(session, events, from_bridge),
             Self::StreamableHttp(backend) => backend.open(is_modern, session, events, from_bridge),
+            Self::Sse(backend) => backend.open(session, events, from_bridge),
         }
     }
 
@@ -216,7 +225,13 @@ impl Backend {
         match self {
             Self::Stdio(backend) => &backend.era,
             Self::StreamableHttp(backend) => &backend.era,
+            Self::Sse(backend) => &backend.era,
         }
+    }
+
+    /// Whether there are servers of both eras on this transport.
+    fn has_eras(&self) -> bool {
+        !matches!(self, Self::Sse(_))
     }
 
     /// Asks the server who it is: opens a session of its own, sends `initialize`, ends it; and once more in the newer
@@ -254,6 +269,7 @@ impl Backend {
         match self {
             Self::Stdio(backend) => backend.lost().await,
             Self::StreamableHttp(backend) => backend.lost().await,
+            Self::Sse(backend) => backend.lost().await,
         }
     }
 }

@@ -81,7 +81,7 @@ pub struct GatewayConfig {
 }
 
 /// How the MCP server is reached: exactly one.
-#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[group(required = true, multiple = false)]
 pub struct BackendConfig {
     /// stdio: the shim's Unix socket; one process per MCP session.
@@ -91,6 +91,10 @@ pub struct BackendConfig {
     /// Streamable HTTP: the server's MCP endpoint.
     #[arg(long, env = "MCP_MQTT_HTTP_URL", value_name = "URL")]
     pub http_url: Option<Url>,
+
+    /// HTTP+SSE (2024-11-05): the server's event stream.
+    #[arg(long, env = "MCP_MQTT_SSE_URL", value_name = "URL")]
+    pub sse_url: Option<Url>,
 }
 
 /// The broker and the gateway's credentials there. Files are read anew at each connect.
@@ -172,6 +176,23 @@ pub enum LogFormat {
     Json,
     /// For people.
     Text,
+}
+
+impl BackendConfig {
+    /// stdio, by this shim.
+    pub fn stdio(socket: impl Into<PathBuf>) -> Self {
+        Self { stdio_socket: Some(socket.into()), ..Self::default() }
+    }
+
+    /// Streamable HTTP at this endpoint.
+    pub fn http(url: Url) -> Self {
+        Self { http_url: Some(url), ..Self::default() }
+    }
+
+    /// HTTP+SSE with this event stream.
+    pub fn sse(url: Url) -> Self {
+        Self { sse_url: Some(url), ..Self::default() }
+    }
 }
 
 impl GatewayConfig {

@@ -74,8 +74,7 @@ pub struct Server {
 /// # Errors
 /// It cannot be installed or does not start.
 pub async fn everything_http() -> Result<Server> {
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-    everything_http_at(port).await
+    everything_http_at(free_port()?).await
 }
 
 /// [`everything_http`] at a port: again where one was before.
@@ -86,6 +85,24 @@ pub async fn everything_http_at(port: u16) -> Result<Server> {
     let mut command = node(installed(SERVERS).await?.join(EVERYTHING));
     command.arg("streamableHttp").env("PORT", port.to_string());
     http(command, port).await
+}
+
+/// `@modelcontextprotocol/server-everything` over HTTP+SSE, ready to take connections.
+///
+/// # Errors
+/// It cannot be installed or does not start.
+pub async fn everything_sse() -> Result<Server> {
+    everything_sse_at(free_port()?).await
+}
+
+/// [`everything_sse`] at a port: again where one was before.
+///
+/// # Errors
+/// It cannot be installed or does not start.
+pub async fn everything_sse_at(port: u16) -> Result<Server> {
+    let mut command = node(installed(SERVERS).await?.join(EVERYTHING));
+    command.arg("sse").env("PORT", port.to_string());
+    listening(command, port, BackendConfig::sse(format!("http://127.0.0.1:{port}/sse").parse()?)).await
 }
 
 /// `@modelcontextprotocol/server-everything` over stdio, behind a shim with these options.
@@ -102,8 +119,7 @@ pub async fn everything_stdio(options: &[&str]) -> Result<Server> {
 /// # Errors
 /// It cannot be installed or does not start.
 pub async fn modern_http(eras: Eras) -> Result<Server> {
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-    modern_http_at(port, eras).await
+    modern_http_at(free_port()?, eras).await
 }
 
 /// [`modern_http`] at a port: again where one was before.
@@ -139,10 +155,16 @@ fn node(script: PathBuf) -> Command {
     command
 }
 
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
 async fn http(command: Command, port: u16) -> Result<Server> {
+    listening(command, port, BackendConfig::http(format!("http://127.0.0.1:{port}/mcp").parse()?)).await
+}
+
+async fn listening(command: Command, port: u16, transport: BackendConfig) -> Result<Server> {
     let dir = tempfile::tempdir()?;
-    let url = format!("http://127.0.0.1:{port}/mcp").parse()?;
-    let transport = BackendConfig { stdio_socket: None, http_url: Some(url) };
     let mut server = Server { process: spawn(command, dir.path())?, dir, transport };
     let address = (Ipv4Addr::LOCALHOST, port);
     let deadline = Instant::now() + START_TIMEOUT;
@@ -166,7 +188,7 @@ async fn stdio(server: &[OsString], options: &[&str]) -> Result<Server> {
     command.env(NODE_OPTIONS.0, NODE_OPTIONS.1);
     command.args(["shim", "run", "--socket"]).arg(&socket).args(options);
     command.arg("--").args(server);
-    let transport = BackendConfig { stdio_socket: Some(socket.clone()), http_url: None };
+    let transport = BackendConfig::stdio(&socket);
     let server = Server { process: spawn(command, dir.path())?, dir, transport };
     let deadline = Instant::now() + START_TIMEOUT;
     while !socket.exists() {
@@ -185,7 +207,7 @@ impl Server {
     /// A backend that reaches it.
     ///
     /// # Errors
-    /// None: it is one of the two transports.
+    /// None: it is one of the transports.
     pub fn backend(&self) -> Result<Backend> {
         let limits = Limits { max_sessions: 100, max_message_bytes: 1024 * 1024, max_in_flight: 64 };
         Ok(Backend::from_config(&self.transport, &limits)?)
@@ -193,7 +215,7 @@ impl Server {
 
     /// Its port, if it has one.
     pub fn port(&self) -> Option<u16> {
-        self.transport.http_url.as_ref()?.port()
+        self.transport.http_url.as_ref().or(self.transport.sse_url.as_ref())?.port()
     }
 
     /// Its process id; over stdio the shim's.

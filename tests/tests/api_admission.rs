@@ -36,6 +36,10 @@ fn http(transport: &Value) -> Value {
     with(&json!({"transport": {"stdio": null, "streamableHttp": transport}}))
 }
 
+fn sse(transport: &Value) -> Value {
+    with(&json!({"transport": {"stdio": null, "sse": transport}}))
+}
+
 fn broker(broker: &Value) -> Value {
     with(&json!({"broker": broker}))
 }
@@ -90,11 +94,25 @@ fn refused() -> Vec<(Value, &'static str)> {
         ),
         (
             with(&json!({"transport": {"stdio": null}})),
-            "transport needs exactly one of stdio and streamableHttp",
+            "transport needs exactly one of stdio, streamableHttp and sse",
         ),
         (
             with(&json!({"transport": {"streamableHttp": {"port": 3001}}})),
-            "transport needs exactly one of stdio and streamableHttp",
+            "transport needs exactly one of stdio, streamableHttp and sse",
+        ),
+        (
+            with(&json!({"transport": {"sse": {"port": 3001}}})),
+            "transport needs exactly one of stdio, streamableHttp and sse",
+        ),
+        (
+            with(
+                &json!({"transport": {"stdio": null, "streamableHttp": {"port": 3001}, "sse": {"port": 3001}}}),
+            ),
+            "transport needs exactly one of stdio, streamableHttp and sse",
+        ),
+        (
+            with(&json!({"transport": {"streamableHttp": {"port": 3001}, "sse": {"port": 3001}}})),
+            "transport needs exactly one of stdio, streamableHttp and sse",
         ),
         (
             with(&json!({"transport": {"stdio": {"command": []}}})),
@@ -139,6 +157,27 @@ fn refused() -> Vec<(Value, &'static str)> {
         (
             http(&json!({"port": 3001, "path": "/a#b"})),
             "streamableHttp.path must start with '/' and contain no spaces and no '#'",
+        ),
+        (sse(&json!({"port": 0})), "spec.transport.sse.port in body should be greater than or equal to 1"),
+        (
+            sse(&json!({"port": 70_000})),
+            "spec.transport.sse.port in body should be less than or equal to 65535",
+        ),
+        (
+            sse(&json!({"port": 8079})),
+            "sse.port 8079 is the gateway's own port in the pod: let the server listen on another",
+        ),
+        (
+            sse(&json!({"port": 3001, "path": "sse"})),
+            "sse.path must start with '/' and contain no spaces and no '#'",
+        ),
+        (
+            sse(&json!({"port": 3001, "path": "/a b"})),
+            "sse.path must start with '/' and contain no spaces and no '#'",
+        ),
+        (
+            sse(&json!({"port": 3001, "path": "/a#b"})),
+            "sse.path must start with '/' and contain no spaces and no '#'",
         ),
         (
             with(&json!({"gateway": {"maxSessions": 0}})),
@@ -258,6 +297,8 @@ async fn what_people_write_is_taken() -> Result<()> {
     let specs = [
         minimal(),
         http(&json!({"port": 3001})),
+        sse(&json!({"port": 3001})),
+        sse(&json!({"port": 3001, "path": "/app/sse?x=y"})),
         with(&json!({"serverName": "tools/über/everything"})),
         with(&json!({"server": {"image": format!("registry.example:5000/a/b@sha256:{}", "0".repeat(64))}})),
         with(
@@ -298,12 +339,13 @@ async fn a_null_is_a_field_that_is_not_there() -> Result<()> {
     let space = Space::new("null").await?;
     let spec = json!({
         "serverName": null,
-        "transport": {"stdio": {"command": ["x"]}, "streamableHttp": null},
+        "transport": {"stdio": {"command": ["x"]}, "streamableHttp": null, "sse": null},
         "server": {"image": "i"},
         "broker": null,
     });
     let created = space.create("weather", &spec).await?;
     ensure!(created.data["spec"]["transport"].get("streamableHttp").is_none(), "{}", created.data);
+    ensure!(created.data["spec"]["transport"].get("sse").is_none(), "{}", created.data);
     ensure!(created.data["spec"].get("broker").is_none(), "{}", created.data);
     space.remove().await
 }
@@ -325,6 +367,12 @@ async fn defaults_stand_in_the_object() -> Result<()> {
         "drain": {"timeoutSeconds": 60},
     });
     ensure!(created.data["spec"] == expected, "{:#}", created.data["spec"]);
+    let listens = space.create("listens", &sse(&json!({"port": 3001}))).await?;
+    ensure!(
+        listens.data["spec"]["transport"] == json!({"sse": {"port": 3001, "path": "/sse"}}),
+        "{}",
+        listens.data
+    );
     let partly = space.create("partly", &with(&json!({"gateway": {"timeouts": {"call": "5s"}}}))).await?;
     ensure!(
         partly.data["spec"]["gateway"]["timeouts"]

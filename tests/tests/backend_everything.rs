@@ -1,4 +1,4 @@
-//! Both backends against the real `@modelcontextprotocol/server-everything`: everything that passes between a client
+//! All backends against the real `@modelcontextprotocol/server-everything`: everything that passes between a client
 //! and a server, and what happens when the server dies.
 #![allow(clippy::unwrap_used, reason = "how a test fails")]
 
@@ -173,6 +173,35 @@ async fn all_kinds_of_messages_pass(server: Server) {
     client.close().await;
 }
 
+async fn two_sessions_hear_nothing_of_each_other(server: Server) {
+    let backend = server.backend().unwrap();
+    let mut one = Client::open(&backend).await;
+    let mut other = Client::open(&backend).await;
+    // The same ids in both, at the same time; what one is asked the other is not.
+    for n in 0..20 {
+        let (first, second) = (format!("one-{n}"), format!("other-{n}"));
+        let mine = one.request("tools/call", json!({"name": "echo", "arguments": {"message": first}})).await;
+        let yours =
+            other.request("tools/call", json!({"name": "echo", "arguments": {"message": second}})).await;
+        assert_eq!(mine, yours);
+        assert!(other.answer(yours).await.to_string().contains(&second));
+        assert!(one.answer(mine).await.to_string().contains(&first));
+    }
+    let params = json!({
+        "name": "trigger-long-running-operation",
+        "arguments": {"duration": 1, "steps": 2},
+        "_meta": {"progressToken": "mine"},
+    });
+    one.call("tools/call", params).await;
+    one.tool("trigger-sampling-request", json!({"prompt": "p", "maxTokens": 5})).await;
+    one.close().await;
+    assert!(other.tool("echo", json!({"message": "still here"})).await.contains("still here"));
+    for method in ["notifications/progress", "sampling/createMessage"] {
+        assert!(!other.heard.contains_key(method), "{method}");
+    }
+    other.close().await;
+}
+
 async fn many_calls_at_once_are_all_answered(server: Server) {
     let mut client = Client::open(&server.backend().unwrap()).await;
     for round in 0..5_u64 {
@@ -229,7 +258,7 @@ async fn a_server_that_dies_ends_its_sessions(mut server: Server) {
     assert!(backend.probe().await.is_err());
 }
 
-macro_rules! over_both_transports {
+macro_rules! over_all_transports {
     ($($test:ident),* $(,)?) => {
         mod stdio {
             $(#[tokio::test]
@@ -243,12 +272,19 @@ macro_rules! over_both_transports {
                 super::$test(super::servers::everything_http().await.unwrap()).await;
             })*
         }
+        mod sse {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(super::servers::everything_sse().await.unwrap()).await;
+            })*
+        }
     };
 }
 
-over_both_transports!(
+over_all_transports!(
     the_server_says_who_it_is,
     all_kinds_of_messages_pass,
+    two_sessions_hear_nothing_of_each_other,
     many_calls_at_once_are_all_answered,
     a_session_goes_on_after_a_cancelled_call,
     a_server_that_dies_ends_its_sessions,
@@ -296,6 +332,28 @@ async fn a_server_that_was_started_anew_takes_new_sessions() {
     server.kill().unwrap();
     assert!(matches!(client.end().await, BackendEnd::BackendLost(_)), "told by its own stream");
     let _again = servers::everything_http_at(server.port().unwrap()).await.unwrap();
+    Client::open(&backend).await.close().await;
+}
+
+#[tokio::test]
+async fn an_sse_session_ends_with_its_stream() {
+    let server = servers::everything_sse().await.unwrap();
+    Client::open(&server.backend().unwrap()).await.close().await;
+    let deadline = Instant::now() + PATIENCE;
+    while !server.log().contains("Client Disconnected") {
+        assert!(Instant::now() < deadline, "{}", server.log());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_sse_server_that_was_started_anew_takes_new_sessions() {
+    let mut server = servers::everything_sse().await.unwrap();
+    let backend = server.backend().unwrap();
+    let mut client = Client::open(&backend).await;
+    server.kill().unwrap();
+    assert!(matches!(client.end().await, BackendEnd::BackendLost(_)), "told by its stream");
+    let _again = servers::everything_sse_at(server.port().unwrap()).await.unwrap();
     Client::open(&backend).await.close().await;
 }
 

@@ -78,7 +78,7 @@ pub enum Backend {
         prewarm: i32,
     },
     /// By its own entrypoint.
-    StreamableHttp,
+    Listens,
 }
 
 /// Why an `McpService` cannot be built. The text is what a person reads in the condition `Accepted`.
@@ -225,19 +225,23 @@ fn rbac(spec: &RbacSpec) -> Result<Rbac, ValidateError> {
 }
 
 fn transport(spec: &TransportSpec) -> Result<(Backend, BackendConfig), ValidateError> {
-    match (&spec.stdio, &spec.streamable_http) {
-        (Some(stdio), None) => Ok((
+    let url = |field: &str, port: i32, path: &str| {
+        Url::parse(&format!("http://127.0.0.1:{port}{path}"))
+            .map_err(|error| ValidateError::field(field, format!("gives no URL: {error}")))
+    };
+    match (&spec.stdio, &spec.streamable_http, &spec.sse) {
+        (Some(stdio), None, None) => Ok((
             Backend::Stdio { command: stdio.command.clone(), prewarm: stdio.prewarm },
-            BackendConfig { stdio_socket: Some(SHIM_SOCKET.into()), http_url: None },
+            BackendConfig::stdio(SHIM_SOCKET),
         )),
-        (None, Some(http)) => {
-            let url =
-                Url::parse(&format!("http://127.0.0.1:{}{}", http.port, http.path)).map_err(|error| {
-                    ValidateError::field("transport.streamableHttp", format!("gives no URL: {error}"))
-                })?;
-            Ok((Backend::StreamableHttp, BackendConfig { stdio_socket: None, http_url: Some(url) }))
+        (None, Some(http), None) => {
+            let url = url("transport.streamableHttp", http.port, &http.path)?;
+            Ok((Backend::Listens, BackendConfig::http(url)))
         }
-        _ => Err(ValidateError::field("transport", "needs exactly one of stdio and streamableHttp")),
+        (None, None, Some(sse)) => {
+            Ok((Backend::Listens, BackendConfig::sse(url("transport.sse", sse.port, &sse.path)?)))
+        }
+        _ => Err(ValidateError::field("transport", "needs exactly one of stdio, streamableHttp and sse")),
     }
 }
 

@@ -26,7 +26,7 @@ impl GatewayConfig {
             server_id,
             description,
             rbac,
-            backend: BackendConfig { stdio_socket, http_url },
+            backend: BackendConfig { stdio_socket, http_url, sse_url },
             broker:
                 BrokerConfig {
                     broker_url,
@@ -54,6 +54,7 @@ impl GatewayConfig {
         args.if_set("rbac", rbac.as_deref());
         args.if_set("stdio-socket", stdio_socket.as_deref().map(Path::display));
         args.if_set("http-url", http_url.as_ref());
+        args.if_set("sse-url", sse_url.as_ref());
         args.always("broker-url", broker_url);
         args.if_set("broker-username-file", broker_username_file.as_deref().map(Path::display));
         args.if_set("broker-password-file", broker_password_file.as_deref().map(Path::display));
@@ -146,13 +147,15 @@ mod tests {
         ]
     }
 
+    fn url(path: &'static str) -> impl Strategy<Value = Url> {
+        (1u16..).prop_map(move |port| Url::parse(&format!("http://127.0.0.1:{port}/{path}")).unwrap())
+    }
+
     fn backend() -> impl Strategy<Value = BackendConfig> {
         prop_oneof![
-            path().prop_map(|path| BackendConfig { stdio_socket: Some(path), http_url: None }),
-            (1u16..).prop_map(|port| BackendConfig {
-                stdio_socket: None,
-                http_url: Some(Url::parse(&format!("http://127.0.0.1:{port}/mcp?a=b")).unwrap()),
-            }),
+            path().prop_map(BackendConfig::stdio),
+            url("mcp?a=b").prop_map(BackendConfig::http),
+            url("sse").prop_map(BackendConfig::sse),
         ]
     }
 

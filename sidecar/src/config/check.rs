@@ -79,12 +79,14 @@ impl GatewayConfig {
     }
 
     fn check_backend(&self, problems: &mut Vec<String>) {
-        if let Some(url) = &self.backend.http_url
-            && (url.scheme() != "http" || url.host().is_none())
-        {
-            problems.push(format!(
-                "--http-url {url} is not http://HOST:PORT/PATH: the server is in this pod, no TLS is spoken to it"
-            ));
+        for (flag, url) in [("--http-url", &self.backend.http_url), ("--sse-url", &self.backend.sse_url)] {
+            if let Some(url) = url
+                && (url.scheme() != "http" || url.host().is_none())
+            {
+                problems.push(format!(
+                    "{flag} {url} is not http://HOST:PORT/PATH: the server is in this pod, no TLS is spoken to it"
+                ));
+            }
         }
     }
 
@@ -175,7 +177,7 @@ mod tests {
                 args.push(default);
             }
         }
-        if !extra.iter().any(|arg| arg.starts_with("--http-url")) {
+        if !extra.iter().any(|arg| arg.starts_with("--http-url") || arg.starts_with("--sse-url")) {
             args.push("--stdio-socket=/run/shim.sock");
         }
         args.extend(extra);
@@ -190,6 +192,7 @@ mod tests {
         let none: [String; 0] = [];
         assert_eq!(problems(&[]), none);
         assert_eq!(problems(&["--http-url=http://127.0.0.1:3001/mcp", "--drain-timeout=0s"]), none);
+        assert_eq!(problems(&["--sse-url=http://127.0.0.1:3001/sse"]), none);
         assert_eq!(problems(&["--broker-url=wss://broker/mqtt", "--broker-ca-file=/ca.pem"]), none);
         let rbac = r#"--rbac={"roles":[{"name":"r","description":"d","allowed_methods":"all","allowed_tools":["a"],"allowed_resources":"all"}]}"#;
         assert_eq!(problems(&[rbac]), none);
@@ -205,6 +208,7 @@ mod tests {
             (&["--server-id=presence"], "--server-id is \"presence\""),
             (&["--rbac={}"], "--rbac is not {\"roles\""),
             (&["--http-url=https://127.0.0.1/mcp"], "--http-url https://127.0.0.1/mcp is not http"),
+            (&["--sse-url=ftp://127.0.0.1/sse"], "--sse-url ftp://127.0.0.1/sse is not http"),
             (&["--broker-url=http://broker"], "--broker-url http://broker/ is none of"),
             (&["--broker-url=mqtt:broker"], "--broker-url mqtt:broker is none of"),
             (&["--broker-ca-file=/ca"], "--broker-ca-file is for mqtts://"),

@@ -130,7 +130,7 @@ impl Fake {
 }
 
 pub(crate) fn backend(url: &str) -> Backend {
-    let config = BackendConfig { stdio_socket: None, http_url: Some(url.parse().unwrap()) };
+    let config = BackendConfig::http(url.parse().unwrap());
     let limits = Limits { max_sessions: 10, max_message_bytes: MAX_MESSAGE, max_in_flight: MAX_IN_FLIGHT };
     Backend::from_config(&config, &limits).unwrap()
 }

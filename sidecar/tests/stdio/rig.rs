@@ -190,7 +190,7 @@ pub(crate) fn marked(shim: u32) -> Vec<String> {
 }
 
 pub(crate) fn backend(socket: &Path) -> Backend {
-    let config = BackendConfig { stdio_socket: Some(socket.to_owned()), http_url: None };
+    let config = BackendConfig::stdio(socket);
     let limits = Limits { max_sessions: 100, max_message_bytes: MAX_MESSAGE, max_in_flight: 64 };
     Backend::from_config(&config, &limits).unwrap()
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{ByteString, api::core::v1::Container};
+use mcp_mqtt_sidecar::config::BackendConfig;
 use serde::Serialize;
 use serde_json::{Value, json};
 use url::Url;
@@ -11,7 +12,7 @@ use super::*;
 use crate::{
     controller::{
         fetch::Fetched,
-        fixtures::{HTTP, STDIO, built, parse_gateway_args, salt, settings, validated},
+        fixtures::{HTTP, SSE, STDIO, built, parse_gateway_args, salt, settings, validated},
     },
     settings::{DefaultBroker, Settings, Token},
 };
@@ -214,8 +215,15 @@ fn an_http_server_keeps_its_own_entrypoint() {
     let server = container(&of(HTTP), SERVER);
     assert_eq!((server.command, server.args), (None, None));
     let config = parse_gateway_args(container(&of(HTTP), GATEWAY).args.as_ref().unwrap());
-    assert_eq!(config.backend.http_url.unwrap().as_str(), "http://127.0.0.1:3001/mcp");
-    assert_eq!(config.backend.stdio_socket, None);
+    assert_eq!(config.backend, BackendConfig::http("http://127.0.0.1:3001/mcp".parse().unwrap()));
+}
+
+#[test]
+fn a_server_of_2024_keeps_its_own_entrypoint_too() {
+    let server = container(&of(SSE), SERVER);
+    assert_eq!((server.command, server.args), (None, None));
+    let config = parse_gateway_args(container(&of(SSE), GATEWAY).args.as_ref().unwrap());
+    assert_eq!(config.backend, BackendConfig::sse("http://127.0.0.1:3002/sse".parse().unwrap()));
 }
 
 #[test]

@@ -17,7 +17,7 @@ const STOOD: Duration = Duration::from_secs(5);
 
 impl Shared {
     /// Keeps the stream open for as long as the server offers one. `Err`: the session is over.
-    pub(super) async fn listen(&self) -> Result<(), BackendEnd> {
+    pub(super) async fn hear(&self) -> Result<(), BackendEnd> {
         let mut parser = SseParser::new(self.max);
         let mut failures = 0;
         let mut has_stood = false;

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use mcp_mqtt_transport::jsonrpc::{Kind, Message, RequestId};
 use tokio::{
     sync::{Notify, oneshot},
@@ -9,7 +10,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::exchange::Session;
+use super::exchange::Shared;
 use crate::backend::{BackendEnd, FromBridge, failure};
 
 /// How long the next message waits for the one before to be on its way: longer when a connection does not take
@@ -34,9 +35,33 @@ const DELETE_TIMEOUT: Duration = Duration::from_secs(2);
 /// server counts as one.
 const MAX_DELIVERIES: usize = 64;
 
+/// What the two kinds of HTTP do in their own ways.
+pub(super) trait Transport: Send + Sync + 'static {
+    /// What they have in common.
+    fn shared(&self) -> &Shared;
+
+    /// Posts a request and reports its answer, or that there is none. The next message may go when `written` was told
+    /// or dropped. `Err`: the session is over.
+    fn exchange(
+        &self,
+        request: Message,
+        written: Option<oneshot::Sender<()>>,
+    ) -> impl Future<Output = Result<(), BackendEnd>> + Send;
+
+    /// Posts a notification or a response; otherwise as [`Transport::exchange`].
+    fn deliver(
+        &self,
+        message: Bytes,
+        written: Option<oneshot::Sender<()>>,
+    ) -> impl Future<Output = Result<(), BackendEnd>> + Send;
+
+    /// Hears what belongs to no request, from the end of the handshake on. `Err`: the session is over.
+    fn listen(&self) -> impl Future<Output = Result<(), BackendEnd>> + Send;
+}
+
 /// A session's tasks.
-pub(super) struct Driver {
-    session: Session,
+pub(super) struct Driver<T> {
+    session: Arc<T>,
     tasks: JoinSet<(Option<RequestId>, Result<(), BackendEnd>)>,
     in_flight: HashMap<RequestId, InFlight>,
     max_in_flight: usize,
@@ -57,10 +82,10 @@ struct Hold {
     until: Instant,
 }
 
-impl Driver {
+impl<T: Transport> Driver<T> {
     /// `max_in_flight`: the bridge's bound. Twice that may be open here, since what it gave up (cancelled, timed
     /// out) is not over at once.
-    pub(super) fn new(session: Session, max_in_flight: usize) -> Self {
+    pub(super) fn new(session: Arc<T>, max_in_flight: usize) -> Self {
         Self {
             session,
             tasks: JoinSet::new(),
@@ -69,6 +94,11 @@ impl Driver {
             hold: None,
             listening: false,
         }
+    }
+
+    /// Another task of the session, which is over when this one has an error.
+    pub(super) fn spawn(&mut self, task: impl Future<Output = Result<(), BackendEnd>> + Send + 'static) {
+        self.tasks.spawn(async move { (None, task.await) });
     }
 
     /// Serves the session to its end.
@@ -81,11 +111,12 @@ impl Driver {
         }
         self.tasks.shutdown().await; // nothing is reported after the end
         if end == BackendEnd::Closed {
-            match timeout(DELETE_TIMEOUT, self.session.wire.delete()).await {
+            let shared = self.session.shared();
+            match timeout(DELETE_TIMEOUT, shared.wire.delete()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(failed)) => tracing::debug!(session = self.session.id.0, ?failed, "DELETE failed"),
+                Ok(Err(failed)) => tracing::debug!(session = shared.id.0, ?failed, "DELETE failed"),
                 Err(_) => {
-                    tracing::debug!(session = self.session.id.0, "DELETE took more than {DELETE_TIMEOUT:?}");
+                    tracing::debug!(session = shared.id.0, "DELETE took more than {DELETE_TIMEOUT:?}");
                 }
             }
         }
@@ -121,7 +152,7 @@ impl Driver {
             (Kind::Request { id, .. }, _) if self.in_flight.len() >= self.max_in_flight => {
                 let detail =
                     format!("{} requests of this session wait for the server already", self.in_flight.len());
-                self.session.fail(id, failure::TOO_MANY_IN_FLIGHT, detail).await;
+                self.session.shared().fail(id, failure::TOO_MANY_IN_FLIGHT, detail).await;
                 return;
             }
             (Kind::Request { id, .. }, Some("initialize")) => {
@@ -130,7 +161,7 @@ impl Driver {
             }
             (Kind::Request { id, .. }, _) => self.exchange(id, message, Some(release), None),
             // In 2026-07-28 the end of its stream cancels a request, and nothing else is told to the server.
-            (_, method) if self.session.metadata.is_some() => {
+            (_, method) if self.session.shared().metadata.is_some() => {
                 let cancelled = message.cancelled_request().and_then(|id| self.in_flight.get(&id));
                 if let Some(request) = cancelled {
                     request.cancelled.notify_one();
@@ -143,12 +174,12 @@ impl Driver {
                 patience = HANDSHAKE_TIMEOUT;
                 let session = self.session.clone();
                 let listen = !std::mem::replace(&mut self.listening, true);
-                self.tasks.spawn(async move {
+                self.spawn(async move {
                     let delivered = session.deliver(message.into_raw(), None).await;
                     drop(release);
                     match delivered {
-                        Ok(()) if listen => (None, session.listen().await),
-                        other => (None, other),
+                        Ok(()) if listen => session.listen().await,
+                        other => other,
                     }
                 });
             }
@@ -159,13 +190,13 @@ impl Driver {
                     request.sent + CANCEL_HEADSTART
                 });
                 let session = self.session.clone();
-                self.tasks.spawn(async move {
+                self.spawn(async move {
                     if let Some(not_before) = not_before.filter(|at| *at > Instant::now()) {
                         drop(release); // nothing has to come after a cancellation
                         sleep_until(not_before).await;
-                        return (None, session.deliver(message.into_raw(), None).await);
+                        return session.deliver(message.into_raw(), None).await;
                     }
-                    (None, session.deliver(message.into_raw(), Some(release)).await)
+                    session.deliver(message.into_raw(), Some(release)).await
                 });
             }
         }
@@ -187,7 +218,7 @@ impl Driver {
         self.tasks.spawn(async move {
             let given_up = async {
                 cancelled.notified().await;
-                if session.metadata.is_none() {
+                if session.shared().metadata.is_none() {
                     sleep(CANCEL_LINGER).await;
                 }
             };
@@ -196,7 +227,7 @@ impl Driver {
                 () = given_up => Ok(()), // nobody waits for it
                 () = sleep(EXCHANGE_CEILING), if !is_endless => {
                     let detail = format!("no answer within {EXCHANGE_CEILING:?}");
-                    session.fail(id.clone(), failure::CONNECTION_BROKEN, detail).await;
+                    session.shared().fail(id.clone(), failure::CONNECTION_BROKEN, detail).await;
                     Ok(())
                 }
             };
