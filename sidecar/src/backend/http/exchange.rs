@@ -202,39 +202,49 @@ impl Shared {
     }
 
     /// Reads the stream of a request's answer, resuming it as long as that is possible.
-    async fn follow(&self, body: Incoming, id: &RequestId, opening: bool) -> Result<(), BackendEnd> {
+    async fn follow(&self, mut body: Incoming, id: &RequestId, opening: bool) -> Result<(), BackendEnd> {
         let mut parser = SseParser::new(self.max);
-        let mut failures = 0;
-        let mut end = self.read_stream(body, &mut parser, Some(id), opening).await;
         loop {
-            let why = match end {
+            let why = match self.read_stream(body, &mut parser, Some(id), opening).await {
                 StreamEnd::Answered => return Ok(()),
                 StreamEnd::Closed => "the server closed the stream before the answer".to_owned(),
                 StreamEnd::Broken(why) => why,
             };
-            if self.metadata.is_some() || parser.last_event_id().is_none() || failures >= MAX_FAILURES {
-                self.fail(id.clone(), failure::CONNECTION_BROKEN, why).await;
-                return Ok(());
-            }
-            sleep(pause(parser.retry(), failures)).await;
-            end = match self.wire.get(parser.last_event_id()).await {
-                Ok(Reply::Stream(body)) => {
-                    failures = 0;
-                    parser.restart();
-                    self.read_stream(body, &mut parser, Some(id), opening).await
-                }
-                Ok(Reply::Json(_) | Reply::Accepted) | Err(Failure::Rejected { .. }) => {
-                    let detail = format!("{why}; it does not let us resume it");
-                    self.fail(id.clone(), failure::CONNECTION_BROKEN, detail).await;
+            body = match self.resume(&parser).await? {
+                Ok(body) => body,
+                Err(why_not) => {
+                    self.fail(id.clone(), failure::CONNECTION_BROKEN, format!("{why}; {why_not}")).await;
                     return Ok(());
                 }
-                Err(Failure::Broken(why)) => {
-                    failures += 1;
-                    StreamEnd::Broken(why)
+            };
+            parser.restart();
+        }
+    }
+
+    /// Asks for the rest of a stream, more than once where that may help. The inner error says why there is none; the
+    /// outer: the session is over.
+    async fn resume(&self, parser: &SseParser) -> Result<Result<Incoming, String>, BackendEnd> {
+        if self.metadata.is_some() || parser.last_event_id().is_none() {
+            return Ok(Err("it has no place at which it could be resumed".to_owned()));
+        }
+        let mut failures = 0;
+        loop {
+            sleep(pause(parser.retry(), failures)).await;
+            failures += 1;
+            match self.wire.get(parser.last_event_id()).await {
+                Ok(Reply::Stream(body)) => return Ok(Ok(body)),
+                Ok(Reply::Json(_) | Reply::Accepted) => {
+                    return Ok(Err("the server does not let us resume it".to_owned()));
                 }
                 Err(Failure::Refused(why)) => return Err(BackendEnd::BackendLost(why)),
                 Err(Failure::SessionLost(why)) => return Err(BackendEnd::SessionLost(why)),
-            };
+                Err(failed) if failed.may_pass() && failures < MAX_FAILURES => {
+                    tracing::debug!(session = self.id.0, ?failed, "a stream could not be resumed yet");
+                }
+                Err(Failure::Rejected { told, .. } | Failure::Broken(told)) => {
+                    return Ok(Err(format!("to resume it failed: {told}")));
+                }
+            }
         }
     }
 

@@ -26,7 +26,7 @@ const CANCEL_HEADSTART: Duration = Duration::from_millis(50);
 const CANCEL_LINGER: Duration = Duration::from_secs(5);
 /// Backstop of a request that is never answered nor cancelled; the bridge's timeouts are far shorter.
 const EXCHANGE_CEILING: Duration = Duration::from_hours(1);
-/// How long what was sent last may take to be on its way, or answered if it is `initialize`, once the bridge has
+/// How long what is still to be sent may take to be on its way, or answered if it is `initialize`, once the bridge has
 /// dropped the session.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long the DELETE at the end may take.
@@ -104,11 +104,6 @@ impl<T: Transport> Driver<T> {
     /// Serves the session to its end.
     pub(super) async fn serve(mut self, from_bridge: FromBridge) -> BackendEnd {
         let end = self.pump(from_bridge).await;
-        if end == BackendEnd::Closed {
-            // Last words may be about to go out, and `initialize` may be about to bring a session that has to be
-            // deleted.
-            let _ = timeout(LAST_WORDS, released(&mut self.hold)).await;
-        }
         self.tasks.shutdown().await; // nothing is reported after the end
         if end == BackendEnd::Closed {
             let shared = self.session.shared();
@@ -125,6 +120,7 @@ impl<T: Transport> Driver<T> {
 
     async fn pump(&mut self, from_bridge: FromBridge) -> BackendEnd {
         let FromBridge { mut messages, mut dropped } = from_bridge;
+        let mut leaving = None;
         loop {
             let has_room = self.tasks.len() < self.max_in_flight.saturating_add(MAX_DELIVERIES);
             tokio::select! {
@@ -139,7 +135,11 @@ impl<T: Transport> Driver<T> {
                     Some(message) => self.dispatch(message).await,
                     None => return BackendEnd::Closed,
                 },
-                _ = &mut dropped, if self.hold.is_some() || !has_room => return BackendEnd::Closed,
+                // Last words may still wait, and `initialize` may be about to bring a session that has to be deleted.
+                _ = &mut dropped, if leaving.is_none() => leaving = Some(Instant::now() + LAST_WORDS),
+                () = sleep_until(leaving.unwrap_or_else(Instant::now)), if leaving.is_some() => {
+                    return BackendEnd::Closed;
+                }
             }
         }
     }

@@ -291,6 +291,7 @@ impl Transport for Session {
         let posted = tokio::select! {
             posted = &mut post => posted,
             () = waiter.asked.answered.notified() => {
+                drop(written);
                 let _ = timeout(LINGER, post).await; // its proper end lets the connection be used again
                 return Ok(());
             }

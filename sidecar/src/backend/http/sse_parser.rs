@@ -102,6 +102,11 @@ impl SseParser {
         self.last_event_id.as_deref()
     }
 
+    /// The server does not know the id any more.
+    pub(super) fn forget(&mut self) {
+        self.last_event_id = None;
+    }
+
     /// How long the server asks to wait before a reconnection.
     pub(super) fn retry(&self) -> Option<Duration> {
         self.retry

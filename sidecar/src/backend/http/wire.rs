@@ -74,6 +74,20 @@ pub(super) enum Failure {
     },
 }
 
+impl Failure {
+    /// Whether the same may work later. 409: the server still holds the old stream.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Broken(_) => true,
+            Self::Rejected { status, .. } => {
+                status.is_server_error()
+                    || matches!(*status, StatusCode::CONFLICT | StatusCode::TOO_MANY_REQUESTS)
+            }
+            Self::Refused(_) | Self::SessionLost(_) => false,
+        }
+    }
+}
+
 impl Wire {
     pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
         Self { endpoint, posts_to: OnceLock::new(), session_id: OnceLock::new(), version: OnceLock::new() }
