@@ -69,7 +69,9 @@ impl Options {
     #[must_use]
     pub fn backend(mut self, backend: &BackendConfig) -> Self {
         let socket = backend.stdio_socket.as_ref().map(|path| format!("--stdio-socket={}", path.display()));
-        self.backend = socket.or(backend.http_url.as_ref().map(|url| format!("--http-url={url}")));
+        let http = backend.http_url.as_ref().map(|url| format!("--http-url={url}"));
+        let sse = backend.sse_url.as_ref().map(|url| format!("--sse-url={url}"));
+        self.backend = socket.or(http).or(sse);
         self
     }
 

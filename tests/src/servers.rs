@@ -19,6 +19,7 @@ use mcp_mqtt_sidecar::{
 use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::{Instant, sleep},
 };
@@ -226,6 +227,30 @@ impl Server {
     /// What it has written to stdout (not over stdio) and stderr so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// The sessions of `server-everything` over Streamable HTTP, in the order in which they began.
+    pub fn session_ids(&self) -> Vec<String> {
+        let ids = self.log();
+        let ids = ids.split("initialized with ID: ").skip(1).filter_map(|rest| rest.lines().next());
+        ids.map(|id| id.trim().to_owned()).collect()
+    }
+
+    /// Ends a session over Streamable HTTP behind its client's back.
+    ///
+    /// # Errors
+    /// The server does not do it.
+    pub async fn delete_session(&self, id: &str) -> Result<()> {
+        let port = self.port().context("it does not listen")?;
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+        let request = format!(
+            "DELETE /mcp HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nMcp-Session-Id: {id}\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await?;
+        ensure!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+        Ok(())
     }
 
     /// Kills it and waits for its end.

@@ -10,8 +10,6 @@ use mcp_mqtt_tests::servers::{self, Server};
 use mcp_mqtt_transport::jsonrpc::Message;
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     sync::mpsc,
     time::{Instant, timeout},
 };
@@ -303,25 +301,11 @@ async fn an_http_session_that_the_server_no_longer_knows_is_lost() {
     let server = servers::everything_http().await.unwrap();
     let mut client = Client::open(&server.backend().unwrap()).await;
     client.tool("echo", json!({"message": "before"})).await;
-    let log = server.log();
-    let id = log.split("initialized with ID: ").nth(1).and_then(|rest| rest.lines().next()).unwrap();
-    delete(server.port().unwrap(), id).await;
+    server.delete_session(&server.session_ids()[0]).await.unwrap();
     let _ =
         client.session.to_backend.try_send(message(&json!({"jsonrpc": "2.0", "id": 99, "method": "ping"})));
     let end = client.end().await; // by the ping, or by its own stream, whose end was the first to tell
     assert!(matches!(end, BackendEnd::SessionLost(_)), "{end:?}");
-}
-
-/// Ends a session behind the client's back.
-async fn delete(port: u16, session: &str) {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    let request = format!(
-        "DELETE /mcp HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nMcp-Session-Id: {session}\r\nConnection: close\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut reply = String::new();
-    stream.read_to_string(&mut reply).await.unwrap();
-    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
 }
 
 #[tokio::test]
