@@ -39,6 +39,16 @@ pub use self::{
     stdio::StdioBackend,
 };
 
+/// The parsers of what servers say, for the fuzz targets; no part of the interface.
+#[doc(hidden)]
+pub mod parsers {
+    pub use super::{
+        http::sse_parser::{Event, SseParser},
+        lines::{Line, Lines},
+        skim::Skim,
+    };
+}
+
 /// The newest revision of MCP that the gateway speaks to its backend.
 pub const NEWEST_REVISION: &str = "2025-11-25";
 

@@ -5,6 +5,7 @@ mod cluster;
 mod crds;
 mod demo;
 mod fingerprint;
+mod fuzz;
 mod generated;
 mod images;
 mod mcp;
@@ -43,6 +44,8 @@ enum Command {
     },
     /// Calls through the gateway beside the broker's plain echo, as a table.
     Bench,
+    /// Fuzz what strangers write: topics, messages, streams.
+    Fuzz(fuzz::FuzzArgs),
     /// An MCP client over MQTT: what is registered, and calls.
     Mcp(mcp::McpArgs),
     /// The demo's second half, inside the cluster's network.
@@ -99,6 +102,7 @@ fn run(command: Command) -> Result<()> {
         Command::Demo { cluster } => demo::run(&cluster::Cluster::named(&cluster)?),
         Command::Test { only } => suite::run(only),
         Command::Bench => suite::bench(),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Mcp(arguments) => mcp::main(&arguments),
         Command::Tour { broker, cluster } => {
             runtime()?.block_on(tour::run(&broker, &cluster::Cluster::named(&cluster)?))

@@ -24,7 +24,7 @@ mod listen;
 mod metadata;
 mod session;
 mod sse;
-mod sse_parser;
+pub(super) mod sse_parser;
 mod wire;
 
 /// A server that speaks Streamable HTTP at one endpoint.

@@ -13,7 +13,7 @@ use super::{Kind, Message, ParseError, ParseErrorKind, RequestId, Span};
 
 /// Deepest nesting of arrays and objects that passes: what `serde_json` itself takes. Servers that parse recursively
 /// would break on more.
-pub const MAX_DEPTH: usize = 128;
+pub const MAX_DEPTH: usize = 127;
 
 /// The fields of an envelope, each as it stands in the message.
 #[derive(Default)]

@@ -18,7 +18,7 @@ const LINE_EXTRA: usize = 16;
 
 /// What a blank line ended.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Event {
+pub enum Event {
     /// A message; its data may be empty (an event whose only purpose is its id).
     Message(Bytes),
     /// HTTP+SSE: where to post to; a URL reference.
@@ -36,7 +36,7 @@ pub(super) enum Event {
 
 /// Parses one stream after another: what it knows for a resumption outlives the stream.
 #[derive(Debug)]
-pub(super) struct SseParser {
+pub struct SseParser {
     max: usize,
     /// The beginning of a line whose end has not come.
     line: BytesMut,
@@ -85,7 +85,7 @@ enum Data {
 
 impl SseParser {
     /// Takes events with at most `max` bytes of data.
-    pub(super) fn new(max: usize) -> Self {
+    pub fn new(max: usize) -> Self {
         Self {
             max,
             line: BytesMut::new(),
@@ -98,22 +98,32 @@ impl SseParser {
     }
 
     /// What to send as `Last-Event-ID`.
-    pub(super) fn last_event_id(&self) -> Option<&str> {
+    pub fn last_event_id(&self) -> Option<&str> {
         self.last_event_id.as_deref()
     }
 
     /// The server does not know the id any more.
-    pub(super) fn forget(&mut self) {
+    pub fn forget(&mut self) {
         self.last_event_id = None;
     }
 
     /// How long the server asks to wait before a reconnection.
-    pub(super) fn retry(&self) -> Option<Duration> {
+    pub fn retry(&self) -> Option<Duration> {
         self.retry
     }
 
+    /// Bytes of data and unfinished lines that are kept.
+    pub fn held(&self) -> usize {
+        let data = match &self.event.data {
+            Some(Data::One(data)) => data.len(),
+            Some(Data::Joined(data)) => data.len(),
+            Some(Data::Dropped { .. }) | None => 0,
+        };
+        self.line.len() + data
+    }
+
     /// A new stream begins; what the old one left unfinished is no event.
-    pub(super) fn restart(&mut self) {
+    pub fn restart(&mut self) {
         self.line.clear();
         self.after_cr = false;
         self.at_start = true;
@@ -121,7 +131,7 @@ impl SseParser {
     }
 
     /// The next bytes of the stream; appends the events that they complete.
-    pub(super) fn feed(&mut self, mut chunk: Bytes, events: &mut Vec<Event>) {
+    pub fn feed(&mut self, mut chunk: Bytes, events: &mut Vec<Event>) {
         if !chunk.is_empty() && std::mem::take(&mut self.after_cr) && chunk[0] == b'\n' {
             let _rest_of_line_end = chunk.split_to(1);
         }
@@ -280,7 +290,7 @@ mod tests {
         let mut events = Vec::new();
         for piece in pieces {
             parser.feed(Bytes::copy_from_slice(piece), &mut events);
-            assert!(parser.line.len() <= MAX + LINE_EXTRA, "unbounded");
+            assert!(parser.held() <= 2 * MAX + LINE_EXTRA, "unbounded");
         }
         (events, parser.last_event_id().map(str::to_owned), parser.retry())
     }

@@ -101,7 +101,7 @@ async fn a_server_that_is_not_there_is_explained() {
     fake.stop().await;
     match backend.probe().await {
         Err(ProbeError::Ended(BackendEnd::OpenFailed(why))) => {
-            assert!(why.contains("nobody listens"), "{why}")
+            assert!(why.contains("nobody listens"), "{why}");
         }
         other => panic!("{other:?}"),
     }

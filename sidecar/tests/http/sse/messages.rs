@@ -1,9 +1,6 @@
 //! What passes both ways while a session stands.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use axum::response::Response;
 use mcp_mqtt_sidecar::backend::{FromBackend, failure};
@@ -99,16 +96,16 @@ async fn any_success_is_taken_for_an_acceptance() {
 
 #[tokio::test]
 async fn a_request_that_is_refused_is_answered_and_the_session_goes_on() {
-    let error = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32602,"message":"no","data":[1]}}"#;
-    type Reply = Arc<dyn Fn() -> Response + Send + Sync>;
+    type Reply = fn() -> Response;
+    const ERROR: &str = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32602,"message":"no","data":[1]}}"#;
     let cases: [(Reply, &str); 4] = [
-        (Arc::new(|| status(500, "<h1>oops</h1>")), "HTTP 500 Internal Server Error: <h1>oops</h1>"),
-        (Arc::new(|| status(502, "")), "HTTP 502 Bad Gateway"),
-        (Arc::new(|| status(400, "Invalid message")), "HTTP 400 Bad Request: Invalid message"),
-        (Arc::new(move || json_status(400, error)), ""),
+        (|| status(500, "<h1>oops</h1>"), "HTTP 500 Internal Server Error: <h1>oops</h1>"),
+        (|| status(502, ""), "HTTP 502 Bad Gateway"),
+        (|| status(400, "Invalid message"), "HTTP 400 Bad Request: Invalid message"),
+        (|| json_status(400, ERROR), ""),
     ];
     for (reply, told) in cases {
-        let server = Sse::start(HELLO, move |seen, _| (seen.what() == "tools/call").then(|| reply())).await;
+        let server = Sse::start(HELLO, move |seen, _| (seen.what() == "tools/call").then(reply)).await;
         let mut client = server.session().await;
         client.request(1, "tools/call").await;
         if told.is_empty() {
@@ -139,7 +136,7 @@ async fn an_answer_may_come_before_its_request_is_accepted() {
         let is_slow = seen.what() == "tools/call" && seen.body["id"].as_u64().is_some_and(|id| id % 2 == 0);
         Box::pin(async move {
             if is_slow {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         })
     })
@@ -159,7 +156,7 @@ async fn what_is_never_accepted_holds_up_no_other() {
         let is_deaf = seen.what() == "n";
         Box::pin(async move {
             if is_deaf {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         })
     })
