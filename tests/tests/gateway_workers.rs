@@ -1,7 +1,13 @@
 //! The pool of worker connections: sessions spread, a lost worker ends its own sessions and comes back, and the
 //! drain's order holds across connections.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use mcp_mqtt_tests::{
@@ -15,7 +21,12 @@ use mcp_mqtt_transport::{
     user_property::{self, MQTT_CLIENT_ID},
 };
 use serde_json::{Value, json};
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+    time::timeout,
+};
 use url::Url;
 
 type Call = JoinHandle<Result<String, RequestError>>;
@@ -101,6 +112,56 @@ async fn heard_until_offline(mut connection: Connection, instance: &Instance) ->
             heard.push(format!("{client} goodbye"));
         }
     }
+}
+
+/// Before the broker; cuts the first connection on which our side says this, and swallows it.
+async fn cutter(broker: u16, text: &'static str) -> Result<Url> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let url = Url::parse(&format!("mqtt://127.0.0.1:{}", listener.local_addr()?.port()))?;
+    let armed = Arc::new(AtomicBool::new(true));
+    tokio::spawn(async move {
+        while let Ok((ours, _)) = listener.accept().await {
+            let armed = armed.clone();
+            tokio::spawn(async move {
+                let theirs = TcpStream::connect(("127.0.0.1", broker)).await?;
+                let ((mut from_us, mut to_us), (mut from_broker, mut to_broker)) =
+                    (ours.into_split(), theirs.into_split());
+                let up = async {
+                    let mut bytes = [0; 64 * 1024];
+                    loop {
+                        let count = from_us.read(&mut bytes).await?;
+                        let says = bytes[..count].windows(text.len()).any(|window| window == text.as_bytes());
+                        if count == 0 || says && armed.swap(false, SeqCst) {
+                            return anyhow::Ok(());
+                        }
+                        to_broker.write_all(&bytes[..count]).await?;
+                    }
+                };
+                tokio::select! {
+                    ended = up => ended,
+                    ended = tokio::io::copy(&mut from_broker, &mut to_us) => {
+                        ended?;
+                        Ok(())
+                    }
+                }
+            });
+        }
+    });
+    Ok(url)
+}
+
+#[tokio::test]
+async fn an_answer_that_a_lost_worker_may_not_have_delivered_is_delivered_by_another() -> Result<()> {
+    let broker = Mosquitto::start().await?;
+    let url = cutter(broker.port(), "an answer on its way").await?;
+    let gateway = start(&url, 1, &[]).await?;
+    let (_client, session) = client(&broker, &gateway, "c").await?;
+    let message = "an answer on its way";
+    assert_eq!(call(&session, "echo", json!({"message": message})).await?, message);
+    assert_eq!(timeout(PATIENCE, session.wait_ended()).await?, SessionEnd::Disconnected);
+    gateway.wait_metric("worker_reconnects_total", 1).await?;
+    assert_eq!(gateway.metric("reconnects_total").await?, 0);
+    Ok(())
 }
 
 #[tokio::test]

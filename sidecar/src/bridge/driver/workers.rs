@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use mcp_mqtt_transport::mqtt::CloseReason;
+use mcp_mqtt_transport::{
+    jsonrpc::{Kind, Message},
+    mqtt::CloseReason,
+    topic::{ClientId, Topic},
+};
 use tokio::time::Instant;
 
 use super::{Driver, LinkId, Outgoing, now};
@@ -126,8 +130,19 @@ impl Driver<'_> {
         self.count_links();
     }
 
-    /// What a lost connection had not yet been given goes out on another one, before the errors.
+    /// Answers that a lost connection may not have delivered, and whatever it had not yet been given, go out on another
+    /// one, before the errors. Who gets an answer twice has no use for the second; who gets none waits for ever, as not
+    /// every client understands a goodbye. A request of the server is not repeated: it might be done twice.
     pub(super) fn hand_on(&mut self, link: LinkId, lost: Link) {
+        for publication in lost.publisher.take_undelivered() {
+            let Ok(Topic::Rpc { client_id, .. }) = Topic::parse(&publication.topic) else { continue };
+            let Ok(client) = ClientId::new(client_id) else { continue };
+            let payload = publication.payload;
+            let message = Message::parse(payload.clone(), usize::MAX);
+            if message.is_ok_and(|message| matches!(message.kind(), Kind::Response { .. })) {
+                self.send(link, Outgoing::ToClient { client, payload });
+            }
+        }
         for outgoing in lost.into_waiting() {
             match outgoing {
                 Outgoing::ToClient { .. } => self.send(link, outgoing),
