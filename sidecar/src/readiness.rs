@@ -101,21 +101,21 @@ impl Board {
     /// A worker's connection stands.
     pub fn worker_up(&self, client_id: &str) {
         tracing::info!(client_id, "worker connection stands");
-        self.set_worker(client_id, part(true, reason::CONNECTED, "carries sessions"));
+        self.set_worker(client_id, &part(true, reason::CONNECTED, "carries sessions"));
     }
 
     /// A worker has no connection: one of [`reason`], and why in a sentence.
     pub fn worker_down(&self, client_id: &str, reason: &str, message: &str) {
-        if self.set_worker(client_id, part(false, reason, message)) {
+        if self.set_worker(client_id, &part(false, reason, message)) {
             tracing::warn!(client_id, reason, "worker connection: {message}");
         }
     }
 
     /// Whether that is news.
-    fn set_worker(&self, client_id: &str, part: Part) -> bool {
+    fn set_worker(&self, client_id: &str, part: &Part) -> bool {
         let mut status = self.lock();
         let worker = status.workers.iter_mut().find(|worker| worker.client_id == client_id);
-        worker.is_some_and(|worker| std::mem::replace(&mut worker.part, part.clone()) != part)
+        worker.is_some_and(|worker| std::mem::replace(&mut worker.part, part.clone()) != *part)
     }
 
     /// The server name in use; the broker may have replaced the configured one.

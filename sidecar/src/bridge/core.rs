@@ -118,7 +118,7 @@ impl Core {
             }
             Ok(Topic::ClientPresence { client_id }) => self.presence(client_id, payload, now, out),
             Ok(Topic::ClientCapability { client_id }) => {
-                self.capability((client_id, came_by), payload, now, out)
+                self.capability((client_id, came_by), payload, now, out);
             }
             _ => out.push(Action::Dropped { reason: "unknown-topic" }),
         }
