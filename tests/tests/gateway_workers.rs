@@ -127,7 +127,7 @@ async fn cutter(broker: u16, text: &'static str) -> Result<Url> {
                 let ((mut from_us, mut to_us), (mut from_broker, mut to_broker)) =
                     (ours.into_split(), theirs.into_split());
                 let up = async {
-                    let mut bytes = [0; 64 * 1024];
+                    let mut bytes = vec![0; 64 * 1024];
                     loop {
                         let count = from_us.read(&mut bytes).await?;
                         let says = bytes[..count].windows(text.len()).any(|window| window == text.as_bytes());

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, future::join_all};
 use mcp_mqtt_transport::{
-    mqtt::{CloseReason, Publisher},
+    mqtt::{CloseReason, PublishError, Publisher},
     topic::ClientId,
 };
 use tokio::time::{Instant, sleep_until};
@@ -64,7 +64,9 @@ impl Driver<'_> {
             tracing::warn!(%error, "the broker did not take the empty presence; leaving it to the will");
             self.links.remove(LinkId::REGISTERING);
         }
-        disconnect(self.publishers(), DISCONNECT_TIMEOUT).await;
+        for error in disconnect(self.publishers(), DISCONNECT_TIMEOUT).await {
+            tracing::warn!(%error, "a connection to the broker did not end in order");
+        }
         self.end(End::Drained)
     }
 
@@ -80,7 +82,10 @@ impl Driver<'_> {
         self.perform();
         if heard {
             self.settle(Instant::now() + LAST_WORDS_TIMEOUT).await;
-            disconnect(self.publishers(), LAST_WORDS_TIMEOUT).await;
+            // Those that fail have most likely gone the same way.
+            for error in disconnect(self.publishers(), LAST_WORDS_TIMEOUT).await {
+                tracing::debug!(%error, "a worker's connection did not end in order");
+            }
         }
         if self.drain.is_some() { self.end(End::Drained) } else { self.end(End::Lost(why)) }
     }
@@ -141,9 +146,7 @@ impl Driver<'_> {
 }
 
 /// DISCONNECT on all connections at once. From here on nothing can be answered.
-async fn disconnect(publishers: Vec<Publisher>, patience: Duration) {
+async fn disconnect(publishers: Vec<Publisher>, patience: Duration) -> Vec<PublishError> {
     let all = publishers.iter().map(|publisher| publisher.disconnect(patience));
-    for error in join_all(all).await.into_iter().filter_map(Result::err) {
-        tracing::warn!(%error, "a connection to the broker did not end in order");
-    }
+    join_all(all).await.into_iter().filter_map(Result::err).collect()
 }
