@@ -251,6 +251,7 @@ mod tests {
             sessions,
             in_flight: 0,
             server: None,
+            workers: Vec::new(),
         }
     }
 

@@ -131,6 +131,11 @@ pub struct BrokerConfig {
     /// Quality of service of publishes and subscriptions: 0 or 1.
     #[arg(long, env = "MCP_MQTT_QOS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1), value_name = "QOS")]
     pub qos: u8,
+
+    /// Connections beside the registering one that carry the sessions, at most 16; 0: that one carries all. Their
+    /// client ids are the server id with _w1, _w2 … at its end.
+    #[arg(long, env = "MCP_MQTT_WORKERS", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=16), value_name = "N")]
+    pub workers: u8,
 }
 
 /// Bounds on what clients may use.

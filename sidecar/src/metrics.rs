@@ -120,6 +120,16 @@ struct ReasonLabel {
     reason: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RoleLabel {
+    role: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WorkerLabel {
+    worker: u32,
+}
+
 /// The metrics; cheap to clone, every clone counts into the same.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -137,8 +147,12 @@ pub struct Metrics {
     pub broadcasts: Counter,
     /// Broadcasts that were spared because another said the same.
     pub broadcasts_merged: Counter,
-    /// Connections to the broker that were opened after the first.
+    /// Registering connections to the broker that were opened after the first.
     pub reconnects: Counter,
+    /// Worker connections that were opened after the first of each.
+    pub worker_reconnects: Counter,
+    connections: Family<RoleLabel, Gauge>,
+    worker_sessions: Family<WorkerLabel, Gauge>,
     sessions_ended: Family<ReasonLabel, Counter>,
     connect_failures: Family<ReasonLabel, Counter>,
     requests: Family<RequestLabels, Counter>,
@@ -159,6 +173,9 @@ impl Metrics {
         let broadcasts = Counter::default();
         let broadcasts_merged = Counter::default();
         let reconnects = Counter::default();
+        let worker_reconnects = Counter::default();
+        let connections = Family::default();
+        let worker_sessions = Family::default();
         let sessions_ended = Family::default();
         let connect_failures = Family::default();
         let requests = Family::default();
@@ -188,6 +205,13 @@ impl Metrics {
         r.register("drops", "Messages that went nowhere, by reason", drops.clone());
         r.register("reconnects", "Connections to the broker after the first", reconnects.clone());
         r.register(
+            "worker_reconnects",
+            "Worker connections to the broker after the first of each",
+            worker_reconnects.clone(),
+        );
+        r.register("connections", "Connections to the broker that stand now, by role", connections.clone());
+        r.register("worker_sessions", "MCP sessions on a worker connection now", worker_sessions.clone());
+        r.register(
             "connect_failures",
             "Connections and registrations that failed, by reason",
             connect_failures.clone(),
@@ -201,6 +225,9 @@ impl Metrics {
             broadcasts,
             broadcasts_merged,
             reconnects,
+            worker_reconnects,
+            connections,
+            worker_sessions,
             sessions_ended,
             connect_failures,
             requests,
@@ -228,6 +255,19 @@ impl Metrics {
         self.sessions_ended.get_or_create(&ReasonLabel { reason }).inc();
     }
 
+    /// Connections that stand now: the registering one, and the others.
+    pub fn set_connections(&self, registering: usize, workers: usize) {
+        for (role, count) in [("registering", registering), ("worker", workers)] {
+            self.connections.get_or_create(&RoleLabel { role }).set(gauge(count));
+        }
+    }
+
+    /// Sessions on this worker now, the first being 1.
+    pub fn set_worker_sessions(&self, worker: usize, sessions: usize) {
+        let worker = u32::try_from(worker).unwrap_or(u32::MAX);
+        self.worker_sessions.get_or_create(&WorkerLabel { worker }).set(gauge(sessions));
+    }
+
     /// The broker could not be reached or would not have us.
     pub fn connect_failed(&self, reason: &'static str) {
         self.connect_failures.get_or_create(&ReasonLabel { reason }).inc();
@@ -239,6 +279,10 @@ impl Metrics {
         encode(&mut text, &self.registry).expect("writing to a string");
         text
     }
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 impl Default for Metrics {

@@ -191,6 +191,10 @@ fn refused() -> Vec<(Value, &'static str)> {
             with(&json!({"gateway": {"maxInFlight": 0}})),
             "spec.gateway.maxInFlight in body should be greater than or equal to 1",
         ),
+        (
+            with(&json!({"gateway": {"workers": 17}})),
+            "spec.gateway.workers in body should be less than or equal to 16",
+        ),
         (with(&json!({"gateway": {"qos": 2}})), "spec.gateway.qos in body should be less than or equal to 1"),
         (
             with(&json!({"gateway": {"keepAlive": "soon"}})),
@@ -360,7 +364,7 @@ async fn defaults_stand_in_the_object() -> Result<()> {
         "transport": {"stdio": {"command": ["node", "server.js"], "prewarm": 0}},
         "server": {"image": "registry.example/weather:3"},
         "gateway": {
-            "maxSessions": 100, "maxMessageBytes": 1_048_576, "maxInFlight": 64, "qos": 1, "keepAlive": "15s",
+            "maxSessions": 100, "maxMessageBytes": 1_048_576, "maxInFlight": 64, "workers": 0, "qos": 1, "keepAlive": "15s",
             "timeouts": {"ping": "10s", "call": "60s", "default": "30s", "max": "10m"},
             "log": {"level": "info", "format": "json"},
         },

@@ -162,7 +162,7 @@ pub fn validate(
         description: spec.description.clone(),
         rbac: rbac.map(|rbac| serde_json::to_string(&rbac).expect("roles are plain data")),
         backend: backend_config,
-        broker: broker.config(duration("gateway.keepAlive", &spec.gateway.keep_alive)?, qos(&spec.gateway)?),
+        broker: broker.config(&spec.gateway)?,
         limits: limits(&spec.gateway)?,
         timeouts: timeouts(&spec.gateway)?,
         drain_timeout,
@@ -262,8 +262,9 @@ fn timeouts(spec: &GatewaySpec) -> Result<Timeouts, ValidateError> {
     })
 }
 
-fn qos(spec: &GatewaySpec) -> Result<u8, ValidateError> {
-    u8::try_from(spec.qos).map_err(|_| ValidateError::field("gateway.qos", "must be 0 or 1"))
+fn small(field: &str, value: i32, most: u8) -> Result<u8, ValidateError> {
+    let value = u8::try_from(value).ok().filter(|value| *value <= most);
+    value.ok_or_else(|| ValidateError::field(field, format!("must be from 0 to {most}")))
 }
 
 fn duration(field: &str, text: &DurationText) -> Result<Duration, ValidateError> {

@@ -7,7 +7,7 @@ use mcp_mqtt_transport::{
     topic::ClientId,
 };
 
-use super::refusal::Refusal;
+use super::{placement::LinkId, refusal::Refusal};
 use crate::{
     backend::{BackendEnd, SessionId},
     metrics::{Asker, Method, Outcome},
@@ -18,6 +18,8 @@ use crate::{
 pub enum Action {
     /// Subscribe the client's RPC, presence and capability topics; report to this session.
     Subscribe {
+        /// On which connection.
+        via: LinkId,
         /// Who wants it.
         session: SessionId,
         /// Whose topics.
@@ -25,11 +27,16 @@ pub enum Action {
     },
     /// Give these three up.
     Unsubscribe {
+        /// On which connection.
+        via: LinkId,
         /// Whose topics.
         client: ClientId,
     },
     /// Publish on the client's RPC topic.
     ToClient {
+        /// By the connection that subscribes this topic, so that its No Local holds; by another that stands when this
+        /// one is lost.
+        via: LinkId,
         /// Whose topic.
         client: ClientId,
         /// What.
@@ -98,7 +105,9 @@ pub enum EndReason {
     Backend(BackendEnd),
     /// The instance is being drained.
     Drained,
-    /// The connection to the broker is gone, and with it the way to the client.
+    /// The connection that carried it is gone, and another one can still tell the client.
+    ConnectionLost,
+    /// All connections to the broker are gone, and with them the way to the client.
     BrokerLost,
 }
 
@@ -112,6 +121,7 @@ impl EndReason {
             Self::SubscriptionRefused => "subscription-refused",
             Self::Backend(_) => "backend-ended",
             Self::Drained => "drained",
+            Self::ConnectionLost => "connection-lost",
             Self::BrokerLost => "broker-lost",
         }
     }
@@ -126,6 +136,7 @@ impl EndReason {
         match self {
             Self::ClientLeft | Self::BrokerLost => None,
             Self::Drained => Some(Refusal::Draining),
+            Self::ConnectionLost => Some(Refusal::ConnectionLost),
             Self::Backend(end) => Some(Refusal::Backend(self.as_str(), end.to_string())),
             Self::Replaced(_) | Self::InitializeFailed | Self::SubscriptionRefused => {
                 Some(Refusal::SessionEnded(self.to_string()))
@@ -141,7 +152,7 @@ impl EndReason {
     /// Item 13: whether we are the ones who end it. After a new `initialize` it would end the new session.
     pub fn tells_client(&self) -> bool {
         match self {
-            Self::Backend(_) | Self::Drained => true,
+            Self::Backend(_) | Self::Drained | Self::ConnectionLost => true,
             Self::ClientLeft
             | Self::Replaced(_)
             | Self::InitializeFailed
@@ -150,9 +161,10 @@ impl EndReason {
         }
     }
 
-    /// Whether the subscriptions are to be given up. After a new `initialize` they are the new session's.
+    /// Whether the subscriptions are to be given up. After a new `initialize` they are the new session's; with the
+    /// connection they have ended.
     pub fn unsubscribes(&self) -> bool {
-        !matches!(self, Self::Replaced(_) | Self::BrokerLost)
+        !matches!(self, Self::Replaced(_) | Self::ConnectionLost | Self::BrokerLost)
     }
 }
 
@@ -165,6 +177,7 @@ impl fmt::Display for EndReason {
             Self::SubscriptionRefused => f.write_str("the broker refused the subscriptions"),
             Self::Backend(end) => end.fmt(f),
             Self::Drained => f.write_str("the instance is shutting down"),
+            Self::ConnectionLost => f.write_str("the connection that carried it was lost"),
             Self::BrokerLost => f.write_str("the connection to the broker was lost"),
         }
     }

@@ -35,6 +35,8 @@ pub enum Refusal {
     BackendBusy,
     /// Nobody answered in time.
     TimedOut,
+    /// The connection that carried the session was lost.
+    ConnectionLost,
     /// The session ended before the answer; why, for a person.
     SessionEnded(String),
     /// The backend could not get an answer: a stable word, and why, for a person.
@@ -60,6 +62,7 @@ impl Refusal {
             Self::TooLarge(..) => "message-too-large",
             Self::BackendBusy => "backend-busy",
             Self::TimedOut => "timed-out",
+            Self::ConnectionLost => "connection-lost",
             Self::SessionEnded(_) => "session-ended",
             Self::Backend(reason, _) => reason,
         }
@@ -89,6 +92,9 @@ impl Refusal {
             Self::TooLarge(size, limit) => format!("the message has {size} bytes; the limit is {limit}"),
             Self::BackendBusy => "the MCP server does not take messages fast enough".to_owned(),
             Self::TimedOut => "no answer in time".to_owned(),
+            Self::ConnectionLost => {
+                "the connection to the broker that carried this session was lost: initialize again".to_owned()
+            }
             Self::SessionEnded(why) => format!("the session ended: {why}"),
             Self::Backend(_, detail) => detail.clone(),
         }

@@ -18,6 +18,7 @@ use mcp_mqtt_transport::{
 use super::{
     action::{Action, EndReason},
     flights::{Expired, Flight, Flights, Refused},
+    placement::LinkId,
     refusal::Refusal,
 };
 use crate::{
@@ -53,6 +54,8 @@ pub struct Turn<'a> {
 pub struct Session {
     id: SessionId,
     client: ClientId,
+    /// The connection that carries it, from its first message to its last.
+    via: LinkId,
     /// Largest payload that may go to the client, in bytes: our own limit or the broker's.
     max_to_client: usize,
     state: State,
@@ -76,7 +79,7 @@ impl Session {
     /// Begins a session with an `initialize` request. The caller has opened its backend session.
     pub fn begin(
         id: SessionId,
-        client: ClientId,
+        (client, via): (ClientId, LinkId),
         initialize: (RequestId, Message),
         max_to_client: usize,
         turn: &mut Turn<'_>,
@@ -86,11 +89,12 @@ impl Session {
         from_client
             .take(&request_id, &message, &turn.rules.timeouts, turn.now)
             .expect("the first of a session: no id is in flight, and the limit is not 0");
-        turn.out.push(Action::Subscribe { session: id, client: client.clone() });
+        turn.out.push(Action::Subscribe { via, session: id, client: client.clone() });
         turn.out.push(Action::ToBackend { session: id, message });
         Self {
             id,
             client,
+            via,
             max_to_client,
             state: State::Opening { initialize: request_id, subscribed: false, answer: None },
             draining: false,
@@ -102,6 +106,11 @@ impl Session {
     /// Whose it is.
     pub fn client(&self) -> &ClientId {
         &self.client
+    }
+
+    /// The connection that carries it.
+    pub fn via(&self) -> LinkId {
+        self.via
     }
 
     /// Client requests that wait for an answer.
@@ -363,7 +372,7 @@ impl Session {
             self.to_client(Message::disconnected(), turn);
         }
         if reason.unsubscribes() {
-            turn.out.push(Action::Unsubscribe { client: self.client.clone() });
+            turn.out.push(Action::Unsubscribe { via: self.via, client: self.client.clone() });
         }
         turn.out.push(Action::Ended { session: self.id, client: self.client.clone(), reason });
     }
@@ -427,7 +436,7 @@ impl Session {
     }
 
     fn to_client(&self, message: Message, turn: &mut Turn<'_>) {
-        turn.out.push(Action::ToClient { client: self.client.clone(), message });
+        turn.out.push(Action::ToClient { via: self.via, client: self.client.clone(), message });
     }
 
     fn to_backend(&self, message: Message, turn: &mut Turn<'_>) {

@@ -37,6 +37,7 @@ impl GatewayConfig {
                     broker_key_file,
                     keep_alive,
                     qos,
+                    workers,
                 },
             limits: Limits { max_sessions, max_message_bytes, max_in_flight },
             timeouts: Timeouts { timeout_ping, timeout_call, timeout_default, timeout_max },
@@ -63,6 +64,7 @@ impl GatewayConfig {
         args.if_set("broker-key-file", broker_key_file.as_deref().map(Path::display));
         args.duration("keep-alive", *keep_alive, default.broker.keep_alive);
         args.unless_default("qos", qos, &default.broker.qos);
+        args.unless_default("workers", workers, &default.broker.workers);
         args.unless_default("max-sessions", max_sessions, &default.limits.max_sessions);
         args.unless_default("max-message-bytes", max_message_bytes, &default.limits.max_message_bytes);
         args.unless_default("max-in-flight", max_in_flight, &default.limits.max_in_flight);
@@ -162,8 +164,8 @@ mod tests {
     fn broker() -> impl Strategy<Value = BrokerConfig> {
         let files =
             (option::of(path()), option::of(path()), option::of(path()), option::of((path(), path())));
-        ("(mqtts?|wss?)://[a-z]{1,9}(:[1-9][0-9]{0,3})?(/[a-z]{1,5})?", files, duration(), 0u8..=1).prop_map(
-            |(url, (username, password, ca, pair), keep_alive, qos)| {
+        ("(mqtts?|wss?)://[a-z]{1,9}(:[1-9][0-9]{0,3})?(/[a-z]{1,5})?", files, duration(), 0u8..=1, 0u8..=16)
+            .prop_map(|(url, (username, password, ca, pair), keep_alive, qos, workers)| {
                 let (cert, key) = pair.unzip();
                 BrokerConfig {
                     broker_url: Url::parse(&url).unwrap(),
@@ -174,9 +176,9 @@ mod tests {
                     broker_key_file: key,
                     keep_alive,
                     qos,
+                    workers,
                 }
-            },
-        )
+            })
     }
 
     fn limits() -> impl Strategy<Value = Limits> {

@@ -24,6 +24,7 @@ use super::{
     dial::{self, Dialled},
     events::{self, Fill, Sink},
     outbox::Outbox,
+    packet,
     publisher::{Limits, Link},
 };
 
@@ -74,9 +75,12 @@ struct Driver {
 impl Driver {
     async fn run(mut self) {
         let reason = self.drive().await;
-        let unsent = self.link.close(reason.clone());
-        if unsent > 0 || self.dropped > 0 {
-            tracing::debug!(%reason, unsent, dropped = self.dropped, "connection over with messages left");
+        // What the library has and the broker did not acknowledge.
+        self.event_loop.clean();
+        let handed_over = self.event_loop.pending.drain(..).filter_map(packet::unwired_publish).collect();
+        let undelivered = self.link.close(reason.clone(), handed_over);
+        if undelivered > 0 || self.dropped > 0 {
+            tracing::debug!(%reason, undelivered, dropped = self.dropped, "connection over with messages left");
         }
     }
 

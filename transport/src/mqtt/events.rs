@@ -5,9 +5,12 @@
 //! and what has to be read for that still fits up to a hard limit; beyond it the connection ends, which is the
 //! one explicit end for a receiver that is stuck for good.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::SeqCst},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll, ready},
 };
 
 use tokio::sync::{Notify, mpsc};
@@ -129,13 +132,18 @@ impl Received {
 impl Events {
     /// The next event; none after [`Event::Closed`]. Cancel-safe.
     pub async fn recv(&mut self) -> Option<Event> {
-        match self.messages.recv().await {
+        std::future::poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// As [`recv`](Self::recv), for who waits for several connections at once.
+    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        Poll::Ready(match ready!(self.messages.poll_recv(cx)) {
             Some(received) => {
                 self.waiting.release(&received);
                 Some(Event::Received(received))
             }
             None => self.end(),
-        }
+        })
     }
 
     /// The next event, when one waits.

@@ -135,14 +135,24 @@ impl Outbox {
         self.feed()
     }
 
+    /// All publications that are left at the end of the connection, the oldest first: those that were handed over, by
+    /// packet id, and those that wait.
+    pub(super) fn take_publications(&mut self, mut handed_over: Vec<(u16, Publication)>) -> Vec<Publication> {
+        // Without an id they have not been taken yet, and come in order. (A QoS 0 one may change its place.)
+        handed_over.sort_by_key(|(id, _)| if *id == 0 { usize::MAX } else { self.window.age(*id) });
+        let waiting = std::mem::take(&mut self.waiting).into_iter().filter_map(|item| match item {
+            Item::Publish { publication, .. } => Some(publication),
+            _ => None,
+        });
+        handed_over.into_iter().map(|(_, publication)| publication).chain(waiting).collect()
+    }
+
     /// Nothing more will be sent or answered: who waits learns it by the end of its channel.
-    pub(super) fn close(&mut self) -> usize {
+    pub(super) fn close(&mut self) {
         self.phase = Phase::Closed;
-        let unsent = self.waiting.len() + self.fed;
         self.waiting = VecDeque::new();
         self.waiting_bytes = 0;
         self.window.clear();
-        unsent
     }
 
     /// Hands over what can go, in order. True when that made room.
@@ -241,6 +251,12 @@ impl Window {
 
     fn next(&self) -> usize {
         usize::from(self.last) + 1
+    }
+
+    /// Orders the ids in use, the oldest first: they go round, and the last one was given out last.
+    fn age(&self, id: u16) -> usize {
+        let max = self.slots.len() - 1;
+        (usize::from(id) + max - self.next()) % max
     }
 
     fn has_room(&self, size: usize) -> bool {

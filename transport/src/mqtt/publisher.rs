@@ -43,6 +43,8 @@ pub(super) struct Link {
     disconnecting: AtomicBool,
     abandoned: AtomicBool,
     closed: watch::Sender<Option<CloseReason>>,
+    /// Once closed: what the broker did not acknowledge.
+    undelivered: Mutex<Vec<Publication>>,
 }
 
 /// What the broker takes.
@@ -208,6 +210,12 @@ impl Publisher {
         self.link.closed.borrow().is_some()
     }
 
+    /// What was queued or sent on a connection that is over and that the broker did not acknowledge, in order: each of
+    /// these may have arrived or not. (Of QoS 0 only what was not sent.) Taken once, by whoever asks first.
+    pub fn take_undelivered(&self) -> Vec<Publication> {
+        std::mem::take(&mut *self.link.undelivered.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Bytes that a PUBLISH of this takes on the wire, to compare with the broker's Maximum Packet Size.
     pub fn packet_size(publication: &Publication) -> usize {
         packet::publish_size(publication)
@@ -271,6 +279,7 @@ impl Link {
             disconnecting: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             closed: watch::Sender::new(None),
+            undelivered: Mutex::new(Vec::new()),
         }
     }
 
@@ -344,12 +353,19 @@ impl Link {
         self.closed.borrow().clone()
     }
 
-    /// The connection is over; everybody who waits learns it. How many packets were not sent.
-    pub(super) fn close(&self, reason: CloseReason) -> usize {
+    /// The connection is over; everybody who waits learns it. How many publications may not have arrived.
+    pub(super) fn close(&self, reason: CloseReason, handed_over: Vec<(u16, Publication)>) -> usize {
+        let undelivered = {
+            let mut outbox = self.outbox();
+            let undelivered = outbox.take_publications(handed_over);
+            outbox.close();
+            undelivered
+        };
+        let count = undelivered.len();
+        *self.undelivered.lock().unwrap_or_else(PoisonError::into_inner) = undelivered;
         self.closed.send_replace(Some(reason));
-        let unsent = self.outbox().close();
         self.room.notify_waiters();
-        unsent
+        count
     }
 }
 

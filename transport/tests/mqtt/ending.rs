@@ -59,6 +59,24 @@ async fn whoever_waits_when_the_link_drops_learns_it_and_nothing_survives_into_t
 }
 
 #[tokio::test]
+async fn what_the_broker_did_not_acknowledge_is_left_in_order_when_the_link_drops() {
+    let broker = FakeBroker::start().await;
+    let (mut connection, mut peer) = broker.connected(&receive_maximum(3)).await;
+    for n in 0..40 {
+        connection.publisher.try_publish(publication(format!("{n}"))).expect("room");
+    }
+    assert_eq!((peer.publish().await.id, peer.publish().await.id), (1, 2));
+    peer.send(&puback(1, 0)).await;
+    assert_eq!((peer.publish().await.id, peer.publish().await.id), (3, 1));
+    assert!(connection.publisher.take_undelivered().is_empty(), "nothing is lost while it stands");
+    drop(peer);
+    closed(&mut connection).await;
+    let left: Vec<_> = connection.publisher.take_undelivered().into_iter().map(|left| left.payload).collect();
+    let expected: Vec<_> = (1..40).map(|n| bytes::Bytes::from(n.to_string())).collect();
+    assert_eq!(left, expected);
+}
+
+#[tokio::test]
 async fn disconnect_goes_out_behind_everything_and_the_socket_is_read_to_its_end() {
     let broker = FakeBroker::start().await;
     let (connection, mut peer) = broker.connected(&receive_maximum(4)).await;

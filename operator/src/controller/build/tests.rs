@@ -239,6 +239,7 @@ gateway:
   maxMessageBytes: 2048
   maxInFlight: 6
   qos: 0
+  workers: 4
   keepAlive: 30s
   timeouts: {ping: 1s, call: 2m, default: 3s, max: 1h}
   log: {level: debug, format: text}

@@ -21,6 +21,7 @@ impl Scene {
             server_name: ServerName::new("a/b").unwrap(),
             qos: Qos::AtLeastOnce,
             max_packet,
+            workers: 0,
             rules: RULES,
             max_sessions: 10,
         };
@@ -47,7 +48,7 @@ impl Scene {
         let user_properties =
             sender.map(|sender| user_property::of_publish(Component::Client, sender)).unwrap_or_default();
         let received = Received { topic: topic.to_owned(), payload: payload.into(), retain, user_properties };
-        self.core.received(received, self.now, &mut self.out, |_| ());
+        self.core.received(LinkId::REGISTERING, received, self.now, &mut self.out, |_, _| ());
     }
 
     #[track_caller]
@@ -209,11 +210,12 @@ fn what_may_go_to_a_client_fits_the_brokers_packets_with_topic_and_properties() 
         let mut scene = Scene::new(Some(max_packet));
         scene.core.setting.rules.max_message_bytes = 1_000_000;
         for id in ["c", "a-client-with-a-rather-long-name"] {
-            let limit = scene.core.max_to_client(&client(id));
+            let limit = scene.core.max_to_client(&client(id), LinkId::REGISTERING);
             let largest = scene.core.to_client(&client(id), Bytes::from(vec![b'x'; limit]));
             let size = Publisher::packet_size(&largest);
             assert!(size <= max_packet as usize && size + LENGTH_BYTES >= max_packet as usize, "{size}");
         }
     }
-    assert_eq!(Scene::new(None).core.max_to_client(&client("c")), RULES.max_message_bytes);
+    let unlimited = Scene::new(None).core.max_to_client(&client("c"), LinkId::REGISTERING);
+    assert_eq!(unlimited, RULES.max_message_bytes);
 }

@@ -42,7 +42,8 @@ impl Scene {
         let mut out = Vec::new();
         let mut turn = Turn { now, rules: &RULES, out: &mut out };
         let initialize = (RequestId::number(0), shorthand::message("0 initialize"));
-        let session = Session::begin(SessionId(1), client("c"), initialize, 500, &mut turn);
+        let session =
+            Session::begin(SessionId(1), (client("c"), LinkId::REGISTERING), initialize, 500, &mut turn);
         assert_actions(&mut out, &["subscribe c", "server 1 < 0 initialize"]);
         Self { session, now, out }
     }

@@ -17,6 +17,7 @@ use crate::{
 
 const CLIENTS: [&str; 3] = ["a", "b", "c"];
 const MAX_SESSIONS: u32 = 2;
+const WORKERS: usize = 2;
 
 /// What can happen. Numbers are taken modulo what there is.
 #[derive(Debug, Clone)]
@@ -35,6 +36,8 @@ enum Step {
     Suback(usize, bool),
     Ends(usize),
     Busy,
+    /// A worker's connection stands, or is lost.
+    Link(usize, bool),
     Wait(u64),
     BackendUp(bool),
     Drain,
@@ -56,6 +59,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (n.clone(), prop::bool::weighted(0.9)).prop_map(|(s, ok)| Step::Suback(s, ok)),
         1 => n.prop_map(Step::Ends),
         1 => Just(Step::Busy),
+        2 => (1..=WORKERS, any::<bool>()).prop_map(|(link, up)| Step::Link(link, up)),
         3 => (1..40_u64).prop_map(Step::Wait),
         1 => any::<bool>().prop_map(Step::BackendUp),
         1 => prop::bool::weighted(0.1).prop_map(|d| if d { Step::Drain } else { Step::Wait(1) }),
@@ -77,7 +81,9 @@ struct World {
     /// Backend sessions that are open: whose they are, and the requests they got.
     backends: HashMap<SessionId, (String, Vec<u64>)>,
     ever: Vec<SessionId>,
-    subscribed: HashSet<String>,
+    /// By client: the connection that hears it.
+    subscribed: HashMap<String, LinkId>,
+    standing: HashSet<LinkId>,
     suback_due: Vec<SessionId>,
     server_asks: HashMap<String, Vec<u64>>,
     busy: bool,
@@ -93,7 +99,7 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        let mut sessions = Sessions::new(RULES, MAX_SESSIONS, 0);
+        let mut sessions = Sessions::new(RULES, MAX_SESSIONS, WORKERS, 0);
         sessions.set_backend_up(true);
         Self { sessions, world: World::default(), now: Instant::now(), out: Vec::new() }
     }
@@ -101,7 +107,13 @@ impl Scene {
     fn ask(&mut self, who: &str, id: u64, method: &str) {
         *self.world.asked.entry((who.to_owned(), id)).or_default() += 1;
         let text = message(&format!("{id} {method}"));
-        self.sessions.client_message(&client(who), text, self.now, &mut self.out);
+        self.tell(who, text);
+    }
+
+    /// The client's message comes on the connection that hears it.
+    fn tell(&mut self, who: &str, text: Message) {
+        let came_by = self.world.subscribed.get(who).copied().unwrap_or(LinkId::REGISTERING);
+        self.sessions.client_message(&client(who), came_by, text, self.now, &mut self.out);
     }
 
     fn play(&mut self, step: &Step) {
@@ -127,7 +139,7 @@ impl Scene {
                     let id = used[n % used.len()];
                     self.world.cancelled.insert((CLIENTS[*c].to_owned(), id));
                     let text = message(&format!("notifications/cancelled {id}"));
-                    self.sessions.client_message(&client(CLIENTS[*c]), text, self.now, &mut self.out);
+                    self.tell(CLIENTS[*c], text);
                 }
             }
             Step::Leave(c) => self.sessions.client_left(&client(CLIENTS[*c]), self.now, &mut self.out),
@@ -148,7 +160,7 @@ impl Scene {
                 let asks = self.world.server_asks.get(CLIENTS[*c]).cloned().unwrap_or_default();
                 if !asks.is_empty() {
                     let text = message(&format!("{} ok", asks[n % asks.len()]));
-                    self.sessions.client_message(&client(CLIENTS[*c]), text, self.now, &mut self.out);
+                    self.tell(CLIENTS[*c], text);
                 }
             }
             Step::ServerFails(s, n) => {
@@ -177,6 +189,14 @@ impl Scene {
                 }
             }
             Step::Busy => self.world.busy = true,
+            Step::Link(link, true) => {
+                self.world.standing.insert(LinkId(*link));
+                self.sessions.link_up(LinkId(*link));
+            }
+            Step::Link(link, false) => {
+                self.world.standing.remove(&LinkId(*link));
+                self.sessions.link_lost(LinkId(*link), self.now, &mut self.out);
+            }
             Step::Wait(seconds) => {
                 self.now += Duration::from_secs(*seconds);
                 self.sessions.expire(self.now, &mut self.out);
@@ -191,6 +211,7 @@ impl Scene {
         let id = self.world.next_id;
         let request = Initialize {
             client: client(who),
+            via: self.sessions.place(who),
             id: RequestId::number(id),
             message: message(&format!("{id} initialize")),
             max_to_client: 1000,
@@ -222,14 +243,22 @@ impl Scene {
     fn judge(&mut self, action: Action) {
         let world = &mut self.world;
         match action {
-            Action::Subscribe { session, client } => {
-                world.subscribed.insert(client.to_string());
+            Action::Subscribe { via, session, client } => {
+                assert!(via == LinkId::REGISTERING || world.standing.contains(&via), "placed on a lost one");
+                let before = world.subscribed.insert(client.to_string(), via);
+                assert!(before.is_none_or(|before| before == via), "heard on two connections");
                 world.suback_due.push(session);
             }
-            Action::Unsubscribe { client } => {
-                assert!(world.subscribed.remove(client.as_str()), "unsubscribed what was not subscribed");
+            Action::Unsubscribe { via, client } => {
+                let subscribed = world.subscribed.remove(client.as_str());
+                assert_eq!(subscribed, Some(via), "unsubscribed what was not subscribed");
             }
-            Action::ToClient { client, message } => match message.kind() {
+            Action::ToClient { via, client, .. }
+                if world.subscribed.get(client.as_str()).is_some_and(|heard_by| *heard_by != via) =>
+            {
+                panic!("{client} is told by another connection than hears it: the words come back")
+            }
+            Action::ToClient { client, message, .. } => match message.kind() {
                 Kind::Response { id: Some(id), .. } => {
                     let key = (client.to_string(), id.as_u64().unwrap());
                     let answers = world.answered.entry(key.clone()).or_default();
@@ -258,7 +287,7 @@ impl Scene {
                 }
             }
             Action::Opened { client, .. } => {
-                assert!(world.subscribed.contains(client.as_str()), "open, and deaf");
+                assert!(world.subscribed.contains_key(client.as_str()), "open, and deaf");
                 world.open.insert(client.to_string());
             }
             Action::Ended { session, client, reason } => {
@@ -267,6 +296,9 @@ impl Scene {
                 world.suback_due.retain(|due| *due != session);
                 world.server_asks.remove(&owner);
                 world.open.remove(&owner);
+                if reason == EndReason::ConnectionLost {
+                    world.subscribed.remove(&owner); // with the connection
+                }
                 if reason == EndReason::ClientLeft {
                     // Nobody waits any more; an answer from now on would be one too many.
                     for (key, asked) in &mut world.asked {
@@ -284,10 +316,14 @@ impl Scene {
         assert_eq!(self.world.backends.len(), self.sessions.len());
         assert!(self.sessions.len() <= MAX_SESSIONS as usize);
         let owners: HashSet<&str> = self.world.backends.values().map(|(owner, _)| owner.as_str()).collect();
-        let subscribed: HashSet<&str> = self.world.subscribed.iter().map(String::as_str).collect();
+        let subscribed: HashSet<&str> = self.world.subscribed.keys().map(String::as_str).collect();
         assert_eq!(owners, subscribed, "who has a session is subscribed, and nobody else");
         for (session, (owner, _)) in &self.world.backends {
             assert_eq!(self.sessions.of_client(owner), Some(*session));
+        }
+        for link in (0..=WORKERS).map(LinkId) {
+            let here = self.world.subscribed.values().filter(|via| **via == link).count();
+            assert_eq!(self.sessions.on_link(link), here, "the loads are those of the sessions");
         }
     }
 
