@@ -102,6 +102,18 @@ impl Core {
         }
     }
 
+    /// A message of ours did not reach its client; `note` is as in [`Core::note`].
+    pub fn undelivered(&mut self, note: u64, payload: Bytes, why: &str, now: Instant, out: &mut Vec<Action>) {
+        if let Ok(message) = Message::parse(payload, usize::MAX) {
+            self.sessions.undelivered(SessionId(note), &message, why, now, out);
+        }
+    }
+
+    /// By what a refusal of a publish to this client finds its session; 0, which no session has, for none.
+    pub fn note(&self, client: &ClientId) -> u64 {
+        self.sessions.of_client(client.as_str()).map_or(0, |session| session.0)
+    }
+
     fn rpc(
         &mut self,
         client: &ClientId,

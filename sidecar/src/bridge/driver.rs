@@ -6,7 +6,7 @@ use std::{collections::HashMap, time::Duration};
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use mcp_mqtt_transport::{
-    mqtt::{CloseReason, Event, Events, PublishError, Publisher, ReasonCode, Received},
+    mqtt::{CloseReason, Event, Events, PublishError, Publisher, ReasonCode, Received, Refused},
     topic::{ClientId, ServerName},
 };
 use tokio::{
@@ -214,6 +214,7 @@ impl<'a> Driver<'a> {
         for _ in 0..BATCH {
             match next {
                 Some(Event::Received(received)) => self.take_received(received),
+                Some(Event::Refused(refused)) => self.take_refused(refused),
                 Some(Event::Closed(why)) => return Some(why),
                 None => return Some(CloseReason::ClosedByBroker), // not after `Closed`, with which we have left
             }
@@ -221,6 +222,7 @@ impl<'a> Driver<'a> {
         }
         match next {
             Some(Event::Received(received)) => self.take_received(received),
+            Some(Event::Refused(refused)) => self.take_refused(refused),
             Some(Event::Closed(why)) => return Some(why),
             None => {}
         }
@@ -234,6 +236,13 @@ impl<'a> Driver<'a> {
             backends.insert(session, backend.open(session, events.clone()));
         };
         self.core.received(received, now(), &mut self.actions, open);
+        self.perform();
+    }
+
+    fn take_refused(&mut self, refused: Refused) {
+        let Refused { note, payload, reason } = refused;
+        self.dropped("broker-refused");
+        self.core.undelivered(note, payload, &reason.to_string(), now(), &mut self.actions);
         self.perform();
     }
 
@@ -436,8 +445,15 @@ impl<'a> Driver<'a> {
     fn unsent(&mut self, outgoing: &Outgoing, reason: &'static str, why: &str) {
         self.dropped(reason);
         tracing::warn!(reason, "not sent: {why}");
-        if let Outgoing::Subscribe { session, .. } = outgoing {
-            self.core.sessions.subscribed(*session, Err(why.to_owned()), now(), &mut self.actions);
+        match outgoing {
+            Outgoing::Subscribe { session, .. } => {
+                self.core.sessions.subscribed(*session, Err(why.to_owned()), now(), &mut self.actions);
+            }
+            Outgoing::ToClient { client, payload } => {
+                let note = self.core.note(client);
+                self.core.undelivered(note, payload.clone(), why, now(), &mut self.actions);
+            }
+            _ => {}
         }
     }
 
@@ -454,13 +470,15 @@ fn transmit(
     registrar: &Registrar,
     outgoing: &Outgoing,
 ) -> Result<Sent, PublishError> {
-    let publish = |publication: mcp_mqtt_transport::mqtt::Publication| {
+    let publish = |publication: mcp_mqtt_transport::mqtt::Publication, note| {
         let bytes = publication.payload.len();
-        publisher.try_publish(publication).map(|()| Sent::Bytes(bytes))
+        publisher.try_publish_noted(publication, note).map(|()| Sent::Bytes(bytes))
     };
     match outgoing {
-        Outgoing::ToClient { client, payload } => publish(core.to_client(client, payload.clone())),
-        Outgoing::ToAll { payload } => publish(core.to_all(payload.clone())),
+        Outgoing::ToClient { client, payload } => {
+            publish(core.to_client(client, payload.clone()), core.note(client))
+        }
+        Outgoing::ToAll { payload } => publish(core.to_all(payload.clone()), 0),
         Outgoing::Subscribe { session, client } => {
             Ok(Sent::Subscribing(*session, publisher.subscribe_start(core.filters(client).into())?))
         }

@@ -53,6 +53,8 @@ pub struct Turn<'a> {
 pub struct Session {
     id: SessionId,
     client: ClientId,
+    /// The request that began it.
+    initialize: RequestId,
     /// Largest payload that may go to the client, in bytes: our own limit or the broker's.
     max_to_client: usize,
     state: State,
@@ -92,6 +94,7 @@ impl Session {
             id,
             client,
             max_to_client,
+            initialize: request_id.clone(),
             state: State::Opening { initialize: request_id, subscribed: false, answer: None },
             draining: false,
             from_client,
@@ -209,6 +212,33 @@ impl Session {
             }
             // The server's own time-out has to deal with these.
             Kind::Notification { .. } | Kind::Response { .. } => dropped("backend-busy", turn),
+        }
+    }
+
+    /// A message did not reach the client: the broker refused it. Whoever waits gets an error in its place; when that
+    /// does not reach the client either, it cannot be told of anything any more, and the session is over.
+    pub fn undelivered(&mut self, message: &Message, why: &str, turn: &mut Turn<'_>) {
+        let refusal = Refusal::Undelivered(why.to_owned());
+        match message.kind() {
+            Kind::Response { .. }
+                if message.error().is_some_and(|e| e.reason() == Some(refusal.reason())) =>
+            {
+                self.end(EndReason::Undeliverable(why.to_owned()), turn);
+            }
+            // The client may have used the id again, if it did not wait for the answer.
+            Kind::Response { id: Some(id), .. } if !self.from_client.contains(id) => {
+                self.to_client(refusal.answer(id), turn);
+                if *id == self.initialize {
+                    self.end(EndReason::InitializeFailed, turn);
+                }
+            }
+            Kind::Request { id, .. } => {
+                if let Some(flight) = self.from_server.land(id) {
+                    resolved(Asker::Server, &flight, Outcome::Failed, turn);
+                    self.to_backend(refusal.answer(id), turn);
+                }
+            }
+            Kind::Response { .. } | Kind::Notification { .. } => {}
         }
     }
 

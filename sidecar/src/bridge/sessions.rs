@@ -216,6 +216,18 @@ impl Sessions {
         }
     }
 
+    /// A message did not reach a session's client.
+    pub fn undelivered(
+        &mut self,
+        session: SessionId,
+        message: &Message,
+        why: &str,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        self.step(session, now, out, |session, turn| session.undelivered(message, why, turn));
+    }
+
     /// A backend's queue was full for this message.
     pub fn backend_busy(
         &mut self,

@@ -81,6 +81,7 @@ impl Driver<'_> {
                 done = &mut what => return Some(done),
                 event = self.events.recv() => match event {
                     Some(Event::Received(received)) => self.take_received(received),
+                    Some(Event::Refused(refused)) => self.take_refused(refused),
                     Some(Event::Closed(_)) | None => return None,
                 },
             }
