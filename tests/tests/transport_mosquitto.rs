@@ -56,7 +56,7 @@ async fn received(events: &mut Events) -> Result<Received> {
 async fn closed(events: &mut Events) -> Result<CloseReason> {
     loop {
         match timeout(LONG, events.recv()).await.context("it did not close")? {
-            Some(Event::Received(_)) => {}
+            Some(Event::Received(_) | Event::Refused(_)) => {}
             Some(Event::Closed(reason)) => return Ok(reason),
             None => bail!("no more events"),
         }
