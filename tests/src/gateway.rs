@@ -105,13 +105,23 @@ impl Options {
         self
     }
 
+    /// A server over Streamable HTTP in place of the stub behind its shim.
+    #[must_use]
+    pub fn http(mut self, url: &Url) -> Self {
+        self.backend = Some(format!("--http-url={url}"));
+        self
+    }
+
     /// Starts both processes.
     ///
     /// # Errors
     /// They cannot be started.
     pub fn start(self) -> Result<Gateway> {
+        let has_shim = self.backend.is_none();
         let mut gateway = self.start_without_server()?;
-        gateway.start_server()?;
+        if has_shim {
+            gateway.start_server()?;
+        }
         Ok(gateway)
     }
 
@@ -122,7 +132,12 @@ impl Options {
     pub fn start_without_server(self) -> Result<Gateway> {
         let dir = tempfile::tempdir()?;
         let admin = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        let socket = |name: &str| dir.path().join(name).display().to_string();
+        let process = self.launch(dir.path(), admin)?;
+        Ok(Gateway { options: self, dir, admin, process, shim: None })
+    }
+
+    fn launch(&self, dir: &Path, admin: SocketAddr) -> Result<Child> {
+        let socket = |name: &str| dir.join(name).display().to_string();
         let mut command = Command::new(binaries::sidecar());
         command
             .args(["gateway", "--log-format=text", "--log=info,mcp_mqtt_sidecar=debug"])
@@ -133,8 +148,7 @@ impl Options {
             .arg(format!("--drain-socket={}", socket("gateway.sock")))
             .arg(format!("--admin-address={admin}"))
             .args(&self.gateway);
-        let process = spawn(command, &dir.path().join("gateway.log"))?;
-        Ok(Gateway { options: self, dir, admin, process, shim: None })
+        spawn(command, &dir.join("gateway.log"))
     }
 }
 
@@ -272,6 +286,25 @@ impl Gateway {
     pub fn terminate(&self) -> Result<()> {
         let pid = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw).context("no process id")?;
         kill_process(pid, Signal::TERM).context("cannot send SIGTERM to the gateway")
+    }
+
+    /// SIGKILL, as the kernel does with a container over its memory limit; and waits until it is gone.
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill().context("cannot kill the gateway")?;
+        self.process.wait().context("cannot wait for the gateway")?;
+        Ok(())
+    }
+
+    /// Starts it again as it was started, after its end.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.process = self.options.launch(self.dir.path(), self.admin)?;
+        Ok(())
     }
 
     /// Waits for its end.
