@@ -5,12 +5,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use mcp_mqtt_transport::{
-    mqtt::{ConnectOptions, Connection, Event, Filter, Publication, Qos, Received, TlsFiles},
+    mqtt::{ConnectOptions, Connection, Event, Filter, Publication, PublishError, Qos, Received, TlsFiles},
     topic,
     user_property::{self, Component},
 };
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::{task::JoinHandle, time::timeout};
 use url::Url;
 
 use crate::gateway::{Gateway, PATIENCE};
@@ -102,6 +102,21 @@ impl Raw {
             return Ok(publisher.try_publish(publication)?);
         }
         Ok(publisher.publish_confirmed(publication, PATIENCE).await?)
+    }
+
+    /// Publishes all of these as fast as the broker takes them, in a task of its own: who pours has to read meanwhile
+    /// what comes back.
+    pub fn pour(&self, publications: Vec<Publication>) -> JoinHandle<Result<()>> {
+        let publisher = self.connection.publisher.clone();
+        tokio::spawn(async move {
+            for publication in publications {
+                while let Err(error) = publisher.try_publish(publication.clone()) {
+                    ensure!(error == PublishError::Full, "{error}");
+                    timeout(PATIENCE, publisher.ready()).await.context("the broker takes no more")?;
+                }
+            }
+            Ok(())
+        })
     }
 
     /// On its RPC topic.
