@@ -140,7 +140,7 @@ impl Options {
         let socket = |name: &str| dir.join(name).display().to_string();
         let mut command = Command::new(binaries::sidecar());
         command
-            .args(["gateway", "--log-format=text", "--log=info,mcp_mqtt_sidecar=debug"])
+            .args(["gateway", "--log-format=text"])
             .arg(format!("--server-name={SERVER_NAME}"))
             .arg(format!("--server-id={}", self.server_id))
             .arg(format!("--broker-url={}", self.broker))
@@ -148,6 +148,9 @@ impl Options {
             .arg(format!("--drain-socket={}", socket("gateway.sock")))
             .arg(format!("--admin-address={admin}"))
             .args(&self.gateway);
+        if !self.gateway.iter().any(|arg| arg.starts_with("--log=")) {
+            command.arg("--log=info,mcp_mqtt_sidecar=debug");
+        }
         spawn(command, &dir.join("gateway.log"))
     }
 }
