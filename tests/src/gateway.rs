@@ -282,6 +282,19 @@ impl Gateway {
         }
     }
 
+    /// Waits until a metric is above this value.
+    ///
+    /// # Errors
+    /// It is not.
+    pub async fn wait_metric_above(&self, line: &str, value: u64) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.metric(line).await? <= value {
+            ensure!(Instant::now() < deadline, "{line} is not above {value}\n{}", self.log());
+            sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
     /// SIGTERM.
     ///
     /// # Errors

@@ -1,7 +1,10 @@
 //! A broker, two gateways with their servers, and what they hold. One gateway lives through it all, behind a proxy;
 //! the other one is restarted and killed.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use mcp_mqtt_tests::{
@@ -22,6 +25,9 @@ const HEALS_WITHIN: Duration = Duration::from_secs(90);
 const TRY: Duration = Duration::from_secs(2);
 /// How long the gateways may take to give everything back at the end.
 const RESTS_WITHIN: Duration = Duration::from_mins(2);
+
+/// Probes so far, for their client ids.
+static PROBES: AtomicU64 = AtomicU64::new(0);
 
 pub(crate) struct Stage {
     pub(crate) broker: Mosquitto,
@@ -92,8 +98,9 @@ impl Stage {
     }
 
     async fn serves_both(&self) -> Result<()> {
-        let client =
-            connect(&self.broker.url(), &format!("probe-{:x}", fastrand::Rng::new().u64(..))).await?;
+        // Not by the random numbers that choose the faults: how often this is tried depends on the machine.
+        let id = format!("probe-{}", PROBES.fetch_add(1, Ordering::Relaxed));
+        let client = connect(&self.broker.url(), &id).await?;
         for gateway in [&self.old, &self.young] {
             let session = open(&client, &gateway.instance()).await?;
             call(&session, "echo", json!({"message": "well"})).await?;
