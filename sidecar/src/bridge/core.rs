@@ -122,6 +122,15 @@ impl Core {
         now: Instant,
         out: &mut Vec<Action>,
     ) {
+        if matches && let Some(parts) = self.sessions.takes_batches(client).then(|| parts(payload)).flatten()
+        {
+            for part in parts {
+                if let Some(message) = self.parse(client, &part, out) {
+                    self.sessions.client_message(client, message, now, out);
+                }
+            }
+            return;
+        }
         let Some(message) = self.parse(client, payload, out) else { return };
         if matches {
             return self.sessions.client_message(client, message, now, out);
@@ -199,10 +208,9 @@ impl Core {
     }
 
     /// An error for each request of a batch: nobody is to wait for an answer that will not come.
-    fn refuse_batch(&mut self, client: &ClientId, payload: &[u8], out: &mut Vec<Action>) {
-        let Ok(parts) = serde_json::from_slice::<Vec<&RawValue>>(payload) else { return };
-        for part in parts {
-            let part = Message::parse(Bytes::copy_from_slice(part.get().as_bytes()), usize::MAX);
+    fn refuse_batch(&mut self, client: &ClientId, payload: &Bytes, out: &mut Vec<Action>) {
+        for part in parts(payload).into_iter().flatten() {
+            let part = Message::parse(part, usize::MAX);
             if let Ok(Kind::Request { id, .. }) = part.as_ref().map(Message::kind) {
                 self.sessions.refuse(client, id, &Refusal::Malformed(ParseErrorKind::Batch), out);
             }
@@ -243,6 +251,16 @@ impl Core {
         let without_payload = Publisher::packet_size(&self.to_client(client, Bytes::new()));
         ours.min((max_packet as usize).saturating_sub(without_payload + LENGTH_BYTES))
     }
+}
+
+/// The parts of a batch, when it is one and has any.
+fn parts(payload: &Bytes) -> Option<Vec<Bytes>> {
+    if !payload.trim_ascii_start().starts_with(b"[") {
+        return None;
+    }
+    let parts: Vec<&RawValue> = serde_json::from_slice(payload).ok()?;
+    let parts: Vec<Bytes> = parts.iter().map(|part| payload.slice_ref(part.get().as_bytes())).collect();
+    (!parts.is_empty()).then_some(parts)
 }
 
 #[cfg(test)]

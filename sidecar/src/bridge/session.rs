@@ -26,6 +26,9 @@ use crate::{
     metrics::{Asker, Outcome},
 };
 
+/// The only revision of MCP with batches: whoever speaks it must take them.
+const WITH_BATCHES: &str = "2025-03-26";
+
 /// What all sessions have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
@@ -58,6 +61,8 @@ pub struct Session {
     /// Largest payload that may go to the client, in bytes: our own limit or the broker's.
     max_to_client: usize,
     state: State,
+    /// The revision agreed on is [`WITH_BATCHES`].
+    batches: bool,
     /// End as soon as nobody waits; until then take nothing new.
     draining: bool,
     from_client: Flights,
@@ -96,6 +101,7 @@ impl Session {
             max_to_client,
             initialize: request_id.clone(),
             state: State::Opening { initialize: request_id, subscribed: false, answer: None },
+            batches: false,
             draining: false,
             from_client,
             from_server: Flights::new(turn.rules.max_in_flight),
@@ -115,6 +121,11 @@ impl Session {
     /// Whether a client request with this id is in flight.
     pub fn has_in_flight(&self, id: &RequestId) -> bool {
         self.from_client.contains(id)
+    }
+
+    /// Whether its client may send batches.
+    pub fn takes_batches(&self) -> bool {
+        self.batches
     }
 
     /// Whether it has ended.
@@ -410,6 +421,7 @@ impl Session {
         if is_error {
             return self.end(EndReason::InitializeFailed, turn);
         }
+        self.batches = answer.protocol_version().as_deref() == Some(WITH_BATCHES);
         self.state = State::Open;
         turn.out.push(Action::Opened { session: self.id, client: self.client.clone(), result: answer });
         self.end_when_drained(turn);

@@ -95,6 +95,12 @@ impl Sessions {
         self.by_client.get(client).copied()
     }
 
+    /// Whether a client's session has agreed on the one revision with batches.
+    pub fn takes_batches(&self, client: &ClientId) -> bool {
+        let session = self.of_client(client.as_str()).and_then(|session| self.by_id.get(&session));
+        session.is_some_and(|entry| entry.session.takes_batches())
+    }
+
     /// The last session id that was given out.
     pub fn last_id(&self) -> u64 {
         self.last_id
