@@ -31,7 +31,9 @@ fn every_item_names_tests_and_every_test_that_is_named_exists() -> Result<()> {
             let before = source.split_once(&format!("fn {test}(")).map(|(before, _)| before);
             let before = before.and_then(|before| before.rsplit("\n\n").next());
             ensure!(
-                before.is_some_and(|before| before.contains("test]")),
+                before.is_some_and(|before| ["#[test]", "#[tokio::test"]
+                    .iter()
+                    .any(|mark| before.contains(mark))),
                 "PROTOCOL.md:{at} names {test}, which is no test in {file}.rs: was it renamed?"
             );
             count += 1;
