@@ -242,7 +242,7 @@ impl LoadClient {
                     RequestError::Timeout(_) => self.account.lost += 1,
                     _ => self.account.refused += 1,
                 }
-                self.account.note(format!("tools/call {tool}: {error}"));
+                self.account.note(format!("tools/call: {error}"));
                 false
             }
             Err(_) => {

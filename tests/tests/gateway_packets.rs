@@ -10,6 +10,7 @@ use mcp_mqtt_tests::{
         kind::{CONNECT, DISCONNECT, PUBLISH, SUBSCRIBE, UNSUBSCRIBE},
     },
 };
+use mcp_mqtt_transport::user_property::UserProperties;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -27,7 +28,7 @@ fn part(bytes: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// User properties; Session Expiry and Will Delay Interval when they are there, in seconds; and the rest.
-fn properties(bytes: &[u8]) -> Result<(Vec<(String, String)>, u32, &[u8])> {
+fn properties(bytes: &[u8]) -> Result<(UserProperties, u32, &[u8])> {
     let length = usize::from(bytes[0]) & 0x7F | usize::from(bytes[1]) << 7;
     let (length, start) = if bytes[0] < 0x80 { (usize::from(bytes[0]), 1) } else { (length, 2) };
     let (mut left, rest) = bytes[start..].split_at(length);
@@ -77,7 +78,7 @@ async fn connect_is_mqtt_5_with_a_clean_start_its_kind_and_the_will() -> Result<
     Ok(())
 }
 
-fn both(gateway: &Gateway) -> Vec<(String, String)> {
+fn both(gateway: &Gateway) -> UserProperties {
     vec![
         ("MCP-COMPONENT-TYPE".to_owned(), "mcp-server".to_owned()),
         ("MCP-MQTT-CLIENT-ID".to_owned(), gateway.server_id().to_string()),

@@ -131,8 +131,6 @@ impl Scene {
     }
 
     fn play(&mut self, step: &Step) {
-        let ever = &self.world.ever;
-        let nth = |n: usize| (!ever.is_empty()).then(|| ever[n % ever.len()]);
         match step {
             Step::Initialize(c) => self.initialize(CLIENTS[*c]),
             Step::Request(c, method) => {
@@ -157,47 +155,9 @@ impl Scene {
                 }
             }
             Step::Leave(c) => self.sessions.client_left(&client(CLIENTS[*c]), self.now, &mut self.out),
-            Step::Answer(s, n, error) => {
-                let Some(session) = nth(*s) else { return };
-                let got = self.world.backends.get(&session).map(|(_, got)| got.clone()).unwrap_or_default();
-                let id = if got.is_empty() { 0 } else { got[n % got.len()] };
-                let text = message(&format!("{id} {}", if *error { "error" } else { "ok" }));
-                self.event(session, FromBackend::Message(text));
-            }
-            Step::Ask(s) => {
-                let Some(session) = nth(*s) else { return };
-                self.world.next_id += 1;
-                let id = self.world.next_id;
-                if self.world.backends.contains_key(&session) {
-                    self.world.server_asked.insert((session, id), 1);
-                }
-                self.event(session, FromBackend::Message(message(&format!("{id} roots/list"))));
-            }
             Step::Tells(c, progress) => {
                 let text = self.number(*progress);
                 self.sessions.client_message(&client(CLIENTS[*c]), message(&text), self.now, &mut self.out);
-            }
-            Step::Told(s, progress) => {
-                let Some(session) = nth(*s) else { return };
-                let text = self.number(*progress);
-                self.event(session, FromBackend::Message(message(&text)));
-            }
-            Step::Withdraws(s, n) => {
-                let Some(session) = nth(*s) else { return };
-                let asked: Vec<u64> = {
-                    let asked = self.world.server_asked.keys().filter(|(of, _)| *of == session);
-                    let mut asked: Vec<u64> = asked.map(|(_, id)| *id).collect();
-                    asked.sort_unstable();
-                    asked
-                };
-                if !asked.is_empty() {
-                    let id = asked[n % asked.len()];
-                    self.world.withdrawn.insert((session, id));
-                    self.event(
-                        session,
-                        FromBackend::Message(message(&format!("notifications/cancelled {id}"))),
-                    );
-                }
             }
             Step::Undelivered(c) => {
                 let who = CLIENTS[*c];
@@ -234,17 +194,6 @@ impl Scene {
                     self.sessions.client_message(&client(CLIENTS[*c]), text, self.now, &mut self.out);
                 }
             }
-            Step::ServerFails(s, n) => {
-                let Some(session) = nth(*s) else { return };
-                let got = self.world.backends.get(&session).map(|(_, got)| got.clone()).unwrap_or_default();
-                if !got.is_empty() {
-                    let id = RequestId::number(got[n % got.len()]);
-                    self.event(
-                        session,
-                        FromBackend::RequestFailed { id, reason: "broken", detail: String::new() },
-                    );
-                }
-            }
             Step::Suback(s, ok) => {
                 if self.world.suback_due.is_empty() {
                     return;
@@ -254,11 +203,6 @@ impl Scene {
                 let result = if *ok { Ok(()) } else { Err("refused".to_owned()) };
                 self.sessions.subscribed(session, result, self.now, &mut self.out);
             }
-            Step::Ends(s) => {
-                if let Some(session) = nth(*s) {
-                    self.event(session, FromBackend::Ended(BackendEnd::Exited("gone".to_owned())));
-                }
-            }
             Step::Busy => self.world.busy = true,
             Step::Wait(seconds) => {
                 self.now += Duration::from_secs(*seconds);
@@ -266,6 +210,71 @@ impl Scene {
             }
             Step::BackendUp(up) => self.sessions.set_backend_up(*up),
             Step::Drain => self.sessions.drain(self.now, &mut self.out),
+            Step::Answer(s, ..)
+            | Step::Ask(s)
+            | Step::Told(s, _)
+            | Step::Withdraws(s, _)
+            | Step::ServerFails(s, _)
+            | Step::Ends(s) => {
+                let ever = &self.world.ever;
+                if let Some(session) = (!ever.is_empty()).then(|| ever[s % ever.len()]) {
+                    self.play_server(session, step);
+                }
+            }
+        }
+    }
+
+    /// What the server of a session does, which may be over.
+    fn play_server(&mut self, session: SessionId, step: &Step) {
+        match step {
+            Step::Answer(_, n, error) => {
+                let got = self.world.backends.get(&session).map(|(_, got)| got.clone()).unwrap_or_default();
+                let id = if got.is_empty() { 0 } else { got[n % got.len()] };
+                let text = message(&format!("{id} {}", if *error { "error" } else { "ok" }));
+                self.event(session, FromBackend::Message(text));
+            }
+            Step::Ask(_) => {
+                self.world.next_id += 1;
+                let id = self.world.next_id;
+                if self.world.backends.contains_key(&session) {
+                    self.world.server_asked.insert((session, id), 1);
+                }
+                self.event(session, FromBackend::Message(message(&format!("{id} roots/list"))));
+            }
+            Step::Told(_, progress) => {
+                let text = self.number(*progress);
+                self.event(session, FromBackend::Message(message(&text)));
+            }
+            Step::Withdraws(_, n) => {
+                let asked: Vec<u64> = {
+                    let asked = self.world.server_asked.keys().filter(|(of, _)| *of == session);
+                    let mut asked: Vec<u64> = asked.map(|(_, id)| *id).collect();
+                    asked.sort_unstable();
+                    asked
+                };
+                if !asked.is_empty() {
+                    let id = asked[n % asked.len()];
+                    self.world.withdrawn.insert((session, id));
+                    self.event(
+                        session,
+                        FromBackend::Message(message(&format!("notifications/cancelled {id}"))),
+                    );
+                }
+            }
+            Step::ServerFails(_, n) => {
+                let got = self.world.backends.get(&session).map(|(_, got)| got.clone()).unwrap_or_default();
+                if !got.is_empty() {
+                    let id = RequestId::number(got[n % got.len()]);
+                    self.event(
+                        session,
+                        FromBackend::RequestFailed { id, reason: "broken", detail: String::new() },
+                    );
+                }
+            }
+            Step::Ends(_) => {
+                self.event(session, FromBackend::Ended(BackendEnd::Exited("gone".to_owned())));
+            }
+            _ => unreachable!("the clients' or the broker's"),
         }
     }
 
@@ -321,28 +330,7 @@ impl Scene {
             Action::Unsubscribe { client } => {
                 assert!(world.subscribed.remove(client.as_str()), "unsubscribed what was not subscribed");
             }
-            Action::ToClient { client, message } => match {
-                world.last_published.insert(client.to_string(), message.clone());
-                message.kind()
-            } {
-                Kind::Response { id: Some(id), .. } => {
-                    let key = (client.to_string(), id.as_u64().unwrap());
-                    let answers = world.answered.entry(key.clone()).or_default();
-                    *answers += 1;
-                    let asked = world.asked.get(&key).copied().unwrap_or_default();
-                    assert!(*answers <= asked, "{key:?}: {answers} answers to {asked} requests");
-                }
-                Kind::Request { id, .. } => {
-                    world.server_asks.entry(client.to_string()).or_default().push(id.as_u64().unwrap());
-                }
-                Kind::Notification { method } => {
-                    if let Some(number) = number_of(method) {
-                        let last = world.last_heard.insert(client.to_string(), number);
-                        assert!(last < Some(number), "{client} heard {number} after {last:?}");
-                    }
-                }
-                Kind::Response { id: None, .. } => {}
-            },
+            Action::ToClient { client, message } => self.judge_for_client(&client, &message),
             Action::ToBackend { session, message } => {
                 let (owner, got) = world.backends.get_mut(&session).expect("nothing outlives its session");
                 match message.kind() {
@@ -397,6 +385,30 @@ impl Scene {
                 }
             }
             Action::Broadcast { .. } | Action::Resolved { .. } | Action::Dropped { .. } => {}
+        }
+    }
+
+    fn judge_for_client(&mut self, client: &ClientId, message: &Message) {
+        let world = &mut self.world;
+        world.last_published.insert(client.to_string(), message.clone());
+        match message.kind() {
+            Kind::Response { id: Some(id), .. } => {
+                let key = (client.to_string(), id.as_u64().unwrap());
+                let answers = world.answered.entry(key.clone()).or_default();
+                *answers += 1;
+                let asked = world.asked.get(&key).copied().unwrap_or_default();
+                assert!(*answers <= asked, "{key:?}: {answers} answers to {asked} requests");
+            }
+            Kind::Request { id, .. } => {
+                world.server_asks.entry(client.to_string()).or_default().push(id.as_u64().unwrap());
+            }
+            Kind::Notification { method } => {
+                if let Some(number) = number_of(method) {
+                    let last = world.last_heard.insert(client.to_string(), number);
+                    assert!(last < Some(number), "{client} heard {number} after {last:?}");
+                }
+            }
+            Kind::Response { id: None, .. } => {}
         }
     }
 

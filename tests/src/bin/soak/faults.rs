@@ -69,21 +69,20 @@ fn a_while(seconds: f64) -> Duration {
 }
 
 pub(crate) async fn strike(kind: Kind, stage: &mut Stage) -> Result<Fault> {
-    let mut told = kind.name().to_owned();
-    match kind {
+    let details = match kind {
         Kind::BrokerKilled => {
             let pause = a_while(3.0);
             stage.broker.kill()?;
             sleep(pause).await;
             stage.broker.restart().await?;
-            told += &format!(" {:.1} s later", pause.as_secs_f64());
+            format!(" {:.1} s later", pause.as_secs_f64())
         }
         Kind::BrokerStopped => {
             let pause = a_while(12.0);
             stage.broker.pause()?;
             sleep(pause).await;
             stage.broker.resume()?;
-            told += &format!(" for {:.1} s", pause.as_secs_f64());
+            format!(" for {:.1} s", pause.as_secs_f64())
         }
         Kind::ConnectionCut => {
             let times = fastrand::u32(1..4);
@@ -91,14 +90,14 @@ pub(crate) async fn strike(kind: Kind, stage: &mut Stage) -> Result<Fault> {
                 stage.proxy.cut();
                 sleep(a_while(0.5)).await;
             }
-            told += &format!(" {times} times");
+            format!(" {times} times")
         }
         Kind::ConnectionFrozen => {
             let pause = a_while(12.0);
             stage.proxy.freeze();
             sleep(pause).await;
             stage.proxy.thaw();
-            told += &format!(" for {:.1} s", pause.as_secs_f64());
+            format!(" for {:.1} s", pause.as_secs_f64())
         }
         Kind::ServerKilled => {
             let pause = a_while(3.0);
@@ -106,7 +105,7 @@ pub(crate) async fn strike(kind: Kind, stage: &mut Stage) -> Result<Fault> {
             gateway.kill_server()?;
             sleep(pause).await;
             gateway.start_server()?;
-            told += &format!(" and restarted {:.1} s later", pause.as_secs_f64());
+            format!(" and restarted {:.1} s later", pause.as_secs_f64())
         }
         Kind::ProcessesKilled => {
             let processes = stage.old.server_pid().map(descendants).unwrap_or_default();
@@ -116,27 +115,28 @@ pub(crate) async fn strike(kind: Kind, stage: &mut Stage) -> Result<Fault> {
                 // It may have ended by itself meanwhile.
                 let _gone = kill_process(victim, Signal::KILL);
             }
+            String::new()
         }
         Kind::ServerCrashes => {
             // Not one of the load's clients: these count each refusal.
             let client = connect(&stage.broker.url(), &format!("crash-{:x}", fastrand::u64(..))).await?;
             let session = open(&client, &stage.young.instance()).await?;
             let crashed = call(&session, "crash", json!({"code": 9})).await;
-            told += &format!(": {}", crashed.err().map(|error| error.to_string()).unwrap_or_default());
+            format!(": {}", crashed.err().map(|error| error.to_string()).unwrap_or_default())
         }
         Kind::GatewayDrained => {
             stage.young.terminate()?;
             let ended = stage.young.wait_ended().await?;
             stage.young.start_again()?;
-            told += &format!(" ({ended})");
+            format!(" ({ended})")
         }
         Kind::GatewayKilled => {
             let pause = a_while(2.0);
             stage.young.kill()?;
             sleep(pause).await;
             stage.young.start_again()?;
-            told += &format!(" {:.1} s later", pause.as_secs_f64());
+            format!(" {:.1} s later", pause.as_secs_f64())
         }
-    }
-    Ok(Fault { told, over: Instant::now() })
+    };
+    Ok(Fault { told: format!("{}{details}", kind.name()), over: Instant::now() })
 }
