@@ -49,6 +49,7 @@ async fn received(events: &mut Events) -> Result<Received> {
     match timeout(LONG, events.recv()).await.context("nothing arrived")? {
         Some(Event::Received(received)) => Ok(received),
         Some(Event::Closed(reason)) => bail!("the connection closed: {reason}"),
+        Some(Event::Refused(refused)) => bail!("refused: {refused:?}"),
         None => bail!("no more events"),
     }
 }

@@ -173,8 +173,8 @@ async fn sigterm_at_every_point_of_a_session_leaves_nobody_waiting_and_nothing_b
         gateway.terminate()?;
         let told = timeout(PATIENCE, waiting).await.with_context(|| format!("{point:?} hangs"))???;
         let expected: &[&str] = match point {
-            // It is still answered: by its server, or at the deadline.
-            Point::Opening => &["opened", "draining"],
+            // By its server, and then the session is over at once; or at the deadline.
+            Point::Opening => &["opened", "ended by the server", "draining"],
             Point::ShortCall => &["slept"],
             Point::LongCall | Point::Asking | Point::Flooding => &["draining"],
             Point::Idle => &["ended by the server"],
