@@ -56,7 +56,7 @@ async fn a_thousand_abandoned_sessions_are_bounded_and_given_back() -> Result<()
         Mosquitto::options().line("max_queued_messages 0").line("max_inflight_messages 0").start().await?;
     let server = serve().await?;
     let gateway =
-        Options::new(&broker.url()).http(server).arg(&format!("--max-sessions={SESSIONS}")).start()?;
+        Options::new(&broker.url()).http(&server).arg(&format!("--max-sessions={SESSIONS}")).start()?;
     gateway.wait_ready().await?;
     let mut crowd = Raw::connect_deaf(&broker.url(), "crowd", &gateway).await?;
     let all = crowd.rpc.replace("crowd", "+");
