@@ -107,13 +107,23 @@ impl Options {
         self
     }
 
+    /// A server over Streamable HTTP in place of the stub behind its shim.
+    #[must_use]
+    pub fn http(mut self, url: &Url) -> Self {
+        self.backend = Some(format!("--http-url={url}"));
+        self
+    }
+
     /// Starts both processes.
     ///
     /// # Errors
     /// They cannot be started.
     pub fn start(self) -> Result<Gateway> {
+        let has_shim = self.backend.is_none();
         let mut gateway = self.start_without_server()?;
-        gateway.start_server()?;
+        if has_shim {
+            gateway.start_server()?;
+        }
         Ok(gateway)
     }
 
@@ -124,10 +134,15 @@ impl Options {
     pub fn start_without_server(self) -> Result<Gateway> {
         let dir = tempfile::tempdir()?;
         let admin = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        let socket = |name: &str| dir.path().join(name).display().to_string();
+        let process = self.launch(dir.path(), admin)?;
+        Ok(Gateway { options: self, dir, admin, process, shim: None })
+    }
+
+    fn launch(&self, dir: &Path, admin: SocketAddr) -> Result<Child> {
+        let socket = |name: &str| dir.join(name).display().to_string();
         let mut command = Command::new(binaries::sidecar());
         command
-            .args(["gateway", "--log-format=text", "--log=info,mcp_mqtt_sidecar=debug"])
+            .args(["gateway", "--log-format=text"])
             .arg(format!("--server-name={SERVER_NAME}"))
             .arg(format!("--server-id={}", self.server_id))
             .arg(format!("--broker-url={}", self.broker))
@@ -135,8 +150,10 @@ impl Options {
             .arg(format!("--drain-socket={}", socket("gateway.sock")))
             .arg(format!("--admin-address={admin}"))
             .args(&self.gateway);
-        let process = spawn(command, &dir.path().join("gateway.log"))?;
-        Ok(Gateway { options: self, dir, admin, process, shim: None })
+        if !self.gateway.iter().any(|arg| arg.starts_with("--log=")) {
+            command.arg("--log=info,mcp_mqtt_sidecar=debug");
+        }
+        spawn(command, &dir.join("gateway.log"))
     }
 }
 
@@ -267,6 +284,19 @@ impl Gateway {
         }
     }
 
+    /// Waits until a metric is above this value.
+    ///
+    /// # Errors
+    /// It is not.
+    pub async fn wait_metric_above(&self, line: &str, value: u64) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.metric(line).await? <= value {
+            ensure!(Instant::now() < deadline, "{line} is not above {value}\n{}", self.log());
+            sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
     /// SIGTERM.
     ///
     /// # Errors
@@ -274,6 +304,25 @@ impl Gateway {
     pub fn terminate(&self) -> Result<()> {
         let pid = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw).context("no process id")?;
         kill_process(pid, Signal::TERM).context("cannot send SIGTERM to the gateway")
+    }
+
+    /// SIGKILL, as the kernel does with a container over its memory limit; and waits until it is gone.
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill().context("cannot kill the gateway")?;
+        self.process.wait().context("cannot wait for the gateway")?;
+        Ok(())
+    }
+
+    /// Starts it again as it was started, after its end.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.process = self.options.launch(self.dir.path(), self.admin)?;
+        Ok(())
     }
 
     /// Waits for its end.

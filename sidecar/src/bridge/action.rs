@@ -101,6 +101,8 @@ pub enum EndReason {
     InitializeFailed,
     /// The broker refused the subscriptions.
     SubscriptionRefused,
+    /// Nothing can be delivered to its client, not even an error; why.
+    Undeliverable(String),
     /// The backend session ended.
     Backend(BackendEnd),
     /// The instance is being drained.
@@ -119,6 +121,7 @@ impl EndReason {
             Self::Replaced(_) => "replaced",
             Self::InitializeFailed => "initialize-failed",
             Self::SubscriptionRefused => "subscription-refused",
+            Self::Undeliverable(_) => "undeliverable",
             Self::Backend(_) => "backend-ended",
             Self::Drained => "drained",
             Self::ConnectionLost => "connection-lost",
@@ -128,7 +131,10 @@ impl EndReason {
 
     /// Whether a person may want to look into it.
     pub fn is_trouble(&self) -> bool {
-        matches!(self, Self::Backend(_) | Self::SubscriptionRefused | Self::InitializeFailed)
+        matches!(
+            self,
+            Self::Backend(_) | Self::SubscriptionRefused | Self::InitializeFailed | Self::Undeliverable(_)
+        )
     }
 
     /// The error for each request in flight; nothing where nobody would hear it.
@@ -138,9 +144,10 @@ impl EndReason {
             Self::Drained => Some(Refusal::Draining),
             Self::ConnectionLost => Some(Refusal::ConnectionLost),
             Self::Backend(end) => Some(Refusal::Backend(self.as_str(), end.to_string())),
-            Self::Replaced(_) | Self::InitializeFailed | Self::SubscriptionRefused => {
-                Some(Refusal::SessionEnded(self.to_string()))
-            }
+            Self::Replaced(_)
+            | Self::InitializeFailed
+            | Self::SubscriptionRefused
+            | Self::Undeliverable(_) => Some(Refusal::SessionEnded(self.to_string())),
         }
     }
 
@@ -152,7 +159,8 @@ impl EndReason {
     /// Item 13: whether we are the ones who end it. After a new `initialize` it would end the new session.
     pub fn tells_client(&self) -> bool {
         match self {
-            Self::Backend(_) | Self::Drained | Self::ConnectionLost => true,
+            // What the broker refused may have been too large for it, and a goodbye is small.
+            Self::Backend(_) | Self::Drained | Self::ConnectionLost | Self::Undeliverable(_) => true,
             Self::ClientLeft
             | Self::Replaced(_)
             | Self::InitializeFailed
@@ -175,6 +183,9 @@ impl fmt::Display for EndReason {
             Self::Replaced(_) => f.write_str("the client initialized again"),
             Self::InitializeFailed => f.write_str("initialize was answered with an error"),
             Self::SubscriptionRefused => f.write_str("the broker refused the subscriptions"),
+            Self::Undeliverable(why) => {
+                write!(f, "nothing can be delivered to its client: {why}")
+            }
             Self::Backend(end) => end.fmt(f),
             Self::Drained => f.write_str("the instance is shutting down"),
             Self::ConnectionLost => f.write_str("the connection that carried it was lost"),

@@ -124,6 +124,18 @@ impl Core {
         }
     }
 
+    /// A message of ours did not reach its client; `note` is as in [`Core::note`].
+    pub fn undelivered(&mut self, note: u64, payload: Bytes, why: &str, now: Instant, out: &mut Vec<Action>) {
+        if let Ok(message) = Message::parse(payload, usize::MAX) {
+            self.sessions.undelivered(SessionId(note), &message, why, now, out);
+        }
+    }
+
+    /// By what a refusal of a publish to this client finds its session; 0, which no session has, for none.
+    pub fn note(&self, client: &ClientId) -> u64 {
+        self.sessions.of_client(client.as_str()).map_or(0, |session| session.0)
+    }
+
     fn rpc(
         &mut self,
         (client, came_by): (&ClientId, LinkId),
@@ -132,6 +144,15 @@ impl Core {
         now: Instant,
         out: &mut Vec<Action>,
     ) {
+        if matches && let Some(parts) = self.sessions.takes_batches(client).then(|| parts(payload)).flatten()
+        {
+            for part in parts {
+                if let Some(message) = self.parse((client, came_by), &part, out) {
+                    self.sessions.client_message(client, came_by, message, now, out);
+                }
+            }
+            return;
+        }
         let Some(message) = self.parse((client, came_by), payload, out) else { return };
         if matches {
             return self.sessions.client_message(client, came_by, message, now, out);
@@ -228,12 +249,11 @@ impl Core {
     fn refuse_batch(
         &mut self,
         (client, came_by): (&ClientId, LinkId),
-        payload: &[u8],
+        payload: &Bytes,
         out: &mut Vec<Action>,
     ) {
-        let Ok(parts) = serde_json::from_slice::<Vec<&RawValue>>(payload) else { return };
-        for part in parts {
-            let part = Message::parse(Bytes::copy_from_slice(part.get().as_bytes()), usize::MAX);
+        for part in parts(payload).into_iter().flatten() {
+            let part = Message::parse(part, usize::MAX);
             if let Ok(Kind::Request { id, .. }) = part.as_ref().map(Message::kind) {
                 let refusal = Refusal::Malformed(ParseErrorKind::Batch);
                 self.sessions.refuse(client, came_by, id, &refusal, out);
@@ -275,6 +295,16 @@ impl Core {
         let without_payload = Publisher::packet_size(&self.to_client(client, Bytes::new()));
         ours.min((max_packet as usize).saturating_sub(without_payload + LENGTH_BYTES))
     }
+}
+
+/// The parts of a batch, when it is one and has any.
+fn parts(payload: &Bytes) -> Option<Vec<Bytes>> {
+    if !payload.trim_ascii_start().starts_with(b"[") {
+        return None;
+    }
+    let parts: Vec<&RawValue> = serde_json::from_slice(payload).ok()?;
+    let parts: Vec<Bytes> = parts.iter().map(|part| payload.slice_ref(part.get().as_bytes())).collect();
+    (!parts.is_empty()).then_some(parts)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{collections::HashMap, time::Duration};
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use mcp_mqtt_transport::{
-    mqtt::{CloseReason, Event, PublishError, ReasonCode, Received},
+    mqtt::{CloseReason, Event, PublishError, ReasonCode, Received, Refused},
     topic::{ClientId, ServerName},
 };
 use tokio::{
@@ -237,6 +237,10 @@ impl<'a> Driver<'a> {
                     self.take_received(link, received);
                     false
                 }
+                Happening::Event(Event::Refused(refused)) => {
+                    self.take_refused(refused);
+                    false
+                }
                 Happening::Event(Event::Closed(why)) if link == LinkId::REGISTERING => return Some(why),
                 Happening::Event(Event::Closed(why)) => {
                     self.worker_lost(link, &why);
@@ -270,6 +274,13 @@ impl<'a> Driver<'a> {
             }
         };
         self.core.received(link, received, now(), &mut self.actions, open);
+        self.perform();
+    }
+
+    fn take_refused(&mut self, refused: Refused) {
+        let Refused { note, payload, reason } = refused;
+        self.dropped("broker-refused");
+        self.core.undelivered(note, payload, &reason.to_string(), now(), &mut self.actions);
         self.perform();
     }
 

@@ -33,6 +33,8 @@ pub enum Refusal {
     TooLarge(usize, usize),
     /// The server does not take messages fast enough.
     BackendBusy,
+    /// The message did not reach the other side: the broker refused it; why.
+    Undelivered(String),
     /// Nobody answered in time.
     TimedOut,
     /// The connection that carried the session was lost.
@@ -61,6 +63,7 @@ impl Refusal {
             Self::TooManyInFlight(_) => "too-many-in-flight",
             Self::TooLarge(..) => "message-too-large",
             Self::BackendBusy => "backend-busy",
+            Self::Undelivered(_) => "undelivered",
             Self::TimedOut => "timed-out",
             Self::ConnectionLost => "connection-lost",
             Self::SessionEnded(_) => "session-ended",
@@ -91,6 +94,7 @@ impl Refusal {
             Self::TooManyInFlight(limit) => format!("{limit} requests are in flight, all that may be"),
             Self::TooLarge(size, limit) => format!("the message has {size} bytes; the limit is {limit}"),
             Self::BackendBusy => "the MCP server does not take messages fast enough".to_owned(),
+            Self::Undelivered(why) => format!("the message could not be delivered: {why}"),
             Self::TimedOut => "no answer in time".to_owned(),
             Self::ConnectionLost => {
                 "the connection to the broker that carried this session was lost: initialize again".to_owned()

@@ -27,6 +27,9 @@ use crate::{
     metrics::{Asker, Outcome},
 };
 
+/// The only revision of MCP with batches: whoever speaks it must take them.
+const WITH_BATCHES: &str = "2025-03-26";
+
 /// What all sessions have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
@@ -56,9 +59,13 @@ pub struct Session {
     client: ClientId,
     /// The connection that carries it, from its first message to its last.
     via: LinkId,
+    /// The request that began it.
+    initialize: RequestId,
     /// Largest payload that may go to the client, in bytes: our own limit or the broker's.
     max_to_client: usize,
     state: State,
+    /// The revision agreed on is [`WITH_BATCHES`].
+    batches: bool,
     /// End as soon as nobody waits; until then take nothing new.
     draining: bool,
     from_client: Flights,
@@ -96,7 +103,9 @@ impl Session {
             client,
             via,
             max_to_client,
+            initialize: request_id.clone(),
             state: State::Opening { initialize: request_id, subscribed: false, answer: None },
+            batches: false,
             draining: false,
             from_client,
             from_server: Flights::new(turn.rules.max_in_flight),
@@ -121,6 +130,11 @@ impl Session {
     /// Whether a client request with this id is in flight.
     pub fn has_in_flight(&self, id: &RequestId) -> bool {
         self.from_client.contains(id)
+    }
+
+    /// Whether its client may send batches.
+    pub fn takes_batches(&self) -> bool {
+        self.batches
     }
 
     /// Whether it has ended.
@@ -218,6 +232,33 @@ impl Session {
             }
             // The server's own time-out has to deal with these.
             Kind::Notification { .. } | Kind::Response { .. } => dropped("backend-busy", turn),
+        }
+    }
+
+    /// A message did not reach the client: the broker refused it. Whoever waits gets an error in its place; when that
+    /// does not reach the client either, it cannot be told of anything any more, and the session is over.
+    pub fn undelivered(&mut self, message: &Message, why: &str, turn: &mut Turn<'_>) {
+        let refusal = Refusal::Undelivered(why.to_owned());
+        match message.kind() {
+            Kind::Response { .. }
+                if message.error().is_some_and(|e| e.reason() == Some(refusal.reason())) =>
+            {
+                self.end(EndReason::Undeliverable(why.to_owned()), turn);
+            }
+            // The client may have used the id again, if it did not wait for the answer.
+            Kind::Response { id: Some(id), .. } if !self.from_client.contains(id) => {
+                self.to_client(refusal.answer(id), turn);
+                if *id == self.initialize {
+                    self.end(EndReason::InitializeFailed, turn);
+                }
+            }
+            Kind::Request { id, .. } => {
+                if let Some(flight) = self.from_server.land(id) {
+                    resolved(Asker::Server, &flight, Outcome::Failed, turn);
+                    self.to_backend(refusal.answer(id), turn);
+                }
+            }
+            Kind::Response { .. } | Kind::Notification { .. } => {}
         }
     }
 
@@ -389,6 +430,7 @@ impl Session {
         if is_error {
             return self.end(EndReason::InitializeFailed, turn);
         }
+        self.batches = answer.protocol_version().as_deref() == Some(WITH_BATCHES);
         self.state = State::Open;
         turn.out.push(Action::Opened { session: self.id, client: self.client.clone(), result: answer });
         self.end_when_drained(turn);

@@ -130,6 +130,12 @@ impl Sessions {
         }
     }
 
+    /// Whether a client's session has agreed on the one revision with batches.
+    pub fn takes_batches(&self, client: &ClientId) -> bool {
+        let session = self.of_client(client.as_str()).and_then(|session| self.by_id.get(&session));
+        session.is_some_and(|entry| entry.session.takes_batches())
+    }
+
     /// The last session id that was given out.
     pub fn last_id(&self) -> u64 {
         self.last_id
@@ -262,6 +268,18 @@ impl Sessions {
         } else if matches!(event, FromBackend::Message(_)) {
             out.push(Action::Dropped { reason: "session-over" });
         }
+    }
+
+    /// A message did not reach a session's client.
+    pub fn undelivered(
+        &mut self,
+        session: SessionId,
+        message: &Message,
+        why: &str,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        self.step(session, now, out, |session, turn| session.undelivered(message, why, turn));
     }
 
     /// A backend's queue was full for this message.

@@ -240,6 +240,7 @@ impl Test<'_> {
                 }
                 Ok(())
             }
+            Some(Event::Refused(_)) => Ok(()), // only for what has a note
             Some(Event::Closed(why)) => Err(why),
             None => Err(CloseReason::ClosedByBroker),
         }

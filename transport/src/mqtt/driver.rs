@@ -20,7 +20,7 @@ use rumqttc::{
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::{
-    CloseReason, Events, Publisher, Qos, ReasonCode, Received,
+    CloseReason, Event, Events, Publisher, Qos, ReasonCode, Received,
     dial::{self, Dialled},
     events::{self, Fill, Sink},
     outbox::Outbox,
@@ -189,7 +189,11 @@ impl Driver {
     fn handle(&mut self, event: WireEvent) -> Result<(), CloseReason> {
         match event {
             WireEvent::Incoming(Packet::Publish(publish)) => return self.received(publish),
-            WireEvent::Incoming(Packet::PubAck(ack)) => self.link.publish_acked(ack.pkid, puback(ack.reason)),
+            WireEvent::Incoming(Packet::PubAck(ack)) => {
+                if let Some(refused) = self.link.publish_acked(ack.pkid, puback(ack.reason)) {
+                    self.pass_on(Event::Refused(refused));
+                }
+            }
             WireEvent::Incoming(Packet::SubAck(ack)) => {
                 self.link.filters_acked(ack.pkid, ack.return_codes.into_iter().map(suback).collect());
             }
@@ -228,12 +232,16 @@ impl Driver {
                 .map(|properties| properties.user_properties)
                 .unwrap_or_default(),
         };
+        self.pass_on(Event::Received(received));
+        Ok(())
+    }
+
+    fn pass_on(&mut self, event: Event) {
         // Under a disconnect nobody may be reading; then the rest has nobody to go to.
         let unwanted = self.link.is_disconnecting() && self.sink.fill() != Fill::Room;
-        if unwanted || !self.sink.push(received) {
+        if unwanted || !self.sink.push(event) {
             self.dropped += 1;
         }
-        Ok(())
     }
 }
 

@@ -6,10 +6,11 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use rumqttc::v5::AsyncClient;
 use tokio::sync::oneshot;
 
-use super::{Filter, Publication, PublishError, Qos, ReasonCode, packet};
+use super::{Filter, Publication, PublishError, Qos, ReasonCode, Refused, packet};
 
 /// Publications that may wait: two for each of 512 busy sessions. More is a broker that does not keep up.
 pub(super) const QUEUE: usize = 1024;
@@ -47,15 +48,33 @@ enum Phase {
 
 /// One packet to send.
 pub(super) enum Item {
-    Publish { publication: Publication, size: usize, reply: Option<oneshot::Sender<ReasonCode>> },
+    Publish { publication: Publication, size: usize, wanted: Wanted },
     Subscribe { filters: Vec<Filter>, reply: oneshot::Sender<Vec<ReasonCode>> },
     Unsubscribe { filter: String, reply: oneshot::Sender<Vec<ReasonCode>> },
     Disconnect,
 }
 
+/// What whoever publishes wants to know of the PUBACK.
+pub(super) enum Wanted {
+    Nothing,
+    /// All of it.
+    Reply(oneshot::Sender<ReasonCode>),
+    /// Only a refusal, which then comes as an event.
+    Refusal(u64),
+}
+
 /// What waits for the acknowledgement of a packet id.
 enum Ack {
-    Publish { size: usize, reply: Option<oneshot::Sender<ReasonCode>> },
+    Publish {
+        size: usize,
+        reply: Option<oneshot::Sender<ReasonCode>>,
+    },
+    /// The payload is shared with the library, which keeps it until the PUBACK as well.
+    Noted {
+        size: usize,
+        note: u64,
+        payload: Bytes,
+    },
     Filters(oneshot::Sender<Vec<ReasonCode>>),
 }
 
@@ -118,13 +137,20 @@ impl Outbox {
         self.feed()
     }
 
-    /// PUBACK. True when that made room.
-    pub(super) fn publish_acked(&mut self, id: u16, reason: ReasonCode) -> bool {
-        if let Some(Ack::Publish { reply: Some(reply), .. }) = self.window.release(id) {
-            // Who asked may be gone; then nobody needs to know.
-            let _ = reply.send(reason);
-        }
-        self.feed()
+    /// PUBACK. True when that made room; and a refusal, when somebody wants to know of it.
+    pub(super) fn publish_acked(&mut self, id: u16, reason: ReasonCode) -> (bool, Option<Refused>) {
+        let refused = match self.window.release(id) {
+            Some(Ack::Noted { note, payload, .. }) if reason.is_error() => {
+                Some(Refused { note, payload, reason })
+            }
+            Some(Ack::Publish { reply: Some(reply), .. }) => {
+                // Who asked may be gone; then nobody needs to know.
+                let _ = reply.send(reason);
+                None
+            }
+            _ => None,
+        };
+        (self.feed(), refused)
     }
 
     /// SUBACK or UNSUBACK. True when that made room.
@@ -184,13 +210,21 @@ impl Outbox {
 
     fn hand_over(&mut self, item: Item) {
         let handed = match item {
-            Item::Publish { publication, size, reply } => {
+            Item::Publish { publication, size, wanted } => {
                 let qos = self.qos(&publication);
-                match (qos, reply) {
-                    (Qos::AtLeastOnce, reply) => self.window.occupy(Ack::Publish { size, reply }),
+                match (qos, wanted) {
+                    (Qos::AtLeastOnce, Wanted::Nothing) => {
+                        self.window.occupy(Ack::Publish { size, reply: None });
+                    }
+                    (Qos::AtLeastOnce, Wanted::Reply(reply)) => {
+                        self.window.occupy(Ack::Publish { size, reply: Some(reply) });
+                    }
+                    (Qos::AtLeastOnce, Wanted::Refusal(note)) => {
+                        self.window.occupy(Ack::Noted { size, note, payload: publication.payload.clone() });
+                    }
                     // A broker with QoS 0 only has no PUBACK: written is all that can be known.
-                    (Qos::AtMostOnce, Some(reply)) => drop(reply.send(ReasonCode::SUCCESS)),
-                    (Qos::AtMostOnce, None) => {}
+                    (Qos::AtMostOnce, Wanted::Reply(reply)) => drop(reply.send(ReasonCode::SUCCESS)),
+                    (Qos::AtMostOnce, Wanted::Nothing | Wanted::Refusal(_)) => {}
                 }
                 let Publication { topic, payload, retain, user_properties, .. } = publication;
                 let qos = packet::wire_qos(qos);
@@ -220,9 +254,9 @@ impl Outbox {
 }
 
 impl Item {
-    pub(super) fn publish(publication: Publication, reply: Option<oneshot::Sender<ReasonCode>>) -> Self {
+    pub(super) fn publish(publication: Publication, wanted: Wanted) -> Self {
         let size = packet::publish_size(&publication);
-        Self::Publish { publication, size, reply }
+        Self::Publish { publication, size, wanted }
     }
 
     pub(super) fn size(&self) -> usize {
@@ -287,7 +321,7 @@ impl Window {
 impl Ack {
     fn size(&self) -> usize {
         match self {
-            Self::Publish { size, .. } => *size,
+            Self::Publish { size, .. } | Self::Noted { size, .. } => *size,
             Self::Filters(_) => 0,
         }
     }

@@ -19,8 +19,8 @@ use tokio::{
 };
 
 use super::{
-    Accepted, CloseReason, Filter, Publication, PublishError, Qos, ReasonCode,
-    outbox::{Item, Outbox},
+    Accepted, CloseReason, Filter, Publication, PublishError, Qos, ReasonCode, Refused,
+    outbox::{Item, Outbox, Wanted},
     packet,
 };
 
@@ -82,7 +82,16 @@ impl Publisher {
     /// [`Closed`](PublishError::Closed), or [`Refused`](PublishError::Refused) when the broker has said in CONNACK
     /// that it keeps no retained messages. Nothing was sent then.
     pub fn try_publish(&self, publication: Publication) -> Result<(), PublishError> {
-        self.push_publication(publication, None)
+        self.push_publication(publication, Wanted::Nothing)
+    }
+
+    /// As [`try_publish`](Self::try_publish); a refusal in the PUBACK comes as
+    /// [`Event::Refused`](super::Event::Refused) with this note. (At QoS 0 there is no PUBACK.)
+    ///
+    /// # Errors
+    /// As [`try_publish`](Self::try_publish).
+    pub fn try_publish_noted(&self, publication: Publication, note: u64) -> Result<(), PublishError> {
+        self.push_publication(publication, Wanted::Refusal(note))
     }
 
     /// Queues a publish at QoS 1, without waiting; the reply is the broker's PUBACK.
@@ -92,7 +101,7 @@ impl Publisher {
     pub fn publish_start(&self, mut publication: Publication) -> Result<PublishReply, PublishError> {
         publication.qos = Qos::AtLeastOnce;
         let (sender, receiver) = oneshot::channel();
-        self.push_publication(publication, Some(sender))?;
+        self.push_publication(publication, Wanted::Reply(sender))?;
         Ok(PublishReply(receiver))
     }
 
@@ -221,16 +230,12 @@ impl Publisher {
         packet::publish_size(publication)
     }
 
-    fn push_publication(
-        &self,
-        publication: Publication,
-        reply: Option<oneshot::Sender<ReasonCode>>,
-    ) -> Result<(), PublishError> {
+    fn push_publication(&self, publication: Publication, wanted: Wanted) -> Result<(), PublishError> {
         packet::check_publication(&publication)?;
         if publication.retain && !self.link.limits.retain {
             return Err(PublishError::Refused(ReasonCode::RETAIN_NOT_SUPPORTED));
         }
-        let item = Item::publish(publication, reply);
+        let item = Item::publish(publication, wanted);
         self.link.check_size(item.size())?;
         self.link.outbox().push([item].into_iter())
     }
@@ -298,9 +303,10 @@ impl Link {
         self.tell_room(made_room);
     }
 
-    pub(super) fn publish_acked(&self, id: u16, reason: ReasonCode) {
-        let made_room = self.outbox().publish_acked(id, reason);
+    pub(super) fn publish_acked(&self, id: u16, reason: ReasonCode) -> Option<Refused> {
+        let (made_room, refused) = self.outbox().publish_acked(id, reason);
         self.tell_room(made_room);
+        refused
     }
 
     pub(super) fn filters_acked(&self, id: u16, reasons: Vec<ReasonCode>) {

@@ -16,7 +16,7 @@ fn publication(payload: impl Into<bytes::Bytes>) -> Publication {
 async fn closed(connection: &mut Connection) -> CloseReason {
     loop {
         match timeout(LONG, connection.events.recv()).await.expect("in time") {
-            Some(Event::Received(_)) => {}
+            Some(Event::Received(_) | Event::Refused(_)) => {}
             Some(Event::Closed(reason)) => return reason,
             None => panic!("no close reason"),
         }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use mcp_mqtt_transport::jsonrpc::{Kind, Message, RequestId};
 use tokio::{
     sync::{Notify, oneshot},
-    task::{JoinError, JoinSet},
+    task::{AbortHandle, JoinError, JoinSet},
     time::{Instant, sleep, sleep_until, timeout},
 };
 
@@ -73,6 +73,9 @@ pub(super) struct Driver<T> {
 struct InFlight {
     sent: Instant,
     cancelled: Arc<Notify>,
+    /// Nobody waits for it any more: its place is for the next one that needs it.
+    given_up: bool,
+    task: AbortHandle,
 }
 
 /// What the next message waits for.
@@ -149,7 +152,7 @@ impl<T: Transport> Driver<T> {
         let (release, released) = oneshot::channel();
         let mut patience = SEND_TIMEOUT;
         match (message.kind().clone(), message.method()) {
-            (Kind::Request { id, .. }, _) if self.in_flight.len() >= self.max_in_flight => {
+            (Kind::Request { id, .. }, _) if !self.make_room() => {
                 let detail =
                     format!("{} requests of this session wait for the server already", self.in_flight.len());
                 self.session.shared().fail(id, failure::TOO_MANY_IN_FLIGHT, detail).await;
@@ -184,8 +187,9 @@ impl<T: Transport> Driver<T> {
                 });
             }
             _ => {
-                let cancelled = message.cancelled_request().and_then(|id| self.in_flight.get(&id));
+                let cancelled = message.cancelled_request().and_then(|id| self.in_flight.get_mut(&id));
                 let not_before = cancelled.map(|request| {
+                    request.given_up = true;
                     request.cancelled.notify_one();
                     request.sent + CANCEL_HEADSTART
                 });
@@ -212,12 +216,12 @@ impl<T: Transport> Driver<T> {
         answered: Option<oneshot::Sender<()>>,
     ) {
         let cancelled = Arc::new(Notify::new());
-        self.in_flight.insert(id.clone(), InFlight { sent: Instant::now(), cancelled: cancelled.clone() });
+        let (request, heard) = (id.clone(), cancelled.clone());
         let session = self.session.clone();
         let is_endless = message.method() == Some("subscriptions/listen");
-        self.tasks.spawn(async move {
+        let task = self.tasks.spawn(async move {
             let given_up = async {
-                cancelled.notified().await;
+                heard.notified().await;
                 if session.shared().metadata.is_none() {
                     sleep(CANCEL_LINGER).await;
                 }
@@ -234,6 +238,22 @@ impl<T: Transport> Driver<T> {
             drop(answered);
             (Some(id), result)
         });
+        let request_in_flight = InFlight { sent: Instant::now(), cancelled, given_up: false, task };
+        self.in_flight.insert(request, request_in_flight);
+    }
+
+    /// Whether there is a place for one more request; one that nobody waits for gives way.
+    fn make_room(&mut self) -> bool {
+        if self.in_flight.len() < self.max_in_flight {
+            return true;
+        }
+        let given_up = self.in_flight.iter().filter(|(_, request)| request.given_up);
+        let Some((oldest, _)) = given_up.min_by_key(|(_, request)| request.sent) else { return false };
+        let oldest = oldest.clone();
+        if let Some(request) = self.in_flight.remove(&oldest) {
+            request.task.abort();
+        }
+        true
     }
 
     fn settle(
@@ -247,6 +267,7 @@ impl<T: Transport> Driver<T> {
                 }
                 result.err()
             }
+            Err(error) if error.is_cancelled() => None, // it gave way
             Err(error) => Some(BackendEnd::SessionLost(format!("a task of the gateway failed: {error}"))),
         }
     }

@@ -125,12 +125,17 @@ fn rpc_needs_a_session_and_the_topics_own_client_id() {
 #[test]
 fn what_is_no_message_is_answered_where_there_is_an_id_and_counted() {
     let mut scene = Scene::with_session();
-    let table: [(&[u8], &[&str]); 9] = [
+    let table: [(&[u8], &[&str]); 11] = [
         (b"", &["dropped not-json"]),
         (b"hello", &["dropped not-json"]),
         (b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\"", &["dropped not-json"]),
         (b"\xff\xfe{}", &["dropped not-utf8"]),
-        (b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"\xff\"}", &["dropped not-utf8"]),
+        (
+            b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"\xff\"}",
+            &["dropped not-utf8", "c < 1 error not-utf8"],
+        ),
+        (b"{\"jsonrpc\":\"2.0\",\"id\":\"\xff\",\"method\":\"m\"}", &["dropped not-utf8"]),
+        (b"{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":\"\xff\"}", &["dropped not-utf8"]),
         (b"42", &["dropped not-an-object"]),
         (br#"{"id":7,"method":"tools/call"}"#, &["dropped wrong-version", "c < 7 error wrong-version"]),
         (br#"{"jsonrpc":"2.0","id":7,"method":3}"#, &["dropped wrong-method", "c < 7 error wrong-method"]),
@@ -144,7 +149,7 @@ fn what_is_no_message_is_answered_where_there_is_an_id_and_counted() {
     }
     let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
     scene.receive(RPC, Some("c"), format!(r#"{{"jsonrpc":"2.0","id":1,"method":"m","params":{deep}}}"#));
-    scene.expect(&["dropped nested-too-deep"]);
+    scene.expect(&["dropped nested-too-deep", "c < 1 error nested-too-deep"]);
 }
 
 #[test]

@@ -73,8 +73,15 @@ impl Driver<'_> {
     fn unsent(&mut self, outgoing: &Outgoing, reason: &'static str, why: &str) {
         self.dropped(reason);
         tracing::warn!(reason, "not sent: {why}");
-        if let Outgoing::Subscribe { session, .. } = outgoing {
-            self.core.sessions.subscribed(*session, Err(why.to_owned()), now(), &mut self.actions);
+        match outgoing {
+            Outgoing::Subscribe { session, .. } => {
+                self.core.sessions.subscribed(*session, Err(why.to_owned()), now(), &mut self.actions);
+            }
+            Outgoing::ToClient { client, payload } => {
+                let note = self.core.note(client);
+                self.core.undelivered(note, payload.clone(), why, now(), &mut self.actions);
+            }
+            _ => {}
         }
         self.not_unsubscribing(outgoing);
     }
@@ -92,13 +99,15 @@ fn transmit(
     registrar: &Registrar,
     outgoing: &Outgoing,
 ) -> Result<Sent, PublishError> {
-    let publish = |publication: Publication| {
+    let publish = |publication: Publication, note| {
         let bytes = publication.payload.len();
-        publisher.try_publish(publication).map(|()| Sent::Bytes(bytes))
+        publisher.try_publish_noted(publication, note).map(|()| Sent::Bytes(bytes))
     };
     match outgoing {
-        Outgoing::ToClient { client, payload } => publish(core.to_client(client, payload.clone())),
-        Outgoing::ToAll { payload } => publish(core.to_all(payload.clone())),
+        Outgoing::ToClient { client, payload } => {
+            publish(core.to_client(client, payload.clone()), core.note(client))
+        }
+        Outgoing::ToAll { payload } => publish(core.to_all(payload.clone()), 0),
         Outgoing::Subscribe { session, client } => {
             Ok(Sent::Subscribing(*session, publisher.subscribe_start(core.filters(client).into())?))
         }

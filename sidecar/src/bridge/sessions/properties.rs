@@ -1,6 +1,6 @@
 //! Random interleavings of clients, servers, broker and clock, with everything that may go wrong. Whatever happens:
 //! each request is answered exactly once or its session is over, nothing crosses sessions, nothing outlives its
-//! session, and who has a session is subscribed.
+//! session, messages keep their order, and who has a session is subscribed.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -38,6 +38,15 @@ enum Step {
     Busy,
     /// A worker's connection stands, or is lost.
     Link(usize, bool),
+    /// The client reports progress or something else; so does the server. Numbered, so that their order can be seen.
+    Tells(usize, bool),
+    Told(usize, bool),
+    /// The server gives up a request of its own.
+    Withdraws(usize, usize),
+    /// The broker refuses what was last published for a client.
+    Undelivered(usize),
+    /// The connection to the broker is lost, and another one made.
+    Lost,
     Wait(u64),
     BackendUp(bool),
     Drain,
@@ -57,9 +66,14 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (c, n.clone()).prop_map(|(c, n)| Step::ClientAnswers(c, n)),
         1 => (n.clone(), n.clone()).prop_map(|(s, n)| Step::ServerFails(s, n)),
         6 => (n.clone(), prop::bool::weighted(0.9)).prop_map(|(s, ok)| Step::Suback(s, ok)),
-        1 => n.prop_map(Step::Ends),
+        1 => n.clone().prop_map(Step::Ends),
         1 => Just(Step::Busy),
         2 => (1..=WORKERS, any::<bool>()).prop_map(|(link, up)| Step::Link(link, up)),
+        4 => (0..CLIENTS.len(), any::<bool>()).prop_map(|(c, p)| Step::Tells(c, p)),
+        4 => (n.clone(), any::<bool>()).prop_map(|(s, p)| Step::Told(s, p)),
+        1 => (n.clone(), n.clone()).prop_map(|(s, n)| Step::Withdraws(s, n)),
+        1 => (0..CLIENTS.len()).prop_map(Step::Undelivered),
+        1 => prop::bool::weighted(0.3).prop_map(|l| if l { Step::Lost } else { Step::Wait(1) }),
         3 => (1..40_u64).prop_map(Step::Wait),
         1 => any::<bool>().prop_map(Step::BackendUp),
         1 => prop::bool::weighted(0.1).prop_map(|d| if d { Step::Drain } else { Step::Wait(1) }),
@@ -76,6 +90,8 @@ struct World {
     asked: HashMap<(String, u64), usize>,
     answered: HashMap<(String, u64), usize>,
     cancelled: HashSet<(String, u64)>,
+    /// Answers that the broker refused: the client need not hear another one.
+    unheard: HashSet<(String, u64)>,
     /// `initialize` requests that were refused: no session's end concerns them.
     refused: HashSet<(String, u64)>,
     /// Backend sessions that are open: whose they are, and the requests they got.
@@ -86,6 +102,16 @@ struct World {
     standing: HashSet<LinkId>,
     suback_due: Vec<SessionId>,
     server_asks: HashMap<String, Vec<u64>>,
+    /// Of each session: how often its server asked each id, and how often it was answered.
+    server_asked: HashMap<(SessionId, u64), usize>,
+    server_answered: HashMap<(SessionId, u64), usize>,
+    withdrawn: HashSet<(SessionId, u64)>,
+    /// The last numbered notification that came through, to a session's server and to a client.
+    last_told: HashMap<SessionId, u64>,
+    last_heard: HashMap<String, u64>,
+    /// The last message published for each client.
+    last_published: HashMap<String, Message>,
+    next_number: u64,
     busy: bool,
     open: HashSet<String>,
 }
@@ -117,8 +143,6 @@ impl Scene {
     }
 
     fn play(&mut self, step: &Step) {
-        let ever = &self.world.ever;
-        let nth = |n: usize| (!ever.is_empty()).then(|| ever[n % ever.len()]);
         match step {
             Step::Initialize(c) => self.initialize(CLIENTS[*c]),
             Step::Request(c, method) => {
@@ -143,35 +167,44 @@ impl Scene {
                 }
             }
             Step::Leave(c) => self.sessions.client_left(&client(CLIENTS[*c]), self.now, &mut self.out),
-            Step::Answer(s, n, error) => {
-                let Some(session) = nth(*s) else { return };
-                let got = self.world.backends.get(&session).map(|(_, got)| got.clone()).unwrap_or_default();
-                let id = if got.is_empty() { 0 } else { got[n % got.len()] };
-                let text = message(&format!("{id} {}", if *error { "error" } else { "ok" }));
-                self.event(session, FromBackend::Message(text));
+            Step::Tells(c, progress) => {
+                let text = self.number(*progress);
+                self.tell(CLIENTS[*c], message(&text));
             }
-            Step::Ask(s) => {
-                let Some(session) = nth(*s) else { return };
-                self.world.next_id += 1;
-                let text = format!("{} roots/list", self.world.next_id);
-                self.event(session, FromBackend::Message(message(&text)));
+            Step::Undelivered(c) => {
+                let who = CLIENTS[*c];
+                let (Some(last), Some(session)) =
+                    (self.world.last_published.remove(who), self.sessions.of_client(who))
+                else {
+                    return;
+                };
+                if let Kind::Response { id: Some(id), .. } = last.kind() {
+                    // Not heard, so not answered yet.
+                    let key = (who.to_owned(), id.as_u64().unwrap());
+                    if let Some(answered) = self.world.answered.get_mut(&key) {
+                        *answered -= 1;
+                    }
+                    self.world.unheard.insert(key);
+                }
+                self.sessions.undelivered(session, &last, "quota", self.now, &mut self.out);
+            }
+            Step::Lost => {
+                self.sessions.end_all(&EndReason::BrokerLost, self.now, &mut self.out);
+                self.perform();
+                assert!(self.sessions.is_empty() && self.sessions.in_flight() == 0);
+                assert_eq!(self.sessions.next_deadline(), None, "nothing is left to wait for");
+                self.world.subscribed.clear(); // with the connection
+                self.world.forget_clients();
+                let last_id = self.sessions.last_id();
+                self.sessions = Sessions::new(RULES, MAX_SESSIONS, WORKERS, last_id);
+                self.world.standing.clear();
+                self.sessions.set_backend_up(true);
             }
             Step::ClientAnswers(c, n) => {
                 let asks = self.world.server_asks.get(CLIENTS[*c]).cloned().unwrap_or_default();
                 if !asks.is_empty() {
                     let text = message(&format!("{} ok", asks[n % asks.len()]));
                     self.tell(CLIENTS[*c], text);
-                }
-            }
-            Step::ServerFails(s, n) => {
-                let Some(session) = nth(*s) else { return };
-                let got = self.world.backends.get(&session).map(|(_, got)| got.clone()).unwrap_or_default();
-                if !got.is_empty() {
-                    let id = RequestId::number(got[n % got.len()]);
-                    self.event(
-                        session,
-                        FromBackend::RequestFailed { id, reason: "broken", detail: String::new() },
-                    );
                 }
             }
             Step::Suback(s, ok) => {
@@ -182,11 +215,6 @@ impl Scene {
                 let session = self.world.suback_due.remove(at);
                 let result = if *ok { Ok(()) } else { Err("refused".to_owned()) };
                 self.sessions.subscribed(session, result, self.now, &mut self.out);
-            }
-            Step::Ends(s) => {
-                if let Some(session) = nth(*s) {
-                    self.event(session, FromBackend::Ended(BackendEnd::Exited("gone".to_owned())));
-                }
             }
             Step::Busy => self.world.busy = true,
             Step::Link(link, true) => {
@@ -203,7 +231,81 @@ impl Scene {
             }
             Step::BackendUp(up) => self.sessions.set_backend_up(*up),
             Step::Drain => self.sessions.drain(self.now, &mut self.out),
+            Step::Answer(s, ..)
+            | Step::Ask(s)
+            | Step::Told(s, _)
+            | Step::Withdraws(s, _)
+            | Step::ServerFails(s, _)
+            | Step::Ends(s) => {
+                let ever = &self.world.ever;
+                if let Some(session) = (!ever.is_empty()).then(|| ever[s % ever.len()]) {
+                    self.play_server(session, step);
+                }
+            }
         }
+    }
+
+    /// What the server of a session does, which may be over.
+    fn play_server(&mut self, session: SessionId, step: &Step) {
+        match step {
+            Step::Answer(_, n, error) => {
+                let got = self.world.backends.get(&session).map(|(_, got)| got.clone()).unwrap_or_default();
+                let id = if got.is_empty() { 0 } else { got[n % got.len()] };
+                let text = message(&format!("{id} {}", if *error { "error" } else { "ok" }));
+                self.event(session, FromBackend::Message(text));
+            }
+            Step::Ask(_) => {
+                self.world.next_id += 1;
+                let id = self.world.next_id;
+                if self.world.backends.contains_key(&session) {
+                    self.world.server_asked.insert((session, id), 1);
+                }
+                self.event(session, FromBackend::Message(message(&format!("{id} roots/list"))));
+            }
+            Step::Told(_, progress) => {
+                let text = self.number(*progress);
+                self.event(session, FromBackend::Message(message(&text)));
+            }
+            Step::Withdraws(_, n) => {
+                let asked: Vec<u64> = {
+                    let asked = self.world.server_asked.keys().filter(|(of, _)| *of == session);
+                    let mut asked: Vec<u64> = asked.map(|(_, id)| *id).collect();
+                    asked.sort_unstable();
+                    asked
+                };
+                if !asked.is_empty() {
+                    let id = asked[n % asked.len()];
+                    self.world.withdrawn.insert((session, id));
+                    self.event(
+                        session,
+                        FromBackend::Message(message(&format!("notifications/cancelled {id}"))),
+                    );
+                }
+            }
+            Step::ServerFails(_, n) => {
+                let got = self.world.backends.get(&session).map(|(_, got)| got.clone()).unwrap_or_default();
+                if !got.is_empty() {
+                    let id = RequestId::number(got[n % got.len()]);
+                    self.event(
+                        session,
+                        FromBackend::RequestFailed { id, reason: "broken", detail: String::new() },
+                    );
+                }
+            }
+            Step::Ends(_) => {
+                self.event(session, FromBackend::Ended(BackendEnd::Exited("gone".to_owned())));
+            }
+            _ => unreachable!("the clients' or the broker's"),
+        }
+    }
+
+    /// A notification with a number, or progress of something.
+    fn number(&mut self, progress: bool) -> String {
+        if progress {
+            return format!("notifications/progress p{}", self.world.next_id);
+        }
+        self.world.next_number += 1;
+        format!("numbered/{}", self.world.next_number)
     }
 
     fn initialize(&mut self, who: &str) {
@@ -258,21 +360,25 @@ impl Scene {
             {
                 panic!("{client} is told by another connection than hears it: the words come back")
             }
-            Action::ToClient { client, message, .. } => match message.kind() {
-                Kind::Response { id: Some(id), .. } => {
-                    let key = (client.to_string(), id.as_u64().unwrap());
-                    let answers = world.answered.entry(key.clone()).or_default();
-                    *answers += 1;
-                    let asked = world.asked.get(&key).copied().unwrap_or_default();
-                    assert!(*answers <= asked, "{key:?}: {answers} answers to {asked} requests");
-                }
-                Kind::Request { id, .. } => {
-                    world.server_asks.entry(client.to_string()).or_default().push(id.as_u64().unwrap());
-                }
-                _ => {}
-            },
+            Action::ToClient { client, message, .. } => self.judge_for_client(&client, &message),
             Action::ToBackend { session, message } => {
                 let (owner, got) = world.backends.get_mut(&session).expect("nothing outlives its session");
+                match message.kind() {
+                    Kind::Notification { method } => {
+                        if let Some(number) = number_of(method) {
+                            let last = world.last_told.insert(session, number);
+                            assert!(last < Some(number), "{session:?} was told {number} after {last:?}");
+                        }
+                    }
+                    Kind::Response { id: Some(id), .. } => {
+                        let key = (session, id.as_u64().unwrap());
+                        let answers = world.server_answered.entry(key).or_default();
+                        *answers += 1;
+                        let asked = world.server_asked.get(&key).copied().unwrap_or_default();
+                        assert!(*answers <= asked, "{key:?}: {answers} answers to {asked} requests");
+                    }
+                    _ => {}
+                }
                 if let Kind::Request { id, .. } = message.kind() {
                     let id = id.as_u64().unwrap();
                     assert!(
@@ -299,7 +405,10 @@ impl Scene {
                 if reason == EndReason::ConnectionLost {
                     world.subscribed.remove(&owner); // with the connection
                 }
-                if reason == EndReason::ClientLeft {
+                // Its server is gone, and with it whoever could wait for an answer there.
+                world.server_asked.retain(|(of, _), _| *of != session);
+                world.last_published.remove(&owner);
+                if matches!(reason, EndReason::ClientLeft | EndReason::BrokerLost) {
                     // Nobody waits any more; an answer from now on would be one too many.
                     for (key, asked) in &mut world.asked {
                         if key.0 == owner && !world.refused.contains(key) {
@@ -309,6 +418,30 @@ impl Scene {
                 }
             }
             Action::Broadcast { .. } | Action::Resolved { .. } | Action::Dropped { .. } => {}
+        }
+    }
+
+    fn judge_for_client(&mut self, client: &ClientId, message: &Message) {
+        let world = &mut self.world;
+        world.last_published.insert(client.to_string(), message.clone());
+        match message.kind() {
+            Kind::Response { id: Some(id), .. } => {
+                let key = (client.to_string(), id.as_u64().unwrap());
+                let answers = world.answered.entry(key.clone()).or_default();
+                *answers += 1;
+                let asked = world.asked.get(&key).copied().unwrap_or_default();
+                assert!(*answers <= asked, "{key:?}: {answers} answers to {asked} requests");
+            }
+            Kind::Request { id, .. } => {
+                world.server_asks.entry(client.to_string()).or_default().push(id.as_u64().unwrap());
+            }
+            Kind::Notification { method } => {
+                if let Some(number) = number_of(method) {
+                    let last = world.last_heard.insert(client.to_string(), number);
+                    assert!(last < Some(number), "{client} heard {number} after {last:?}");
+                }
+            }
+            Kind::Response { id: None, .. } => {}
         }
     }
 
@@ -338,14 +471,49 @@ impl Scene {
     fn check_all_answered(&self) {
         for (key, asked) in &self.world.asked {
             let answered = self.world.answered.get(key).copied().unwrap_or_default();
-            let cancelled = self.world.cancelled.contains(key); // then nobody need answer
+            // Then nobody need answer.
+            let cancelled = self.world.cancelled.contains(key) || self.world.unheard.contains(key);
             assert!(
                 answered == *asked || cancelled,
                 "{key:?} was asked {asked} times, answered {answered} times"
             );
         }
+        for (key, asked) in &self.world.server_asked {
+            let answered = self.world.server_answered.get(key).copied().unwrap_or_default();
+            assert!(
+                answered == *asked || self.world.withdrawn.contains(key),
+                "the server's {key:?} was asked {asked} times, answered {answered} times"
+            );
+        }
         assert_eq!(self.sessions.in_flight(), 0);
     }
+
+    /// Ends all; nothing is left of anything.
+    fn check_nothing_left(&mut self) {
+        self.sessions.end_all(&EndReason::Drained, self.now, &mut self.out);
+        self.perform();
+        assert!(
+            self.sessions.is_empty() && self.world.backends.is_empty() && self.world.subscribed.is_empty()
+        );
+        assert_eq!((self.sessions.next_deadline(), self.sessions.in_flight()), (None, 0));
+    }
+}
+
+impl World {
+    /// Their connection to us is gone: they wait for nothing any more, not even for what was refused.
+    fn forget_clients(&mut self) {
+        self.suback_due.clear();
+        self.server_asks.clear();
+        self.last_published.clear();
+        for (key, asked) in &mut self.asked {
+            *asked = self.answered.get(key).copied().unwrap_or_default();
+        }
+    }
+}
+
+/// The number of a `numbered/…` notification.
+fn number_of(method: &str) -> Option<u64> {
+    method.strip_prefix("numbered/")?.parse().ok()
 }
 
 proptest! {
@@ -364,5 +532,6 @@ proptest! {
         scene.finish();
         scene.check();
         scene.check_all_answered();
+        scene.check_nothing_left();
     }
 }
