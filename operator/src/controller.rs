@@ -84,6 +84,7 @@ pub async fn run(
         deployments,
         service_accounts,
         disruption_budgets,
+        autoscalers,
         pods,
         secrets,
         config_maps,
@@ -100,6 +101,7 @@ pub async fn run(
         .owns_stream(deployments)
         .owns_stream(service_accounts)
         .owns_stream(disruption_budgets)
+        .owns_stream(autoscalers)
         .watches_stream(pods, |pod: Pod| service_of(&pod))
         .watches_stream(secrets, move |secret| of_secret(&secret.metadata))
         .watches_stream(config_maps, move |map| of_config_map(&map.metadata))

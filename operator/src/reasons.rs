@@ -59,5 +59,7 @@ pub const DEPLOYMENT_REJECTED: &str = "DeploymentRejected";
 pub const SERVICE_ACCOUNT_REJECTED: &str = "ServiceAccountRejected";
 /// `Accepted=False`: the API server refuses the `PodDisruptionBudget`.
 pub const DISRUPTION_BUDGET_REJECTED: &str = "PodDisruptionBudgetRejected";
+/// `Accepted=False`: the API server refuses the `HorizontalPodAutoscaler`.
+pub const AUTOSCALER_REJECTED: &str = "HorizontalPodAutoscalerRejected";
 /// `Accepted=False`: the API server refuses the copy of the default broker's Secret.
 pub const SECRET_REJECTED: &str = "SecretRejected";

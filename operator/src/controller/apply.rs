@@ -10,7 +10,10 @@ use std::{
 
 use k8s_openapi::{
     NamespaceResourceScope,
-    api::{apps::v1::Deployment, core::v1::Secret, policy::v1::PodDisruptionBudget},
+    api::{
+        apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler, core::v1::Secret,
+        policy::v1::PodDisruptionBudget,
+    },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
@@ -94,6 +97,7 @@ impl ApplyError {
                 "Deployment" => reasons::DEPLOYMENT_REJECTED,
                 "ServiceAccount" => reasons::SERVICE_ACCOUNT_REJECTED,
                 "PodDisruptionBudget" => reasons::DISRUPTION_BUDGET_REJECTED,
+                "HorizontalPodAutoscaler" => reasons::AUTOSCALER_REJECTED,
                 _ => reasons::SECRET_REJECTED,
             }),
             Self::Leaving { .. } | Self::Api { .. } => None,
@@ -199,8 +203,14 @@ pub async fn apply(
     progress: &mut Progress,
 ) -> Result<Resources<Applied>, ApplyError> {
     // No `..`: a new kind does not compile until it is applied here.
-    let Resources { service_account, broker_secret, deployment, disruption_budget, state: PhantomData } =
-        resources;
+    let Resources {
+        service_account,
+        broker_secret,
+        deployment,
+        disruption_budget,
+        autoscaler,
+        state: PhantomData,
+    } = resources;
     let stores = &scope.stores;
     let mut step = Step { scope, identity, progress };
     if let Some(service_account) = &service_account {
@@ -224,7 +234,22 @@ pub async fn apply(
         let live = live.as_ref().map(|live| &live.metadata);
         step.delete::<PodDisruptionBudget>("PodDisruptionBudget", &name, live).await?;
     }
-    Ok(Resources { service_account, broker_secret, deployment, disruption_budget, state: PhantomData })
+    if let Some(autoscaler) = &autoscaler {
+        step.apply("HorizontalPodAutoscaler", autoscaler, live(&stores.autoscalers, autoscaler)).await?;
+    } else {
+        let name = names::child(&identity.name);
+        let live = stores.autoscalers.get(&ObjectRef::new(&name).within(&identity.namespace));
+        let live = live.as_ref().map(|live| &live.metadata);
+        step.delete::<HorizontalPodAutoscaler>("HorizontalPodAutoscaler", &name, live).await?;
+    }
+    Ok(Resources {
+        service_account,
+        broker_secret,
+        deployment,
+        disruption_budget,
+        autoscaler,
+        state: PhantomData,
+    })
 }
 
 /// What the watch knows of the object.

@@ -5,6 +5,7 @@ use k8s_openapi::{
     NamespaceResourceScope,
     api::{
         apps::v1::Deployment,
+        autoscaling::v2::HorizontalPodAutoscaler,
         core::v1::{ConfigMap, Pod, PodSpec, Secret, ServiceAccount},
         policy::v1::PodDisruptionBudget,
     },
@@ -39,6 +40,8 @@ pub struct Watches {
     pub service_accounts: Objects<PartialObjectMeta<ServiceAccount>>,
     /// What we made.
     pub disruption_budgets: Objects<PartialObjectMeta<PodDisruptionBudget>>,
+    /// What we made.
+    pub autoscalers: Objects<PartialObjectMeta<HorizontalPodAutoscaler>>,
     /// The instances.
     pub pods: Objects<Pod>,
     /// All Secrets, by their metadata.
@@ -87,6 +90,8 @@ pub fn watch(
     let (service_accounts, service_account_stream) =
         metadata(client, namespace, ours.clone(), |object| ownership::trim(&mut object.metadata));
     let (disruption_budgets, disruption_budget_stream) =
+        metadata(client, namespace, ours.clone(), |object| ownership::trim(&mut object.metadata));
+    let (autoscalers, autoscaler_stream) =
         metadata(client, namespace, ours, |object| ownership::trim(&mut object.metadata));
     let (secrets, secret_stream) = metadata(client, namespace, everything.clone(), |object| {
         resolve::trim(&mut object.metadata);
@@ -108,6 +113,7 @@ pub fn watch(
             deployments,
             service_accounts,
             disruption_budgets,
+            autoscalers,
             pods,
             secrets,
             config_maps,
@@ -118,6 +124,7 @@ pub fn watch(
             deployments: deployment_stream,
             service_accounts: service_account_stream,
             disruption_budgets: disruption_budget_stream,
+            autoscalers: autoscaler_stream,
             pods: pod_stream,
             secrets: secret_stream,
             config_maps: config_map_stream,

@@ -60,6 +60,7 @@ fn applied() -> Resources<Applied> {
         broker_secret: None,
         deployment: Deployment::default(),
         disruption_budget: None,
+        autoscaler: None,
         state: std::marker::PhantomData,
     }
 }
