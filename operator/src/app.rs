@@ -312,7 +312,7 @@ impl Part<'_> {
         let (stores, watches) = watches::watch(self.client, namespace, secret.as_ref());
         let (unsynced, follow_sync) = stores.follow_sync();
         let observations = Arc::new(Observations::default());
-        let watched = Watched {
+        let counted = Watched {
             namespace: namespace.map(str::to_owned),
             services: stores.services.clone(),
             pods: stores.pods.clone(),
@@ -357,7 +357,7 @@ impl Part<'_> {
                 () = observer.run() => {}
             }
         });
-        (unsynced, watched)
+        (unsynced, counted)
     }
 }
 

@@ -11,6 +11,7 @@ mod news;
 pub mod ownership;
 pub mod problems;
 pub mod resolve;
+pub mod scale_in;
 pub mod scope;
 pub mod status;
 pub mod validate;
@@ -142,7 +143,8 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
     }
     let mut progress = Progress::default();
     let result = match &service.0 {
-        Ok(service) => accept(service, &scope, &mut progress).await,
+        // Boxed: it holds a whole pod template.
+        Ok(service) => Box::pin(accept(service, &scope, &mut progress)).await,
         Err(invalid) => Err(unreadable(invalid)),
     };
     let (outcome, counted) = match &result {

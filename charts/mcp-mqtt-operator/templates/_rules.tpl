@@ -25,6 +25,11 @@ says why; a test holds that.
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
+# What the end of each instance would cost (an annotation with its sessions), written just before there are to be fewer
+# of them: Kubernetes then ends the emptiest.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [patch]
 # A ServiceAccount of its own, without API token, for the pods of each McpService.
 - apiGroups: [""]
   resources: [serviceaccounts]

@@ -4,7 +4,7 @@ use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
-        apps::v1::Deployment,
+        apps::v1::{Deployment, DeploymentSpec},
         autoscaling::v2::HorizontalPodAutoscaler,
         core::v1::{ConfigMap, Pod, PodSpec, Secret, ServiceAccount},
         policy::v1::PodDisruptionBudget,
@@ -25,7 +25,7 @@ use super::{
     ownership, resolve,
     scope::{Guarded, Stores},
 };
-use crate::names::SERVICE_LABEL;
+use crate::names::{POD_DELETION_COST, SERVICE_ANNOTATION, SERVICE_LABEL};
 
 /// A watch's objects: all that are touched, deleted ones too.
 pub type Objects<K> = BoxStream<'static, Result<K, watcher::Error>>;
@@ -84,7 +84,9 @@ pub fn watch(
     let (deployments, deployment_stream) =
         full(client, namespace, ours.clone(), |deployment: &mut Deployment| {
             ownership::trim(&mut deployment.metadata);
-            deployment.spec = None; // ownership and hash tell whether it is as it should be
+            // Ownership and hash tell whether it is as it should be; its size tells whether it is about to shrink.
+            let replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas);
+            deployment.spec = Some(DeploymentSpec { replicas, ..DeploymentSpec::default() });
         });
     let (pods, pod_stream) = full(client, namespace, ours.clone(), trim_pod);
     let (service_accounts, service_account_stream) =
@@ -194,6 +196,6 @@ fn trim_pod(pod: &mut Pod) {
     metadata.managed_fields = None;
     metadata.owner_references = None;
     if let Some(annotations) = &mut metadata.annotations {
-        annotations.retain(|key, _| key == crate::names::SERVICE_ANNOTATION);
+        annotations.retain(|key, _| key == SERVICE_ANNOTATION || key == POD_DELETION_COST);
     }
 }
