@@ -43,25 +43,27 @@ async fn until_instances(service: &Deployed, count: usize) -> Result<Vec<String>
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     };
-    let pods = tokio::time::timeout(PATIENCE + PATIENCE, wait).await;
-    match pods {
-        Ok(pods) => pods,
-        Err(_) => {
-            let service_status = service.status(|_| true).await?;
-            anyhow::bail!("not {count} instances, but {:?}; {service_status:#}", service.live_pods().await?)
-        }
+    if let Ok(pods) = tokio::time::timeout(PATIENCE + PATIENCE, wait).await {
+        return pods;
     }
+    let status = service.status(|_| true).await?;
+    anyhow::bail!("not {count} instances, but {:?}; {status:#}", service.live_pods().await?)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_instances_without_sessions_go_first_and_the_others_sessions_go_on() -> Result<()> {
     let platform = Platform::get().await?;
-    let service = platform.deploy("shrinking", with(everything_over_http(), json!({ "replicas": 3 }))).await?;
+    let service =
+        platform.deploy("shrinking", with(everything_over_http(), json!({ "replicas": 3 }))).await?;
     let instances = service.registered(3).await?;
-    // The one that Kubernetes would end first by its own rules is among the youngest: so the busy one is each of
-    // them in turn, of which at least one would have been the wrong one.
-    let busy = instances.iter().max_by_key(|instance| instance.server_id.as_str().to_owned());
-    let busy = busy.context("an instance")?;
+    // By its own rules Kubernetes would end the youngest pods first: the youngest one is made the busy one.
+    let pods = service.pods().list(&ListParams::default()).await?;
+    let youngest = pods.items.iter().max_by_key(|pod| {
+        pod.status.as_ref().and_then(|status| status.start_time.as_ref().map(|time| time.0))
+    });
+    let youngest = youngest.context("a pod")?.name_any();
+    let busy = instances.iter().find(|instance| service.pod_of(instance).is_ok_and(|pod| pod == youngest));
+    let busy = busy.context("the youngest pod's instance")?;
     let clients = clients(&platform, 3).await?;
     let mut sessions = Vec::new();
     for client in &clients {
@@ -95,8 +97,9 @@ async fn kubernetes_own_autoscaler_goes_by_the_sessions() -> Result<()> {
         "sessions": { "targetPerReplica": 2 },
         "behavior": { "scaleDown": { "stabilizationWindowSeconds": 0 } },
     });
-    let service =
-        platform.deploy("elastic", with(everything_over_stdio(), json!({ "autoscaling": autoscaling }))).await?;
+    let service = platform
+        .deploy("elastic", with(everything_over_stdio(), json!({ "autoscaling": autoscaling })))
+        .await?;
     let clients = clients(&platform, 5).await?;
     let mut sessions = Vec::new();
     for client in &clients {
@@ -107,8 +110,7 @@ async fn kubernetes_own_autoscaler_goes_by_the_sessions() -> Result<()> {
     for session in &sessions {
         echoes(session, "while it grew").await?;
     }
-    let autoscalers =
-        Api::<HorizontalPodAutoscaler>::namespaced(platform.kube.clone(), &service.namespace);
+    let autoscalers = Api::<HorizontalPodAutoscaler>::namespaced(platform.kube.clone(), &service.namespace);
     let autoscaler = autoscalers.list(&ListParams::default()).await?.items.pop().context("an autoscaler")?;
     let seen: Value = serde_json::to_value(autoscaler.status)?;
     ensure!(seen["conditions"].to_string().contains("ScalingActive"), "{seen}");
@@ -116,7 +118,7 @@ async fn kubernetes_own_autoscaler_goes_by_the_sessions() -> Result<()> {
     // All but one leave: one instance is enough, and it is the one where the last session is.
     let last = sessions.pop().context("a session")?;
     for session in sessions {
-        session.close(PATIENCE).await?;
+        session.close();
     }
     until_instances(&service, 1).await?;
     echoes(&last, "alone").await?;
