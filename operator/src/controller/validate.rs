@@ -9,7 +9,13 @@ mod tests;
 
 use std::time::Duration;
 
-use k8s_openapi::{api::core::v1::PodTemplateSpec, apimachinery::pkg::apis::meta::v1::OwnerReference};
+use k8s_openapi::{
+    api::{
+        autoscaling::v2::{HorizontalPodAutoscalerBehavior, ResourceMetricSource},
+        core::v1::PodTemplateSpec,
+    },
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
 use kube::{Resource, ResourceExt};
 use mcp_mqtt_sidecar::config::{
     ADMIN_PORT, BackendConfig, GATEWAY_SOCKET, GatewayConfig, Limits, LogFormat, SHIM_SOCKET, Timeouts,
@@ -21,10 +27,14 @@ use mcp_mqtt_transport::{
 use url::Url;
 
 use self::{broker::ValidBroker, pod_template::PodTemplateError, references::Reference};
-use super::fetch::Fetched;
+use super::{build::autoscaler::Target, fetch::Fetched};
 use crate::{
-    crd::{GatewaySpec, McpService, RbacSpec, ServerSpec, TransportSpec, duration::DurationText, gateway},
+    crd::{
+        AutoscalingSpec, GatewaySpec, McpService, RbacSpec, ServerSpec, TransportSpec,
+        duration::DurationText, gateway,
+    },
     names, reasons,
+    session_metrics::Metric,
     settings::Settings,
 };
 
@@ -40,6 +50,8 @@ pub struct ValidService {
     pub server_name: String,
     /// How many instances are wanted.
     pub replicas: i32,
+    /// What decides on that, where it is not a person.
+    pub autoscaling: Option<ValidAutoscaling>,
     /// How the server is started, and what the container needs for it.
     pub backend: Backend,
     /// The server's container.
@@ -54,6 +66,21 @@ pub struct ValidService {
     pub pod_template: Option<PodTemplateSpec>,
     /// What the pods read, so that a change of it must reach them.
     pub references: Vec<Reference>,
+}
+
+/// What the autoscaler goes by.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ValidAutoscaling {
+    /// The fewest instances.
+    pub min_replicas: i32,
+    /// The most.
+    pub max_replicas: i32,
+    /// What the operator itself measures.
+    pub targets: Vec<Target>,
+    /// What Kubernetes measures.
+    pub resources: Vec<ResourceMetricSource>,
+    /// How fast it goes.
+    pub behavior: Option<HorizontalPodAutoscalerBehavior>,
 }
 
 /// Which object of the API server it is.
@@ -180,6 +207,11 @@ pub fn validate(
         identity,
         server_name,
         replicas: spec.replicas,
+        autoscaling: spec
+            .autoscaling
+            .as_ref()
+            .map(|autoscaling| self::autoscaling(autoscaling, spec.gateway.max_sessions))
+            .transpose()?,
         backend,
         server: spec.server.clone(),
         gateway,
@@ -187,6 +219,39 @@ pub fn validate(
         broker,
         pod_template,
         references,
+    })
+}
+
+/// The share of `gateway.maxSessions`, in percent, that is aimed at when no metric is named.
+const DEFAULT_UTILIZATION: i32 = 80;
+
+fn autoscaling(spec: &AutoscalingSpec, max_sessions: i32) -> Result<ValidAutoscaling, ValidateError> {
+    // At least one: Kubernetes takes no target of nothing.
+    let share = |percent: i32| (max_sessions.saturating_mul(percent) / 100).max(1);
+    let sessions =
+        match spec.sessions.as_ref().map(|target| (target.target_per_replica, target.target_utilization)) {
+            Some((Some(sessions), None)) => Some(sessions),
+            Some((None, Some(percent))) => Some(share(percent)),
+            Some(_) => {
+                return Err(ValidateError::field(
+                    "autoscaling.sessions",
+                    "needs exactly one of targetPerReplica and targetUtilization",
+                ));
+            }
+            None if spec.in_flight.is_none() && spec.resources.is_empty() => Some(share(DEFAULT_UTILIZATION)),
+            None => None,
+        };
+    let in_flight = spec.in_flight.as_ref().map(|target| target.target_per_replica);
+    let targets = [(Metric::Sessions, sessions), (Metric::InFlight, in_flight)];
+    Ok(ValidAutoscaling {
+        min_replicas: spec.min_replicas,
+        max_replicas: spec.max_replicas,
+        targets: targets
+            .into_iter()
+            .filter_map(|(metric, per_replica)| Some(Target { metric, per_replica: per_replica? }))
+            .collect(),
+        resources: spec.resources.clone(),
+        behavior: spec.behavior.clone(),
     })
 }
 

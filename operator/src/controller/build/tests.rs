@@ -442,3 +442,58 @@ fn what_the_pods_read_is_in_their_annotations_as_a_hash() {
     assert_eq!(with(Some("abc"))["metadata"]["annotations"]["mcp-mqtt.io/references-hash"], json!("abc"));
     assert_eq!(with(None)["metadata"]["annotations"].get("mcp-mqtt.io/references-hash"), None);
 }
+
+#[test]
+fn an_autoscaler_goes_by_the_service_itself() {
+    let spec = format!(
+        "{STDIO}
+gateway: {{maxSessions: 50}}
+autoscaling:
+  minReplicas: 2
+  maxReplicas: 9
+  sessions: {{targetUtilization: 70}}
+  inFlight: {{targetPerReplica: 4}}
+  resources: [{{name: cpu, target: {{type: Utilization, averageUtilization: 60}}}}]
+  behavior: {{scaleDown: {{stabilizationWindowSeconds: 30}}}}
+"
+    );
+    let this = "{apiVersion: mcp-mqtt.io/v1alpha1, kind: McpService, name: weather}";
+    let expected = yaml(&format!(
+        "
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {METADATA_INLINE}
+spec:
+  scaleTargetRef: {this}
+  minReplicas: 2
+  maxReplicas: 9
+  metrics:
+  - type: Object
+    object:
+      describedObject: {this}
+      metric: {{name: mcp_sessions}}
+      target: {{type: AverageValue, averageValue: '35'}}
+  - type: Object
+    object:
+      describedObject: {this}
+      metric: {{name: mcp_requests_in_flight}}
+      target: {{type: AverageValue, averageValue: '4'}}
+  - type: Resource
+    resource: {{name: cpu, target: {{type: Utilization, averageUtilization: 60}}}}
+  behavior: {{scaleDown: {{stabilizationWindowSeconds: 30}}}}
+",
+        METADATA_INLINE = serde_json::to_string(&yaml(METADATA)).unwrap(),
+    ));
+    assert_eq!(value(&of(&spec).autoscaler), expected);
+}
+
+#[test]
+fn without_a_metric_the_autoscaler_goes_by_four_fifths_of_the_sessions() {
+    let autoscaler = value(&of(&format!("{STDIO}\nautoscaling: {{maxReplicas: 3}}")).autoscaler);
+    assert_eq!(autoscaler["spec"]["metrics"][0]["object"]["target"]["averageValue"], "80");
+    assert_eq!(autoscaler["spec"]["minReplicas"], 1);
+    let cpu = "autoscaling: {maxReplicas: 3, resources: [{name: cpu, target: {type: Utilization, averageUtilization: 60}}]}";
+    let autoscaler = value(&of(&format!("{STDIO}\n{cpu}")).autoscaler);
+    assert_eq!(autoscaler["spec"]["metrics"].as_array().unwrap().len(), 1, "{autoscaler}");
+    assert_eq!(of(STDIO).autoscaler, None);
+}
