@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{
     admin::{self, AdminError, Readiness},
-    cli::RunArgs,
+    cli::{RunArgs, SessionMetricsArgs},
     controller::{
         self,
         scope::{Failures, Scope, ServiceRef, Unsynced},
@@ -28,6 +28,10 @@ use crate::{
     names::FIELD_MANAGER,
     observe::{CHANGED_CAPACITY, Observations, Observer},
     salt::{Salt, SaltError},
+    session_metrics::{
+        counts::{Counts, Watched},
+        server::{self, Place},
+    },
     settings::{Settings, SettingsError},
     telemetry::{self, TelemetryError},
 };
@@ -229,21 +233,45 @@ async fn work(
         args.watch_namespaces.iter().map(|name| Some(name.as_str())).collect()
     };
     let mut tasks = JoinSet::new();
-    let mut unsynced = Vec::new();
+    let (mut unsynced, mut watched) = (Vec::new(), Vec::new());
     for namespace in namespaces {
         let part = Part { args, settings: &settings, client: &client, salt: &salt, metrics: &metrics };
-        unsynced.push(part.start(namespace, &mut tasks, stop.clone()));
+        let (part_unsynced, part_watched) = part.start(namespace, &mut tasks, stop.clone());
+        unsynced.push(part_unsynced);
+        watched.push(part_watched);
     }
     tokio::select! {
         () = tell_sync(&unsynced, readiness) => tracing::info!("watching"),
         () = stopped(stop.clone()) => {}
     }
-    stopped(stop).await;
+    // Not before all is known: an autoscaler that hears of no sessions ends instances.
+    tokio::select! {
+        () = session_metrics(args, client, Counts::new(watched)) => {}
+        () = stopped(stop) => {}
+    }
     let ended = async { while tasks.join_next().await.is_some() {} };
     if timeout(STOP, ended).await.is_err() {
         tracing::warn!("reconciles were still under way; the next operator goes on with them");
     }
     Ok(())
+}
+
+/// Serves what the autoscaler asks for, where the chart has made a way for it.
+async fn session_metrics(args: &RunArgs, client: Client, counts: Counts) {
+    let args = (&args.namespace, &args.session_metrics);
+    let (
+        namespace,
+        SessionMetricsArgs { session_metrics_service: Some(service), session_metrics_port, pod_ip: Some(ip) },
+    ) = args
+    else {
+        return std::future::pending().await;
+    };
+    let place = Place {
+        namespace: namespace.clone(),
+        service: service.clone(),
+        address: (*ip, *session_metrics_port).into(),
+    };
+    server::serve(client, counts, place).await;
 }
 
 /// Ready as soon as all watches are; until then readiness names those that are not.
@@ -278,12 +306,18 @@ impl Part<'_> {
         namespace: Option<&str>,
         tasks: &mut JoinSet<()>,
         stop: watch::Receiver<bool>,
-    ) -> Unsynced {
+    ) -> (Unsynced, Watched) {
         let secret = self.settings.default_broker.as_ref().and_then(|broker| broker.secret.as_deref());
         let secret = secret.map(|name| DefaultSecret { namespace: &self.args.namespace, name });
         let (stores, watches) = watches::watch(self.client, namespace, secret.as_ref());
         let (unsynced, follow_sync) = stores.follow_sync();
         let observations = Arc::new(Observations::default());
+        let counted = Watched {
+            namespace: namespace.map(str::to_owned),
+            services: stores.services.clone(),
+            pods: stores.pods.clone(),
+            observations: observations.clone(),
+        };
         let (sender, changed) = mpsc::channel::<ServiceRef>(CHANGED_CAPACITY);
         let observer = Observer {
             stores: stores.clone(),
@@ -323,7 +357,7 @@ impl Part<'_> {
                 () = observer.run() => {}
             }
         });
-        unsynced
+        (unsynced, counted)
     }
 }
 

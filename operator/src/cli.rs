@@ -87,6 +87,10 @@ pub struct RunArgs {
     #[arg(long, env = "MCP_MQTT_ADMIN_ADDRESS", default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
     pub admin_address: SocketAddr,
 
+    /// The autoscaler's way to the session metrics.
+    #[command(flatten)]
+    pub session_metrics: SessionMetricsArgs,
+
     /// Log format.
     #[arg(long, env = "MCP_MQTT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json, value_name = "FORMAT")]
     pub log_format: LogFormat,
@@ -120,6 +124,23 @@ pub struct DefaultBrokerArgs {
     /// User name that goes with that token; without it the broker sees none.
     #[arg(long, env = "MCP_MQTT_DEFAULT_BROKER_TOKEN_USERNAME", value_name = "NAME")]
     pub default_broker_token_username: Option<String>,
+}
+
+/// `custom.metrics.k8s.io`: what the autoscaler of an `McpService` goes by.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+pub struct SessionMetricsArgs {
+    /// The Service, in the operator's namespace, to which the API server sends requests for `custom.metrics.k8s.io`;
+    /// none: the operator does not serve them.
+    #[arg(long, env = "MCP_MQTT_SESSION_METRICS_SERVICE", requires = "pod_ip", value_name = "SERVICE")]
+    pub session_metrics_service: Option<String>,
+
+    /// Port on which they are served.
+    #[arg(long, env = "MCP_MQTT_SESSION_METRICS_PORT", default_value_t = 6443, value_name = "PORT")]
+    pub session_metrics_port: u16,
+
+    /// Address of the operator itself, as the API server reaches it.
+    #[arg(long, env = "POD_IP", value_name = "ADDRESS")]
+    pub pod_ip: Option<std::net::IpAddr>,
 }
 
 /// When the kubelet pulls an image.
@@ -182,6 +203,7 @@ impl RunArgs {
         blank(&mut broker.default_broker_secret);
         blank(&mut broker.default_broker_token_audience);
         blank(&mut broker.default_broker_token_username);
+        blank(&mut self.session_metrics.session_metrics_service);
         blank(&mut self.identity);
         for list in [&mut self.watch_namespaces, &mut self.image_pull_secrets] {
             for item in list.iter_mut() {

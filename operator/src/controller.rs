@@ -11,6 +11,7 @@ mod news;
 pub mod ownership;
 pub mod problems;
 pub mod resolve;
+pub mod scale_in;
 pub mod scope;
 pub mod status;
 pub mod validate;
@@ -84,6 +85,7 @@ pub async fn run(
         deployments,
         service_accounts,
         disruption_budgets,
+        autoscalers,
         pods,
         secrets,
         config_maps,
@@ -100,6 +102,7 @@ pub async fn run(
         .owns_stream(deployments)
         .owns_stream(service_accounts)
         .owns_stream(disruption_budgets)
+        .owns_stream(autoscalers)
         .watches_stream(pods, |pod: Pod| service_of(&pod))
         .watches_stream(secrets, move |secret| of_secret(&secret.metadata))
         .watches_stream(config_maps, move |map| of_config_map(&map.metadata))
@@ -140,7 +143,8 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
     }
     let mut progress = Progress::default();
     let result = match &service.0 {
-        Ok(service) => accept(service, &scope, &mut progress).await,
+        // Boxed: it holds a whole pod template.
+        Ok(service) => Box::pin(accept(service, &scope, &mut progress)).await,
         Err(invalid) => Err(unreadable(invalid)),
     };
     let (outcome, counted) = match &result {

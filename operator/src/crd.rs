@@ -5,6 +5,7 @@
 )]
 #![allow(unreachable_pub, reason = "KubeSchema repeats each struct inside a function")]
 
+pub mod autoscaling;
 pub mod broker;
 pub mod duration;
 pub mod gateway;
@@ -22,8 +23,8 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    broker::BrokerSpec, gateway::GatewaySpec, rbac::RbacSpec, server::ServerSpec, status::McpServiceStatus,
-    transport::TransportSpec,
+    autoscaling::AutoscalingSpec, broker::BrokerSpec, gateway::GatewaySpec, rbac::RbacSpec,
+    server::ServerSpec, status::McpServiceStatus, transport::TransportSpec,
 };
 
 /// Group of the API.
@@ -129,10 +130,14 @@ pub struct McpServiceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rbac: Option<RbacSpec>,
 
-    /// How many instances run.
+    /// How many instances run. With `autoscaling` it is the autoscaler that writes it.
     #[serde(default = "one")]
     #[schemars(range(min = 0, max = 10_000))]
     pub replicas: i32,
+
+    /// Lets Kubernetes' `HorizontalPodAutoscaler` write `replicas`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<AutoscalingSpec>,
 
     /// How the MCP server is spoken to inside its pod: exactly one of the fields.
     pub transport: TransportSpec,

@@ -5,6 +5,7 @@
 //! - [`crd`]: the API, its rules and its documentation
 //! - [`controller`]: from an `McpService` to its objects, and back to its status
 //! - [`observe`], [`http_get`]: what the gateways say of themselves
+//! - [`session_metrics`]: what the autoscaler is told of them
 //! - [`admin`], [`metrics`], [`telemetry`]: what the operator says of itself
 //! - [`names`], [`reasons`], [`salt`]: what it calls things, and how it hashes them
 //! - [`check`]: whether an installed operator works
@@ -22,5 +23,6 @@ pub mod names;
 pub mod observe;
 pub mod reasons;
 pub mod salt;
+pub mod session_metrics;
 pub mod settings;
 pub mod telemetry;

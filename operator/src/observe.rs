@@ -211,6 +211,19 @@ impl Pending {
     }
 }
 
+/// Asks these pods' gateways now, so many at a time, and notes what they say. A gateway that does not answer is as it
+/// was.
+pub async fn ask_now(pods: &[Arc<Pod>], observations: &Observations, concurrency: usize) {
+    let http = &HttpGet::new(ANSWER, MAX_BODY);
+    futures::stream::iter(pods)
+        .for_each_concurrent(concurrency, async |pod| {
+            if let (Some(uid), Ok(status)) = (pod.uid(), ask(http, pod).await) {
+                observations.set(&uid, Ok(status));
+            }
+        })
+        .await;
+}
+
 /// Where the gateway listens; none: it does not run (yet, or any more).
 fn address(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
@@ -251,6 +264,7 @@ mod tests {
             sessions,
             in_flight: 0,
             server: None,
+            workers: Vec::new(),
         }
     }
 

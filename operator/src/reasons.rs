@@ -37,6 +37,8 @@ pub const CONTAINER_FAILED: &str = "ContainerFailed";
 pub const GATEWAY_NOT_ANSWERING: &str = "GatewayNotAnswering";
 /// `Ready=True` while a new spec is on its way to the pods.
 pub const ROLLING_OUT: &str = "RollingOut";
+/// `Ready=True` while instances that go down let their sessions finish.
+pub const DRAINING_SESSIONS: &str = "DrainingSessions";
 /// The pod goes down.
 pub const DRAINING: &str = "Draining";
 
@@ -59,5 +61,7 @@ pub const DEPLOYMENT_REJECTED: &str = "DeploymentRejected";
 pub const SERVICE_ACCOUNT_REJECTED: &str = "ServiceAccountRejected";
 /// `Accepted=False`: the API server refuses the `PodDisruptionBudget`.
 pub const DISRUPTION_BUDGET_REJECTED: &str = "PodDisruptionBudgetRejected";
+/// `Accepted=False`: the API server refuses the `HorizontalPodAutoscaler`.
+pub const AUTOSCALER_REJECTED: &str = "HorizontalPodAutoscalerRejected";
 /// `Accepted=False`: the API server refuses the copy of the default broker's Secret.
 pub const SECRET_REJECTED: &str = "SecretRejected";

@@ -62,7 +62,8 @@ pub fn serve(address: SocketAddr, board: Board, metrics: Metrics) -> io::Result<
 async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
     let pending = admin.board.pending();
     if pending.is_empty() {
-        return (StatusCode::OK, "ready\n".to_owned());
+        let trouble = admin.board.trouble().map(|trouble| format!("but {trouble}\n"));
+        return (StatusCode::OK, format!("ready\n{}", trouble.unwrap_or_default()));
     }
     (StatusCode::SERVICE_UNAVAILABLE, pending.join("\n") + "\n")
 }

@@ -1,11 +1,13 @@
-//! The backend: the pod's own MCP server, over stdio or HTTP. One MQTT client session is one backend session.
+//! The backend: the pod's own MCP server, over stdio or HTTP, in two kinds. One MQTT client session is one backend
+//! session.
 //!
 //! A session is opened by [`Backend::open`], spoken to through [`BackendSession::to_backend`], heard through the
 //! gateway's one [`BackendEvents`] channel, and ended by dropping the [`BackendSession`].
 //!
 //! - [`stdio`]: a process per session, started by the shim; the gateway holds its pipes
-//! - [`http`]: Streamable HTTP, 2025-03-26 to 2026-07-28
-//! - [`modern`]: servers that speak only 2026-07-28, over either transport: what of a session lives in the gateway then
+//! - [`http`]: Streamable HTTP, 2025-03-26 to 2026-07-28, and HTTP+SSE, 2024-11-05
+//! - [`modern`]: servers that speak only 2026-07-28, over stdio or Streamable HTTP: what of a session lives in the
+//!   gateway then
 //! - [`probe`]: asks the server who it is, as a client would, and so finds which era it speaks
 
 use std::{convert::Infallible, fmt, io, time::Duration};
@@ -33,7 +35,21 @@ mod skim;
 pub mod stdio;
 
 use self::stdio::own::{Running, Spawner};
-pub use self::{http::HttpBackend, probe::ProbeError, stdio::StdioBackend};
+pub use self::{
+    http::{HttpBackend, SseBackend},
+    probe::ProbeError,
+    stdio::StdioBackend,
+};
+
+/// The parsers of what servers say, for the fuzz targets; no part of the interface.
+#[doc(hidden)]
+pub mod parsers {
+    pub use super::{
+        http::sse_parser::{Event, SseParser},
+        lines::{Line, Lines},
+        skim::Skim,
+    };
+}
 
 /// The newest revision of MCP that the gateway speaks to its backend.
 pub const NEWEST_REVISION: &str = "2025-11-25";
@@ -61,30 +77,31 @@ pub struct BackendLimits {
     pub max_in_flight: usize,
 }
 
-/// How the pod's MCP server is reached. Cheap to clone.
-///
-/// HTTP+SSE (2024-11-05) will be a third variant with the same four functions: nothing outside this module tells
-/// the variants apart.
+/// How the pod's MCP server is reached. Cheap to clone. Nothing outside this module tells the variants apart.
 #[derive(Debug, Clone)]
 pub enum Backend {
     /// One process per session, its pipes handed over by the shim, or started here.
     Stdio(StdioBackend),
     /// Streamable HTTP.
     StreamableHttp(HttpBackend),
+    /// HTTP+SSE.
+    Sse(SseBackend),
 }
 
 /// The configured backend cannot be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BackendConfigError {
-    /// No transport or several were given.
-    #[error("exactly one of --stdio-socket, --http-url and a command after `--` is needed")]
+    /// No transport was given, or more than one.
+    #[error("exactly one of --stdio-socket, --http-url, --sse-url and a command after `--` is needed")]
     NotExactlyOne,
     /// The certificates to trust.
     #[error("--http-ca-file: {0}")]
     BadCertificates(String),
     /// The URL is not one of a server.
-    #[error("--http-url: {why}")]
+    #[error("{flag}: {why}")]
     BadUrl {
+        /// The argument that has it.
+        flag: &'static str,
         /// What is wrong with it.
         why: &'static str,
     },
@@ -155,7 +172,7 @@ pub enum BackendEnd {
     OpenFailed(String),
     /// The process exited or its pipe closed.
     Exited(String),
-    /// The server no longer knows the session (HTTP 404).
+    /// The server no longer knows the session (HTTP 404), or ended the stream that it was (HTTP+SSE).
     SessionLost(String),
     /// The whole backend is gone (its container restarts).
     BackendLost(String),
@@ -176,13 +193,12 @@ impl Backend {
     ) -> Result<Self, BackendConfigError> {
         let max_sessions = limits.max_sessions as usize;
         let limits = BackendLimits::from(limits);
-        match (&config.stdio_socket, &config.http_url, &config.command[..]) {
-            (Some(socket), None, []) => Ok(Self::Stdio(StdioBackend::new(socket.clone(), limits))),
-            (None, Some(url), []) => {
-                let ca = options.http_ca_file.as_deref();
-                Ok(Self::StreamableHttp(HttpBackend::new(url, ca, limits)?))
-            }
-            (None, None, [_, ..]) => {
+        let ca = options.http_ca_file.as_deref();
+        match (&config.stdio_socket, &config.http_url, &config.sse_url, &config.command[..]) {
+            (Some(socket), None, None, []) => Ok(Self::Stdio(StdioBackend::new(socket.clone(), limits))),
+            (None, Some(url), None, []) => Ok(Self::StreamableHttp(HttpBackend::new(url, ca, limits)?)),
+            (None, None, Some(url), []) => Ok(Self::Sse(SseBackend::new(url, ca, limits)?)),
+            (None, None, None, [_, ..]) => {
                 let idle = usize::from(options.prewarm);
                 let spawner = Spawner::new(
                     own_processes(&config.command, max_sessions + idle),
@@ -203,7 +219,7 @@ impl Backend {
     pub fn start(&self) -> io::Result<Option<Running>> {
         match self {
             Self::Stdio(backend) => backend.start(),
-            Self::StreamableHttp(_) => Ok(None),
+            Self::StreamableHttp(_) | Self::Sse(_) => Ok(None),
         }
     }
 
@@ -240,6 +256,7 @@ impl Backend {
             // A process speaks the era of the first message that it gets.
             Self::Stdio(backend) => backend.open(session, events, from_bridge),
             Self::StreamableHttp(backend) => backend.open(is_modern, session, events, from_bridge),
+            Self::Sse(backend) => backend.open(session, events, from_bridge),
         }
     }
 
@@ -248,7 +265,13 @@ impl Backend {
         match self {
             Self::Stdio(backend) => &backend.era,
             Self::StreamableHttp(backend) => &backend.era,
+            Self::Sse(backend) => &backend.era,
         }
+    }
+
+    /// Whether there are servers of both eras on this transport.
+    fn has_eras(&self) -> bool {
+        !matches!(self, Self::Sse(_))
     }
 
     /// Asks the server who it is: opens a session of its own, sends `initialize`, ends it; and once more in the newer
@@ -286,6 +309,7 @@ impl Backend {
         match self {
             Self::Stdio(backend) => backend.lost().await,
             Self::StreamableHttp(backend) => backend.lost().await,
+            Self::Sse(backend) => backend.lost().await,
         }
     }
 }

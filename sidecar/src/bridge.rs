@@ -1,23 +1,25 @@
 //! Between the broker and the backends: one task that owns all sessions.
 //!
+//! - [`placement`]: which connection carries which session
 //! - [`session`]: one session as a state machine without IO; [`flights`]: its requests in flight
 //! - [`sessions`]: the table of all; [`broadcast`]: what all clients are told
 //! - [`core`]: from topics to sessions, still without IO
 //! - [`action`], [`refusal`]: what the state machines want done, and the errors they answer
-//! - [`driver`]: moves the bytes, for the life of one connection
+//! - [`link`]: a connection and its queues
+//! - [`driver`]: moves the bytes, for the life of one registration
 //!
-//! [`Bridge::run`] takes one [`Link`](crate::registrar::Link) after the other from the registrar.
+//! [`Bridge::run`] takes one [`Registration`](crate::registrar::Registration) after the other from the registrar.
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use self::{
     driver::{Driver, End},
     session::Rules,
 };
 use crate::{
-    backend::{Backend, BackendEvents, FromBackend, SessionId},
+    backend::Backend,
     config::GatewayConfig,
     drain::{Drains, Progress},
     health::Health,
@@ -33,25 +35,21 @@ pub mod broadcast;
 pub mod core;
 mod driver;
 pub mod flights;
+mod link;
 mod outbox;
+pub mod placement;
 pub mod refusal;
 pub mod session;
 pub mod sessions;
 #[cfg(test)]
 mod shorthand;
 
-/// Events of all backend sessions that may wait for the bridge: enough that a burst is taken in one go, little
-/// enough that a flooding server soon waits.
-const BACKEND_EVENTS: usize = 256;
-
-/// The bridge, from one connection to the next.
+/// The bridge, from one registration to the next.
 #[derive(Debug)]
 pub struct Bridge {
     config: Arc<GatewayConfig>,
     rules: Rules,
     backend: Backend,
-    events: BackendEvents,
-    from_backends: mpsc::Receiver<(SessionId, FromBackend)>,
     health: watch::Receiver<Health>,
     drains: Drains,
     board: Board,
@@ -72,7 +70,6 @@ impl Bridge {
         metrics: Metrics,
         tracer: Option<Tracer>,
     ) -> Self {
-        let (events, from_backends) = mpsc::channel(BACKEND_EVENTS);
         let limit = |limit: u32| usize::try_from(limit).unwrap_or(usize::MAX);
         let rules = Rules {
             timeouts: config.timeouts.clone(),
@@ -81,31 +78,19 @@ impl Bridge {
             idle_timeout: config.limits.idle_timeout,
             sampler: tracer.as_ref().map(Tracer::sampler),
         };
-        Self {
-            config,
-            rules,
-            backend,
-            events,
-            from_backends,
-            health,
-            drains,
-            board,
-            metrics,
-            tracer,
-            last_id: 0,
-        }
+        Self { config, rules, backend, health, drains, board, metrics, tracer, last_id: 0 }
     }
 
-    /// Serves connection after connection until a drain has ended.
+    /// Serves registration after registration until a drain has ended.
     pub async fn run(mut self, mut registrar: Registrar) {
         loop {
-            let link = tokio::select! {
-                link = registrar.establish() => link,
+            let registration = tokio::select! {
+                registration = registrar.establish() => registration,
                 // Without a connection there is no session and no presence: nothing is left to drain.
                 Some(_) = self.drains.requests.recv() => break,
             };
-            let since = link.since;
-            let end = Driver::new(&mut self, &registrar, link).run().await;
+            let since = registration.since;
+            let end = Driver::new(&mut self, &registrar, registration).run().await;
             match end {
                 End::Drained => break,
                 End::Lost(why) => registrar.lost(&why, since),

@@ -91,7 +91,7 @@ pub struct GatewayConfig {
 }
 
 /// How the MCP server is reached: exactly one.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Args)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[group(required = true, multiple = false)]
 pub struct BackendConfig {
     /// stdio: the shim's Unix socket; one process per MCP session.
@@ -101,6 +101,10 @@ pub struct BackendConfig {
     /// Streamable HTTP: the server's MCP endpoint, `http://` or `https://`.
     #[arg(long, visible_alias = "url", env = "MCP_MQTT_HTTP_URL", value_name = "URL")]
     pub http_url: Option<Url>,
+
+    /// HTTP+SSE (2024-11-05): the server's event stream.
+    #[arg(long, env = "MCP_MQTT_SSE_URL", value_name = "URL")]
+    pub sse_url: Option<Url>,
 
     /// stdio without a shim: the MCP server's command and its arguments, started once per MCP session.
     #[arg(last = true, value_name = "COMMAND")]
@@ -164,6 +168,11 @@ pub struct BrokerConfig {
     /// Quality of service of publishes and subscriptions: 0 or 1.
     #[arg(long, env = "MCP_MQTT_QOS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1), value_name = "QOS")]
     pub qos: u8,
+
+    /// Connections beside the registering one that carry the sessions, at most 16; 0: that one carries all. Their
+    /// client ids are the server id with _w1, _w2 … at its end.
+    #[arg(long, env = "MCP_MQTT_WORKERS", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=16), value_name = "N")]
+    pub workers: u8,
 }
 
 /// Bounds on what clients may use.
@@ -221,6 +230,23 @@ pub enum LogFormat {
     Json,
     /// For people.
     Text,
+}
+
+impl BackendConfig {
+    /// stdio, by this shim.
+    pub fn stdio(socket: impl Into<PathBuf>) -> Self {
+        Self { stdio_socket: Some(socket.into()), ..Self::default() }
+    }
+
+    /// Streamable HTTP at this endpoint.
+    pub fn http(url: Url) -> Self {
+        Self { http_url: Some(url), ..Self::default() }
+    }
+
+    /// HTTP+SSE with this event stream.
+    pub fn sse(url: Url) -> Self {
+        Self { sse_url: Some(url), ..Self::default() }
+    }
 }
 
 impl GatewayConfig {

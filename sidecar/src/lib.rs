@@ -6,7 +6,7 @@
 //! - [`app`]: the gateway, wired
 //! - [`registrar`]: connects to the broker, tests it, and is found there
 //! - [`bridge`]: between the broker's clients and the backends: the sessions
-//! - [`backend`]: the pod's own MCP server, over stdio or HTTP; [`health`]: whether it answers
+//! - [`backend`]: the pod's own MCP server, over stdio, Streamable HTTP or HTTP+SSE; [`health`]: whether it answers
 //! - [`drain`]: ending so that no client hangs
 //! - [`readiness`], [`metrics`], [`telemetry`], [`traces`], [`admin`]: how it does, and who can see it
 //! - [`shim`], [`install`]: the other two faces

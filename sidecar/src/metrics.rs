@@ -131,6 +131,16 @@ struct ReasonLabel {
     reason: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RoleLabel {
+    role: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WorkerLabel {
+    worker: u32,
+}
+
 /// The metrics; cheap to clone, every clone counts into the same.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -154,12 +164,16 @@ pub struct Metrics {
     pub broadcasts: Counter,
     /// Broadcasts that were spared because another said the same.
     pub broadcasts_merged: Counter,
-    /// Connections to the broker that were opened after the first.
+    /// Registering connections to the broker that were opened after the first.
     pub reconnects: Counter,
     /// Spans that the collector of traces took.
     pub spans_exported: Counter,
     /// Spans that it did not take, or that found no room.
     pub spans_dropped: Counter,
+    /// Worker connections that were opened after the first of each.
+    pub worker_reconnects: Counter,
+    connections: Family<RoleLabel, Gauge>,
+    worker_sessions: Family<WorkerLabel, Gauge>,
     sessions_ended: Family<ReasonLabel, Counter>,
     connect_failures: Family<ReasonLabel, Counter>,
     requests: Family<RequestLabels, Counter>,
@@ -251,6 +265,9 @@ impl Metrics {
             broadcasts: Counter::default(),
             broadcasts_merged: Counter::default(),
             reconnects: Counter::default(),
+            worker_reconnects: Counter::default(),
+            connections: Family::default(),
+            worker_sessions: Family::default(),
             spans_exported: Counter::default(),
             spans_dropped: Counter::default(),
             sessions_ended: Family::default(),
@@ -281,7 +298,14 @@ impl Metrics {
         c.add("broadcasts", &[], "Notifications published to all clients", &m.broadcasts);
         let help = "Notifications to all clients that another one stood for";
         c.add("broadcasts_merged", &[], help, &m.broadcasts_merged);
-        c.add("broker_reconnects", &[], "Connections to the broker after the first", &m.reconnects);
+        let help = "Connections to the broker that stand now, by role";
+        c.add("broker_connections", &["role"], help, &m.connections);
+        let help = "Registering connections to the broker after the first";
+        c.add("broker_reconnects", &[], help, &m.reconnects);
+        let help = "Worker connections to the broker after the first of each";
+        c.add("broker_worker_reconnects", &[], help, &m.worker_reconnects);
+        let help = "MCP sessions on a worker connection now";
+        c.add("worker_sessions", &["worker"], help, &m.worker_sessions);
         let help = "Connections and registrations that failed, by reason";
         c.add("broker_connect_failures", &["reason"], help, &m.connect_failures);
         c.add("trace_spans_exported", &[], "Spans that the collector of traces took", &m.spans_exported);
@@ -314,6 +338,19 @@ impl Metrics {
         self.sessions_ended.get_or_create(&ReasonLabel { reason }).inc();
     }
 
+    /// Connections that stand now: the registering one, and the others.
+    pub fn set_connections(&self, registering: usize, workers: usize) {
+        for (role, count) in [("registering", registering), ("worker", workers)] {
+            self.connections.get_or_create(&RoleLabel { role }).set(gauge(count));
+        }
+    }
+
+    /// Sessions on this worker now, the first being 1.
+    pub fn set_worker_sessions(&self, worker: usize, sessions: usize) {
+        let worker = u32::try_from(worker).unwrap_or(u32::MAX);
+        self.worker_sessions.get_or_create(&WorkerLabel { worker }).set(gauge(sessions));
+    }
+
     /// The broker could not be reached or would not have us.
     pub fn connect_failed(&self, reason: &'static str) {
         self.connect_failures.get_or_create(&ReasonLabel { reason }).inc();
@@ -325,6 +362,10 @@ impl Metrics {
         encode(&mut text, &self.registry).expect("writing to a string");
         text
     }
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 impl Default for Metrics {

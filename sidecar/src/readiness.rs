@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{
     metrics::Metrics,
-    status::{GatewayStatus, Part, ServerInfo, reason},
+    status::{GatewayStatus, Part, ServerInfo, WorkerStatus, reason},
 };
 
 /// The board; cheap to clone, every clone is the same board.
@@ -30,6 +30,7 @@ impl Board {
             sessions: 0,
             in_flight: 0,
             server: None,
+            workers: Vec::new(),
         };
         Self { status: Arc::new(Mutex::new(status)), metrics }
     }
@@ -87,6 +88,40 @@ impl Board {
         }
     }
 
+    /// The workers that there are to be, by client id; none has a connection.
+    pub fn set_workers(&self, client_ids: Vec<String>) {
+        let part = part(false, reason::CONNECTING, "no connection to the broker yet");
+        self.lock().workers =
+            client_ids.into_iter().map(|client_id| WorkerStatus { client_id, part: part.clone() }).collect();
+    }
+
+    /// The workers' connections have ended with the registering one.
+    pub fn workers_gone(&self) {
+        for worker in &mut self.lock().workers {
+            worker.part = part(false, reason::CONNECTING, "waits for the registering connection");
+        }
+    }
+
+    /// A worker's connection stands.
+    pub fn worker_up(&self, client_id: &str) {
+        tracing::info!(client_id, "worker connection stands");
+        self.set_worker(client_id, &part(true, reason::CONNECTED, "carries sessions"));
+    }
+
+    /// A worker has no connection: one of [`reason`], and why in a sentence.
+    pub fn worker_down(&self, client_id: &str, reason: &str, message: &str) {
+        if self.set_worker(client_id, &part(false, reason, message)) {
+            tracing::warn!(client_id, reason, "worker connection: {message}");
+        }
+    }
+
+    /// Whether that is news.
+    fn set_worker(&self, client_id: &str, part: &Part) -> bool {
+        let mut status = self.lock();
+        let worker = status.workers.iter_mut().find(|worker| worker.client_id == client_id);
+        worker.is_some_and(|worker| std::mem::replace(&mut worker.part, part.clone()) != *part)
+    }
+
     /// The server name in use; the broker may have replaced the configured one.
     pub fn set_server_name(&self, server_name: &str) {
         server_name.clone_into(&mut self.lock().server_name);
@@ -100,6 +135,11 @@ impl Board {
     /// Everything, as of now.
     pub fn status(&self) -> GatewayStatus {
         let mut status = self.lock().clone();
+        if status.broker.ok
+            && let Some(trouble) = trouble(&status.workers)
+        {
+            status.broker.message = format!("{}; but {trouble}", status.broker.message);
+        }
         status.sessions = u32::try_from(self.metrics.sessions.get()).unwrap_or_default();
         status.in_flight = u32::try_from(self.metrics.in_flight.get()).unwrap_or_default();
         status
@@ -118,10 +158,29 @@ impl Board {
         pending
     }
 
+    /// What is not as it should be though the instance is ready.
+    pub fn trouble(&self) -> Option<String> {
+        trouble(&self.lock().workers)
+    }
+
     fn lock(&self) -> MutexGuard<'_, GatewayStatus> {
         // Every critical section is a few assignments: what a panic left behind is whole.
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A sentence about the workers without a connection.
+fn trouble(workers: &[WorkerStatus]) -> Option<String> {
+    let mut down = workers.iter().filter(|worker| !worker.part.ok);
+    let first = down.next()?;
+    Some(format!(
+        "{} of {} worker connections do not stand, and the remaining connections carry the sessions: {}: {}: {}",
+        down.count() + 1,
+        workers.len(),
+        first.client_id,
+        first.part.reason,
+        first.part.message
+    ))
 }
 
 fn part(ok: bool, reason: &str, message: &str) -> Part {
@@ -161,6 +220,26 @@ mod tests {
         board.set_draining();
         assert!(!board.status().ready());
         assert_eq!(board.pending(), ["draining"]);
+    }
+
+    #[test]
+    fn a_worker_without_a_connection_is_named_and_takes_nothing_from_readiness() {
+        let board = Board::new("id", "a/b", Metrics::new());
+        board.set_workers(vec!["id_w1".to_owned(), "id_w2".to_owned()]);
+        board.backend_up(&info());
+        board.registered("a/b", None);
+        board.worker_up("id_w1");
+        board.worker_down("id_w2", reason::BROKER_NOT_AUTHORIZED, "the ACL forbids it");
+        let status = board.status();
+        assert!(status.ready() && board.pending().is_empty());
+        for said in [status.broker.message, board.trouble().unwrap()] {
+            assert!(
+                said.contains("1 of 2 worker") && said.contains("id_w2: BrokerNotAuthorized: the ACL"),
+                "{said}"
+            );
+        }
+        board.worker_up("id_w2");
+        assert_eq!((board.trouble(), board.status().broker.message.as_str()), (None, "registered as a/b"));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //! have us, and only then be found. One attempt after the other, until one stands.
 //!
 //! - [`selftest`]: finds what the broker forbids, and names it
+//! - [`worker`]: a connection that registers nothing and carries sessions
+//! - `access`, `attempts`: what all connections have in common
 
 use std::{
     sync::Arc,
@@ -10,46 +12,30 @@ use std::{
 
 use bytes::Bytes;
 use mcp_mqtt_transport::{
-    mqtt::{
-        CloseReason, ConnectError, ConnectOptions, Connection, Event, Publication, Qos, Received, TlsFiles,
-    },
+    mqtt::{CloseReason, Connection, Event, Publication, Qos, Received},
     presence::Online,
     topic::{self, ServerId, ServerName},
     user_property::{self, Component},
 };
-use tokio::time::sleep;
 
+use self::{access::Access, attempts::Attempts, worker::Worker};
 use crate::{
-    backoff::Backoff,
     config::{GatewayConfig, Identity},
     metrics::Metrics,
     readiness::Board,
     status::reason,
 };
 
+mod access;
+mod attempts;
 pub mod selftest;
+pub mod worker;
 
-/// From TCP connect to CONNACK.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// For the DISCONNECT between learning a server name and connecting with it.
 const RENAME_TIMEOUT: Duration = Duration::from_secs(5);
-/// First and longest wait between attempts: the pod's start is quick, a broker's restart takes seconds.
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// Whoever took our client id over will be back: a little peace lets both be seen.
-const TAKEN_OVER_WAIT: Duration = Duration::from_secs(2);
-/// A connection that lasted so long was a good one.
-const STABLE: Duration = Duration::from_secs(10);
-/// So many connections that the broker closed without a word, one soon after the other, are a take-over loop.
-const TAKE_OVER_LOOP: u32 = 3;
-/// Packets are taken up to so many times the message limit (and a header), so that what is too large can be answered.
-/// What is larger still, the broker drops by MQTT's own rule.
-const PACKET_FACTOR: u32 = 4;
-const HEADER_BYTES: u32 = 64 * 1024;
-
 /// A connection on which everything is ready for the presence.
 #[derive(Debug)]
-pub struct Link {
+pub struct Registration {
     /// The connection; the control topic is subscribed.
     pub connection: Connection,
     /// The server name in use.
@@ -62,20 +48,18 @@ pub struct Link {
     pub since: Instant,
 }
 
-/// Makes [`Link`]s.
+/// Makes [`Registration`]s.
 #[derive(Debug)]
 pub struct Registrar {
     config: Arc<GatewayConfig>,
+    access: Access,
     identity: Identity,
     /// As in the will of the next connection: the broker may have replaced the configured one.
     server_name: ServerName,
     board: Board,
     metrics: Metrics,
-    backoff: Backoff,
-    attempts: u32,
-    connected: bool,
+    attempts: Attempts,
     control_echo: bool,
-    wordless_closes: u32,
 }
 
 /// An attempt that failed: a [`reason`], and a sentence.
@@ -93,15 +77,13 @@ impl Registrar {
     pub fn new(config: Arc<GatewayConfig>, identity: Identity, board: Board, metrics: Metrics) -> Self {
         Self {
             server_name: identity.server_name.clone(),
+            access: Access::new(config.clone()),
             config,
             identity,
             board,
             metrics,
-            backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
-            attempts: 0,
-            connected: false,
+            attempts: Attempts::new(),
             control_echo: true,
-            wordless_closes: 0,
         }
     }
 
@@ -110,20 +92,17 @@ impl Registrar {
         &self.identity.server_id
     }
 
-    /// Tries until a link stands; the board tells why it does not. Dropping this ends the attempt, and nothing of it
-    /// can be seen at the broker.
-    pub async fn establish(&mut self) -> Link {
+    /// Tries until a registration can be made; the board tells why it cannot. Dropping this ends the attempt, and
+    /// nothing of it can be seen at the broker.
+    pub async fn establish(&mut self) -> Registration {
         loop {
-            if self.attempts > 0 {
-                sleep(self.backoff.wait()).await;
-            }
-            self.attempts += 1;
+            self.attempts.next().await;
             match self.attempt().await {
-                Ok(link) => {
-                    if std::mem::replace(&mut self.connected, true) {
+                Ok(registration) => {
+                    if self.attempts.connected() {
                         self.metrics.reconnects.inc();
                     }
-                    return link;
+                    return registration;
                 }
                 Err(failure) => {
                     self.metrics.connect_failed(failure.reason);
@@ -133,24 +112,20 @@ impl Registrar {
         }
     }
 
-    /// A link was lost: tells the board why, and how long to wait before the next.
+    /// The connection was lost: tells the board why, and how long to wait before the next.
     pub fn lost(&mut self, why: &CloseReason, since: Instant) {
-        let stable = since.elapsed() >= STABLE;
-        if stable {
-            self.backoff.reset();
-        }
-        self.wordless_closes =
-            if stable || *why != CloseReason::ClosedByBroker { 0 } else { self.wordless_closes + 1 };
-        let client_id = &self.identity.server_id;
-        if *why == CloseReason::SessionTakenOver || self.wordless_closes >= TAKE_OVER_LOOP {
-            self.backoff.at_least(TAKEN_OVER_WAIT);
-            let message = format!(
-                "{why}. The client id is {client_id}: is the same pod running in another cluster with the same cluster \
-                 name, or is another MQTT client using this id?"
-            );
-            return self.board.unregistered(reason::BROKER_SESSION_TAKEN_OVER, &message);
-        }
-        self.board.unregistered(reason::BROKER_CONNECTION_LOST, &format!("{why}; connecting again"));
+        let (reason, message) = self.attempts.lost(self.identity.server_id.as_str(), why, since);
+        self.board.unregistered(reason, &message);
+    }
+
+    /// The workers beside the connection that was established last: the broker may have another server name on the
+    /// next one. None has a connection yet.
+    pub fn workers(&self) -> Vec<Worker> {
+        let worker = |number| {
+            let (server_id, server_name) = (self.identity.server_id.clone(), self.server_name.clone());
+            Worker::new(number, self.access.clone(), server_id, server_name, self.config.qos())
+        };
+        (1..=self.config.broker.workers.into()).map(worker).collect()
     }
 
     /// Item 7: the retained presence.
@@ -175,15 +150,15 @@ impl Registrar {
         }
     }
 
-    async fn attempt(&mut self) -> Result<Link, Failure> {
-        let mut connection = self.connect().await?;
+    async fn attempt(&mut self) -> Result<Registration, Failure> {
+        let mut connection = self.connect_with_will().await?;
         if let Some(name) = self.renamed(&connection)? {
             // Item 4: the will that the broker holds has the old name.
             tracing::info!(old = %self.server_name, new = %name, "the broker has another server name for us");
             self.server_name = name;
             self.board.set_server_name(self.server_name.as_str());
             end(connection).await;
-            connection = self.connect().await?;
+            connection = self.connect_with_will().await?;
             if let Some(name) = self.renamed(&connection)? {
                 return Err(Failure {
                     reason: reason::BROKER_SETTINGS_INVALID,
@@ -197,15 +172,15 @@ impl Registrar {
         }
         let since = Instant::now();
         let trial = selftest::Trial {
+            client_id: self.identity.server_id.as_str(),
             server_id: &self.identity.server_id,
             server_name: &self.server_name,
             qos: self.config.qos(),
-            offline: self.offline(),
-            control_echo: self.control_echo,
+            registration: Some((self.offline(), self.control_echo)),
         };
         match trial.run(&mut connection).await {
             Ok(selftest::Passed { early, remark }) => {
-                Ok(Link { connection, server_name: self.server_name.clone(), early, remark, since })
+                Ok(Registration { connection, server_name: self.server_name.clone(), early, remark, since })
             }
             Err(selftest::Failed { failure, by_control_echo }) => {
                 // A right that a server need not have; without that part of the test the next attempt may stand.
@@ -215,26 +190,8 @@ impl Registrar {
         }
     }
 
-    async fn connect(&self) -> Result<Connection, Failure> {
-        let options = self.options()?;
-        let connection = Connection::open(&options).await.map_err(|error| Failure::of_connect(&error))?;
-        let accepted = &connection.accepted;
-        let lacking = if !accepted.retain_available {
-            Some("retained messages")
-        } else if accepted.maximum_qos == 0 {
-            Some("QoS 1")
-        } else {
-            None
-        };
-        match lacking {
-            None => Ok(connection),
-            Some(feature) => Err(Failure {
-                reason: reason::BROKER_LACKS_FEATURE,
-                message: format!(
-                    "the broker does not offer {feature}, which a presence needs: allow it at the broker"
-                ),
-            }),
-        }
+    async fn connect_with_will(&self) -> Result<Connection, Failure> {
+        self.access.connect(self.identity.server_id.as_str(), Some(self.offline())).await
     }
 
     /// The server name that the broker wants, when it is not the one in use.
@@ -248,74 +205,6 @@ impl Registrar {
         };
         Ok((wanted != self.server_name).then_some(wanted))
     }
-
-    fn options(&self) -> Result<ConnectOptions, Failure> {
-        let broker = &self.config.broker;
-        let read = |path: &Option<std::path::PathBuf>| {
-            let Some(path) = path else { return Ok(None) };
-            let content = std::fs::read(path).map_err(|error| Failure {
-                reason: reason::BROKER_SETTINGS_INVALID,
-                message: format!("cannot read the credential file {}: {error}", path.display()),
-            })?;
-            Ok(Some(without_line_end(content)))
-        };
-        let username = read(&broker.broker_username_file)?.map(String::from_utf8).transpose();
-        let username = username.map_err(|_| Failure {
-            reason: reason::BROKER_SETTINGS_INVALID,
-            message: "the user name in --broker-username-file is not UTF-8".to_owned(),
-        })?;
-        let meta = format!(
-            r#"{{"implementation":{{"name":"{}","version":"{}"}}}}"#,
-            env!("CARGO_PKG_NAME"),
-            env!("CARGO_PKG_VERSION")
-        );
-        Ok(ConnectOptions {
-            url: broker.broker_url.clone(),
-            client_id: self.identity.server_id.to_string(),
-            username,
-            password: read(&broker.broker_password_file)?.map(Bytes::from),
-            tls: TlsFiles {
-                ca: broker.broker_ca_file.clone(),
-                cert: broker.broker_cert_file.clone(),
-                key: broker.broker_key_file.clone(),
-            },
-            keep_alive: broker.keep_alive,
-            connect_timeout: CONNECT_TIMEOUT,
-            user_properties: user_property::of_connect(Component::Server, &meta),
-            will: Some(self.offline()),
-            max_packet_size: self.config.limits.max_message_bytes.saturating_mul(PACKET_FACTOR)
-                + HEADER_BYTES,
-        })
-    }
-}
-
-impl Failure {
-    fn of_connect(error: &ConnectError) -> Self {
-        let (reason, next) = match error {
-            ConnectError::Options(_) => (reason::BROKER_SETTINGS_INVALID, ""),
-            ConnectError::Unreachable { .. }
-            | ConnectError::Protocol { .. }
-            | ConnectError::Timeout { .. } => {
-                (reason::BROKER_UNREACHABLE, ": check the URL, and that the network lets this pod reach it")
-            }
-            ConnectError::Tls { .. } => {
-                (reason::BROKER_TLS_FAILED, ": check the CA and the client certificate")
-            }
-            ConnectError::RefusedCredentials { .. } => {
-                (reason::BROKER_REFUSED_CREDENTIALS, ": check the Secret with the user name and password")
-            }
-            ConnectError::Refused { .. } => (reason::BROKER_REFUSED_CONNECTION, ""),
-        };
-        Self { reason, message: format!("{error}{next}") }
-    }
-}
-
-/// A Secret made from a file often ends with a line break that is not part of it.
-fn without_line_end(mut content: Vec<u8>) -> Vec<u8> {
-    while content.last().is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
-        content.pop();
-    }
-    content
 }
 
 /// DISCONNECT, so that the will is not published.

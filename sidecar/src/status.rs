@@ -23,6 +23,10 @@ pub struct GatewayStatus {
     pub in_flight: u32,
     /// What the MCP server said of itself in its `initialize` result.
     pub server: Option<ServerInfo>,
+    /// The connections that carry sessions beside the registering one. Readiness does not wait for them: without them
+    /// that one carries the sessions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub workers: Vec<WorkerStatus>,
 }
 
 impl GatewayStatus {
@@ -42,6 +46,17 @@ pub struct Part {
     pub reason: String,
     /// A sentence that names the cause and the next step.
     pub message: String,
+}
+
+/// A worker connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkerStatus {
+    /// Its MQTT client id.
+    pub client_id: String,
+    /// How it does.
+    #[serde(flatten)]
+    pub part: Part,
 }
 
 /// What an MCP server says of itself.
@@ -68,6 +83,8 @@ pub mod reason {
     pub const REGISTERED: &str = "Registered";
     /// The presence waits for the backend.
     pub const WAITING_FOR_BACKEND: &str = "WaitingForBackend";
+    /// A worker connection stands.
+    pub const CONNECTED: &str = "Connected";
     /// No connection yet.
     pub const CONNECTING: &str = "Connecting";
     /// TCP, DNS or time-out: the broker cannot be reached.

@@ -41,7 +41,6 @@ pub struct Options {
     backend: Option<String>,
     gateway: Vec<String>,
     server: Vec<String>,
-    log: &'static str,
     alone: Option<Vec<String>>,
 }
 
@@ -64,7 +63,6 @@ impl Options {
             backend: None,
             gateway: Vec::new(),
             server: Vec::new(),
-            log: "info,mcp_mqtt_sidecar=debug",
             alone: None,
         }
     }
@@ -73,7 +71,9 @@ impl Options {
     #[must_use]
     pub fn backend(mut self, backend: &BackendConfig) -> Self {
         let socket = backend.stdio_socket.as_ref().map(|path| format!("--stdio-socket={}", path.display()));
-        self.backend = socket.or(backend.http_url.as_ref().map(|url| format!("--http-url={url}")));
+        let http = backend.http_url.as_ref().map(|url| format!("--http-url={url}"));
+        let sse = backend.sse_url.as_ref().map(|url| format!("--sse-url={url}"));
+        self.backend = socket.or(http).or(sse);
         self
     }
 
@@ -109,17 +109,17 @@ impl Options {
         self
     }
 
-    /// What it logs, in place of much.
-    #[must_use]
-    pub fn log(mut self, filter: &'static str) -> Self {
-        self.log = filter;
-        self
-    }
-
     /// The gateway is to reach a server by itself: by a URL among its arguments, or by this command.
     #[must_use]
     pub fn alone(mut self, command: &[String]) -> Self {
         self.alone = Some(command.to_vec());
+        self
+    }
+
+    /// A server over Streamable HTTP in place of the stub behind its shim.
+    #[must_use]
+    pub fn http(mut self, url: &Url) -> Self {
+        self.backend = Some(format!("--http-url={url}"));
         self
     }
 
@@ -128,9 +128,9 @@ impl Options {
     /// # Errors
     /// They cannot be started.
     pub fn start(self) -> Result<Gateway> {
-        let alone = self.alone.is_some();
+        let has_shim = self.backend.is_none() && self.alone.is_none();
         let mut gateway = self.start_without_server()?;
-        if !alone {
+        if has_shim {
             gateway.start_server()?;
         }
         Ok(gateway)
@@ -143,17 +143,24 @@ impl Options {
     pub fn start_without_server(self) -> Result<Gateway> {
         let dir = tempfile::tempdir()?;
         let admin = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        let socket = |name: &str| dir.path().join(name).display().to_string();
+        let process = self.launch(dir.path(), admin)?;
+        Ok(Gateway { options: self, dir, admin, process, shim: None })
+    }
+
+    fn launch(&self, dir: &Path, admin: SocketAddr) -> Result<Child> {
+        let socket = |name: &str| dir.join(name).display().to_string();
         let mut command = Command::new(binaries::sidecar());
         command
             .args(["gateway", "--log-format=text"])
-            .arg(format!("--log={}", self.log))
             .arg(format!("--server-name={SERVER_NAME}"))
             .arg(format!("--server-id={}", self.server_id))
             .arg(format!("--broker-url={}", self.broker))
             .arg(format!("--drain-socket={}", socket("gateway.sock")))
             .arg(format!("--admin-address={admin}"))
             .args(&self.gateway);
+        if !self.gateway.iter().any(|arg| arg.starts_with("--log=")) {
+            command.arg("--log=info,mcp_mqtt_sidecar=debug");
+        }
         match &self.alone {
             None => command.arg(
                 self.backend.clone().unwrap_or_else(|| format!("--stdio-socket={}", socket("shim.sock"))),
@@ -161,8 +168,7 @@ impl Options {
             Some(words) if words.is_empty() => &mut command,
             Some(words) => command.env(NODE_OPTIONS.0, NODE_OPTIONS.1).arg("--").args(words),
         };
-        let process = spawn(command, &dir.path().join("gateway.log"))?;
-        Ok(Gateway { options: self, dir, admin, process, shim: None })
+        spawn(command, &dir.join("gateway.log"))
     }
 }
 
@@ -296,6 +302,19 @@ impl Gateway {
         }
     }
 
+    /// Waits until a metric is above this value.
+    ///
+    /// # Errors
+    /// It is not.
+    pub async fn wait_metric_above(&self, line: &str, value: u64) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.metric(line).await? <= value {
+            ensure!(Instant::now() < deadline, "{line} is not above {value}\n{}", self.log());
+            sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
     /// SIGTERM.
     ///
     /// # Errors
@@ -311,6 +330,25 @@ impl Gateway {
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw).context("no process id")?;
         kill_process(pid, signal).with_context(|| format!("cannot send {signal:?} to the gateway"))
+    }
+
+    /// SIGKILL, as the kernel does with a container over its memory limit; and waits until it is gone.
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill().context("cannot kill the gateway")?;
+        self.process.wait().context("cannot wait for the gateway")?;
+        Ok(())
+    }
+
+    /// Starts it again as it was started, after its end.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.process = self.options.launch(self.dir.path(), self.admin)?;
+        Ok(())
     }
 
     /// Waits for its end.

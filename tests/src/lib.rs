@@ -1,5 +1,6 @@
 //! The harness of the suites: a real broker, real MCP servers and clients, a real cluster.
 //!
+//! - [`baseline`]: what a gateway holds of the machine
 //! - [`binaries`]: the project's own binaries, as cargo built them
 //! - [`broker`]: Mosquitto on a loopback port
 //! - [`broker_pod`]: a Mosquitto of a test's own in the cluster, with passwords and TLS
@@ -11,9 +12,12 @@
 //! - [`node`]: the processes of the cluster on this machine
 //! - [`platform`]: the product, installed and used as a user would
 //! - [`gateway`]: a gateway beside its stdio server, as in a pod
+//! - [`proxy`]: between MQTT clients and the broker, for what Mosquitto will not do
+//! - [`raw`]: an MQTT client for what no proper MCP client does
 //! - [`servers`]: MCP servers that are not ours
 //! - [`helm`]: helm, on the chart of this checkout
 
+pub mod baseline;
 pub mod binaries;
 pub mod broker;
 pub mod broker_pod;
@@ -26,4 +30,6 @@ pub mod load;
 pub mod node;
 pub mod operator;
 pub mod platform;
+pub mod proxy;
+pub mod raw;
 pub mod servers;

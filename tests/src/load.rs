@@ -4,21 +4,21 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use mcp_mqtt_transport::{
     client::{RequestError, Session},
     topic::ServerName,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use url::Url;
 
-use crate::platform::{self, call};
+use crate::platform;
 
 /// A request without answer or refusal for so long is lost. Far above the gateway's own timeouts in these tests.
 const LOST_AFTER: Duration = Duration::from_secs(90);
@@ -26,10 +26,23 @@ const LOST_AFTER: Duration = Duration::from_secs(90);
 /// Pause of a client that finds no instance, or was refused, before it tries again.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// What the clients do.
+#[derive(Debug, Clone)]
+pub struct Work {
+    /// Tools and arguments that most clients call, one after the other.
+    pub quick: Vec<(&'static str, Value)>,
+    /// What every fourth client calls.
+    pub slow: (&'static str, Value),
+    /// Every fourth client (another one) dies now and then in the middle of a call: once in so many, without a
+    /// goodbye.
+    pub dies_in: Option<u32>,
+}
+
 /// Clients at work.
 #[derive(Debug)]
 pub struct Load {
     stop: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
     clients: JoinSet<Account>,
 }
 
@@ -44,6 +57,8 @@ pub struct Account {
     pub lost: u64,
     /// Sessions that were opened.
     pub sessions: u64,
+    /// Calls in the middle of which a client died.
+    pub deaths: u64,
     /// The longest time without a result, as one client saw it.
     pub longest_gap: Duration,
     /// Why requests were refused or lost, each kind once.
@@ -53,46 +68,76 @@ pub struct Account {
 impl Load {
     /// Starts so many clients. Every fourth calls a tool that takes a second, the others `echo`.
     pub fn start(broker: &Url, server: &ServerName, clients: usize) -> Self {
+        let work = Work {
+            quick: vec![("echo", json!({ "message": "load" }))],
+            slow: ("trigger-long-running-operation", json!({ "duration": 1, "steps": 1 })),
+            dies_in: None,
+        };
+        Self::start_with(broker, server, clients, &work)
+    }
+
+    /// Starts so many clients with this work.
+    pub fn start_with(broker: &Url, server: &ServerName, clients: usize, work: &Work) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
+        let answered = Arc::new(AtomicU64::new(0));
         let mut running = JoinSet::new();
         for n in 0..clients {
             let client = LoadClient {
                 broker: broker.clone(),
                 server: server.clone(),
+                work: work.clone(),
                 slow: n % 4 == 3,
+                dies_in: work.dies_in.filter(|_| n % 4 == 1),
+                calls: n,
+                answered: Arc::clone(&answered),
                 stop: Arc::clone(&stop),
                 account: Account::default(),
                 last_answer: Instant::now(),
             };
             running.spawn(client.run());
         }
-        Self { stop, clients: running }
+        Self { stop, answered, clients: running }
+    }
+
+    /// Requests answered with a result so far.
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
     }
 
     /// Lets every client finish its request, and adds up.
     ///
     /// # Errors
     /// When a request was lost, or none was answered at all.
-    pub async fn finish(mut self) -> Result<Account> {
+    pub async fn finish(self) -> Result<Account> {
+        let total = self.stop().await?;
+        println!("load: {total:?}");
+        ensure!(total.lost == 0, "{} requests were lost: {:?}", total.lost, total.reasons);
+        ensure!(total.answered > 0, "no request was answered: {:?}", total.reasons);
+        Ok(total)
+    }
+
+    /// The same without a judgement.
+    ///
+    /// # Errors
+    /// When a client panicked.
+    pub async fn stop(mut self) -> Result<Account> {
         self.stop.store(true, Ordering::Relaxed);
         let mut total = Account::default();
         while let Some(account) = self.clients.join_next().await {
             total.add(account?);
         }
-        println!("load: {total:?}");
-        ensure!(total.lost == 0, "{} requests were lost: {:?}", total.lost, total.reasons);
-        ensure!(total.answered > 0, "no request was answered: {:?}", total.reasons);
         Ok(total)
     }
 }
 
 impl Account {
     fn add(&mut self, other: Self) {
-        let Self { answered, refused, lost, sessions, longest_gap, reasons } = other;
+        let Self { answered, refused, lost, sessions, deaths, longest_gap, reasons } = other;
         self.answered += answered;
         self.refused += refused;
         self.lost += lost;
         self.sessions += sessions;
+        self.deaths += deaths;
         self.longest_gap = self.longest_gap.max(longest_gap);
         for reason in reasons {
             self.note(reason);
@@ -109,7 +154,12 @@ impl Account {
 struct LoadClient {
     broker: Url,
     server: ServerName,
+    work: Work,
     slow: bool,
+    dies_in: Option<u32>,
+    /// So far; where it stands in its work.
+    calls: usize,
+    answered: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     account: Account,
     last_answer: Instant,
@@ -142,7 +192,7 @@ impl LoadClient {
             match opened {
                 Ok(session) => {
                     self.account.sessions += 1;
-                    self.use_session(&session).await;
+                    self.use_session(&session).await?;
                     session.close();
                 }
                 Err(error) => {
@@ -158,30 +208,41 @@ impl LoadClient {
     }
 
     /// Requests one after the other, until one is not answered with a result.
-    async fn use_session(&mut self, session: &Session) {
-        while !self.stopped() && self.request(session).await {}
+    async fn use_session(&mut self, session: &Session) -> Result<()> {
+        while !self.stopped() && self.request(session).await {
+            if self.dies_in.is_some_and(|calls| fastrand::u32(..calls) == 0) {
+                self.account.deaths += 1;
+                // What is dropped with the error is the connection, without a word.
+                let _half = tokio::time::timeout(Duration::from_millis(1), self.request(session)).await;
+                bail!("died as it was meant to");
+            }
+        }
+        Ok(())
     }
 
     async fn request(&mut self, session: &Session) -> bool {
-        let (tool, arguments) = if self.slow {
-            ("trigger-long-running-operation", json!({ "duration": 1, "steps": 1 }))
-        } else {
-            ("echo", json!({ "message": "load" }))
-        };
-        let result = tokio::time::timeout(LOST_AFTER, call(session, tool, arguments)).await;
+        self.calls += 1;
+        let quick = &self.work.quick;
+        let (tool, arguments) = if self.slow { &self.work.slow } else { &quick[self.calls % quick.len()] };
+        let tool = *tool;
+        let params = json!({ "name": tool, "arguments": arguments });
+        let call = session.request("tools/call", Some(&params), LOST_AFTER);
+        // The session's own time-out comes first; this one is for a client that forgets it.
+        let result = tokio::time::timeout(2 * LOST_AFTER, call).await;
         match result {
             Ok(Ok(_)) => {
                 self.account.answered += 1;
+                self.answered.fetch_add(1, Ordering::Relaxed);
                 self.account.longest_gap = self.account.longest_gap.max(self.last_answer.elapsed());
                 self.last_answer = Instant::now();
                 true
             }
             Ok(Err(error)) => {
-                match error.downcast_ref::<RequestError>() {
-                    Some(RequestError::Timeout(_)) => self.account.lost += 1,
+                match error {
+                    RequestError::Timeout(_) => self.account.lost += 1,
                     _ => self.account.refused += 1,
                 }
-                self.account.note(format!("{error:#}"));
+                self.account.note(format!("tools/call: {error}"));
                 false
             }
             Err(_) => {

@@ -309,6 +309,19 @@ pub fn everything_over_http() -> Value {
     })
 }
 
+/// Spec of `server-everything` over HTTP+SSE.
+pub fn everything_over_sse() -> Value {
+    json!({
+        "transport": { "sse": { "port": 3001 } },
+        "server": {
+            "image": "mcp-servers:dev",
+            "args": ["mcp-server-everything", "sse"],
+            "env": [{ "name": "PORT", "value": "3001" }],
+        },
+        "drain": { "timeoutSeconds": 8 },
+    })
+}
+
 /// Spec of `server-everything` over stdio.
 pub fn everything_over_stdio() -> Value {
     json!({

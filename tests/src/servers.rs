@@ -19,6 +19,7 @@ use mcp_mqtt_sidecar::{
 use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::{Instant, sleep},
 };
@@ -74,8 +75,7 @@ pub struct Server {
 /// # Errors
 /// It cannot be installed or does not start.
 pub async fn everything_http() -> Result<Server> {
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-    everything_http_at(port).await
+    everything_http_at(free_port()?).await
 }
 
 /// [`everything_http`] at a port: again where one was before.
@@ -86,6 +86,24 @@ pub async fn everything_http_at(port: u16) -> Result<Server> {
     let mut command = node(installed(SERVERS).await?.join(EVERYTHING));
     command.arg("streamableHttp").env("PORT", port.to_string());
     http(command, port).await
+}
+
+/// `@modelcontextprotocol/server-everything` over HTTP+SSE, ready to take connections.
+///
+/// # Errors
+/// It cannot be installed or does not start.
+pub async fn everything_sse() -> Result<Server> {
+    everything_sse_at(free_port()?).await
+}
+
+/// [`everything_sse`] at a port: again where one was before.
+///
+/// # Errors
+/// It cannot be installed or does not start.
+pub async fn everything_sse_at(port: u16) -> Result<Server> {
+    let mut command = node(installed(SERVERS).await?.join(EVERYTHING));
+    command.arg("sse").env("PORT", port.to_string());
+    listening(command, port, BackendConfig::sse(format!("http://127.0.0.1:{port}/sse").parse()?)).await
 }
 
 /// `@modelcontextprotocol/server-everything` over stdio, behind a shim with these options.
@@ -102,8 +120,7 @@ pub async fn everything_stdio(options: &[&str]) -> Result<Server> {
 /// # Errors
 /// It cannot be installed or does not start.
 pub async fn modern_http(eras: Eras) -> Result<Server> {
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-    modern_http_at(port, eras).await
+    modern_http_at(free_port()?, eras).await
 }
 
 /// [`modern_http`] at a port: again where one was before.
@@ -139,10 +156,16 @@ fn node(script: PathBuf) -> Command {
     command
 }
 
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
 async fn http(command: Command, port: u16) -> Result<Server> {
+    listening(command, port, BackendConfig::http(format!("http://127.0.0.1:{port}/mcp").parse()?)).await
+}
+
+async fn listening(command: Command, port: u16, transport: BackendConfig) -> Result<Server> {
     let dir = tempfile::tempdir()?;
-    let url = format!("http://127.0.0.1:{port}/mcp").parse()?;
-    let transport = BackendConfig { http_url: Some(url), ..BackendConfig::default() };
     let mut server = Server { process: spawn(command, dir.path())?, dir, transport };
     let address = (Ipv4Addr::LOCALHOST, port);
     let deadline = Instant::now() + START_TIMEOUT;
@@ -188,7 +211,7 @@ async fn stdio(server: &[OsString], options: &[&str]) -> Result<Server> {
     command.env(NODE_OPTIONS.0, NODE_OPTIONS.1);
     command.args(["shim", "run", "--socket"]).arg(&socket).args(options);
     command.arg("--").args(server);
-    let transport = BackendConfig { stdio_socket: Some(socket.clone()), ..BackendConfig::default() };
+    let transport = BackendConfig::stdio(&socket);
     let server = Server { process: spawn(command, dir.path())?, dir, transport };
     let deadline = Instant::now() + START_TIMEOUT;
     while !socket.exists() {
@@ -207,14 +230,14 @@ impl Server {
     /// A backend that reaches it.
     ///
     /// # Errors
-    /// None: it is one of the two transports.
+    /// None: it is one of the transports.
     pub fn backend(&self) -> Result<Backend> {
         Ok(Backend::from_config(&self.transport, &BackendOptions::default(), &Limits::default())?)
     }
 
     /// Its port, if it has one.
     pub fn port(&self) -> Option<u16> {
-        self.transport.http_url.as_ref()?.port()
+        self.transport.http_url.as_ref().or(self.transport.sse_url.as_ref())?.port()
     }
 
     /// Its process id; over stdio the shim's.
@@ -225,6 +248,30 @@ impl Server {
     /// What it has written to stdout (not over stdio) and stderr so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// The sessions of `server-everything` over Streamable HTTP, in the order in which they began.
+    pub fn session_ids(&self) -> Vec<String> {
+        let ids = self.log();
+        let ids = ids.split("initialized with ID: ").skip(1).filter_map(|rest| rest.lines().next());
+        ids.map(|id| id.trim().to_owned()).collect()
+    }
+
+    /// Ends a session over Streamable HTTP behind its client's back.
+    ///
+    /// # Errors
+    /// The server does not do it.
+    pub async fn delete_session(&self, id: &str) -> Result<()> {
+        let port = self.port().context("it does not listen")?;
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+        let request = format!(
+            "DELETE /mcp HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nMcp-Session-Id: {id}\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await?;
+        ensure!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+        Ok(())
     }
 
     /// Kills it and waits for its end.

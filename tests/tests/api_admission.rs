@@ -36,6 +36,10 @@ fn http(transport: &Value) -> Value {
     with(&json!({"transport": {"stdio": null, "streamableHttp": transport}}))
 }
 
+fn sse(transport: &Value) -> Value {
+    with(&json!({"transport": {"stdio": null, "sse": transport}}))
+}
+
 fn broker(broker: &Value) -> Value {
     with(&json!({"broker": broker}))
 }
@@ -90,11 +94,25 @@ fn refused() -> Vec<(Value, &'static str)> {
         ),
         (
             with(&json!({"transport": {"stdio": null}})),
-            "transport needs exactly one of stdio and streamableHttp",
+            "transport needs exactly one of stdio, streamableHttp and sse",
         ),
         (
             with(&json!({"transport": {"streamableHttp": {"port": 3001}}})),
-            "transport needs exactly one of stdio and streamableHttp",
+            "transport needs exactly one of stdio, streamableHttp and sse",
+        ),
+        (
+            with(&json!({"transport": {"sse": {"port": 3001}}})),
+            "transport needs exactly one of stdio, streamableHttp and sse",
+        ),
+        (
+            with(
+                &json!({"transport": {"stdio": null, "streamableHttp": {"port": 3001}, "sse": {"port": 3001}}}),
+            ),
+            "transport needs exactly one of stdio, streamableHttp and sse",
+        ),
+        (
+            with(&json!({"transport": {"streamableHttp": {"port": 3001}, "sse": {"port": 3001}}})),
+            "transport needs exactly one of stdio, streamableHttp and sse",
         ),
         (
             with(&json!({"transport": {"stdio": {"command": []}}})),
@@ -140,6 +158,27 @@ fn refused() -> Vec<(Value, &'static str)> {
             http(&json!({"port": 3001, "path": "/a#b"})),
             "streamableHttp.path must start with '/' and contain no spaces and no '#'",
         ),
+        (sse(&json!({"port": 0})), "spec.transport.sse.port in body should be greater than or equal to 1"),
+        (
+            sse(&json!({"port": 70_000})),
+            "spec.transport.sse.port in body should be less than or equal to 65535",
+        ),
+        (
+            sse(&json!({"port": 8079})),
+            "sse.port 8079 is the gateway's own port in the pod: let the server listen on another",
+        ),
+        (
+            sse(&json!({"port": 3001, "path": "sse"})),
+            "sse.path must start with '/' and contain no spaces and no '#'",
+        ),
+        (
+            sse(&json!({"port": 3001, "path": "/a b"})),
+            "sse.path must start with '/' and contain no spaces and no '#'",
+        ),
+        (
+            sse(&json!({"port": 3001, "path": "/a#b"})),
+            "sse.path must start with '/' and contain no spaces and no '#'",
+        ),
         (
             with(&json!({"gateway": {"maxSessions": 0}})),
             "spec.gateway.maxSessions in body should be greater than or equal to 1",
@@ -155,6 +194,10 @@ fn refused() -> Vec<(Value, &'static str)> {
         (
             with(&json!({"gateway": {"idleTimeout": "never"}})),
             "spec.gateway.idleTimeout: Invalid value: \"never\": must be a duration such as 500ms, 30s or 1m30s",
+        ),
+        (
+            with(&json!({"gateway": {"workers": 17}})),
+            "spec.gateway.workers in body should be less than or equal to 16",
         ),
         (with(&json!({"gateway": {"qos": 2}})), "spec.gateway.qos in body should be less than or equal to 1"),
         (
@@ -262,6 +305,8 @@ async fn what_people_write_is_taken() -> Result<()> {
     let specs = [
         minimal(),
         http(&json!({"port": 3001})),
+        sse(&json!({"port": 3001})),
+        sse(&json!({"port": 3001, "path": "/app/sse?x=y"})),
         with(&json!({"serverName": "tools/über/everything"})),
         with(&json!({"server": {"image": format!("registry.example:5000/a/b@sha256:{}", "0".repeat(64))}})),
         with(
@@ -302,12 +347,13 @@ async fn a_null_is_a_field_that_is_not_there() -> Result<()> {
     let space = Space::new("null").await?;
     let spec = json!({
         "serverName": null,
-        "transport": {"stdio": {"command": ["x"]}, "streamableHttp": null},
+        "transport": {"stdio": {"command": ["x"]}, "streamableHttp": null, "sse": null},
         "server": {"image": "i"},
         "broker": null,
     });
     let created = space.create("weather", &spec).await?;
     ensure!(created.data["spec"]["transport"].get("streamableHttp").is_none(), "{}", created.data);
+    ensure!(created.data["spec"]["transport"].get("sse").is_none(), "{}", created.data);
     ensure!(created.data["spec"].get("broker").is_none(), "{}", created.data);
     space.remove().await
 }
@@ -322,13 +368,19 @@ async fn defaults_stand_in_the_object() -> Result<()> {
         "transport": {"stdio": {"command": ["node", "server.js"], "prewarm": 0}},
         "server": {"image": "registry.example/weather:3"},
         "gateway": {
-            "maxSessions": 100, "maxMessageBytes": 1_048_576, "maxInFlight": 64, "qos": 1, "keepAlive": "15s",
+            "maxSessions": 100, "maxMessageBytes": 1_048_576, "maxInFlight": 64, "workers": 0, "qos": 1, "keepAlive": "15s",
             "timeouts": {"ping": "10s", "call": "60s", "default": "30s", "max": "10m"},
             "log": {"level": "info", "format": "json"},
         },
         "drain": {"timeoutSeconds": 60},
     });
     ensure!(created.data["spec"] == expected, "{:#}", created.data["spec"]);
+    let listens = space.create("listens", &sse(&json!({"port": 3001}))).await?;
+    ensure!(
+        listens.data["spec"]["transport"] == json!({"sse": {"port": 3001, "path": "/sse"}}),
+        "{}",
+        listens.data
+    );
     let partly = space.create("partly", &with(&json!({"gateway": {"timeouts": {"call": "5s"}}}))).await?;
     ensure!(
         partly.data["spec"]["gateway"]["timeouts"]

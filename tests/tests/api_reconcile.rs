@@ -285,6 +285,7 @@ async fn a_change_that_pods_need_changes_their_template_and_nothing_else_does() 
         (json!({"transport": {"stdio": {"command": ["node", "other.js"]}}}), true),
         (json!({"transport": {"stdio": {"prewarm": 1}}}), true),
         (json!({"transport": {"stdio": null, "streamableHttp": {"port": 3001}}}), true),
+        (json!({"transport": {"streamableHttp": null, "sse": {"port": 3001}}}), true),
         (json!({"podTemplate": {"spec": {"nodeSelector": {"disk": "ssd"}}}}), true),
         (json!({"gateway": {"maxSessions": 5}}), true),
         (json!({"gateway": {"timeouts": {"call": "70s"}}}), true),

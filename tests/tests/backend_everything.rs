@@ -1,4 +1,4 @@
-//! Both backends against the real `@modelcontextprotocol/server-everything`: everything that passes between a client
+//! All backends against the real `@modelcontextprotocol/server-everything`: everything that passes between a client
 //! and a server, and what happens when the server dies.
 #![allow(clippy::unwrap_used, reason = "how a test fails")]
 
@@ -10,8 +10,6 @@ use mcp_mqtt_tests::servers::{self, Server};
 use mcp_mqtt_transport::jsonrpc::Message;
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     sync::mpsc,
     time::{Instant, timeout},
 };
@@ -173,6 +171,35 @@ async fn all_kinds_of_messages_pass(server: Server) {
     client.close().await;
 }
 
+async fn two_sessions_hear_nothing_of_each_other(server: Server) {
+    let backend = server.backend().unwrap();
+    let mut one = Client::open(&backend).await;
+    let mut other = Client::open(&backend).await;
+    // The same ids in both, at the same time; what one is asked the other is not.
+    for n in 0..20 {
+        let (first, second) = (format!("one-{n}"), format!("other-{n}"));
+        let mine = one.request("tools/call", json!({"name": "echo", "arguments": {"message": first}})).await;
+        let yours =
+            other.request("tools/call", json!({"name": "echo", "arguments": {"message": second}})).await;
+        assert_eq!(mine, yours);
+        assert!(other.answer(yours).await.to_string().contains(&second));
+        assert!(one.answer(mine).await.to_string().contains(&first));
+    }
+    let params = json!({
+        "name": "trigger-long-running-operation",
+        "arguments": {"duration": 1, "steps": 2},
+        "_meta": {"progressToken": "mine"},
+    });
+    one.call("tools/call", params).await;
+    one.tool("trigger-sampling-request", json!({"prompt": "p", "maxTokens": 5})).await;
+    one.close().await;
+    assert!(other.tool("echo", json!({"message": "still here"})).await.contains("still here"));
+    for method in ["notifications/progress", "sampling/createMessage"] {
+        assert!(!other.heard.contains_key(method), "{method}");
+    }
+    other.close().await;
+}
+
 async fn many_calls_at_once_are_all_answered(server: Server) {
     let mut client = Client::open(&server.backend().unwrap()).await;
     for round in 0..5_u64 {
@@ -229,7 +256,7 @@ async fn a_server_that_dies_ends_its_sessions(mut server: Server) {
     assert!(backend.probe().await.is_err());
 }
 
-macro_rules! over_both_transports {
+macro_rules! over_all_transports {
     ($($test:ident),* $(,)?) => {
         mod stdio {
             $(#[tokio::test]
@@ -243,12 +270,19 @@ macro_rules! over_both_transports {
                 super::$test(super::servers::everything_http().await.unwrap()).await;
             })*
         }
+        mod sse {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(super::servers::everything_sse().await.unwrap()).await;
+            })*
+        }
     };
 }
 
-over_both_transports!(
+over_all_transports!(
     the_server_says_who_it_is,
     all_kinds_of_messages_pass,
+    two_sessions_hear_nothing_of_each_other,
     many_calls_at_once_are_all_answered,
     a_session_goes_on_after_a_cancelled_call,
     a_server_that_dies_ends_its_sessions,
@@ -267,25 +301,11 @@ async fn an_http_session_that_the_server_no_longer_knows_is_lost() {
     let server = servers::everything_http().await.unwrap();
     let mut client = Client::open(&server.backend().unwrap()).await;
     client.tool("echo", json!({"message": "before"})).await;
-    let log = server.log();
-    let id = log.split("initialized with ID: ").nth(1).and_then(|rest| rest.lines().next()).unwrap();
-    delete(server.port().unwrap(), id).await;
+    server.delete_session(&server.session_ids()[0]).await.unwrap();
     let _ =
         client.session.to_backend.try_send(message(&json!({"jsonrpc": "2.0", "id": 99, "method": "ping"})));
     let end = client.end().await; // by the ping, or by its own stream, whose end was the first to tell
     assert!(matches!(end, BackendEnd::SessionLost(_)), "{end:?}");
-}
-
-/// Ends a session behind the client's back.
-async fn delete(port: u16, session: &str) {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    let request = format!(
-        "DELETE /mcp HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nMcp-Session-Id: {session}\r\nConnection: close\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut reply = String::new();
-    stream.read_to_string(&mut reply).await.unwrap();
-    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
 }
 
 #[tokio::test]
@@ -296,6 +316,28 @@ async fn a_server_that_was_started_anew_takes_new_sessions() {
     server.kill().unwrap();
     assert!(matches!(client.end().await, BackendEnd::BackendLost(_)), "told by its own stream");
     let _again = servers::everything_http_at(server.port().unwrap()).await.unwrap();
+    Client::open(&backend).await.close().await;
+}
+
+#[tokio::test]
+async fn an_sse_session_ends_with_its_stream() {
+    let server = servers::everything_sse().await.unwrap();
+    Client::open(&server.backend().unwrap()).await.close().await;
+    let deadline = Instant::now() + PATIENCE;
+    while !server.log().contains("Client Disconnected") {
+        assert!(Instant::now() < deadline, "{}", server.log());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_sse_server_that_was_started_anew_takes_new_sessions() {
+    let mut server = servers::everything_sse().await.unwrap();
+    let backend = server.backend().unwrap();
+    let mut client = Client::open(&backend).await;
+    server.kill().unwrap();
+    assert!(matches!(client.end().await, BackendEnd::BackendLost(_)), "told by its stream");
+    let _again = servers::everything_sse_at(server.port().unwrap()).await.unwrap();
     Client::open(&backend).await.close().await;
 }
 

@@ -85,7 +85,7 @@ async fn a_call_that_is_cancelled_stops_in_a_real_server() -> Result<()> {
 #[tokio::test]
 async fn a_session_has_two_lines_in_the_log_and_a_thousand_calls_have_none() -> Result<()> {
     let broker = Mosquitto::start().await?;
-    let gateway = Options::new(&broker.url()).log("info").start()?;
+    let gateway = Options::new(&broker.url()).arg("--log=info").start()?;
     gateway.wait_ready().await?;
     let client = connect(&broker.url(), "talkative").await?;
     let session = open(&client, &gateway.instance()).await?;

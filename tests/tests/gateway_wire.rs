@@ -3,101 +3,19 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use bytes::Bytes;
+use anyhow::{Context, Result};
 use mcp_mqtt_tests::{
     broker::Mosquitto,
     gateway::{Gateway, Options, PATIENCE, SERVER_NAME, call, connect, open},
+    raw::{Raw, echo, initialize},
 };
 use mcp_mqtt_transport::{
     jsonrpc::Message,
-    mqtt::{ConnectOptions, Connection, Event, Filter, Publication, Qos, Received, TlsFiles},
-    topic,
-    user_property::{self, Component},
+    mqtt::{Filter, Qos},
+    topic, user_property,
 };
 use serde_json::{Value, json};
 use tokio::time::timeout;
-use url::Url;
-
-/// An MQTT client that does what it is told, and hears its RPC topic.
-struct Raw {
-    connection: Connection,
-    id: String,
-    rpc: String,
-    control: String,
-}
-
-impl Raw {
-    async fn connect(broker: &Url, id: &str, gateway: &Gateway) -> Result<Self> {
-        let options = ConnectOptions {
-            url: broker.clone(),
-            client_id: id.to_owned(),
-            username: None,
-            password: None,
-            tls: TlsFiles::default(),
-            keep_alive: Duration::from_secs(30),
-            connect_timeout: PATIENCE,
-            user_properties: Vec::new(),
-            will: None,
-            max_packet_size: 1 << 20,
-        };
-        let connection = Connection::open(&options).await?;
-        let instance = gateway.instance();
-        let rpc = topic::rpc(&id.parse()?, &instance.server_id, &instance.server_name);
-        let control = topic::control(&instance.server_id, &instance.server_name);
-        let filter = Filter { filter: rpc.clone(), qos: Qos::AtLeastOnce, no_local: true };
-        connection.publisher.subscribe(vec![filter], PATIENCE).await?;
-        Ok(Self { connection, id: id.to_owned(), rpc, control })
-    }
-
-    async fn send(&self, topic: &str, sender: Option<&str>, payload: impl Into<Bytes>) -> Result<()> {
-        let user_properties =
-            sender.map(|sender| user_property::of_publish(Component::Client, sender)).unwrap_or_default();
-        let topic = topic.to_owned();
-        let publication = Publication {
-            topic,
-            payload: payload.into(),
-            qos: Qos::AtLeastOnce,
-            retain: false,
-            user_properties,
-        };
-        Ok(self.connection.publisher.publish_confirmed(publication, PATIENCE).await?)
-    }
-
-    async fn rpc(&self, payload: impl Into<Bytes>) -> Result<()> {
-        self.send(&self.rpc, Some(&self.id), payload).await
-    }
-
-    async fn receive(&mut self) -> Result<Received> {
-        match timeout(PATIENCE, self.connection.events.recv()).await? {
-            Some(Event::Received(received)) => Ok(received),
-            other => anyhow::bail!("not a message: {other:?}"),
-        }
-    }
-
-    async fn answer(&mut self) -> Result<Value> {
-        Ok(serde_json::from_slice(&self.receive().await?.payload)?)
-    }
-
-    /// `initialize`, answered, and `initialized`.
-    async fn open(&mut self, id: u64) -> Result<()> {
-        self.send(&self.control, Some(&self.id), initialize(id)).await?;
-        let answer = self.answer().await?;
-        ensure!(answer["id"] == id && answer["result"]["serverInfo"]["name"] == "stub", "{answer}");
-        self.rpc(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#).await
-    }
-}
-
-fn initialize(id: u64) -> String {
-    let client = json!({"name": "raw", "version": "0"});
-    let params = json!({"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": client});
-    json!({"jsonrpc": "2.0", "id": id, "method": "initialize", "params": params}).to_string()
-}
-
-fn echo(id: &Value, message: &str) -> String {
-    let params = json!({"name": "echo", "arguments": {"message": message}});
-    json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params}).to_string()
-}
 
 async fn stage() -> Result<(Mosquitto, Gateway)> {
     let broker = Mosquitto::start().await?;

@@ -49,6 +49,7 @@ async fn received(events: &mut Events) -> Result<Received> {
     match timeout(LONG, events.recv()).await.context("nothing arrived")? {
         Some(Event::Received(received)) => Ok(received),
         Some(Event::Closed(reason)) => bail!("the connection closed: {reason}"),
+        Some(Event::Refused(refused)) => bail!("refused: {refused:?}"),
         None => bail!("no more events"),
     }
 }
@@ -56,7 +57,7 @@ async fn received(events: &mut Events) -> Result<Received> {
 async fn closed(events: &mut Events) -> Result<CloseReason> {
     loop {
         match timeout(LONG, events.recv()).await.context("it did not close")? {
-            Some(Event::Received(_)) => {}
+            Some(Event::Received(_) | Event::Refused(_)) => {}
             Some(Event::Closed(reason)) => return Ok(reason),
             None => bail!("no more events"),
         }

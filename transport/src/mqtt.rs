@@ -18,7 +18,7 @@ use bytes::Bytes;
 pub use self::{
     accepted::Accepted,
     error::{CloseReason, ConnectError, PublishError},
-    events::{Event, Events},
+    events::{Event, Events, Refused},
     publisher::{PublishReply, Publisher, SubscribeReply, UnsubscribeReply},
     reason::ReasonCode,
 };

@@ -6,6 +6,7 @@ mod crds;
 mod demo;
 mod docs;
 mod fingerprint;
+mod fuzz;
 mod generated;
 mod images;
 mod mcp;
@@ -44,6 +45,17 @@ enum Command {
     },
     /// Calls through the gateway beside the broker's plain echo, as a table.
     Bench,
+    /// Fuzz what strangers write: topics, messages, streams.
+    Fuzz(fuzz::FuzzArgs),
+    /// Gateways under load for a while, with one fault after the other.
+    Soak {
+        /// For how long.
+        #[arg(long, default_value_t = 15.0)]
+        minutes: f64,
+        /// Of the order of the faults, to see the same again.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// An MCP client over MQTT: what is registered, and calls.
     Mcp(mcp::McpArgs),
     /// The demo's second half, inside the cluster's network.
@@ -106,6 +118,8 @@ fn run(command: Command) -> Result<()> {
         Command::Demo { cluster } => demo::run(&cluster::Cluster::named(&cluster)?),
         Command::Test { only } => suite::run(only),
         Command::Bench => suite::bench(),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
+        Command::Soak { minutes, seed } => suite::soak(minutes, seed),
         Command::Mcp(arguments) => mcp::main(&arguments),
         Command::Tour { broker, cluster } => {
             runtime()?.block_on(tour::run(&broker, &cluster::Cluster::named(&cluster)?))

@@ -58,6 +58,10 @@ pub(crate) const COMPILER: &[Package] = &[
     },
 ];
 
+/// What libFuzzer is compiled with.
+pub(crate) const FUZZER: &[Package] =
+    &[Package { name: "g++", provides: &["c++|g++"], why: "compiles libFuzzer" }];
+
 /// What the tests talk to.
 pub(crate) const BROKER: &[Package] =
     &[Package { name: "mosquitto", provides: &["mosquitto"], why: "is the broker of the tests" }];

@@ -113,6 +113,22 @@ pub(crate) fn bench() -> Result<()> {
     cargo(&["bench", "--package", "mcp-mqtt-tests", "--bench", "gateway"])
 }
 
+/// `cargo xtask soak`: gateways under load, with random faults, and an account at the end.
+///
+/// # Errors
+/// When something cannot be built, or the account does not come out even.
+pub(crate) fn soak(minutes: f64, seed: Option<u64>) -> Result<()> {
+    packages::ensure(&[packages::BROKER])?;
+    let minutes = minutes.to_string();
+    let mut arguments = vec!["run", "--quiet", "--package", "mcp-mqtt-tests", "--bin", "soak", "--"];
+    arguments.extend(["--minutes", &minutes]);
+    let seed = seed.map(|seed| seed.to_string());
+    if let Some(seed) = &seed {
+        arguments.extend(["--seed", seed]);
+    }
+    cargo(&arguments)
+}
+
 fn ensure_cargo_deny() -> Result<()> {
     let there =
         workspace::cargo().args(["deny", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();

@@ -74,6 +74,25 @@ app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 
 {{/*
+Whether the operator serves custom.metrics.k8s.io: `served`, `off`, or `taken`, when another adapter of this cluster
+serves it (a cluster has one).
+*/}}
+{{- define "mcp-mqtt-operator.sessionMetrics" -}}
+{{- $enabled := .Values.autoscaling.sessionMetrics.enabled -}}
+{{- $wanted := kindIs "invalid" $enabled | ternary (not .Values.watchNamespaces) $enabled -}}
+{{- $there := lookup "apiregistration.k8s.io/v1" "APIService" "" "v1beta2.custom.metrics.k8s.io" -}}
+{{- $owner := dig "metadata" "annotations" "meta.helm.sh/release-name" "" $there -}}
+{{- $home := dig "metadata" "annotations" "meta.helm.sh/release-namespace" "" $there -}}
+{{- if not $wanted -}}
+off
+{{- else if and $there (or (ne $owner .Release.Name) (ne $home .Release.Namespace)) -}}
+taken
+{{- else -}}
+served
+{{- end -}}
+{{- end -}}
+
+{{/*
 What the operator is told, by environment variables (operator/src/cli.rs has them all): so that a flag in extraArgs
 wins over a value.
 */}}
@@ -120,6 +139,10 @@ wins over a value.
   value: {{ .Values.concurrency | int | quote }}
 - name: MCP_MQTT_STATUS_INTERVAL
   value: {{ .Values.statusInterval | quote }}
+{{- if eq (include "mcp-mqtt-operator.sessionMetrics" .) "served" }}
+- name: MCP_MQTT_SESSION_METRICS_SERVICE
+  value: {{ include "mcp-mqtt-operator.fullname" . }}-metrics
+{{- end }}
 - name: MCP_MQTT_LOG
   value: {{ .Values.log.level | quote }}
 - name: MCP_MQTT_LOG_FORMAT

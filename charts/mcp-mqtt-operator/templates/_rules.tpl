@@ -25,6 +25,11 @@ says why; a test holds that.
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
+# What the end of each instance would cost (an annotation with its sessions), written just before there are to be fewer
+# of them: Kubernetes then ends the emptiest.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [patch]
 # A ServiceAccount of its own, without API token, for the pods of each McpService.
 - apiGroups: [""]
   resources: [serviceaccounts]
@@ -32,6 +37,10 @@ says why; a test holds that.
 # A PodDisruptionBudget where an McpService has several replicas; deleted when it goes back to one.
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+# A HorizontalPodAutoscaler where an McpService has spec.autoscaling; deleted when it has none any more.
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
   verbs: [get, list, watch, create, patch, delete]
 # Secrets that McpServices refer to: watched by their metadata, read when they change, because a new content must reach
 # the pods by a rolling update. Written: only `<name>-broker`, the copy of the default broker's credentials, deleted

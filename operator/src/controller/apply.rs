@@ -1,16 +1,18 @@
 //! Apply: server-side apply of what was built, under one field manager, and only of what is not so already.
 
 use std::{
-    collections::HashMap,
     fmt::Debug,
     marker::PhantomData,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use k8s_openapi::{
     NamespaceResourceScope,
-    api::{apps::v1::Deployment, core::v1::Secret, policy::v1::PodDisruptionBudget},
+    api::{
+        apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler, core::v1::Secret,
+        policy::v1::PodDisruptionBudget,
+    },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
@@ -20,10 +22,14 @@ use kube::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
+mod memory;
+
+pub use self::memory::AppliedMemory;
+use self::memory::{BEHIND, Memory, Record};
 use super::{
     build::{Applied, Prepared, Resources},
-    ownership,
-    scope::{Scope, lock},
+    ownership, scale_in,
+    scope::Scope,
     validate::Identity,
 };
 use crate::{
@@ -94,6 +100,7 @@ impl ApplyError {
                 "Deployment" => reasons::DEPLOYMENT_REJECTED,
                 "ServiceAccount" => reasons::SERVICE_ACCOUNT_REJECTED,
                 "PodDisruptionBudget" => reasons::DISRUPTION_BUDGET_REJECTED,
+                "HorizontalPodAutoscaler" => reasons::AUTOSCALER_REJECTED,
                 _ => reasons::SECRET_REJECTED,
             }),
             Self::Leaving { .. } | Self::Api { .. } => None,
@@ -121,72 +128,9 @@ pub struct Progress {
     pub look_again: Option<Duration>,
 }
 
-/// What was applied a moment ago: the stores may not have it yet, and must not make us apply it again.
-#[derive(Debug, Default)]
-pub struct AppliedMemory(Mutex<HashMap<Key, Record>>);
-
-type Key = (&'static str, String, String);
-
-#[derive(Debug, Clone)]
-struct Record {
-    hash: String,
-    /// What the store had when we applied; as long as it still has that, it is behind.
-    before: Option<String>,
-    /// What the API server answered; as long as that stands, nobody changed it.
-    after: Option<String>,
-    /// When.
-    at: Instant,
-}
-
-/// What is remembered of an object says …
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Memory {
-    /// nothing: look closer.
-    Silent,
-    /// that it stands as it was applied.
-    Settled,
-    /// that the store is behind, or the object was deleted since: look again soon.
-    Behind,
-}
-
 /// Answers that are about the object, or that only people can mend. 500 is among them: a value that has no meaning to
 /// the API server (`cpu: lots`) ends in it, and so does an admission webhook that does not answer.
 const REFUSALS: [u16; 5] = [400, 403, 413, 422, 500];
-
-/// How long a store may be behind; the watch takes milliseconds, unless it has to be opened anew.
-const BEHIND: Duration = Duration::from_secs(5);
-
-impl AppliedMemory {
-    /// The service is gone; an object of the same name will be another one.
-    pub fn forget(&self, namespace: &str, name: &str) {
-        let (child, secret) = (names::child(name), names::broker_secret(name));
-        lock(&self.0)
-            .retain(|(_, other, object), _| other != namespace || (*object != child && *object != secret));
-    }
-
-    fn ask(&self, key: &Key, live: Option<&ObjectMeta>, hash: &str) -> Memory {
-        let records = lock(&self.0);
-        let Some(record) = records.get(key).filter(|record| record.hash == hash) else {
-            return Memory::Silent;
-        };
-        let version = live.and_then(|live| live.resource_version.clone());
-        if version.is_some() && version == record.after {
-            Memory::Settled
-        } else if version == record.before && record.at.elapsed() < BEHIND {
-            Memory::Behind
-        } else {
-            Memory::Silent
-        }
-    }
-
-    fn remember(&self, key: Key, record: Record) {
-        lock(&self.0).insert(key, record);
-    }
-
-    fn drop_record(&self, key: &Key) {
-        lock(&self.0).remove(key);
-    }
-}
 
 /// Applies all of a service's objects, in the order in which they need each other.
 ///
@@ -199,8 +143,14 @@ pub async fn apply(
     progress: &mut Progress,
 ) -> Result<Resources<Applied>, ApplyError> {
     // No `..`: a new kind does not compile until it is applied here.
-    let Resources { service_account, broker_secret, deployment, disruption_budget, state: PhantomData } =
-        resources;
+    let Resources {
+        service_account,
+        broker_secret,
+        deployment,
+        disruption_budget,
+        autoscaler,
+        state: PhantomData,
+    } = resources;
     let stores = &scope.stores;
     let mut step = Step { scope, identity, progress };
     if let Some(service_account) = &service_account {
@@ -215,6 +165,10 @@ pub async fn apply(
         let live = stores.secrets.get(&ObjectRef::new(&name).within(&identity.namespace));
         step.delete::<Secret>("Secret", &name, live.as_ref().map(|live| &live.metadata)).await?;
     }
+    if shrinks(&deployment, stores.deployments.get(&ObjectRef::from_obj(&deployment)).as_deref()) {
+        // Boxed: it is large, and seldom.
+        Box::pin(scale_in::weigh(scope, identity)).await;
+    }
     step.apply("Deployment", &deployment, live(&stores.deployments, &deployment)).await?;
     if let Some(budget) = &disruption_budget {
         step.apply("PodDisruptionBudget", budget, live(&stores.disruption_budgets, budget)).await?;
@@ -224,7 +178,29 @@ pub async fn apply(
         let live = live.as_ref().map(|live| &live.metadata);
         step.delete::<PodDisruptionBudget>("PodDisruptionBudget", &name, live).await?;
     }
-    Ok(Resources { service_account, broker_secret, deployment, disruption_budget, state: PhantomData })
+    if let Some(autoscaler) = &autoscaler {
+        step.apply("HorizontalPodAutoscaler", autoscaler, live(&stores.autoscalers, autoscaler)).await?;
+    } else {
+        let name = names::child(&identity.name);
+        let live = stores.autoscalers.get(&ObjectRef::new(&name).within(&identity.namespace));
+        let live = live.as_ref().map(|live| &live.metadata);
+        step.delete::<HorizontalPodAutoscaler>("HorizontalPodAutoscaler", &name, live).await?;
+    }
+    Ok(Resources {
+        service_account,
+        broker_secret,
+        deployment,
+        disruption_budget,
+        autoscaler,
+        state: PhantomData,
+    })
+}
+
+/// Whether there are to be fewer pods.
+fn shrinks(desired: &Deployment, live: Option<&Deployment>) -> bool {
+    let replicas =
+        |deployment: &Deployment| deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or_default();
+    live.is_some_and(|live| replicas(live) > replicas(desired))
 }
 
 /// What the watch knows of the object.
@@ -414,60 +390,4 @@ fn with_hash<K: Resource + Serialize>(scope: &Scope, desired: &K) -> (serde_json
 /// The Deployment, for the status: what the watch knows, which has the counts.
 pub fn watched_deployment(scope: &Scope, namespace: &str, service: &str) -> Option<Arc<Deployment>> {
     scope.stores.deployments.get(&ObjectRef::new(&names::child(service)).within(namespace))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn meta(version: &str) -> ObjectMeta {
-        ObjectMeta { resource_version: Some(version.to_owned()), ..ObjectMeta::default() }
-    }
-
-    fn key() -> Key {
-        ("Deployment", "meteo".to_owned(), "weather".to_owned())
-    }
-
-    fn record(before: Option<&str>, after: &str) -> Record {
-        let text = |version: &str| version.to_owned();
-        Record {
-            hash: "h".to_owned(),
-            before: before.map(text),
-            after: Some(after.to_owned()),
-            at: Instant::now(),
-        }
-    }
-
-    #[test]
-    fn a_store_that_is_behind_does_not_make_us_apply_again() {
-        let memory = AppliedMemory::default();
-        assert_eq!(memory.ask(&key(), None, "h"), Memory::Silent);
-        memory.remember(key(), record(None, "5"));
-        assert_eq!(memory.ask(&key(), None, "h"), Memory::Behind, "the store has not seen it yet");
-        assert_eq!(
-            memory.ask(&key(), Some(&meta("5")), "h"),
-            Memory::Settled,
-            "the store has it as it was applied"
-        );
-        assert_eq!(memory.ask(&key(), Some(&meta("6")), "h"), Memory::Silent, "somebody changed it");
-        assert_eq!(memory.ask(&key(), Some(&meta("5")), "other"), Memory::Silent, "something else is wanted");
-    }
-
-    #[test]
-    fn an_object_that_was_deleted_since_is_not_waited_for_for_ever() {
-        let memory = AppliedMemory::default();
-        let Some(long_ago) = Instant::now().checked_sub(BEHIND) else { return };
-        memory.remember(key(), Record { at: long_ago, ..record(None, "5") });
-        assert_eq!(memory.ask(&key(), None, "h"), Memory::Silent);
-    }
-
-    #[test]
-    fn an_object_of_a_service_that_is_gone_is_forgotten() {
-        let memory = AppliedMemory::default();
-        memory.remember(key(), record(None, "5"));
-        memory.forget("other", "weather");
-        assert_eq!(memory.ask(&key(), None, "h"), Memory::Behind);
-        memory.forget("meteo", "weather");
-        assert_eq!(memory.ask(&key(), None, "h"), Memory::Silent);
-    }
 }

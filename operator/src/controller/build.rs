@@ -1,6 +1,7 @@
 //! Build (pure): a [`ValidService`] becomes the objects of Kubernetes that make it run. One file a kind; none of
 //! them sees the raw `McpService`.
 
+pub mod autoscaler;
 mod broker_secret;
 mod deployment;
 mod disruption_budget;
@@ -18,6 +19,7 @@ use k8s_openapi::{
     ByteString,
     api::{
         apps::v1::Deployment,
+        autoscaling::v2::HorizontalPodAutoscaler,
         core::v1::{Secret, ServiceAccount},
         policy::v1::PodDisruptionBudget,
     },
@@ -65,6 +67,8 @@ pub struct Resources<State> {
     pub deployment: Deployment,
     /// With several replicas.
     pub disruption_budget: Option<PodDisruptionBudget>,
+    /// With `spec.autoscaling`.
+    pub autoscaler: Option<HorizontalPodAutoscaler>,
     /// How far they are.
     pub state: PhantomData<State>,
 }
@@ -94,6 +98,7 @@ pub fn build(service: &ValidService, surroundings: Surroundings<'_>) -> Resource
         service_account: service_account::build_service_account(service),
         deployment: deployment::build_deployment(service, surroundings, broker_secret.as_ref()),
         disruption_budget: disruption_budget::build_disruption_budget(service),
+        autoscaler: autoscaler::build_autoscaler(service),
         broker_secret,
         state: PhantomData,
     }

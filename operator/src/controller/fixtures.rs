@@ -28,6 +28,12 @@ transport: {streamableHttp: {port: 3001}}
 server: {image: 'registry.example/weather@sha256:0123456789abcdef'}
 ";
 
+/// The smallest manifest of a server that listens as in 2024.
+pub(crate) const SSE: &str = "
+transport: {sse: {port: 3002}}
+server: {image: registry.example/weather:2}
+";
+
 /// An `McpService` named `meteo/weather` with this spec.
 pub(crate) fn service(spec: &str) -> McpService {
     let spec: Value = serde_yaml::from_str(spec).unwrap();

@@ -62,7 +62,8 @@ fn turns<'a>(last: Option<&McpServiceStatus>, now: &'a McpServiceStatus) -> Vec<
             last.and_then(|last| last.conditions.iter().find(|before| before.type_ == condition.type_));
         let same = before.is_some_and(|before| {
             before.status == condition.status
-                && (condition.status == "True" || before.reason == condition.reason)
+                && (before.reason == condition.reason
+                    || condition.status == "True" && condition.reason != reasons::DRAINING_SESSIONS)
         });
         // That it is on its way, or waits for another condition, is no news.
         let passing = condition.reason == reasons::NOT_ACCEPTED || reasons::passes(&condition.reason);
@@ -130,6 +131,9 @@ mod tests {
         let refused = status(&[("Ready", "False", "BrokerRefusedCredentials")]);
         assert_eq!(reasons_of(None, &ready), ["Ready"]);
         assert_eq!(reasons_of(Some(&ready), &rolling), Vec::<String>::new());
+        let draining = status(&[("Ready", "True", "DrainingSessions")]);
+        assert_eq!(reasons_of(Some(&ready), &draining), ["DrainingSessions"]);
+        assert_eq!(reasons_of(Some(&draining), &draining), Vec::<String>::new());
         assert_eq!(reasons_of(Some(&ready), &unreachable), ["BrokerUnreachable"]);
         assert_eq!(reasons_of(Some(&unreachable), &refused), ["BrokerRefusedCredentials"]);
         assert_eq!(reasons_of(Some(&refused), &refused), Vec::<String>::new());

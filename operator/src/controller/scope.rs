@@ -8,6 +8,7 @@ use std::{
 
 use k8s_openapi::api::{
     apps::v1::Deployment,
+    autoscaling::v2::HorizontalPodAutoscaler,
     core::v1::{ConfigMap, Pod, Secret, ServiceAccount},
     policy::v1::PodDisruptionBudget,
 };
@@ -47,6 +48,8 @@ pub struct Stores {
     pub service_accounts: Store<PartialObjectMeta<ServiceAccount>>,
     /// What we made.
     pub disruption_budgets: Store<PartialObjectMeta<PodDisruptionBudget>>,
+    /// What we made.
+    pub autoscalers: Store<PartialObjectMeta<HorizontalPodAutoscaler>>,
     /// The instances.
     pub pods: Store<Pod>,
     /// All Secrets' metadata: what services refer to, and the copies that we made.
@@ -117,6 +120,7 @@ impl Stores {
             ("Deployments", first_list(stores.deployments)),
             ("ServiceAccounts", first_list(stores.service_accounts)),
             ("PodDisruptionBudgets", first_list(stores.disruption_budgets)),
+            ("HorizontalPodAutoscalers", first_list(stores.autoscalers)),
             ("Pods", first_list(stores.pods)),
             ("Secrets", first_list(stores.secrets)),
             ("ConfigMaps", first_list(stores.config_maps)),

@@ -187,7 +187,10 @@ fn ready_condition(outcome: &Outcome<'_>, seen: &Seen<'_>, ready: i32) -> Judgme
     let count = format!("{ready} of {wanted} instances ready");
     if ready >= wanted {
         return match worst(&problems) {
-            None => holds(reasons::READY, count),
+            None => match draining(seen) {
+                None => holds(reasons::READY, count),
+                Some(waits) => holds(reasons::DRAINING_SESSIONS, format!("{count}; {waits}")),
+            },
             Some(_) => {
                 holds(reasons::ROLLING_OUT, format!("{count}; the rollout waits for {}", told(&problems)))
             }
@@ -199,6 +202,25 @@ fn ready_condition(outcome: &Outcome<'_>, seen: &Seen<'_>, ready: i32) -> Judgme
     match worst(&problems) {
         None => fails(reasons::PROGRESSING, format!("{count}; waiting for the pods")),
         Some(worst) => fails(&worst.problem.reason, format!("{count}; {}", told(&problems))),
+    }
+}
+
+/// Who goes down and waits for its sessions; none: nobody does.
+fn draining(seen: &Seen<'_>) -> Option<String> {
+    let leaving = seen.pods.iter().filter(|(pod, _)| pod.metadata.deletion_timestamp.is_some());
+    let waiting: Vec<(&str, u32)> = leaving
+        .filter_map(|(pod, seen)| {
+            let status = seen.as_ref()?.status.as_ref().ok()?;
+            (status.sessions > 0).then_some((pod.metadata.name.as_deref()?, status.sessions))
+        })
+        .collect();
+    let sessions: u32 = waiting.iter().map(|(_, sessions)| sessions).sum();
+    match waiting.as_slice() {
+        [] => None,
+        [(one, _)] => Some(format!("{one} goes down and lets its {sessions} sessions finish")),
+        [(first, _), rest @ ..] => {
+            Some(format!("{first} and {} more go down and let their {sessions} sessions finish", rest.len()))
+        }
     }
 }
 

@@ -9,7 +9,13 @@ mod tests;
 
 use std::time::Duration;
 
-use k8s_openapi::{api::core::v1::PodTemplateSpec, apimachinery::pkg::apis::meta::v1::OwnerReference};
+use k8s_openapi::{
+    api::{
+        autoscaling::v2::{HorizontalPodAutoscalerBehavior, ResourceMetricSource},
+        core::v1::PodTemplateSpec,
+    },
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
 use kube::{Resource, ResourceExt};
 use mcp_mqtt_sidecar::config::{
     ADMIN_PORT, BackendConfig, BackendOptions, GATEWAY_SOCKET, GatewayConfig, Limits, LogFormat, SHIM_SOCKET,
@@ -22,10 +28,14 @@ use mcp_mqtt_transport::{
 use url::Url;
 
 use self::{broker::ValidBroker, pod_template::PodTemplateError, references::Reference};
-use super::fetch::Fetched;
+use super::{build::autoscaler::Target, fetch::Fetched};
 use crate::{
-    crd::{GatewaySpec, McpService, RbacSpec, ServerSpec, TransportSpec, duration::DurationText, gateway},
+    crd::{
+        AutoscalingSpec, GatewaySpec, McpService, RbacSpec, ServerSpec, TransportSpec,
+        duration::DurationText, gateway,
+    },
     names, reasons,
+    session_metrics::Metric,
     settings::Settings,
 };
 
@@ -41,6 +51,8 @@ pub struct ValidService {
     pub server_name: String,
     /// How many instances are wanted.
     pub replicas: i32,
+    /// What decides on that, where it is not a person.
+    pub autoscaling: Option<ValidAutoscaling>,
     /// How the server is started, and what the container needs for it.
     pub backend: Backend,
     /// The server's container.
@@ -55,6 +67,21 @@ pub struct ValidService {
     pub pod_template: Option<PodTemplateSpec>,
     /// What the pods read, so that a change of it must reach them.
     pub references: Vec<Reference>,
+}
+
+/// What the autoscaler goes by.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ValidAutoscaling {
+    /// The fewest instances.
+    pub min_replicas: i32,
+    /// The most.
+    pub max_replicas: i32,
+    /// What the operator itself measures.
+    pub targets: Vec<Target>,
+    /// What Kubernetes measures.
+    pub resources: Vec<ResourceMetricSource>,
+    /// How fast it goes.
+    pub behavior: Option<HorizontalPodAutoscalerBehavior>,
 }
 
 /// Which object of the API server it is.
@@ -79,7 +106,7 @@ pub enum Backend {
         prewarm: i32,
     },
     /// By its own entrypoint.
-    StreamableHttp,
+    Listens,
 }
 
 /// Why an `McpService` cannot be built. The text is what a person reads in the condition `Accepted`.
@@ -164,7 +191,7 @@ pub fn validate(
         rbac: rbac.map(|rbac| serde_json::to_string(&rbac).expect("roles are plain data")),
         backend: backend_config,
         backend_options: BackendOptions::default(), // the shim has its own
-        broker: broker.config(duration("gateway.keepAlive", &spec.gateway.keep_alive)?, qos(&spec.gateway)?),
+        broker: broker.config(&spec.gateway)?,
         limits: limits(&spec.gateway)?,
         timeouts: timeouts(&spec.gateway)?,
         drain_timeout,
@@ -183,6 +210,11 @@ pub fn validate(
         identity,
         server_name,
         replicas: spec.replicas,
+        autoscaling: spec
+            .autoscaling
+            .as_ref()
+            .map(|autoscaling| self::autoscaling(autoscaling, spec.gateway.max_sessions))
+            .transpose()?,
         backend,
         server: spec.server.clone(),
         gateway,
@@ -190,6 +222,39 @@ pub fn validate(
         broker,
         pod_template,
         references,
+    })
+}
+
+/// The share of `gateway.maxSessions`, in percent, that is aimed at when no metric is named.
+const DEFAULT_UTILIZATION: i32 = 80;
+
+fn autoscaling(spec: &AutoscalingSpec, max_sessions: i32) -> Result<ValidAutoscaling, ValidateError> {
+    // At least one: Kubernetes takes no target of nothing.
+    let share = |percent: i32| (max_sessions.saturating_mul(percent) / 100).max(1);
+    let sessions =
+        match spec.sessions.as_ref().map(|target| (target.target_per_replica, target.target_utilization)) {
+            Some((Some(sessions), None)) => Some(sessions),
+            Some((None, Some(percent))) => Some(share(percent)),
+            Some(_) => {
+                return Err(ValidateError::field(
+                    "autoscaling.sessions",
+                    "needs exactly one of targetPerReplica and targetUtilization",
+                ));
+            }
+            None if spec.in_flight.is_none() && spec.resources.is_empty() => Some(share(DEFAULT_UTILIZATION)),
+            None => None,
+        };
+    let in_flight = spec.in_flight.as_ref().map(|target| target.target_per_replica);
+    let targets = [(Metric::Sessions, sessions), (Metric::InFlight, in_flight)];
+    Ok(ValidAutoscaling {
+        min_replicas: spec.min_replicas,
+        max_replicas: spec.max_replicas,
+        targets: targets
+            .into_iter()
+            .filter_map(|(metric, per_replica)| Some(Target { metric, per_replica: per_replica? }))
+            .collect(),
+        resources: spec.resources.clone(),
+        behavior: spec.behavior.clone(),
     })
 }
 
@@ -228,19 +293,23 @@ fn rbac(spec: &RbacSpec) -> Result<Rbac, ValidateError> {
 }
 
 fn transport(spec: &TransportSpec) -> Result<(Backend, BackendConfig), ValidateError> {
-    match (&spec.stdio, &spec.streamable_http) {
-        (Some(stdio), None) => Ok((
+    let url = |field: &str, port: i32, path: &str| {
+        Url::parse(&format!("http://127.0.0.1:{port}{path}"))
+            .map_err(|error| ValidateError::field(field, format!("gives no URL: {error}")))
+    };
+    match (&spec.stdio, &spec.streamable_http, &spec.sse) {
+        (Some(stdio), None, None) => Ok((
             Backend::Stdio { command: stdio.command.clone(), prewarm: stdio.prewarm },
-            BackendConfig { stdio_socket: Some(SHIM_SOCKET.into()), ..BackendConfig::default() },
+            BackendConfig::stdio(SHIM_SOCKET),
         )),
-        (None, Some(http)) => {
-            let url =
-                Url::parse(&format!("http://127.0.0.1:{}{}", http.port, http.path)).map_err(|error| {
-                    ValidateError::field("transport.streamableHttp", format!("gives no URL: {error}"))
-                })?;
-            Ok((Backend::StreamableHttp, BackendConfig { http_url: Some(url), ..BackendConfig::default() }))
+        (None, Some(http), None) => {
+            let url = url("transport.streamableHttp", http.port, &http.path)?;
+            Ok((Backend::Listens, BackendConfig::http(url)))
         }
-        _ => Err(ValidateError::field("transport", "needs exactly one of stdio and streamableHttp")),
+        (None, None, Some(sse)) => {
+            Ok((Backend::Listens, BackendConfig::sse(url("transport.sse", sse.port, &sse.path)?)))
+        }
+        _ => Err(ValidateError::field("transport", "needs exactly one of stdio, streamableHttp and sse")),
     }
 }
 
@@ -271,8 +340,9 @@ fn timeouts(spec: &GatewaySpec) -> Result<Timeouts, ValidateError> {
     })
 }
 
-fn qos(spec: &GatewaySpec) -> Result<u8, ValidateError> {
-    u8::try_from(spec.qos).map_err(|_| ValidateError::field("gateway.qos", "must be 0 or 1"))
+fn small(field: &str, value: i32, most: u8) -> Result<u8, ValidateError> {
+    let value = u8::try_from(value).ok().filter(|value| *value <= most);
+    value.ok_or_else(|| ValidateError::field(field, format!("must be from 0 to {most}")))
 }
 
 fn duration(field: &str, text: &DurationText) -> Result<Duration, ValidateError> {

@@ -4,7 +4,8 @@ use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
-        apps::v1::Deployment,
+        apps::v1::{Deployment, DeploymentSpec},
+        autoscaling::v2::HorizontalPodAutoscaler,
         core::v1::{ConfigMap, Pod, PodSpec, Secret, ServiceAccount},
         policy::v1::PodDisruptionBudget,
     },
@@ -24,7 +25,7 @@ use super::{
     ownership, resolve,
     scope::{Guarded, Stores},
 };
-use crate::names::SERVICE_LABEL;
+use crate::names::{POD_DELETION_COST, SERVICE_ANNOTATION, SERVICE_LABEL};
 
 /// A watch's objects: all that are touched, deleted ones too.
 pub type Objects<K> = BoxStream<'static, Result<K, watcher::Error>>;
@@ -39,6 +40,8 @@ pub struct Watches {
     pub service_accounts: Objects<PartialObjectMeta<ServiceAccount>>,
     /// What we made.
     pub disruption_budgets: Objects<PartialObjectMeta<PodDisruptionBudget>>,
+    /// What we made.
+    pub autoscalers: Objects<PartialObjectMeta<HorizontalPodAutoscaler>>,
     /// The instances.
     pub pods: Objects<Pod>,
     /// All Secrets, by their metadata.
@@ -81,12 +84,16 @@ pub fn watch(
     let (deployments, deployment_stream) =
         full(client, namespace, ours.clone(), |deployment: &mut Deployment| {
             ownership::trim(&mut deployment.metadata);
-            deployment.spec = None; // ownership and hash tell whether it is as it should be
+            // Ownership and hash tell whether it is as it should be; its size tells whether it is about to shrink.
+            let replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas);
+            deployment.spec = Some(DeploymentSpec { replicas, ..DeploymentSpec::default() });
         });
     let (pods, pod_stream) = full(client, namespace, ours.clone(), trim_pod);
     let (service_accounts, service_account_stream) =
         metadata(client, namespace, ours.clone(), |object| ownership::trim(&mut object.metadata));
     let (disruption_budgets, disruption_budget_stream) =
+        metadata(client, namespace, ours.clone(), |object| ownership::trim(&mut object.metadata));
+    let (autoscalers, autoscaler_stream) =
         metadata(client, namespace, ours, |object| ownership::trim(&mut object.metadata));
     let (secrets, secret_stream) = metadata(client, namespace, everything.clone(), |object| {
         resolve::trim(&mut object.metadata);
@@ -108,6 +115,7 @@ pub fn watch(
             deployments,
             service_accounts,
             disruption_budgets,
+            autoscalers,
             pods,
             secrets,
             config_maps,
@@ -118,6 +126,7 @@ pub fn watch(
             deployments: deployment_stream,
             service_accounts: service_account_stream,
             disruption_budgets: disruption_budget_stream,
+            autoscalers: autoscaler_stream,
             pods: pod_stream,
             secrets: secret_stream,
             config_maps: config_map_stream,
@@ -187,6 +196,6 @@ fn trim_pod(pod: &mut Pod) {
     metadata.managed_fields = None;
     metadata.owner_references = None;
     if let Some(annotations) = &mut metadata.annotations {
-        annotations.retain(|key, _| key == crate::names::SERVICE_ANNOTATION);
+        annotations.retain(|key, _| key == SERVICE_ANNOTATION || key == POD_DELETION_COST);
     }
 }

@@ -28,6 +28,12 @@ pub struct GatewaySpec {
     /// quiet cannot be told from one that is gone without a word.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<DurationText>,
+    /// Connections to the broker beside the registering one, over which the sessions of an instance are spread; 0: one
+    /// connection for everything. The loss of a worker ends only its own sessions. Their client ids are the instance's
+    /// with `_w1`, `_w2` … at its end: a broker's ACL that goes by client id has to allow those the instance's RPC
+    /// topics and `$mcp-client/#`.
+    #[schemars(range(min = 0, max = 16))]
+    pub workers: i32,
 
     /// How long requests may take.
     pub timeouts: TimeoutsSpec,
@@ -61,6 +67,7 @@ impl Default for GatewaySpec {
             max_message_bytes: 1_048_576,
             max_in_flight: 64,
             idle_timeout: None,
+            workers: 0,
             timeouts: TimeoutsSpec::default(),
             resources: None,
             qos: 1,

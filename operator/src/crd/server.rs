@@ -18,7 +18,8 @@ pub struct ServerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_pull_policy: Option<ImagePullPolicy>,
 
-    /// With `transport.streamableHttp`: replaces the image's entrypoint. With `transport.stdio` it must not be set.
+    /// With `transport.streamableHttp` and `transport.sse`: replaces the image's entrypoint. With `transport.stdio` it
+    /// must not be set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256), inner(length(max = 8192)))]
     pub command: Option<Vec<String>>,

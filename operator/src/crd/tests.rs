@@ -48,6 +48,7 @@ fn the_defaults_stand_in_the_schema() {
     assert_eq!(at("gateway.timeouts.call")["default"], json!("60s"));
     assert_eq!(at("gateway.log.format")["default"], json!("json"));
     assert_eq!(at("transport.streamableHttp.path")["default"], json!("/mcp"));
+    assert_eq!(at("transport.sse.path")["default"], json!("/sse"));
     assert_eq!(at("transport.stdio.prewarm")["default"], json!(0));
     assert_eq!(at("broker.tls.ca.configMapKeyRef.key")["default"], json!("ca.crt"));
 }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.stdio) != has(self.streamableHttp)")
-        .message("transport needs exactly one of stdio and streamableHttp")
+    validation = Rule::new("[has(self.stdio), has(self.streamableHttp), has(self.sse)].exists_one(given, given)")
+        .message("transport needs exactly one of stdio, streamableHttp and sse")
 )]
 pub struct TransportSpec {
     /// stdio: one process of the server per MCP session, started by the shim in the server's own container.
@@ -18,6 +18,11 @@ pub struct TransportSpec {
     /// Streamable HTTP: the server's own entrypoint listens in the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub streamable_http: Option<StreamableHttpTransport>,
+
+    /// HTTP+SSE of 2024-11-05, for servers that do not speak Streamable HTTP yet: the server's own entrypoint listens
+    /// in the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sse: Option<SseTransport>,
 }
 
 /// One process per MCP session.
@@ -38,7 +43,7 @@ pub struct StdioTransport {
     pub prewarm: i32,
 }
 
-/// The server listens on HTTP.
+/// The server listens on HTTP, at one endpoint.
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct StreamableHttpTransport {
@@ -60,4 +65,28 @@ pub struct StreamableHttpTransport {
 
 fn mcp_path() -> String {
     "/mcp".to_owned()
+}
+
+/// The server listens on HTTP, with an event stream for each session.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct SseTransport {
+    /// Port on which it listens; 127.0.0.1 is enough, the gateway is in the same pod.
+    #[schemars(range(min = 1, max = 65535))]
+    #[x_kube(
+        validation = Rule::new("self != 8079").message("sse.port 8079 is the gateway's own port in the pod: let the server listen on another")
+    )]
+    pub port: i32,
+
+    /// Path of its event stream. Where messages go the stream itself says.
+    #[serde(default = "sse_path")]
+    #[schemars(length(min = 1, max = 1024))]
+    #[x_kube(
+        validation = Rule::new(r"self.matches('^/[^\\s#]*$')").message("sse.path must start with '/' and contain no spaces and no '#'")
+    )]
+    pub path: String,
+}
+
+fn sse_path() -> String {
+    "/sse".to_owned()
 }

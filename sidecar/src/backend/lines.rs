@@ -12,7 +12,7 @@ const LARGEST_READ: usize = 64 * 1024;
 
 /// Cuts lines. Read into [`Lines::buffer`], then take [`Lines::next`] until there is none.
 #[derive(Debug)]
-pub(super) struct Lines {
+pub struct Lines {
     buffer: BytesMut,
     /// So much of the buffer has no newline.
     scanned: usize,
@@ -30,7 +30,7 @@ struct Dropping {
 
 /// A line without its end.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Line {
+pub enum Line {
     /// Not blank, and within the limit.
     Whole(Bytes),
     /// Over the limit, and dropped.
@@ -44,18 +44,18 @@ pub(super) enum Line {
 
 impl Lines {
     /// Lines of at most `max` bytes.
-    pub(super) fn new(max: usize) -> Self {
+    pub fn new(max: usize) -> Self {
         Self { buffer: BytesMut::new(), scanned: 0, next_read: FIRST_READ, max, dropping: None }
     }
 
     /// Where to append what was read; has room.
-    pub(super) fn buffer(&mut self) -> &mut BytesMut {
+    pub fn buffer(&mut self) -> &mut BytesMut {
         self.buffer.reserve(self.next_read);
         &mut self.buffer
     }
 
     /// Tells how much a read brought: who fills the buffer gets a larger one.
-    pub(super) fn was_read(&mut self, bytes: usize) {
+    pub fn was_read(&mut self, bytes: usize) {
         self.next_read = if bytes >= self.next_read {
             (self.next_read * 2).min(LARGEST_READ)
         } else if bytes < FIRST_READ {
@@ -66,7 +66,7 @@ impl Lines {
     }
 
     /// The next line that is whole.
-    pub(super) fn next(&mut self) -> Option<Line> {
+    pub fn next(&mut self) -> Option<Line> {
         loop {
             let Some(end) = memchr::memchr(b'\n', &self.buffer[self.scanned..]) else {
                 self.scanned = self.buffer.len();
@@ -83,8 +83,13 @@ impl Lines {
         }
     }
 
+    /// Bytes that are kept.
+    pub fn held(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// What stands behind the last newline when nothing more comes.
-    pub(super) fn rest(&mut self) -> Option<Line> {
+    pub fn rest(&mut self) -> Option<Line> {
         self.take(self.buffer.len())
     }
 
@@ -158,7 +163,7 @@ mod tests {
         for _ in 0..1000 {
             lines.buffer().extend_from_slice(&[b'x'; 4096]);
             assert_eq!(lines.next(), None);
-            assert!(lines.buffer.is_empty());
+            assert_eq!(lines.held(), 0);
         }
         assert!(lines.buffer.capacity() <= 2 * LARGEST_READ);
         lines.buffer().extend_from_slice(b"\n");

@@ -55,7 +55,7 @@ fn noise(said: Option<&String>) -> String {
 pub(super) async fn probe(backend: &Backend) -> Result<ServerInfo, ProbeError> {
     let (answer, is_modern) = match ask(backend, false).await {
         // Whatever its error: the code for this is the server's choice (2026-07-28, Compatibility Matrix).
-        Err(ProbeError::Refused(refused)) => match ask(backend, true).await {
+        Err(ProbeError::Refused(refused)) if backend.has_eras() => match ask(backend, true).await {
             Ok(server) => (Ok(server), true),
             Err(error) => {
                 tracing::debug!("nor does the server answer `server/discover`: {error}");

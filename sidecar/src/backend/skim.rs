@@ -1,6 +1,7 @@
 //! The id of a message that is not kept: found while its bytes go by, wherever in the message it stands.
 
 use mcp_mqtt_transport::jsonrpc::RequestId;
+use serde_json::value::RawValue;
 
 /// Longest id and field name that are remembered; ours are far shorter.
 const MAX_KEPT: usize = 256;
@@ -8,7 +9,7 @@ const MAX_KEPT: usize = 256;
 /// Reads JSON as it goes by and remembers the top level's `id`, and whether there is a `method`. Whatever is no
 /// JSON gives no id, or one that nobody waits for.
 #[derive(Debug, Default)]
-pub(super) struct Skim {
+pub struct Skim {
     depth: usize,
     text: Text,
     /// Within the top-level object: behind the colon.
@@ -31,14 +32,14 @@ enum Text {
 
 impl Skim {
     /// The next bytes of the message.
-    pub(super) fn feed(&mut self, bytes: &[u8]) {
+    pub fn feed(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.step(*byte);
         }
     }
 
     /// The id of the request that this message answers; none for a message with a method: its id is the server's.
-    pub(super) fn answers(self) -> Option<RequestId> {
+    pub fn answers(self) -> Option<RequestId> {
         if self.has_method { None } else { self.id }
     }
 
@@ -83,7 +84,10 @@ impl Skim {
     fn end_field(&mut self) {
         match self.name.as_slice() {
             br#""id""# => {
-                self.id = std::str::from_utf8(&self.kept).ok().and_then(|id| RequestId::from_json(id).ok());
+                // What was cut off, or is no JSON, is nobody's id.
+                let whole = Some(self.kept.as_slice()).filter(|kept| kept.len() < MAX_KEPT);
+                let id = whole.and_then(|kept| serde_json::from_slice::<&RawValue>(kept).ok());
+                self.id = id.and_then(|id| RequestId::from_json(id.get()).ok());
             }
             br#""method""# => self.has_method = true,
             _ => {}
@@ -127,6 +131,8 @@ mod tests {
             r#"[{"id":5,"result":{}}]"#,
             "Listening on port 3000",
             r#"{"id":"#,
+            r#"{"id":"a":"b","result":1}"#,
+            r#"{"id":1x,"result":1}"#,
             "}}}]]]\"",
         ] {
             assert_eq!(answers(raw), None, "{raw}");

@@ -7,7 +7,7 @@ use mcp_mqtt_transport::{
     topic::ClientId,
 };
 
-use super::refusal::Refusal;
+use super::{placement::LinkId, refusal::Refusal};
 use crate::{
     backend::{BackendEnd, SessionId},
     metrics::{Asker, Method, Outcome},
@@ -19,6 +19,8 @@ use crate::{
 pub enum Action {
     /// Subscribe the client's RPC, presence and capability topics; report to this session.
     Subscribe {
+        /// On which connection.
+        via: LinkId,
         /// Who wants it.
         session: SessionId,
         /// Whose topics.
@@ -26,11 +28,16 @@ pub enum Action {
     },
     /// Give these three up.
     Unsubscribe {
+        /// On which connection.
+        via: LinkId,
         /// Whose topics.
         client: ClientId,
     },
     /// Publish on the client's RPC topic.
     ToClient {
+        /// By the connection that subscribes this topic, so that its No Local holds; by another that stands when this
+        /// one is lost.
+        via: LinkId,
         /// Whose topic.
         client: ClientId,
         /// What.
@@ -139,13 +146,17 @@ pub enum EndReason {
     InitializeFailed,
     /// The broker refused the subscriptions.
     SubscriptionRefused,
+    /// Nothing can be delivered to its client, not even an error; why.
+    Undeliverable(String),
     /// The backend session ended.
     Backend(BackendEnd),
     /// Nothing was said for as long as the configuration allows.
     Idle,
     /// The instance is being drained.
     Drained,
-    /// The connection to the broker is gone, and with it the way to the client.
+    /// The connection that carried it is gone, and another one can still tell the client.
+    ConnectionLost,
+    /// All connections to the broker are gone, and with them the way to the client.
     BrokerLost,
 }
 
@@ -157,16 +168,21 @@ impl EndReason {
             Self::Replaced(_) => "replaced",
             Self::InitializeFailed => "initialize-failed",
             Self::SubscriptionRefused => "subscription-refused",
+            Self::Undeliverable(_) => "undeliverable",
             Self::Backend(_) => "backend-ended",
             Self::Idle => "idle",
             Self::Drained => "drained",
+            Self::ConnectionLost => "connection-lost",
             Self::BrokerLost => "broker-lost",
         }
     }
 
     /// Whether a person may want to look into it.
     pub fn is_trouble(&self) -> bool {
-        matches!(self, Self::Backend(_) | Self::SubscriptionRefused | Self::InitializeFailed)
+        matches!(
+            self,
+            Self::Backend(_) | Self::SubscriptionRefused | Self::InitializeFailed | Self::Undeliverable(_)
+        )
     }
 
     /// The error for each request in flight; nothing where nobody would hear it.
@@ -174,10 +190,13 @@ impl EndReason {
         match self {
             Self::ClientLeft | Self::BrokerLost => None,
             Self::Drained => Some(Refusal::Draining),
+            Self::ConnectionLost => Some(Refusal::ConnectionLost),
             Self::Backend(end) => Some(Refusal::Backend(self.as_str(), end.to_string())),
-            Self::Replaced(_) | Self::InitializeFailed | Self::SubscriptionRefused | Self::Idle => {
-                Some(Refusal::SessionEnded(self.to_string()))
-            }
+            Self::Replaced(_)
+            | Self::InitializeFailed
+            | Self::SubscriptionRefused
+            | Self::Idle
+            | Self::Undeliverable(_) => Some(Refusal::SessionEnded(self.to_string())),
         }
     }
 
@@ -189,7 +208,10 @@ impl EndReason {
     /// Item 13: whether we are the ones who end it. After a new `initialize` it would end the new session.
     pub fn tells_client(&self) -> bool {
         match self {
-            Self::Backend(_) | Self::Idle | Self::Drained => true,
+            // What the broker refused may have been too large for it, and a goodbye is small.
+            Self::Backend(_) | Self::Idle | Self::Drained | Self::ConnectionLost | Self::Undeliverable(_) => {
+                true
+            }
             Self::ClientLeft
             | Self::Replaced(_)
             | Self::InitializeFailed
@@ -198,9 +220,10 @@ impl EndReason {
         }
     }
 
-    /// Whether the subscriptions are to be given up. After a new `initialize` they are the new session's.
+    /// Whether the subscriptions are to be given up. After a new `initialize` they are the new session's; with the
+    /// connection they have ended.
     pub fn unsubscribes(&self) -> bool {
-        !matches!(self, Self::Replaced(_) | Self::BrokerLost)
+        !matches!(self, Self::Replaced(_) | Self::ConnectionLost | Self::BrokerLost)
     }
 }
 
@@ -211,9 +234,13 @@ impl fmt::Display for EndReason {
             Self::Replaced(_) => f.write_str("the client initialized again"),
             Self::InitializeFailed => f.write_str("initialize was answered with an error"),
             Self::SubscriptionRefused => f.write_str("the broker refused the subscriptions"),
+            Self::Undeliverable(why) => {
+                write!(f, "nothing can be delivered to its client: {why}")
+            }
             Self::Backend(end) => end.fmt(f),
             Self::Idle => f.write_str("nothing was said for longer than --idle-timeout"),
             Self::Drained => f.write_str("the instance is shutting down"),
+            Self::ConnectionLost => f.write_str("the connection that carried it was lost"),
             Self::BrokerLost => f.write_str("the connection to the broker was lost"),
         }
     }

@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 
 use super::{
     action::Action,
+    placement::LinkId,
     refusal::Refusal,
     session::Rules,
     sessions::{Initialize, Sessions},
@@ -31,20 +32,24 @@ pub struct Setting {
     pub server_name: ServerName,
     /// Quality of service of what we publish.
     pub qos: Qos,
-    /// The largest packet that the broker takes, in bytes.
+    /// The largest packet that the broker takes on the registering connection, in bytes.
     pub max_packet: Option<u32>,
+    /// Connections beside that one.
+    pub workers: usize,
     /// What holds for all sessions.
     pub rules: Rules,
     /// Sessions at one time.
     pub max_sessions: u32,
 }
 
-/// The bridge without its IO, for the life of one connection.
+/// The bridge without its IO, for the life of one registration.
 #[derive(Debug)]
 pub struct Core {
     setting: Setting,
     properties: UserProperties,
     capability_topic: String,
+    /// The largest packet that the broker takes, by connection: a broker may tell each another limit.
+    max_packets: Vec<Option<u32>>,
     /// The sessions; public to the driver, which reports to them.
     pub sessions: Sessions,
 }
@@ -54,17 +59,32 @@ impl Core {
     pub fn new(setting: Setting, last_id: u64) -> Self {
         let properties = user_property::of_publish(Component::Server, setting.server_id.as_str());
         let capability_topic = topic::server_capability(&setting.server_id, &setting.server_name);
-        let sessions = Sessions::new(setting.rules.clone(), setting.max_sessions, last_id);
-        Self { setting, properties, capability_topic, sessions }
+        let sessions = Sessions::new(setting.rules.clone(), setting.max_sessions, setting.workers, last_id);
+        let mut max_packets = vec![None; setting.workers + 1];
+        max_packets[0] = setting.max_packet;
+        Self { setting, properties, capability_topic, max_packets, sessions }
     }
 
-    /// A message of the broker. `open` opens a backend session.
+    /// A worker's connection stands; the largest packet that the broker takes there, in bytes.
+    pub fn link_up(&mut self, link: LinkId, max_packet: Option<u32>) {
+        self.max_packets[link.0] = max_packet;
+        self.sessions.link_up(link);
+    }
+
+    /// Connections beside the registering one.
+    pub fn workers(&self) -> usize {
+        self.setting.workers
+    }
+
+    /// A message of the broker, and the connection on which it came. `open` opens a backend session for a session
+    /// that this connection will carry.
     pub fn received(
         &mut self,
+        came_by: LinkId,
         received: Received,
         now: Instant,
         out: &mut Vec<Action>,
-        open: impl FnOnce(SessionId),
+        open: impl FnOnce(SessionId, LinkId),
     ) {
         let Received { topic, payload, retain, user_properties } = received;
         let sender = user_property::find(&user_properties, user_property::MQTT_CLIENT_ID);
@@ -82,11 +102,11 @@ impl Core {
             Ok(Topic::Rpc { client_id, server_id, server_name }) if ours(server_id, server_name) => {
                 let Ok(client) = ClientId::new(client_id) else { return };
                 let matches = sender.is_none_or(|sender| sender == client_id);
-                self.rpc(&client, matches, &payload, now, out);
+                self.rpc((&client, came_by), matches, &payload, now, out);
             }
             Ok(Topic::Control { server_id, server_name }) if ours(server_id, server_name) => {
                 match sender.map(ClientId::new) {
-                    Some(Ok(client)) => self.control(client, &payload, now, out, open),
+                    Some(Ok(client)) => self.control((client, came_by), &payload, now, out, open),
                     Some(Err(_)) => out.push(Action::Dropped { reason: "bad-client-id" }),
                     None => out.push(Action::Dropped { reason: "no-client-id" }),
                 }
@@ -97,45 +117,73 @@ impl Core {
                 out.push(Action::Dropped { reason: Refusal::ClientIdMismatch.reason() });
             }
             Ok(Topic::ClientPresence { client_id }) => self.presence(client_id, payload, now, out),
-            Ok(Topic::ClientCapability { client_id }) => self.capability(client_id, payload, now, out),
+            Ok(Topic::ClientCapability { client_id }) => {
+                self.capability((client_id, came_by), payload, now, out);
+            }
             _ => out.push(Action::Dropped { reason: "unknown-topic" }),
         }
     }
 
+    /// A message of ours did not reach its client; `note` is as in [`Core::note`].
+    pub fn undelivered(&mut self, note: u64, payload: Bytes, why: &str, now: Instant, out: &mut Vec<Action>) {
+        if let Ok(message) = Message::parse(payload, usize::MAX) {
+            self.sessions.undelivered(SessionId(note), &message, why, now, out);
+        }
+    }
+
+    /// By what a refusal of a publish to this client finds its session; 0, which no session has, for none.
+    pub fn note(&self, client: &ClientId) -> u64 {
+        self.sessions.of_client(client.as_str()).map_or(0, |session| session.0)
+    }
+
     fn rpc(
         &mut self,
-        client: &ClientId,
+        (client, came_by): (&ClientId, LinkId),
         matches: bool,
         payload: &Bytes,
         now: Instant,
         out: &mut Vec<Action>,
     ) {
-        let Some(message) = self.parse(client, payload, out) else { return };
+        if matches && let Some(parts) = self.sessions.takes_batches(client).then(|| parts(payload)).flatten()
+        {
+            for part in parts {
+                if let Some(message) = self.parse((client, came_by), &part, out) {
+                    self.sessions.client_message(client, came_by, message, now, out);
+                }
+            }
+            return;
+        }
+        let Some(message) = self.parse((client, came_by), payload, out) else { return };
         if matches {
-            return self.sessions.client_message(client, message, now, out);
+            return self.sessions.client_message(client, came_by, message, now, out);
         }
         match message.kind() {
-            Kind::Request { id, .. } => self.sessions.refuse(client, id, &Refusal::ClientIdMismatch, out),
+            Kind::Request { id, .. } => {
+                self.sessions.refuse(client, came_by, id, &Refusal::ClientIdMismatch, out);
+            }
             _ => out.push(Action::Dropped { reason: Refusal::ClientIdMismatch.reason() }),
         }
     }
 
     fn control(
         &mut self,
-        client: ClientId,
+        (client, came_by): (ClientId, LinkId),
         payload: &Bytes,
         now: Instant,
         out: &mut Vec<Action>,
-        open: impl FnOnce(SessionId),
+        open: impl FnOnce(SessionId, LinkId),
     ) {
-        let Some(message) = self.parse(&client, payload, out) else { return };
+        let Some(message) = self.parse((&client, came_by), payload, out) else { return };
         match message.kind() {
             Kind::Request { id, method } if &**method == "initialize" => {
-                let max_to_client = self.max_to_client(&client);
-                let request = Initialize { id: id.clone(), message, client, max_to_client };
-                self.sessions.initialize(request, now, out, open);
+                let via = self.sessions.place(client.as_str());
+                let max_to_client = self.max_to_client(&client, via);
+                let request = Initialize { id: id.clone(), message, client, via, max_to_client };
+                self.sessions.initialize(request, now, out, |session| open(session, via));
             }
-            Kind::Request { id, .. } => self.sessions.refuse(&client, id, &Refusal::NotInitialize, out),
+            Kind::Request { id, .. } => {
+                self.sessions.refuse(&client, came_by, id, &Refusal::NotInitialize, out);
+            }
             _ => out.push(Action::Dropped { reason: Refusal::NotInitialize.reason() }),
         }
     }
@@ -154,13 +202,19 @@ impl Core {
         }
     }
 
-    fn capability(&mut self, client: &str, payload: Bytes, now: Instant, out: &mut Vec<Action>) {
+    fn capability(
+        &mut self,
+        (client, came_by): (&str, LinkId),
+        payload: Bytes,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
         let Ok(client) = ClientId::new(client) else { return };
         match Message::parse(payload, self.setting.rules.max_message_bytes) {
             Ok(message) if message.method() == Some("notifications/roots/list_changed") => {
                 // Also wanted by servers to which this client has not spoken yet.
                 if self.sessions.of_client(client.as_str()).is_some() {
-                    self.sessions.client_message(&client, message, now, out);
+                    self.sessions.client_message(&client, came_by, message, now, out);
                 }
             }
             _ => out.push(Action::Dropped { reason: "unknown-client-capability" }),
@@ -168,7 +222,12 @@ impl Core {
     }
 
     /// Item 22: what is no message is answered where there is an id to answer, and counted.
-    fn parse(&mut self, client: &ClientId, payload: &Bytes, out: &mut Vec<Action>) -> Option<Message> {
+    fn parse(
+        &mut self,
+        (client, came_by): (&ClientId, LinkId),
+        payload: &Bytes,
+        out: &mut Vec<Action>,
+    ) -> Option<Message> {
         // What is over our own limit is parsed all the same, up to the packet size that we announced: its
         // sender waits for an answer.
         match Message::parse(payload.clone(), usize::MAX) {
@@ -176,10 +235,10 @@ impl Core {
             Err(ParseError { kind, request_id }) => {
                 out.push(Action::Dropped { reason: kind.reason() });
                 if kind == ParseErrorKind::Batch {
-                    self.refuse_batch(client, payload, out);
+                    self.refuse_batch((client, came_by), payload, out);
                 } else if let Some(id) = request_id {
                     let refusal = Refusal::Malformed(kind);
-                    self.sessions.refuse(client, &id, &refusal, out);
+                    self.sessions.refuse(client, came_by, &id, &refusal, out);
                 }
                 None
             }
@@ -187,12 +246,17 @@ impl Core {
     }
 
     /// An error for each request of a batch: nobody is to wait for an answer that will not come.
-    fn refuse_batch(&mut self, client: &ClientId, payload: &[u8], out: &mut Vec<Action>) {
-        let Ok(parts) = serde_json::from_slice::<Vec<&RawValue>>(payload) else { return };
-        for part in parts {
-            let part = Message::parse(Bytes::copy_from_slice(part.get().as_bytes()), usize::MAX);
+    fn refuse_batch(
+        &mut self,
+        (client, came_by): (&ClientId, LinkId),
+        payload: &Bytes,
+        out: &mut Vec<Action>,
+    ) {
+        for part in parts(payload).into_iter().flatten() {
+            let part = Message::parse(part, usize::MAX);
             if let Ok(Kind::Request { id, .. }) = part.as_ref().map(Message::kind) {
-                self.sessions.refuse(client, id, &Refusal::Malformed(ParseErrorKind::Batch), out);
+                let refusal = Refusal::Malformed(ParseErrorKind::Batch);
+                self.sessions.refuse(client, came_by, id, &refusal, out);
             }
         }
     }
@@ -225,12 +289,22 @@ impl Core {
     }
 
     /// Item 20: the whole packet has to fit, so the payload's limit depends on the length of the client's id.
-    fn max_to_client(&self, client: &ClientId) -> usize {
+    fn max_to_client(&self, client: &ClientId, via: LinkId) -> usize {
         let ours = self.setting.rules.max_message_bytes;
-        let Some(max_packet) = self.setting.max_packet else { return ours };
+        let Some(max_packet) = self.max_packets[via.0] else { return ours };
         let without_payload = Publisher::packet_size(&self.to_client(client, Bytes::new()));
         ours.min((max_packet as usize).saturating_sub(without_payload + LENGTH_BYTES))
     }
+}
+
+/// The parts of a batch, when it is one and has any.
+fn parts(payload: &Bytes) -> Option<Vec<Bytes>> {
+    if !payload.trim_ascii_start().starts_with(b"[") {
+        return None;
+    }
+    let parts: Vec<&RawValue> = serde_json::from_slice(payload).ok()?;
+    let parts: Vec<Bytes> = parts.iter().map(|part| payload.slice_ref(part.get().as_bytes())).collect();
+    (!parts.is_empty()).then_some(parts)
 }
 
 #[cfg(test)]

@@ -1,17 +1,17 @@
-//! Moves the bytes between one connection, the state machines and the backends. It never waits for a send: what the
-//! broker does not take waits in the outbox (and with it the backends), what a backend does not take is an error to
-//! its caller. Reading from the broker goes on throughout.
+//! Moves the bytes between the connections, the state machines and the backends. It never waits for a send: what the
+//! broker does not take waits in the connection's outbox (and with it the backends of its sessions), what a backend
+//! does not take is an error to its caller. Reading from the broker goes on throughout.
 
 use std::{collections::HashMap, time::Duration};
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use mcp_mqtt_transport::{
-    mqtt::{CloseReason, Event, Events, PublishError, Publisher, ReasonCode, Received},
+    mqtt::{CloseReason, Event, PublishError, ReasonCode, Received, Refused},
     topic::{ClientId, ServerName},
 };
 use tokio::{
     sync::mpsc::error::TrySendError,
-    time::{Instant, Sleep, sleep, sleep_until, timeout},
+    time::{Instant, Sleep, sleep},
 };
 
 use super::{
@@ -19,32 +19,37 @@ use super::{
     action::{Action, EndReason},
     broadcast::{Broadcasts, Said},
     core::{Core, Setting},
-    outbox::{Outbox, Outgoing, Sent, Unsent},
+    link::{Happening, Link, Links},
+    outbox::Outgoing,
+    placement::LinkId,
 };
 use crate::{
     backend::{BackendEnd, BackendSession, SessionId},
     drain::Progress,
     health::Health,
-    registrar::{Link, Registrar},
+    registrar::{Registrar, Registration},
     status::reason,
 };
 
 mod farewell;
+mod sending;
+mod workers;
+
+use workers::Workers;
 
 /// Messages that are taken from one side in one go, before the others get their turn.
 const BATCH: usize = 64;
 /// For the broker to acknowledge a presence; it did so in the self-test a moment ago.
 const PRESENCE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The connection's queue is full by bytes when a large message does not fit, though a small one would: it is asked
-/// again no sooner than this.
-const RETRY_PAUSE: Duration = Duration::from_millis(1);
+/// For the broker to take subscriptions away, before an empty presence that ends all sessions at once.
+const UNSUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Far away, in place of no deadline.
 const NO_DEADLINE: Duration = Duration::from_hours(24);
 
 /// Why a driver has ended.
 #[derive(Debug)]
 pub(super) enum End {
-    /// The connection is over.
+    /// The registering connection is over.
     Lost(CloseReason),
     /// A drain is done.
     Drained,
@@ -53,6 +58,7 @@ pub(super) enum End {
 /// An answer of the broker that somebody waits for.
 enum Answer {
     Subscribed(SessionId, Result<Vec<ReasonCode>, PublishError>),
+    Unsubscribed,
     Announced(bool, Result<ReasonCode, PublishError>),
 }
 
@@ -60,6 +66,8 @@ enum Answer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Presence {
     Cleared,
+    /// To be cleared, but no later than this, once the broker has all that sessions were told before.
+    Clearing(Instant),
     /// Sent; true: the online message.
     Sent(bool),
     Online,
@@ -69,19 +77,20 @@ enum Presence {
 pub(super) struct Driver<'a> {
     bridge: &'a mut Bridge,
     registrar: &'a Registrar,
-    publisher: Publisher,
-    events: Events,
+    links: Links,
+    workers: Workers,
+    /// What may wait for one connection.
+    outbox_limit: usize,
     server_name: ServerName,
     remark: Option<String>,
     core: Core,
     backends: HashMap<SessionId, BackendSession>,
     broadcasts: Broadcasts,
-    outbox: Outbox,
-    /// Not before this is it tried again to send what waits there.
-    retry_at: Instant,
     answers: FuturesUnordered<BoxFuture<'static, Answer>>,
     actions: Vec<Action>,
     presence: Presence,
+    /// Unsubscribes that the broker has not answered: it has all that was sent before one that it has.
+    unsubscribing: usize,
     drain: Option<Drain>,
 }
 
@@ -90,48 +99,53 @@ pub(super) struct Driver<'a> {
 struct Drain {
     deadline: Instant,
     /// Whose subscriptions are given up at the end: until then a late request is answered with an error.
-    given_up: Vec<ClientId>,
+    given_up: Vec<(LinkId, ClientId)>,
 }
 
 impl<'a> Driver<'a> {
-    pub(super) fn new(bridge: &'a mut Bridge, registrar: &'a Registrar, link: Link) -> Self {
-        let Link { connection, server_name, early, remark, since: _ } = link;
+    pub(super) fn new(bridge: &'a mut Bridge, registrar: &'a Registrar, registration: Registration) -> Self {
+        let Registration { connection, server_name, early, remark, since } = registration;
+        let workers = registrar.workers();
         let limits = &bridge.config.limits;
         let setting = Setting {
             server_id: registrar.server_id().clone(),
             server_name: server_name.clone(),
             qos: bridge.config.qos(),
             max_packet: connection.accepted.maximum_packet_size,
+            workers: workers.len(),
             rules: bridge.rules.clone(),
             max_sessions: limits.max_sessions,
         };
         // An error for all that can be in flight, a goodbye to all, and room for what is refused meanwhile.
         let errors = u64::from(limits.max_sessions) * (u64::from(limits.max_in_flight) + 4) + 1024;
+        let outbox_limit = usize::try_from(errors).unwrap_or(usize::MAX);
+        bridge.board.set_workers(workers.iter().map(|worker| worker.client_id().to_owned()).collect());
         let mut driver = Self {
             core: Core::new(setting, bridge.last_id),
             bridge,
             registrar,
-            publisher: connection.publisher,
-            events: connection.events,
+            links: Links::new(Link::new(connection, since, outbox_limit), workers.len()),
+            workers: Workers::new(workers),
+            outbox_limit,
             server_name,
             remark,
             backends: HashMap::new(),
             broadcasts: Broadcasts::default(),
-            outbox: Outbox::new(usize::try_from(errors).unwrap_or(usize::MAX)),
-            retry_at: Instant::now(),
             answers: FuturesUnordered::new(),
             actions: Vec::new(),
             presence: Presence::Cleared,
+            unsubscribing: 0,
             drain: None,
         };
+        driver.count_links();
         driver.take_health();
         for received in early {
-            driver.take_received(received);
+            driver.take_received(LinkId::REGISTERING, received);
         }
         driver
     }
 
-    /// Serves until the connection or a drain ends.
+    /// Serves until the registering connection or a drain ends.
     pub(super) async fn run(mut self) -> End {
         let mut timer = std::pin::pin!(sleep(NO_DEADLINE));
         loop {
@@ -141,23 +155,17 @@ impl<'a> Driver<'a> {
             }
             self.set_timer(timer.as_mut());
             tokio::select! {
-                event = self.events.recv() => {
-                    if let Some(why) = self.take_events(event) {
-                        return self.lost(why);
+                (link, happening) = self.links.next() => {
+                    if let Some(why) = self.take_happenings(link, happening) {
+                        return self.lost(why).await;
                     }
                 }
-                // A broker that does not keep up makes the backends wait.
-                Some((session, event)) = self.bridge.from_backends.recv(), if self.outbox.is_empty() => {
-                    self.core.sessions.backend_event(session, event, now(), &mut self.actions);
-                    self.perform();
-                    self.take_backend_events();
-                }
-                () = room(&self.publisher, self.retry_at), if !self.outbox.is_empty() => self.flush(),
                 Some(answer) = self.answers.next(), if !self.answers.is_empty() => {
                     if let Some(why) = self.take_answer(answer) {
-                        return self.lost(why);
+                        return self.lost(why).await;
                     }
                 }
+                tried = self.workers.next() => self.take_tried(tried),
                 Ok(()) = self.bridge.health.changed() => self.take_health(),
                 Some(patience) = self.bridge.drains.requests.recv() => self.begin_drain(patience),
                 () = timer.as_mut() => {
@@ -182,10 +190,14 @@ impl<'a> Driver<'a> {
 
     /// Moves the timer to the next deadline, if that has changed.
     fn set_timer(&self, timer: std::pin::Pin<&mut Sleep>) {
-        let drain = self.drain.as_ref().map(|drain| drain.deadline);
+        let clearing = match self.presence {
+            Presence::Clearing(by) => Some(by),
+            _ => None,
+        };
+        let own = [self.drain.as_ref().map(|drain| drain.deadline), self.workers.presence_waits(), clearing];
         let others = [self.core.sessions.next_deadline(), self.broadcasts.next_deadline()];
         let others = others.into_iter().flatten().map(Instant::from_std);
-        if let Some(deadline) = others.chain(drain).min()
+        if let Some(deadline) = others.chain(own.into_iter().flatten()).min()
             && timer.deadline() != deadline
         {
             timer.reset(deadline);
@@ -197,7 +209,7 @@ impl<'a> Driver<'a> {
         self.core.sessions.expire(now, &mut self.actions);
         while let Some(payload) = self.broadcasts.take_due(now) {
             self.bridge.metrics.broadcasts.inc();
-            self.send(Outgoing::ToAll { payload });
+            self.send(LinkId::REGISTERING, Outgoing::ToAll { payload });
         }
         if let Some(drain) = &mut self.drain
             && drain.deadline.into_std() <= now
@@ -205,47 +217,71 @@ impl<'a> Driver<'a> {
             drain.deadline += NO_DEADLINE;
             self.core.sessions.end_all(&EndReason::Drained, now, &mut self.actions);
         }
+        if self.workers.presence_waits().is_some_and(|by| by.into_std() <= now) {
+            self.workers.waited_enough();
+            self.take_health();
+        }
+        if matches!(self.presence, Presence::Clearing(by) if by.into_std() <= now) {
+            tracing::warn!("the broker does not answer: clearing the presence before all clients are told");
+            self.announce(false);
+        }
         self.perform();
     }
 
-    /// What came from the broker; the reason when that was the end.
-    fn take_events(&mut self, first: Option<Event>) -> Option<CloseReason> {
-        let mut next = first;
-        for _ in 0..BATCH {
-            match next {
-                Some(Event::Received(received)) => self.take_received(received),
-                Some(Event::Closed(why)) => return Some(why),
-                None => return Some(CloseReason::ClosedByBroker), // not after `Closed`, with which we have left
+    /// What happens on a connection, and more of its kind; the reason when the registering one is over.
+    fn take_happenings(&mut self, link: LinkId, first: Happening) -> Option<CloseReason> {
+        let mut next = Some(first);
+        for taken in 1.. {
+            let from_backend = match next? {
+                Happening::Event(Event::Received(received)) => {
+                    self.take_received(link, received);
+                    false
+                }
+                Happening::Event(Event::Refused(refused)) => {
+                    self.take_refused(refused);
+                    false
+                }
+                Happening::Event(Event::Closed(why)) if link == LinkId::REGISTERING => return Some(why),
+                Happening::Event(Event::Closed(why)) => {
+                    self.worker_lost(link, &why);
+                    return None;
+                }
+                Happening::FromBackend(session, event) => {
+                    self.core.sessions.backend_event(session, event, now(), &mut self.actions);
+                    self.perform();
+                    true
+                }
+                Happening::Room => {
+                    self.flush(link);
+                    return None;
+                }
+            };
+            if taken == BATCH {
+                break;
             }
-            next = Some(self.events.try_recv()?);
-        }
-        match next {
-            Some(Event::Received(received)) => self.take_received(received),
-            Some(Event::Closed(why)) => return Some(why),
-            None => {}
+            next = self.links.get_mut(link)?.more_like(from_backend);
         }
         None
     }
 
-    fn take_received(&mut self, received: Received) {
+    fn take_received(&mut self, link: LinkId, received: Received) {
         self.bridge.metrics.received_bytes.inc_by(received.payload.len() as u64);
-        let (backend, events, backends) = (&self.bridge.backend, &self.bridge.events, &mut self.backends);
-        let open = |session| {
-            backends.insert(session, backend.open(session, events.clone()));
+        let (backend, links, backends) = (&self.bridge.backend, &self.links, &mut self.backends);
+        let open = |session, via| {
+            // A session is placed on a connection that stands.
+            if let Some(link) = links.get(via) {
+                backends.insert(session, backend.open(session, link.backend_events()));
+            }
         };
-        self.core.received(received, now(), &mut self.actions, open);
+        self.core.received(link, received, now(), &mut self.actions, open);
         self.perform();
     }
 
-    fn take_backend_events(&mut self) {
-        for _ in 0..BATCH {
-            if !self.outbox.is_empty() {
-                return;
-            }
-            let Ok((session, event)) = self.bridge.from_backends.try_recv() else { return };
-            self.core.sessions.backend_event(session, event, now(), &mut self.actions);
-            self.perform();
-        }
+    fn take_refused(&mut self, refused: Refused) {
+        let Refused { note, payload, reason } = refused;
+        self.dropped("broker-refused");
+        self.core.undelivered(note, payload, &reason.to_string(), now(), &mut self.actions);
+        self.perform();
     }
 
     /// Item 1 of readiness: without a backend nobody is to find us.
@@ -258,6 +294,7 @@ impl<'a> Driver<'a> {
                 if self.presence != Presence::Online
                     && self.presence != Presence::Sent(true)
                     && self.drain.is_none()
+                    && self.workers.presence_waits().is_none()
                 {
                     self.announce(true);
                 }
@@ -270,7 +307,8 @@ impl<'a> Driver<'a> {
                 if self.drain.is_none() {
                     // Errors first, then the empty presence (item 14).
                     if matches!(self.presence, Presence::Online | Presence::Sent(true)) {
-                        self.announce(false);
+                        self.presence = Presence::Clearing(Instant::now() + UNSUBSCRIBE_TIMEOUT);
+                        self.clear_when_told();
                     }
                     let message = "the presence is published once the MCP server answers";
                     self.bridge.board.unregistered(reason::WAITING_FOR_BACKEND, message);
@@ -281,7 +319,19 @@ impl<'a> Driver<'a> {
 
     fn announce(&mut self, online: bool) {
         self.presence = Presence::Sent(online);
-        self.send(Outgoing::Presence { online });
+        self.send(LinkId::REGISTERING, Outgoing::Presence { online });
+    }
+
+    /// The order of packets holds on one connection only: on the others the broker's answers tell that it has all.
+    fn clear_when_told(&mut self) {
+        if self.unsubscribing == 0 && matches!(self.presence, Presence::Clearing(_)) {
+            self.announce(false);
+        }
+    }
+
+    fn unsubscribed(&mut self) {
+        self.unsubscribing -= 1;
+        self.clear_when_told();
     }
 
     /// An answer of the broker; the reason when it makes the connection useless.
@@ -297,6 +347,10 @@ impl<'a> Driver<'a> {
                 };
                 self.core.sessions.subscribed(session, result, now(), &mut self.actions);
                 self.perform();
+                None
+            }
+            Answer::Unsubscribed => {
+                self.unsubscribed();
                 None
             }
             Answer::Announced(online, result) => {
@@ -319,14 +373,6 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn lost(mut self, why: CloseReason) -> End {
-        self.core.sessions.end_all(&EndReason::BrokerLost, now(), &mut self.actions);
-        self.perform();
-        self.publish_counts();
-        self.bridge.last_id = self.core.sessions.last_id();
-        if self.drain.is_some() { End::Drained } else { End::Lost(why) }
-    }
-
     /// Does what the state machines have asked for.
     fn perform(&mut self) {
         let mut actions = std::mem::take(&mut self.actions);
@@ -341,8 +387,8 @@ impl<'a> Driver<'a> {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::ToClient { client, message } => {
-                self.send(Outgoing::ToClient { client, payload: message.into_raw() });
+            Action::ToClient { via, client, message } => {
+                self.send(via, Outgoing::ToClient { client, payload: message.into_raw() });
             }
             Action::ToBackend { session, message } => {
                 let Some(backend) = self.backends.get(&session) else { return };
@@ -364,13 +410,16 @@ impl<'a> Driver<'a> {
                 }
                 Said::Now(payload) => {
                     self.bridge.metrics.broadcasts.inc();
-                    self.send(Outgoing::ToAll { payload });
+                    self.send(LinkId::REGISTERING, Outgoing::ToAll { payload });
                 }
             },
-            Action::Subscribe { session, client } => self.send(Outgoing::Subscribe { session, client }),
-            Action::Unsubscribe { client } => match &mut self.drain {
-                Some(drain) => drain.given_up.push(client),
-                None => self.send(Outgoing::Unsubscribe { clients: vec![client] }),
+            Action::Subscribe { via, session, client } => {
+                self.send(via, Outgoing::Subscribe { session, client });
+                self.count_links();
+            }
+            Action::Unsubscribe { via, client } => match &mut self.drain {
+                Some(drain) => drain.given_up.push((via, client)),
+                None => self.send(via, Outgoing::Unsubscribe { clients: vec![client] }),
             },
             Action::Opened { session, client, .. } => {
                 self.bridge.metrics.sessions_started.inc();
@@ -378,6 +427,7 @@ impl<'a> Driver<'a> {
             }
             Action::Ended { session, client, reason, summary } => {
                 self.backends.remove(&session);
+                self.count_links();
                 self.bridge.metrics.session_ended(reason.as_str());
                 summary.log(session, &client, &reason);
             }
@@ -385,99 +435,6 @@ impl<'a> Driver<'a> {
             Action::Dropped { reason } => self.dropped(reason),
         }
     }
-
-    fn send(&mut self, outgoing: Outgoing) {
-        let transmit = |outgoing: &Outgoing| transmit(&self.publisher, &self.core, self.registrar, outgoing);
-        let was_empty = self.outbox.is_empty();
-        let sent = self.outbox.send(outgoing, transmit);
-        if was_empty && !self.outbox.is_empty() {
-            self.retry_at = Instant::now() + RETRY_PAUSE;
-        }
-        self.sent(sent);
-    }
-
-    fn flush(&mut self) {
-        loop {
-            let transmit =
-                |outgoing: &Outgoing| transmit(&self.publisher, &self.core, self.registrar, outgoing);
-            match self.outbox.retry(transmit) {
-                Some(sent) => self.sent(sent),
-                None => break,
-            }
-        }
-        self.retry_at = Instant::now() + RETRY_PAUSE;
-        self.perform(); // what a failure has led to
-    }
-
-    fn sent(&mut self, sent: Result<Sent, Unsent>) {
-        match sent {
-            Ok(Sent::Bytes(bytes)) => {
-                self.bridge.metrics.sent_bytes.inc_by(bytes as u64);
-            }
-            Ok(Sent::Subscribing(session, reply)) => {
-                self.answers.push(Box::pin(async move { Answer::Subscribed(session, reply.await) }));
-            }
-            Ok(Sent::Announcing(online, reply)) => self.answers.push(Box::pin(async move {
-                let answer = timeout(PRESENCE_TIMEOUT, reply).await;
-                Answer::Announced(online, answer.unwrap_or(Err(PublishError::Timeout(PRESENCE_TIMEOUT))))
-            })),
-            // Once closed, the events tell why, and all sessions end.
-            Ok(Sent::Waits) | Err(Unsent::Refused(_, PublishError::Closed)) => {}
-            Err(Unsent::Overflow(outgoing)) => {
-                self.unsent(&outgoing, "outbox-full", "too much waits for the broker");
-            }
-            Err(Unsent::Refused(outgoing, error)) => {
-                self.unsent(&outgoing, "packet-refused", &error.to_string());
-            }
-        }
-    }
-
-    fn unsent(&mut self, outgoing: &Outgoing, reason: &'static str, why: &str) {
-        self.dropped(reason);
-        tracing::warn!(reason, "not sent: {why}");
-        if let Outgoing::Subscribe { session, .. } = outgoing {
-            self.core.sessions.subscribed(*session, Err(why.to_owned()), now(), &mut self.actions);
-        }
-    }
-
-    fn dropped(&self, reason: &'static str) {
-        self.bridge.metrics.dropped(reason);
-        tracing::debug!(reason, "dropped a message");
-    }
-}
-
-/// The one place where things go out.
-fn transmit(
-    publisher: &Publisher,
-    core: &Core,
-    registrar: &Registrar,
-    outgoing: &Outgoing,
-) -> Result<Sent, PublishError> {
-    let publish = |publication: mcp_mqtt_transport::mqtt::Publication| {
-        let bytes = publication.payload.len();
-        publisher.try_publish(publication).map(|()| Sent::Bytes(bytes))
-    };
-    match outgoing {
-        Outgoing::ToClient { client, payload } => publish(core.to_client(client, payload.clone())),
-        Outgoing::ToAll { payload } => publish(core.to_all(payload.clone())),
-        Outgoing::Subscribe { session, client } => {
-            Ok(Sent::Subscribing(*session, publisher.subscribe_start(core.filters(client).into())?))
-        }
-        Outgoing::Unsubscribe { clients } => {
-            let filters = clients.iter().flat_map(|client| core.filters(client)).map(|filter| filter.filter);
-            publisher.unsubscribe(filters.collect()).map(|_reply| Sent::Waits)
-        }
-        Outgoing::Presence { online } => {
-            let presence = if *online { registrar.online() } else { registrar.offline() };
-            Ok(Sent::Announcing(*online, publisher.publish_start(presence)?))
-        }
-    }
-}
-
-/// Waits until it makes sense to try again. Begun anew it waits no longer than before.
-async fn room(publisher: &Publisher, retry_at: Instant) {
-    sleep_until(retry_at).await;
-    publisher.ready().await;
 }
 
 fn now() -> std::time::Instant {

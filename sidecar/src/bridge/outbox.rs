@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use mcp_mqtt_transport::{
-    mqtt::{PublishError, PublishReply, SubscribeReply},
+    mqtt::{PublishError, PublishReply, SubscribeReply, UnsubscribeReply},
     topic::ClientId,
 };
 
@@ -26,9 +26,10 @@ pub(super) enum Outgoing {
 pub(super) enum Sent {
     /// So much payload went.
     Bytes(usize),
-    /// Nobody has to wait for an answer, or it has not gone yet.
+    /// It has not gone yet.
     Waits,
     Subscribing(SessionId, SubscribeReply),
+    Unsubscribing(UnsubscribeReply),
     Announcing(bool, PublishReply),
 }
 
@@ -55,6 +56,11 @@ impl Outbox {
 
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
+    }
+
+    /// What waits.
+    pub(super) fn into_waiting(self) -> impl Iterator<Item = Outgoing> {
+        self.waiting.into_iter()
     }
 
     /// Sends it, or keeps it for later behind what waits already.

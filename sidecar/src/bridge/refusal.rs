@@ -33,8 +33,12 @@ pub enum Refusal {
     TooLarge(usize, usize),
     /// The server does not take messages fast enough.
     BackendBusy,
+    /// The message did not reach the other side: the broker refused it; why.
+    Undelivered(String),
     /// Nobody answered in time.
     TimedOut,
+    /// The connection that carried the session was lost.
+    ConnectionLost,
     /// The session ended before the answer; why, for a person.
     SessionEnded(String),
     /// The backend could not get an answer: a stable word, and why, for a person.
@@ -59,7 +63,9 @@ impl Refusal {
             Self::TooManyInFlight(_) => "too-many-in-flight",
             Self::TooLarge(..) => "message-too-large",
             Self::BackendBusy => "backend-busy",
+            Self::Undelivered(_) => "undelivered",
             Self::TimedOut => "timed-out",
+            Self::ConnectionLost => "connection-lost",
             Self::SessionEnded(_) => "session-ended",
             Self::Backend(reason, _) => reason,
         }
@@ -88,7 +94,11 @@ impl Refusal {
             Self::TooManyInFlight(limit) => format!("{limit} requests are in flight, all that may be"),
             Self::TooLarge(size, limit) => format!("the message has {size} bytes; the limit is {limit}"),
             Self::BackendBusy => "the MCP server does not take messages fast enough".to_owned(),
+            Self::Undelivered(why) => format!("the message could not be delivered: {why}"),
             Self::TimedOut => "no answer in time".to_owned(),
+            Self::ConnectionLost => {
+                "the connection to the broker that carried this session was lost: initialize again".to_owned()
+            }
             Self::SessionEnded(why) => format!("the session ended: {why}"),
             Self::Backend(_, detail) => detail.clone(),
         }

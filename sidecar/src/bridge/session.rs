@@ -18,6 +18,7 @@ use mcp_mqtt_transport::{
 use super::{
     action::{Action, EndReason, Summary},
     flights::{Expired, Flight, Flights, Refused},
+    placement::LinkId,
     refusal::Refusal,
 };
 use crate::{
@@ -26,6 +27,9 @@ use crate::{
     metrics::{Asker, Outcome},
     traces::{Sampler, Span},
 };
+
+/// The only revision of MCP with batches: whoever speaks it must take them.
+const WITH_BATCHES: &str = "2025-03-26";
 
 /// What all sessions have in common.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,9 +62,15 @@ pub struct Turn<'a> {
 pub struct Session {
     id: SessionId,
     client: ClientId,
+    /// The connection that carries it, from its first message to its last.
+    via: LinkId,
+    /// The request that began it.
+    initialize: RequestId,
     /// Largest payload that may go to the client, in bytes: our own limit or the broker's.
     max_to_client: usize,
     state: State,
+    /// The revision agreed on is [`WITH_BATCHES`].
+    batches: bool,
     /// End as soon as nobody waits; until then take nothing new.
     draining: bool,
     from_client: Flights,
@@ -86,7 +96,7 @@ impl Session {
     /// Begins a session with an `initialize` request. The caller has opened its backend session.
     pub fn begin(
         id: SessionId,
-        client: ClientId,
+        (client, via): (ClientId, LinkId),
         initialize: (RequestId, Message),
         max_to_client: usize,
         turn: &mut Turn<'_>,
@@ -98,12 +108,15 @@ impl Session {
         from_client
             .take(&request_id, &message, &turn.rules.timeouts, turn.now)
             .expect("the first of a session: no id is in flight, and the limit is not 0");
-        turn.out.push(Action::Subscribe { session: id, client: client.clone() });
+        turn.out.push(Action::Subscribe { via, session: id, client: client.clone() });
         let mut session = Self {
             id,
             client,
+            via,
             max_to_client,
+            initialize: request_id.clone(),
             state: State::Opening { initialize: request_id, subscribed: false, answer: None },
+            batches: false,
             draining: false,
             from_client,
             from_server: Flights::new(turn.rules.max_in_flight),
@@ -121,6 +134,11 @@ impl Session {
         &self.client
     }
 
+    /// The connection that carries it.
+    pub fn via(&self) -> LinkId {
+        self.via
+    }
+
     /// Client requests that wait for an answer.
     pub fn in_flight(&self) -> usize {
         self.from_client.waiting()
@@ -129,6 +147,11 @@ impl Session {
     /// Whether a client request with this id is in flight.
     pub fn has_in_flight(&self, id: &RequestId) -> bool {
         self.from_client.contains(id)
+    }
+
+    /// Whether its client may send batches.
+    pub fn takes_batches(&self) -> bool {
+        self.batches
     }
 
     /// Whether it has ended.
@@ -235,6 +258,33 @@ impl Session {
             }
             // The server's own time-out has to deal with these.
             Kind::Notification { .. } | Kind::Response { .. } => dropped("backend-busy", turn),
+        }
+    }
+
+    /// A message did not reach the client: the broker refused it. Whoever waits gets an error in its place; when that
+    /// does not reach the client either, it cannot be told of anything any more, and the session is over.
+    pub fn undelivered(&mut self, message: &Message, why: &str, turn: &mut Turn<'_>) {
+        let refusal = Refusal::Undelivered(why.to_owned());
+        match message.kind() {
+            Kind::Response { .. }
+                if message.error().is_some_and(|e| e.reason() == Some(refusal.reason())) =>
+            {
+                self.end(EndReason::Undeliverable(why.to_owned()), turn);
+            }
+            // The client may have used the id again, if it did not wait for the answer.
+            Kind::Response { id: Some(id), .. } if !self.from_client.contains(id) => {
+                self.tell_client(refusal.answer(id), turn);
+                if *id == self.initialize {
+                    self.end(EndReason::InitializeFailed, turn);
+                }
+            }
+            Kind::Request { id, .. } => {
+                if let Some(flight) = self.from_server.land(id) {
+                    resolved(Asker::Server, &flight, Outcome::Failed, turn);
+                    self.to_backend(refusal.answer(id), turn);
+                }
+            }
+            Kind::Response { .. } | Kind::Notification { .. } => {}
         }
     }
 
@@ -419,7 +469,7 @@ impl Session {
             self.tell_client(Message::disconnected(), turn);
         }
         if reason.unsubscribes() {
-            turn.out.push(Action::Unsubscribe { client: self.client.clone() });
+            turn.out.push(Action::Unsubscribe { via: self.via, client: self.client.clone() });
         }
         let summary = Summary { lasted: turn.now.saturating_duration_since(self.began), ..self.summary };
         turn.out.push(Action::Ended { session: self.id, client: self.client.clone(), reason, summary });
@@ -437,6 +487,7 @@ impl Session {
         if is_error {
             return self.end(EndReason::InitializeFailed, turn);
         }
+        self.batches = answer.protocol_version().as_deref() == Some(WITH_BATCHES);
         self.state = State::Open;
         turn.out.push(Action::Opened { session: self.id, client: self.client.clone(), result: answer });
         self.end_when_drained(turn);
@@ -494,7 +545,7 @@ impl Session {
         self.summary.sent_bytes += message.raw().len() as u64;
         let is_error = matches!(message.kind(), Kind::Response { is_error: true, .. });
         self.summary.errors += u64::from(is_error);
-        turn.out.push(Action::ToClient { client: self.client.clone(), message });
+        turn.out.push(Action::ToClient { via: self.via, client: self.client.clone(), message });
     }
 
     fn to_backend(&self, message: Message, turn: &mut Turn<'_>) {

@@ -12,6 +12,7 @@ use mcp_mqtt_transport::{
 
 use super::{
     action::{Action, EndReason},
+    placement::{LinkId, Placement},
     refusal::Refusal,
     session::{Rules, Session, Turn},
 };
@@ -28,6 +29,8 @@ const DELAYED_REFUSALS: usize = 1024;
 pub struct Initialize {
     /// Who asks.
     pub client: ClientId,
+    /// The connection that will carry the session: see [`Sessions::place`].
+    pub via: LinkId,
     /// The request's id.
     pub id: RequestId,
     /// The request.
@@ -47,9 +50,10 @@ pub struct Sessions {
     by_client: HashMap<ClientId, SessionId>,
     /// One entry a session that waits for something: the earliest deadline, or an earlier time.
     deadlines: BTreeSet<(Instant, SessionId)>,
-    delayed: VecDeque<(Instant, Action)>,
+    delayed: VecDeque<(Instant, ClientId, Message)>,
     last_id: u64,
     in_flight: usize,
+    placement: Placement,
 }
 
 #[derive(Debug)]
@@ -59,8 +63,8 @@ struct Entry {
 }
 
 impl Sessions {
-    /// None yet, and at most `limit`; ids are given out after `last_id`.
-    pub fn new(rules: Rules, limit: u32, last_id: u64) -> Self {
+    /// None yet, and at most `limit`; ids are given out after `last_id`. They spread over so many workers.
+    pub fn new(rules: Rules, limit: u32, workers: usize, last_id: u64) -> Self {
         Self {
             rules,
             limit,
@@ -72,6 +76,7 @@ impl Sessions {
             delayed: VecDeque::new(),
             last_id,
             in_flight: 0,
+            placement: Placement::new(workers),
         }
     }
 
@@ -95,6 +100,42 @@ impl Sessions {
         self.by_client.get(client).copied()
     }
 
+    /// The connection that carries the client's session, or will carry its next one.
+    pub fn place(&self, client: &str) -> LinkId {
+        self.link_of(client).unwrap_or_else(|| self.placement.place())
+    }
+
+    fn link_of(&self, client: &str) -> Option<LinkId> {
+        let session = self.of_client(client)?;
+        self.by_id.get(&session).map(|entry| entry.session.via())
+    }
+
+    /// Sessions on a connection.
+    pub fn on_link(&self, link: LinkId) -> usize {
+        self.placement.sessions(link)
+    }
+
+    /// A worker's connection stands.
+    pub fn link_up(&mut self, link: LinkId) {
+        self.placement.set_standing(link, true);
+    }
+
+    /// A worker's connection is lost: its sessions end, and no others.
+    pub fn link_lost(&mut self, link: LinkId, now: Instant, out: &mut Vec<Action>) {
+        self.placement.set_standing(link, false);
+        for session in self.ids() {
+            if self.by_id.get(&session).is_some_and(|entry| entry.session.via() == link) {
+                self.step(session, now, out, |session, turn| session.end(EndReason::ConnectionLost, turn));
+            }
+        }
+    }
+
+    /// Whether a client's session has agreed on the one revision with batches.
+    pub fn takes_batches(&self, client: &ClientId) -> bool {
+        let session = self.of_client(client.as_str()).and_then(|session| self.by_id.get(&session));
+        session.is_some_and(|entry| entry.session.takes_batches())
+    }
+
     /// The last session id that was given out.
     pub fn last_id(&self) -> u64 {
         self.last_id
@@ -114,7 +155,7 @@ impl Sessions {
         out: &mut Vec<Action>,
         open: impl FnOnce(SessionId),
     ) -> Option<SessionId> {
-        let Initialize { client, id, message, max_to_client } = request;
+        let Initialize { client, via, id, message, max_to_client } = request;
         let old = self.of_client(client.as_str());
         let size = message.raw().len();
         let refusal = if self.draining {
@@ -131,7 +172,7 @@ impl Sessions {
         if let Some(refusal) = refusal {
             out.push(Action::Refused { reason: refusal.reason() });
             // A session that the client has here stays: the refusal is about another one.
-            self.delay(Action::ToClient { client, message: refusal.answer(&id) }, now, out);
+            self.delay(client, refusal.answer(&id), now, out);
             return None;
         }
         if let Some(old) = old {
@@ -141,7 +182,9 @@ impl Sessions {
         let session_id = SessionId(self.last_id);
         open(session_id);
         let mut turn = Turn { now, rules: &self.rules, out };
-        let session = Session::begin(session_id, client.clone(), (id, message), max_to_client, &mut turn);
+        let session =
+            Session::begin(session_id, (client.clone(), via), (id, message), max_to_client, &mut turn);
+        self.placement.joined(via);
         self.in_flight += session.in_flight();
         self.by_client.insert(client, session_id);
         self.by_id.insert(session_id, Entry { session, armed: None });
@@ -149,10 +192,11 @@ impl Sessions {
         Some(session_id)
     }
 
-    /// A message of a client on its RPC topic, or on its capability topic.
+    /// A message of a client on its RPC topic, or on its capability topic, and the connection on which it came.
     pub fn client_message(
         &mut self,
         client: &ClientId,
+        came_by: LinkId,
         message: Message,
         now: Instant,
         out: &mut Vec<Action>,
@@ -164,7 +208,8 @@ impl Sessions {
             Kind::Request { id, .. } => {
                 let refusal = if self.draining { Refusal::Draining } else { Refusal::NoSession };
                 out.push(Action::Refused { reason: refusal.reason() });
-                out.push(Action::ToClient { client: client.clone(), message: refusal.answer(id) });
+                let message = refusal.answer(id);
+                out.push(Action::ToClient { via: came_by, client: client.clone(), message });
             }
             // Its session ended while this was on its way.
             Kind::Notification { method } if &**method == "notifications/disconnected" => {}
@@ -176,13 +221,22 @@ impl Sessions {
 
     /// An error for a request that was not taken. Not when the client waits for an answer to another request with
     /// this id: it would take the error for that.
-    pub fn refuse(&mut self, client: &ClientId, id: &RequestId, refusal: &Refusal, out: &mut Vec<Action>) {
+    pub fn refuse(
+        &mut self,
+        client: &ClientId,
+        came_by: LinkId,
+        id: &RequestId,
+        refusal: &Refusal,
+        out: &mut Vec<Action>,
+    ) {
         let session = self.of_client(client.as_str()).and_then(|session| self.by_id.get(&session));
-        if session.is_some_and(|entry| entry.session.has_in_flight(id)) {
+        let session = session.map(|entry| &entry.session);
+        if session.is_some_and(|session| session.has_in_flight(id)) {
             out.push(Action::Dropped { reason: refusal.reason() });
         } else {
             out.push(Action::Refused { reason: refusal.reason() });
-            out.push(Action::ToClient { client: client.clone(), message: refusal.answer(id) });
+            let via = session.map_or(came_by, Session::via);
+            out.push(Action::ToClient { via, client: client.clone(), message: refusal.answer(id) });
         }
     }
 
@@ -219,6 +273,18 @@ impl Sessions {
         }
     }
 
+    /// A message did not reach a session's client.
+    pub fn undelivered(
+        &mut self,
+        session: SessionId,
+        message: &Message,
+        why: &str,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        self.step(session, now, out, |session, turn| session.undelivered(message, why, turn));
+    }
+
     /// A backend's queue was full for this message.
     pub fn backend_busy(
         &mut self,
@@ -233,14 +299,14 @@ impl Sessions {
     /// When to call [`Sessions::expire`].
     pub fn next_deadline(&self) -> Option<Instant> {
         let session = self.deadlines.first().map(|(deadline, _)| *deadline);
-        let delayed = self.delayed.front().map(|(due, _)| *due);
+        let delayed = self.delayed.front().map(|(due, ..)| *due);
         [session, delayed].into_iter().flatten().min()
     }
 
     /// Deals with all deadlines that have passed.
     pub fn expire(&mut self, now: Instant, out: &mut Vec<Action>) {
-        while self.delayed.front().is_some_and(|(due, _)| *due <= now) {
-            out.extend(self.delayed.pop_front().map(|(_, action)| action));
+        while let Some((_, client, message)) = self.delayed.pop_front_if(|(due, ..)| *due <= now) {
+            self.answer_initialize(client, message, out);
         }
         while let Some((deadline, session)) = self.deadlines.first().copied()
             && deadline <= now
@@ -265,7 +331,9 @@ impl Sessions {
     pub fn end_all(&mut self, reason: &EndReason, now: Instant, out: &mut Vec<Action>) {
         let delayed = std::mem::take(&mut self.delayed);
         if *reason != EndReason::BrokerLost {
-            out.extend(delayed.into_iter().map(|(_, action)| action));
+            for (_, client, message) in delayed {
+                self.answer_initialize(client, message, out);
+            }
         }
         for session in self.ids() {
             self.step(session, now, out, |session, turn| session.end(reason.clone(), turn));
@@ -276,12 +344,18 @@ impl Sessions {
         self.by_id.keys().copied().collect()
     }
 
-    fn delay(&mut self, action: Action, now: Instant, out: &mut Vec<Action>) {
+    fn delay(&mut self, client: ClientId, answer: Message, now: Instant, out: &mut Vec<Action>) {
         if self.delayed.len() < DELAYED_REFUSALS {
-            self.delayed.push_back((now + REFUSAL_DELAY, action));
+            self.delayed.push_back((now + REFUSAL_DELAY, client, answer));
         } else {
-            out.push(action);
+            self.answer_initialize(client, answer, out);
         }
+    }
+
+    /// Meanwhile the client may have got a session.
+    fn answer_initialize(&self, client: ClientId, message: Message, out: &mut Vec<Action>) {
+        let via = self.link_of(client.as_str()).unwrap_or(LinkId::REGISTERING);
+        out.push(Action::ToClient { via, client, message });
     }
 
     /// One step of one session, and what follows from it for the table.
@@ -308,6 +382,7 @@ impl Sessions {
         if let Some(armed) = armed {
             self.deadlines.remove(&(armed, id));
         }
+        self.placement.left(session.via());
         self.by_client.remove(session.client()); // one that replaces it comes only now
     }
 

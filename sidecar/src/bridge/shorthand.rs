@@ -10,7 +10,7 @@ use mcp_mqtt_transport::{
     topic::ClientId,
 };
 
-use super::{action::Action, session::Rules};
+use super::{action::Action, placement::LinkId, session::Rules};
 use crate::config::Timeouts;
 
 /// Limits small enough to reach.
@@ -79,12 +79,19 @@ fn text_of(message: &Message) -> String {
     }
 }
 
+/// The registering connection goes without saying.
+fn by(via: LinkId) -> String {
+    if via == LinkId::REGISTERING { String::new() } else { format!("@{}", via.0) }
+}
+
 /// An action in shorthand; what is only counted is left out.
 pub(super) fn text(action: &Action) -> Option<String> {
     Some(match action {
-        Action::Subscribe { client, .. } => format!("subscribe {client}"),
-        Action::Unsubscribe { client } => format!("unsubscribe {client}"),
-        Action::ToClient { client, message } => format!("{client} < {}", text_of(message)),
+        Action::Subscribe { via, client, .. } => format!("subscribe {client}{}", by(*via)),
+        Action::Unsubscribe { via, client } => format!("unsubscribe {client}{}", by(*via)),
+        Action::ToClient { via, client, message } => {
+            format!("{client}{} < {}", by(*via), text_of(message))
+        }
         Action::Broadcast { message } => format!("all < {}", text_of(message)),
         Action::ToBackend { session, message } => format!("server {} < {}", session.0, text_of(message)),
         Action::Opened { client, .. } => format!("opened {client}"),

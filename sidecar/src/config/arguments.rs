@@ -43,7 +43,7 @@ impl GatewayConfig {
             server_id,
             description,
             rbac,
-            backend: BackendConfig { stdio_socket, http_url, command },
+            backend: BackendConfig { stdio_socket, http_url, sse_url, command },
             backend_options: BackendOptions { http_ca_file, prewarm, stop_grace },
             broker:
                 BrokerConfig {
@@ -55,6 +55,7 @@ impl GatewayConfig {
                     broker_key_file,
                     keep_alive,
                     qos,
+                    workers,
                 },
             limits: Limits { max_sessions, max_message_bytes, max_in_flight, idle_timeout },
             timeouts: Timeouts { timeout_ping, timeout_call, timeout_default, timeout_max },
@@ -72,6 +73,7 @@ impl GatewayConfig {
         args.if_set("rbac", rbac.as_deref());
         args.if_set("stdio-socket", stdio_socket.as_deref().map(Path::display));
         args.if_set("http-url", http_url.as_ref());
+        args.if_set("sse-url", sse_url.as_ref());
         args.if_set("http-ca-file", http_ca_file.as_deref().map(Path::display));
         args.unless_default("prewarm", prewarm, &default.backend_options.prewarm);
         args.duration("stop-grace", *stop_grace, default.backend_options.stop_grace);
@@ -83,6 +85,7 @@ impl GatewayConfig {
         args.if_set("broker-key-file", broker_key_file.as_deref().map(Path::display));
         args.duration("keep-alive", *keep_alive, default.broker.keep_alive);
         args.unless_default("qos", qos, &default.broker.qos);
+        args.unless_default("workers", workers, &default.broker.workers);
         args.unless_default("max-sessions", max_sessions, &default.limits.max_sessions);
         args.unless_default("max-message-bytes", max_message_bytes, &default.limits.max_message_bytes);
         args.unless_default("max-in-flight", max_in_flight, &default.limits.max_in_flight);
@@ -185,13 +188,15 @@ mod tests {
         ]
     }
 
+    fn url(path: &'static str) -> impl Strategy<Value = Url> {
+        (1u16..).prop_map(move |port| Url::parse(&format!("http://127.0.0.1:{port}/{path}")).unwrap())
+    }
+
     fn backend() -> impl Strategy<Value = BackendConfig> {
         prop_oneof![
-            path().prop_map(|path| BackendConfig { stdio_socket: Some(path), ..BackendConfig::default() }),
-            (1u16..).prop_map(|port| BackendConfig {
-                http_url: Some(Url::parse(&format!("http://127.0.0.1:{port}/mcp?a=b")).unwrap()),
-                ..BackendConfig::default()
-            }),
+            path().prop_map(BackendConfig::stdio),
+            url("mcp?a=b").prop_map(BackendConfig::http),
+            url("sse").prop_map(BackendConfig::sse),
             proptest::collection::vec(text(), 1..4)
                 .prop_map(|command| BackendConfig { command, ..BackendConfig::default() }),
         ]
@@ -200,8 +205,8 @@ mod tests {
     fn broker() -> impl Strategy<Value = BrokerConfig> {
         let files =
             (option::of(path()), option::of(path()), option::of(path()), option::of((path(), path())));
-        ("(mqtts?|wss?)://[a-z]{1,9}(:[1-9][0-9]{0,3})?(/[a-z]{1,5})?", files, duration(), 0u8..=1).prop_map(
-            |(url, (username, password, ca, pair), keep_alive, qos)| {
+        ("(mqtts?|wss?)://[a-z]{1,9}(:[1-9][0-9]{0,3})?(/[a-z]{1,5})?", files, duration(), 0u8..=1, 0u8..=16)
+            .prop_map(|(url, (username, password, ca, pair), keep_alive, qos, workers)| {
                 let (cert, key) = pair.unzip();
                 BrokerConfig {
                     broker_url: Url::parse(&url).unwrap(),
@@ -212,9 +217,9 @@ mod tests {
                     broker_key_file: key,
                     keep_alive,
                     qos,
+                    workers,
                 }
-            },
-        )
+            })
     }
 
     fn limits() -> impl Strategy<Value = Limits> {

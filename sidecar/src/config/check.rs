@@ -91,25 +91,22 @@ impl GatewayConfig {
         if self.backend.command.first().is_some_and(String::is_empty) {
             problems.push("the command after `--` is empty".to_owned());
         }
-        if let Some(url) = &self.backend.http_url
-            && (!["http", "https"].contains(&url.scheme()) || url.host().is_none())
-        {
-            let shown = if url.as_str().contains('@') { String::new() } else { format!(" {url}") };
-            problems.push(format!(
-                "--http-url{shown} is neither http://HOST:PORT/PATH nor https://HOST:PORT/PATH"
-            ));
+        let mut has_tls = false;
+        for (flag, url) in [("--http-url", &self.backend.http_url), ("--sse-url", &self.backend.sse_url)] {
+            let Some(url) = url else { continue };
+            has_tls |= url.scheme() == "https";
+            if !url.username().is_empty() || url.password().is_some() {
+                problems.push(format!("{flag} holds credentials, which are not supported"));
+            } else if !["http", "https"].contains(&url.scheme()) || url.host().is_none() {
+                // `user:password@host`, its scheme forgotten, is a URL as well.
+                let shown = if url.as_str().contains('@') { String::new() } else { format!(" {url}") };
+                problems.push(format!(
+                    "{flag}{shown} is neither http://HOST:PORT/PATH nor https://HOST:PORT/PATH"
+                ));
+            }
         }
-        if self
-            .backend
-            .http_url
-            .as_ref()
-            .is_some_and(|url| !url.username().is_empty() || url.password().is_some())
-        {
-            problems.push("--http-url holds credentials, which are not supported".to_owned());
-        }
-        if http_ca_file.is_some() && self.backend.http_url.as_ref().is_none_or(|url| url.scheme() != "https")
-        {
-            problems.push("--http-ca-file is for an --http-url that is https://".to_owned());
+        if http_ca_file.is_some() && !has_tls {
+            problems.push("--http-ca-file is for an --http-url or --sse-url that is https://".to_owned());
         }
     }
 
@@ -205,7 +202,9 @@ mod tests {
                 args.push(default);
             }
         }
-        if !extra.iter().any(|arg| arg.starts_with("--http-url") || *arg == "--") {
+        let backend =
+            |arg: &&str| arg.starts_with("--http-url") || arg.starts_with("--sse-url") || *arg == "--";
+        if !extra.iter().any(backend) {
             args.push("--stdio-socket=/run/shim.sock");
         }
         args.extend(extra);
@@ -221,6 +220,7 @@ mod tests {
         assert_eq!(problems(&[]), none);
         assert_eq!(problems(&["--http-url=http://127.0.0.1:3001/mcp", "--drain-timeout=0s"]), none);
         assert_eq!(problems(&["--prewarm=1", "--stop-grace=1s", "--", "npx", "--keep-alive=0s"]), none);
+        assert_eq!(problems(&["--sse-url=http://127.0.0.1:3001/sse"]), none);
         assert_eq!(problems(&["--broker-url=wss://broker/mqtt", "--broker-ca-file=/ca.pem"]), none);
         let rbac = r#"--rbac={"roles":[{"name":"r","description":"d","allowed_methods":"all","allowed_tools":["a"],"allowed_resources":"all"}]}"#;
         assert_eq!(problems(&[rbac]), none);
@@ -238,6 +238,7 @@ mod tests {
             (&["--http-url=ftp://127.0.0.1/mcp"], "--http-url ftp://127.0.0.1/mcp is neither http"),
             (&["--http-url=http://a/mcp", "--http-ca-file=/ca"], "--http-ca-file is for"),
             (&["--http-url=http://me:hunter2@a/mcp"], "--http-url holds credentials"),
+            (&["--sse-url=ftp://127.0.0.1/sse"], "--sse-url ftp://127.0.0.1/sse is neither http"),
             (&["--broker-url=http://broker"], "--broker-url http://broker/ is none of"),
             (&["--broker-url=mqtt:broker"], "--broker-url mqtt:broker is none of"),
             (&["--broker-ca-file=/ca"], "--broker-ca-file is for mqtts://"),

@@ -7,6 +7,8 @@
 //! | read | control, client presence, client capability | the SUBACK |
 //! | write | capability | not: no message there is without effect |
 //!
+//! A worker needs of these what concerns clients: RPC, client presence and client capability.
+//!
 //! Brokers say no in different ways: a reason code in SUBACK or PUBACK, silence, or the end of the connection.
 //! Mosquitto grants a subscription that its ACL forbids and then stays silent; so what we may write ourselves is also
 //! waited for. On control a server need not be allowed to write: a refusal of that proves nothing, but a message
@@ -39,19 +41,19 @@ const METHOD: &str = "notifications/self-test";
 /// What is needed for the test.
 #[derive(Debug)]
 pub struct Trial<'a> {
-    /// Our MQTT client id.
+    /// The connection's MQTT client id.
+    pub client_id: &'a str,
+    /// Whom the topics name.
     pub server_id: &'a ServerId,
     /// The server name in use.
     pub server_name: &'a ServerName,
-    /// Of the subscription to control.
+    /// Of the subscriptions.
     pub qos: Qos,
-    /// The empty presence.
-    pub offline: Publication,
-    /// Whether to write to control, too.
-    pub control_echo: bool,
+    /// What the registering connection needs beside: the empty presence, and whether to write to control, too.
+    pub registration: Option<(Publication, bool)>,
 }
 
-/// The broker will have us, and control is subscribed.
+/// The broker will have us; for a registration, control is subscribed.
 #[derive(Debug)]
 pub struct Passed {
     /// What came meanwhile.
@@ -76,27 +78,27 @@ impl From<Failure> for Failed {
 }
 
 impl Trial<'_> {
-    /// Subscribes control and tests.
+    /// Subscribes (control, for a registration) and tests.
     ///
     /// # Errors
     /// What the broker forbids, and how that was seen.
     pub async fn run(self, connection: &mut Connection) -> Result<Passed, Failed> {
         // Not our own id: where clients have a right to the topics of their own ids, we would pass as a client.
-        let nobody = ClientId::new(&format!("{}{NOBODY}", self.server_id)).map_err(|error| Failure {
+        let nobody = ClientId::new(&format!("{}{NOBODY}", self.client_id)).map_err(|error| Failure {
             reason: reason::BROKER_SETTINGS_INVALID,
-            message: format!("the server id is too long to test with: it {error}"),
+            message: format!("the client id {} is too long to test with: it {error}", self.client_id),
         })?;
         let control = topic::control(self.server_id, self.server_name);
         let rpc = topic::rpc(&nobody, self.server_id, self.server_name);
         let of_clients = [rpc.clone(), topic::client_presence(&nobody), topic::client_capability(&nobody)];
         let mut test = Test { connection, early: Vec::new(), seen: None, server_id: self.server_id };
 
-        let filters: Vec<String> =
-            std::iter::once(control.clone()).chain(of_clients.iter().cloned()).collect();
+        let of_server = self.registration.as_ref().map(|_| control.clone());
+        let filters: Vec<String> = of_server.into_iter().chain(of_clients.iter().cloned()).collect();
         let wanted =
             filters.iter().map(|filter| Filter { filter: filter.clone(), qos: self.qos, no_local: false });
         let granted = test.connection.publisher.subscribe_start(wanted.collect());
-        let step = Step::subscribe(&control);
+        let step = Step::subscribe(&filters[0]);
         let granted = test.answer(&step, granted).await?;
         for (filter, code) in filters.iter().zip(granted) {
             if code.is_error() {
@@ -104,8 +106,10 @@ impl Trial<'_> {
             }
         }
 
-        let step = Step::publish(&self.offline.topic, "a retained message");
-        test.publish(&step, self.offline.clone()).await?;
+        if let Some((offline, _)) = &self.registration {
+            let step = Step::publish(&offline.topic, "a retained message");
+            test.publish(&step, offline.clone()).await?;
+        }
 
         let step = Step::publish(&rpc, "a message");
         test.publish(&step, self.message(&rpc)).await?;
@@ -116,7 +120,9 @@ impl Trial<'_> {
         drop(unsubscribed); // these were for the test alone; nothing depends on the answer
 
         let mut remark = None;
-        if self.control_echo && test.control_echo(&control, self.message(&control)).await? == Echo::Silent {
+        if matches!(self.registration, Some((_, true)))
+            && test.control_echo(&control, self.message(&control)).await? == Echo::Silent
+        {
             remark = Some(format!(
                 "but a message that the broker took on {control} did not come back: if `initialize` stays without an \
                  answer, let the gateway read that topic"
@@ -234,6 +240,7 @@ impl Test<'_> {
                 }
                 Ok(())
             }
+            Some(Event::Refused(_)) => Ok(()), // only for what has a note
             Some(Event::Closed(why)) => Err(why),
             None => Err(CloseReason::ClosedByBroker),
         }

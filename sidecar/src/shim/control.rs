@@ -29,7 +29,7 @@ use tokio::{
 };
 
 /// Longest line either side takes, in bytes; the longest said is a `failed` with its message.
-const MAX_LINE: usize = 8 * 1024;
+pub const MAX_LINE: usize = 8 * 1024;
 
 /// File descriptors that come with `spawned`: stdin and stdout of the process.
 const FDS: usize = 2;
@@ -156,12 +156,8 @@ impl Control {
     /// The connection broke, or the line is too long or not one of ours.
     pub async fn receive<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
         loop {
-            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.buffer.drain(..=end).collect();
-                return serde_json::from_slice(&line).map(Some).map_err(io::Error::from);
-            }
-            if self.buffer.len() >= MAX_LINE {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "a control line is too long"));
+            if let Some(line) = decode(&mut self.buffer)? {
+                return Ok(Some(line));
             }
             let mut chunk = [0; 1024];
             let (read, fds) =
@@ -180,7 +176,27 @@ impl Control {
     }
 }
 
-fn encode(line: &impl Serialize) -> io::Result<Vec<u8>> {
+/// The first line of what was received and not taken yet, when it is whole.
+///
+/// # Errors
+/// It is too long, or not one of ours.
+pub fn decode<T: DeserializeOwned>(received: &mut Vec<u8>) -> io::Result<Option<T>> {
+    if let Some(end) = memchr::memchr(b'\n', received) {
+        let line = serde_json::from_slice(&received[..end]).map_err(io::Error::from);
+        received.drain(..=end);
+        return line.map(Some);
+    }
+    if received.len() >= MAX_LINE {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a control line is too long"));
+    }
+    Ok(None)
+}
+
+/// A line with its end.
+///
+/// # Errors
+/// It cannot be JSON.
+pub fn encode(line: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(line)?;
     line.push(b'\n');
     Ok(line)

@@ -57,12 +57,13 @@ async fn an_error_with_a_null_id_gets_the_id_of_its_request_back() {
 #[tokio::test]
 async fn a_reply_that_is_no_answer_fails_the_request_and_the_session_goes_on() {
     type Reply = fn() -> axum::response::Response;
-    let cases: [(Reply, &str, &str); 7] = [
+    let cases: [(Reply, &str, &str); 8] = [
         (
             || status(500, "<h1>oops</h1>\nat line 1"),
             failure::HTTP_STATUS,
             "HTTP 500 Internal Server Error: <h1>oops</h1> at",
         ),
+        (|| status(502, "<h1>Bad Gateway</h1>"), failure::HTTP_STATUS, "HTTP 502 Bad Gateway: <h1>Bad"),
         (|| status(503, ""), failure::HTTP_STATUS, "HTTP 503 Service Unavailable"),
         (|| status(200, "<html>"), failure::HTTP_STATUS, "content type"),
         (|| status(202, ""), failure::BAD_ANSWER, "accepted"),

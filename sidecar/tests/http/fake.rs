@@ -17,15 +17,14 @@ use bytes::Bytes;
 use futures::{StreamExt, future::BoxFuture, stream};
 use http::{HeaderMap, Method, StatusCode};
 use mcp_mqtt_sidecar::{
-    backend::{Backend, BackendEnd, BackendSession, FromBackend, SessionId},
+    backend::{Backend, FromBackend},
     config::{BackendConfig, BackendOptions, Limits},
 };
-use mcp_mqtt_transport::jsonrpc::Message;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::timeout};
+use tokio::{net::TcpListener, task::JoinHandle};
 
-/// Longer than anything here takes on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) use crate::client::{Client, PATIENCE};
+
 /// The largest message here.
 pub(crate) const MAX_MESSAGE: u32 = 64 * 1024;
 /// Requests in flight per session, as the bridge bounds them.
@@ -37,6 +36,8 @@ pub(crate) const SESSION: &str = "session-1";
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
     pub(crate) method: Method,
+    /// Path and query.
+    pub(crate) path: String,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Value,
     pub(crate) at: Instant,
@@ -80,7 +81,9 @@ impl Fake {
                 let (head, body) = request.into_parts();
                 let body = to_bytes(body, usize::MAX).await.unwrap();
                 let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
-                let seen = Seen { method: head.method, headers: head.headers, body, at: Instant::now() };
+                let path = head.uri.to_string();
+                let seen =
+                    Seen { method: head.method, path, headers: head.headers, body, at: Instant::now() };
                 record.lock().unwrap().push(seen.clone());
                 let reply = script(seen.clone()).await.unwrap_or_else(|| usual(&seen));
                 Ok::<_, Infallible>(reply)
@@ -130,14 +133,17 @@ impl Fake {
 }
 
 pub(crate) fn backend(url: &str) -> Backend {
-    let config = BackendConfig { http_url: Some(url.parse().unwrap()), ..BackendConfig::default() };
+    backend_of(&BackendConfig::http(url.parse().unwrap()))
+}
+
+pub(crate) fn backend_of(config: &BackendConfig) -> Backend {
     let limits = Limits {
         max_sessions: 10,
         max_message_bytes: MAX_MESSAGE,
         max_in_flight: MAX_IN_FLIGHT,
         ..Limits::default()
     };
-    Backend::from_config(&config, &BackendOptions::default(), &limits).unwrap()
+    Backend::from_config(config, &BackendOptions::default(), &limits).unwrap()
 }
 
 fn usual(seen: &Seen) -> Response {
@@ -208,18 +214,7 @@ pub(crate) fn result(id: impl Into<Value>) -> Value {
     json!({"jsonrpc": "2.0", "id": id.into(), "result": {}})
 }
 
-/// One session and what it reported.
-pub(crate) struct Client {
-    pub(crate) session: BackendSession,
-    pub(crate) events: mpsc::Receiver<(SessionId, FromBackend)>,
-}
-
 impl Client {
-    pub(crate) fn open(backend: &Backend) -> Self {
-        let (events, receiver) = mpsc::channel(64);
-        Self { session: backend.open(SessionId(1), events), events: receiver }
-    }
-
     pub(crate) async fn initialize(&mut self) {
         self.request(0, "initialize").await;
         assert_eq!(self.message().await["id"], 0);
@@ -234,25 +229,6 @@ impl Client {
         self.send(&json!({"jsonrpc": "2.0", "method": method, "params": params}).to_string()).await;
     }
 
-    pub(crate) async fn send(&self, raw: &str) {
-        let message = Message::parse(Bytes::copy_from_slice(raw.as_bytes()), usize::MAX).unwrap();
-        timeout(PATIENCE, self.session.to_backend.send(message)).await.unwrap().unwrap();
-    }
-
-    pub(crate) async fn event(&mut self) -> FromBackend {
-        let (session, event) =
-            timeout(PATIENCE, self.events.recv()).await.expect("an event").expect("not closed");
-        assert_eq!(session, SessionId(1));
-        event
-    }
-
-    pub(crate) async fn raw(&mut self) -> String {
-        match self.event().await {
-            FromBackend::Message(message) => String::from_utf8(message.into_raw().to_vec()).unwrap(),
-            other => panic!("not a message: {other:?}"),
-        }
-    }
-
     pub(crate) async fn message(&mut self) -> Value {
         serde_json::from_str(&self.raw().await).unwrap()
     }
@@ -263,33 +239,6 @@ impl Client {
             FromBackend::RequestFailed { id, reason, detail } => (id.to_string(), reason, detail),
             other => panic!("not a failed request: {other:?}"),
         }
-    }
-
-    /// The next event has to be the last.
-    pub(crate) async fn end(&mut self) -> BackendEnd {
-        match self.event().await {
-            FromBackend::Ended(end) => {
-                assert!(
-                    timeout(PATIENCE, self.events.recv()).await.unwrap().is_none(),
-                    "an event after the end"
-                );
-                end
-            }
-            other => panic!("not the end: {other:?}"),
-        }
-    }
-
-    /// Drops the session and waits until it says that it is closed.
-    pub(crate) async fn close(self) {
-        let Self { session, mut events } = self;
-        drop(session);
-        while let Some((_, event)) = timeout(PATIENCE, events.recv()).await.unwrap() {
-            if let FromBackend::Ended(end) = event {
-                assert_eq!(end, BackendEnd::Closed);
-                return;
-            }
-        }
-        panic!("no end");
     }
 }
 

@@ -90,6 +90,39 @@ async fn a_stream_that_cannot_be_resumed_fails_its_request() {
 }
 
 #[tokio::test]
+async fn a_stream_is_resumed_by_a_server_that_has_trouble_for_a_while() {
+    let fake = Fake::start(nth(|what, n, _| match (what, n) {
+        ("tools/call", _) => Some(events(&["retry: 20\nid: e1\ndata:\n\n"], Then::Break)),
+        ("GET", 1) => Some(status(500, "")),
+        ("GET", 2) => Some(status(502, "<h1>Bad Gateway</h1>")),
+        ("GET", 3) => Some(status(409, "")),
+        ("GET", 4) => Some(events(&[&event(&result(1))], Then::Close)),
+        _ => None,
+    }))
+    .await;
+    let mut client = fake.session().await;
+    fake.nth("GET", 0).await; // its own stream, which it does not have
+    client.request(1, "tools/call").await;
+    assert_eq!(client.message().await["id"], 1);
+}
+
+#[tokio::test]
+async fn a_stream_that_cannot_be_resumed_for_long_fails_its_request_with_the_last_reason() {
+    let fake = Fake::start(nth(|what, _, seen| match what {
+        "tools/call" => Some(events(&["retry: 20\nid: e1\ndata:\n\n"], Then::Break)),
+        "GET" if resumes(seen) => Some(status(503, "too busy")),
+        _ => None,
+    }))
+    .await;
+    let mut client = fake.session().await;
+    client.request(1, "tools/call").await;
+    let (id, reason, detail) = client.failure().await;
+    assert_eq!((id.as_str(), reason), ("1", failure::CONNECTION_BROKEN));
+    assert!(detail.contains("the stream broke") && detail.contains("too busy"), "{detail}");
+    assert_eq!(fake.seen().iter().filter(|seen| resumes(seen)).count(), 5);
+}
+
+#[tokio::test]
 async fn a_session_lost_while_resuming_is_over() {
     let fake = Fake::start(nth(|what, _, seen| match what {
         "tools/call" => Some(events(&["retry: 20\nid: e1\ndata:\n\n"], Then::Break)),
@@ -127,6 +160,24 @@ async fn the_servers_own_stream_is_opened_after_the_handshake_and_opened_again()
     let initialized = fake.nth("notifications/initialized", 0).await;
     assert!(gets[0].at > initialized.at);
     client.close().await;
+}
+
+#[tokio::test]
+async fn the_servers_own_stream_begins_anew_where_it_cannot_be_resumed() {
+    let unknown = r#"{"jsonrpc":"2.0","error":{"code":-32000,"message":"Invalid event ID"},"id":null}"#;
+    let said = json!({"jsonrpc": "2.0", "method": "notifications/again"});
+    let fake = Fake::start(nth(move |what, n, seen| match (what, n) {
+        ("GET", 0) => Some(events(&["retry: 20\nid: e1\ndata:\n\n"], Then::Close)),
+        ("GET", _) if resumes(seen) => Some(json_status(400, unknown)),
+        ("GET", _) => Some(events(&[&event(&said)], Then::Stay)),
+        _ => None,
+    }))
+    .await;
+    let mut client = fake.session().await;
+    assert_eq!(client.message().await["method"], "notifications/again");
+    let gets: Vec<Seen> = fake.seen().into_iter().filter(|seen| seen.what() == "GET").collect();
+    let ids: Vec<Option<&str>> = gets.iter().map(|seen| seen.header("last-event-id")).collect();
+    assert_eq!(ids, [None, Some("e1"), None]);
 }
 
 #[tokio::test]

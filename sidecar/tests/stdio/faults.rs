@@ -62,7 +62,7 @@ async fn sessions_beyond_the_limit_are_refused_and_room_is_given_back() {
     let mut sessions = [shim.open(), shim.open()];
     for client in &mut sessions {
         client.send(&ping(1)).await;
-        client.message().await;
+        client.raw().await;
     }
     let why = refusal(&shim).await;
     assert!(why.contains("--max-processes"), "{why}");
@@ -71,7 +71,7 @@ async fn sessions_beyond_the_limit_are_refused_and_room_is_given_back() {
     shim.until("one process is left", || shim.descendants().len() == 1).await;
     let mut client = shim.open();
     client.send(&ping(2)).await;
-    assert_eq!(client.message().await, ping(2));
+    assert_eq!(client.raw().await, ping(2));
 }
 
 #[tokio::test]
@@ -91,7 +91,7 @@ async fn a_server_that_does_not_read_fills_its_own_queue_and_nobody_elses() {
     }
     let mut other = shim.open();
     other.send(&ping(1)).await;
-    assert_eq!(other.message().await, ping(1));
+    assert_eq!(other.raw().await, ping(1));
 
     deaf.close().await;
     shim.until("only the other is left", || shim.descendants().len() == 1).await;
@@ -105,19 +105,19 @@ async fn a_flood_of_one_server_does_not_hold_up_another() {
     );
     let mut flooding = shim.open();
     for _ in 0..1000 {
-        assert!(flooding.message().await.contains("flood"));
+        assert!(flooding.raw().await.contains("flood"));
     }
     let mut other = shim.open();
     let started = Instant::now();
     let drain = async {
         loop {
-            flooding.message().await;
+            flooding.raw().await;
         }
     };
     let talk = async {
         for n in 0..50 {
             other.send(&ping(n)).await;
-            assert_eq!(other.message().await, ping(n));
+            assert_eq!(other.raw().await, ping(n));
         }
     };
     tokio::select! {

@@ -12,7 +12,7 @@ const ORPHANS: &str = "for n in 1 2 3 4 5 6; do (sleep 0.1 &) ; done; exec cat";
 async fn talk(shim: &Shim) -> crate::rig::Client {
     let mut client = shim.open();
     client.send(&ping(1)).await;
-    assert_eq!(client.message().await, ping(1));
+    assert_eq!(client.raw().await, ping(1));
     client
 }
 
@@ -74,7 +74,7 @@ async fn a_server_that_ignores_every_request_to_go_is_killed() {
         r#"trap '' TERM INT HUP; echo '{"jsonrpc":"2.0","method":"here"}'; while :; do sleep 1; done"#,
     );
     let mut client = shim.open();
-    client.message().await;
+    client.raw().await;
     client.close().await;
     shim.until_alone().await;
 }

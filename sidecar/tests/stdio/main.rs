@@ -2,6 +2,8 @@
 //! Shell tools stand in for MCP servers; `cat` answers every message with itself.
 #![allow(clippy::unwrap_used, reason = "how a test fails")]
 
+#[path = "../shared/client.rs"]
+mod client;
 mod faults;
 mod leaks;
 mod prewarm;

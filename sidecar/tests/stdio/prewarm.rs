@@ -13,7 +13,7 @@ async fn idle_processes_are_handed_out_and_replaced() {
     shim.until("two wait", || shim.descendants().len() == 2).await;
     let waiting = shim.descendants();
     let mut client = shim.open();
-    let hello = client.message().await;
+    let hello = client.raw().await;
     let pid = hello.split("pid-").nth(1).unwrap().trim_end_matches("\"}");
     assert!(
         waiting.iter().any(|process| process.starts_with(&format!("{pid} "))),
@@ -21,7 +21,7 @@ async fn idle_processes_are_handed_out_and_replaced() {
     );
     shim.until("the taken one is replaced", || shim.descendants().len() == 3).await;
     client.send(&ping(1)).await;
-    assert_eq!(client.message().await, ping(1));
+    assert_eq!(client.raw().await, ping(1));
     client.close().await;
     shim.until("two wait again", || shim.descendants().len() == 2).await;
 }
@@ -42,7 +42,7 @@ async fn an_idle_process_that_dies_is_not_handed_out() {
     .await;
     let mut client = shim.open();
     client.send(&ping(1)).await;
-    assert_eq!(client.message().await, ping(1));
+    assert_eq!(client.raw().await, ping(1));
 }
 
 #[tokio::test]

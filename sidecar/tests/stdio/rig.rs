@@ -8,20 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use mcp_mqtt_sidecar::{
-    backend::{Backend, BackendEnd, BackendEvents, BackendSession, FromBackend, SessionId},
+    backend::Backend,
     config::{BackendConfig, BackendOptions, Limits},
 };
-use mcp_mqtt_transport::jsonrpc::Message;
 use tempfile::TempDir;
-use tokio::{
-    sync::mpsc,
-    time::{sleep, timeout},
-};
+use tokio::time::sleep;
 
-/// Longer than anything here takes on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) use crate::client::{Client, PATIENCE, message};
+
 /// The stop grace of the shims here.
 pub(crate) const GRACE: Duration = Duration::from_millis(400);
 /// The largest message here.
@@ -190,72 +185,9 @@ pub(crate) fn marked(shim: u32) -> Vec<String> {
 }
 
 pub(crate) fn backend(socket: &Path) -> Backend {
-    let config = BackendConfig { stdio_socket: Some(socket.to_owned()), ..BackendConfig::default() };
+    let config = BackendConfig::stdio(socket);
     let limits = Limits { max_message_bytes: MAX_MESSAGE, ..Limits::default() };
     Backend::from_config(&config, &BackendOptions::default(), &limits).unwrap()
-}
-
-/// One session and what it reported.
-pub(crate) struct Client {
-    pub(crate) session: BackendSession,
-    pub(crate) events: mpsc::Receiver<(SessionId, FromBackend)>,
-}
-
-impl Client {
-    pub(crate) fn open(backend: &Backend) -> Self {
-        let (events, receiver): (BackendEvents, _) = mpsc::channel(64);
-        Self { session: backend.open(SessionId(1), events), events: receiver }
-    }
-
-    pub(crate) async fn send(&self, raw: &str) {
-        timeout(PATIENCE, self.session.to_backend.send(message(raw))).await.unwrap().unwrap();
-    }
-
-    pub(crate) async fn event(&mut self) -> FromBackend {
-        let (session, event) =
-            timeout(PATIENCE, self.events.recv()).await.expect("an event").expect("not closed");
-        assert_eq!(session, SessionId(1));
-        event
-    }
-
-    /// The raw text of the next message.
-    pub(crate) async fn message(&mut self) -> String {
-        match self.event().await {
-            FromBackend::Message(message) => String::from_utf8(message.into_raw().to_vec()).unwrap(),
-            other => panic!("not a message: {other:?}"),
-        }
-    }
-
-    /// The next event has to be the last.
-    pub(crate) async fn end(&mut self) -> BackendEnd {
-        match self.event().await {
-            FromBackend::Ended(end) => {
-                assert!(
-                    timeout(PATIENCE, self.events.recv()).await.unwrap().is_none(),
-                    "an event after the end"
-                );
-                end
-            }
-            other => panic!("not the end: {other:?}"),
-        }
-    }
-
-    /// Drops the session and waits until it says that it is closed.
-    pub(crate) async fn close(self) {
-        let Self { session, mut events } = self;
-        drop(session);
-        while let Some((_, event)) = timeout(PATIENCE, events.recv()).await.unwrap() {
-            if let FromBackend::Ended(end) = event {
-                assert_eq!(end, BackendEnd::Closed);
-                return;
-            }
-        }
-        panic!("no end");
-    }
-}
-
-pub(crate) fn message(raw: &str) -> Message {
-    Message::parse(Bytes::copy_from_slice(raw.as_bytes()), usize::MAX).unwrap()
 }
 
 pub(crate) fn ping(id: u64) -> String {

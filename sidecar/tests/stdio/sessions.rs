@@ -23,7 +23,7 @@ async fn messages_come_back_in_order_whatever_their_size() {
             client.send(raw).await;
         }
         for raw in chunk {
-            assert_eq!(&client.message().await, raw);
+            assert_eq!(&client.raw().await, raw);
         }
     }
     client.close().await;
@@ -35,17 +35,17 @@ async fn a_message_on_several_lines_reaches_the_server_on_one() {
     let shim = Shim::command(&[], &["cat"]);
     let mut client = shim.open();
     client.send("{\"jsonrpc\":\"2.0\",\r\n  \"method\":\"m\"\n}").await;
-    assert_eq!(client.message().await, "{\"jsonrpc\":\"2.0\",    \"method\":\"m\" }");
+    assert_eq!(client.raw().await, "{\"jsonrpc\":\"2.0\",    \"method\":\"m\" }");
 }
 
 #[tokio::test]
 async fn sessions_do_not_share_a_process() {
     let shim = Shim::script(&[], r#"echo "{\"jsonrpc\":\"2.0\",\"method\":\"pid-$$\"}"; cat"#);
     let (mut one, mut other) = (shim.open(), shim.open());
-    assert_ne!(one.message().await, other.message().await);
+    assert_ne!(one.raw().await, other.raw().await);
     one.close().await;
     other.send(&ping(1)).await;
-    assert_eq!(other.message().await, ping(1));
+    assert_eq!(other.raw().await, ping(1));
 }
 
 #[tokio::test]
@@ -57,7 +57,7 @@ async fn what_is_no_message_is_reported_and_the_session_goes_on() {
         other => panic!("{other:?}"),
     }
     client.send(&ping(1)).await;
-    assert_eq!(client.message().await, ping(1));
+    assert_eq!(client.raw().await, ping(1));
 }
 
 #[tokio::test]
@@ -79,7 +79,7 @@ async fn a_line_over_the_limit_fails_its_request_and_the_session_goes_on() {
         }
         other => panic!("{other:?}"),
     }
-    assert_eq!(client.message().await, ping(8));
+    assert_eq!(client.raw().await, ping(8));
 }
 
 #[tokio::test]
@@ -91,7 +91,7 @@ async fn last_words_come_before_the_end_and_the_end_says_how() {
     ] {
         let shim = Shim::script(&[], script);
         let mut client = shim.open();
-        assert!(client.message().await.contains("bye"));
+        assert!(client.raw().await.contains("bye"));
         assert_eq!(client.end().await, BackendEnd::Exited(how.to_owned()));
     }
 }
@@ -129,7 +129,7 @@ async fn nothing_of_what_was_said_before_the_end_is_lost() {
     shim.until("all is said", || marker.exists()).await;
     shim.until_alone().await;
     for n in 1..=300 {
-        assert!(client.message().await.contains(&format!("\"m{n}\"")));
+        assert!(client.raw().await.contains(&format!("\"m{n}\"")));
     }
     assert_eq!(client.end().await, BackendEnd::Exited("exit code 0".to_owned()));
 }

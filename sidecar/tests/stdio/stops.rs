@@ -15,7 +15,7 @@ const STUBBORN: &str =
 async fn sigterm_ends_all_processes_within_the_graces_and_tells_the_gateway() {
     let shim = Shim::script(&["--prewarm", "1"], STUBBORN);
     let mut client = shim.open();
-    client.message().await;
+    client.raw().await;
     let backend = shim.backend();
     let lost = tokio::spawn(async move { backend.lost().await });
     shim.until("session and idle one run", || shim.descendants().len() >= 2).await;
@@ -38,7 +38,7 @@ async fn the_socket_of_a_killed_shim_is_replaced() {
     let killed = Shim::command(&[], &["cat"]);
     let mut client = killed.open();
     client.send(&ping(1)).await;
-    client.message().await;
+    client.raw().await;
     killed.signal(Signal::KILL);
     assert!(matches!(client.end().await, BackendEnd::BackendLost(_)));
     let (_, directory) = killed.wait();
@@ -47,5 +47,5 @@ async fn the_socket_of_a_killed_shim_is_replaced() {
     let shim = Shim::start_in(directory, &[], &["cat"]);
     let mut client = shim.open();
     client.send(&ping(1)).await;
-    assert_eq!(client.message().await, ping(1));
+    assert_eq!(client.raw().await, ping(1));
 }

@@ -109,6 +109,7 @@ pub(crate) async fn serve_echo(url: &Url) -> Result<()> {
                     user_properties,
                 })?;
             }
+            Event::Refused(_) => {} // only for what has a note
             Event::Closed(reason) => bail!("the echo lost its connection: {reason}"),
         }
     }

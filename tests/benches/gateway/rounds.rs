@@ -150,7 +150,7 @@ impl Client {
         match event {
             Some(Event::Received(received)) => Ok(received.payload),
             Some(Event::Closed(reason)) => bail!("the connection is over: {reason}"),
-            None => bail!("the connection is over"),
+            Some(Event::Refused(_)) | None => bail!("the connection is over"),
         }
     }
 }

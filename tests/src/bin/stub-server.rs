@@ -17,7 +17,7 @@ use std::{
 use serde_json::{Value, json};
 
 /// The tools: name, and what it does.
-const TOOLS: [(&str, &str); 14] = [
+const TOOLS: [(&str, &str); 15] = [
     ("echo", "gives {message} back"),
     ("sleep", "answers after {ms}"),
     ("stall", "reads nothing for {ms}, then answers"),
@@ -29,12 +29,14 @@ const TOOLS: [(&str, &str); 14] = [
     ("progress", "reports {steps} times, {ms} apart, then answers"),
     ("ask", "asks the client {method} with {params}, and answers what it answered"),
     ("twice", "answers twice"),
-    ("garbage", "writes a line that is no JSON, then answers"),
+    ("garbage", "writes a line that is no message ({kind}: text, utf8, json), then answers"),
+    ("stranger", "answers a request that nobody made, by number and by text, then answers"),
     ("state", "tells {pid, calls, cancelled}"),
     ("meta", "gives the _meta of its own call back"),
 ];
 
 /// `--list-changed-first`: say so before the `initialize` result, as a well-known server does.
+/// `--trouble FILE`: do what the file says at start: `exit`, `hang`, `flood`, or go on as usual when it is not there.
 /// `--refuse`: answer `initialize` with an error. `--slow MS`: answer `initialize` after so long.
 struct Manners {
     list_changed_first: bool,
@@ -53,7 +55,11 @@ struct Server {
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
-    let slow = args.iter().position(|arg| arg == "--slow").and_then(|at| args.get(at + 1));
+    let value = |name: &str| args.iter().position(|arg| arg == name).and_then(|at| args.get(at + 1));
+    let slow = value("--slow");
+    if let Some(file) = value("--trouble") {
+        trouble(std::fs::read_to_string(file).unwrap_or_default().trim());
+    }
     let manners = Manners {
         list_changed_first: args.iter().any(|arg| arg == "--list-changed-first"),
         refuse: args.iter().any(|arg| arg == "--refuse"),
@@ -161,9 +167,19 @@ impl Server {
                 text(&id, "second");
             }
             "garbage" => {
+                let line: &[u8] = match arguments["kind"].as_str() {
+                    Some("utf8") => b"{\"jsonrpc\":\"2.0\",\"method\":\"notifications/\xff\xfe\"}\n",
+                    Some("json") => b"{\"jsonrpc\":\"2.0\",\"method\":\"notifications/own\",\n",
+                    _ => b"this is no JSON\n",
+                };
                 let mut out = stdout().lock();
-                let _ = out.write_all(b"this is no JSON\n").and_then(|()| out.flush());
+                let _ = out.write_all(line).and_then(|()| out.flush());
                 drop(out);
+                text(&id, "said");
+            }
+            "stranger" => {
+                text(&json!(424_242), "to nobody");
+                text(&json!("nobody"), "to nobody");
                 text(&id, "said");
             }
             "state" => {
@@ -190,6 +206,20 @@ impl Server {
                 text(&call, &json!({part: answer[part]}).to_string());
             }
         });
+    }
+}
+
+/// What a broken server does in place of its work.
+fn trouble(kind: &str) {
+    match kind {
+        "exit" => exit(7),
+        "hang" => loop {
+            thread::park();
+        },
+        "flood" => loop {
+            notify("notifications/message", &json!({"level": "info", "data": "x".repeat(1000)}));
+        },
+        _ => {}
     }
 }
 

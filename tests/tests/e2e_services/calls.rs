@@ -1,4 +1,4 @@
-//! Calls in the cluster: both transports, everything that passes between a client and a real server.
+//! Calls in the cluster: all transports, everything that passes between a client and a real server.
 
 use std::{
     sync::{Arc, Mutex},
@@ -8,7 +8,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use mcp_mqtt_tests::{
     clients,
-    platform::{PATIENCE, Platform, call, everything_over_http, everything_over_stdio, text, with},
+    platform::{
+        PATIENCE, Platform, call, everything_over_http, everything_over_sse, everything_over_stdio, text,
+        with,
+    },
 };
 use mcp_mqtt_transport::{
     client::{HandlerFuture, RequestError, Session, SessionHandler},
@@ -82,6 +85,11 @@ async fn a_client_and_a_streamable_http_server_say_everything_to_each_other() ->
     converse("http", everything_over_http()).await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_and_an_sse_server_say_everything_to_each_other() -> Result<()> {
+    converse("sse", everything_over_sse()).await
+}
+
 /// Tools, progress, cancellation, sampling, elicitation, roots, list changes.
 async fn converse(name: &str, spec: Value) -> Result<()> {
     let platform = Platform::get().await?;
@@ -95,8 +103,8 @@ async fn converse(name: &str, spec: Value) -> Result<()> {
     for tool in ["echo", "trigger-sampling-request", "trigger-elicitation-request", "get-roots-list"] {
         offers(&session, tool).await?;
     }
-    if name == "stdio" {
-        // And says so to all. Over HTTP it says so before there is a stream that it could say it on.
+    if name != "http" {
+        // And says so to all. Over Streamable HTTP it says so before there is a stream that it could say it on.
         able.notified("notifications/tools/list_changed").await?;
     }
     session

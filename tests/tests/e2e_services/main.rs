@@ -4,4 +4,5 @@
 mod calls;
 mod conditions;
 mod faults;
+mod scaling;
 mod security;

@@ -13,7 +13,7 @@ use super::{Kind, Message, ParseError, ParseErrorKind, RequestId, Span};
 
 /// Deepest nesting of arrays and objects that passes: what `serde_json` itself takes. Servers that parse recursively
 /// would break on more.
-pub const MAX_DEPTH: usize = 128;
+pub const MAX_DEPTH: usize = 127;
 
 /// The fields of an envelope, each as it stands in the message.
 #[derive(Default)]
@@ -39,7 +39,11 @@ fn read(raw: &[u8], limit: usize) -> Result<(Kind, Option<Span>), ParseError> {
     }
     let text = match std::str::from_utf8(raw) {
         Ok(text) => text,
-        Err(error) => return refuse(ParseErrorKind::NotUtf8(error.valid_up_to())),
+        Err(error) => {
+            let kind = ParseErrorKind::NotUtf8(error.valid_up_to());
+            let request_id = id_of_unreadable(&String::from_utf8_lossy(raw));
+            return Err(ParseError { kind, request_id });
+        }
     };
     match text.trim_ascii_start().as_bytes().first() {
         Some(b'{') => {}
@@ -48,7 +52,7 @@ fn read(raw: &[u8], limit: usize) -> Result<(Kind, Option<Span>), ParseError> {
         _ => return refuse(ParseErrorKind::NotJson("it does not begin with '{'".to_owned())),
     }
     if too_deep(raw) {
-        return refuse(ParseErrorKind::TooDeep);
+        return Err(ParseError { kind: ParseErrorKind::TooDeep, request_id: id_of_unreadable(text) });
     }
     let envelope: Envelope<'_> = match serde_json::from_str(text) {
         Ok(envelope) => envelope,
@@ -110,6 +114,16 @@ impl Envelope<'_> {
         }
         RequestId::from_json(self.id?.get()).ok()
     }
+}
+
+/// The id to answer with an error when the message itself cannot pass. Depth does no harm here: raw values are passed
+/// over without recursion.
+fn id_of_unreadable(text: &str) -> Option<RequestId> {
+    let envelope: Envelope<'_> = serde_json::from_str(text).ok()?;
+    if envelope.id?.get().contains(char::REPLACEMENT_CHARACTER) {
+        return None; // not what its sender would know
+    }
+    envelope.request_id()
 }
 
 /// The text of a JSON string, escapes resolved.

@@ -143,6 +143,8 @@ fn depth_is_bounded_and_brackets_in_strings_do_not_count() {
         format!(r#"{{"jsonrpc":"2.0","method":"a","params":{open}{close}}}"#)
     };
     assert!(parse(&nested(MAX_DEPTH)).is_ok());
+    let whole = |depth| serde_json::from_str::<serde_json::Value>(&nested(depth));
+    assert!(whole(MAX_DEPTH).is_ok() && whole(MAX_DEPTH + 1).is_err(), "as deep as serde_json goes");
     assert_eq!(parse(&nested(MAX_DEPTH + 1)).expect_err("deep").kind, ParseErrorKind::TooDeep);
     assert_eq!(parse(&nested(200_000)).expect_err("deep").kind, ParseErrorKind::TooDeep);
     let text = format!(

@@ -20,10 +20,11 @@ use rumqttc::{
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::{
-    CloseReason, Events, Publisher, Qos, ReasonCode, Received,
+    CloseReason, Event, Events, Publisher, Qos, ReasonCode, Received,
     dial::{self, Dialled},
     events::{self, Fill, Sink},
     outbox::Outbox,
+    packet,
     publisher::{Limits, Link},
 };
 
@@ -74,9 +75,12 @@ struct Driver {
 impl Driver {
     async fn run(mut self) {
         let reason = self.drive().await;
-        let unsent = self.link.close(reason.clone());
-        if unsent > 0 || self.dropped > 0 {
-            tracing::debug!(%reason, unsent, dropped = self.dropped, "connection over with messages left");
+        // What the library has and the broker did not acknowledge.
+        self.event_loop.clean();
+        let handed_over = self.event_loop.pending.drain(..).filter_map(packet::unwired_publish).collect();
+        let undelivered = self.link.close(reason.clone(), handed_over);
+        if undelivered > 0 || self.dropped > 0 {
+            tracing::debug!(%reason, undelivered, dropped = self.dropped, "connection over with messages left");
         }
     }
 
@@ -185,7 +189,11 @@ impl Driver {
     fn handle(&mut self, event: WireEvent) -> Result<(), CloseReason> {
         match event {
             WireEvent::Incoming(Packet::Publish(publish)) => return self.received(publish),
-            WireEvent::Incoming(Packet::PubAck(ack)) => self.link.publish_acked(ack.pkid, puback(ack.reason)),
+            WireEvent::Incoming(Packet::PubAck(ack)) => {
+                if let Some(refused) = self.link.publish_acked(ack.pkid, puback(ack.reason)) {
+                    self.pass_on(Event::Refused(refused));
+                }
+            }
             WireEvent::Incoming(Packet::SubAck(ack)) => {
                 self.link.filters_acked(ack.pkid, ack.return_codes.into_iter().map(suback).collect());
             }
@@ -224,12 +232,16 @@ impl Driver {
                 .map(|properties| properties.user_properties)
                 .unwrap_or_default(),
         };
+        self.pass_on(Event::Received(received));
+        Ok(())
+    }
+
+    fn pass_on(&mut self, event: Event) {
         // Under a disconnect nobody may be reading; then the rest has nobody to go to.
         let unwanted = self.link.is_disconnecting() && self.sink.fill() != Fill::Room;
-        if unwanted || !self.sink.push(received) {
+        if unwanted || !self.sink.push(event) {
             self.dropped += 1;
         }
-        Ok(())
     }
 }
 

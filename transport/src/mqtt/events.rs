@@ -5,14 +5,18 @@
 //! and what has to be read for that still fits up to a hard limit; beyond it the connection ends, which is the
 //! one explicit end for a receiver that is stuck for good.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::SeqCst},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll, ready},
 };
 
+use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 
-use super::{CloseReason, Received, publisher::Link};
+use super::{CloseReason, ReasonCode, Received, publisher::Link};
 
 /// Messages that wait before reading stops: a burst of many clients at once.
 pub(super) const PAUSE_MESSAGES: usize = 1024;
@@ -28,8 +32,21 @@ pub(super) const MOST_BYTES: usize = 8 * PAUSE_BYTES;
 pub enum Event {
     /// A message arrived.
     Received(Received),
+    /// The broker refused what was published with a note.
+    Refused(Refused),
     /// The connection is over; nothing follows.
     Closed(CloseReason),
+}
+
+/// A publish of ours that the broker took and then refused, in its PUBACK.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// As given to [`Publisher::try_publish_noted`](super::Publisher::try_publish_noted).
+    pub note: u64,
+    /// What was published.
+    pub payload: Bytes,
+    /// Why not.
+    pub reason: ReasonCode,
 }
 
 /// The receiving end of a connection's events.
@@ -39,7 +56,7 @@ pub enum Event {
 /// twice without harm.
 #[derive(Debug)]
 pub struct Events {
-    messages: mpsc::UnboundedReceiver<Received>,
+    messages: mpsc::UnboundedReceiver<Event>,
     link: Arc<Link>,
     waiting: Arc<Waiting>,
     closed: bool,
@@ -48,7 +65,7 @@ pub struct Events {
 /// The driver's end. The channel itself has no bound: [`Waiting`] is the bound.
 #[derive(Debug)]
 pub(super) struct Sink {
-    messages: mpsc::UnboundedSender<Received>,
+    messages: mpsc::UnboundedSender<Event>,
     waiting: Arc<Waiting>,
 }
 
@@ -79,12 +96,12 @@ pub(super) fn channel(link: Arc<Link>) -> (Sink, Events) {
 }
 
 impl Sink {
-    /// Passes a message on. False: nobody is there to take it.
-    pub(super) fn push(&self, received: Received) -> bool {
-        let bytes = received.weight();
+    /// Passes an event on. False: nobody is there to take it.
+    pub(super) fn push(&self, event: Event) -> bool {
+        let bytes = event.weight();
         self.waiting.messages.fetch_add(1, SeqCst);
         self.waiting.bytes.fetch_add(bytes, SeqCst);
-        self.messages.send(received).is_ok()
+        self.messages.send(event).is_ok()
     }
 
     pub(super) fn fill(&self) -> Fill {
@@ -107,8 +124,8 @@ impl Sink {
 }
 
 impl Waiting {
-    fn release(&self, received: &Received) {
-        let bytes = received.weight();
+    fn release(&self, event: &Event) {
+        let bytes = event.weight();
         let messages_before = self.messages.fetch_sub(1, SeqCst);
         let bytes_before = self.bytes.fetch_sub(bytes, SeqCst);
         // Only who crosses a limit has somebody to wake.
@@ -119,31 +136,40 @@ impl Waiting {
     }
 }
 
-impl Received {
+impl Event {
     /// Bytes that it holds in memory, nearly.
     fn weight(&self) -> usize {
-        self.payload.len() + self.topic.len()
+        match self {
+            Self::Received(received) => received.payload.len() + received.topic.len(),
+            Self::Refused(refused) => refused.payload.len(),
+            Self::Closed(_) => 0,
+        }
     }
 }
 
 impl Events {
     /// The next event; none after [`Event::Closed`]. Cancel-safe.
     pub async fn recv(&mut self) -> Option<Event> {
-        match self.messages.recv().await {
-            Some(received) => {
-                self.waiting.release(&received);
-                Some(Event::Received(received))
+        std::future::poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// As [`recv`](Self::recv), for who waits for several connections at once.
+    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        Poll::Ready(match ready!(self.messages.poll_recv(cx)) {
+            Some(event) => {
+                self.waiting.release(&event);
+                Some(event)
             }
             None => self.end(),
-        }
+        })
     }
 
     /// The next event, when one waits.
     pub fn try_recv(&mut self) -> Option<Event> {
         match self.messages.try_recv() {
-            Ok(received) => {
-                self.waiting.release(&received);
-                Some(Event::Received(received))
+            Ok(event) => {
+                self.waiting.release(&event);
+                Some(event)
             }
             Err(mpsc::error::TryRecvError::Empty) => None,
             Err(mpsc::error::TryRecvError::Disconnected) => self.end(),

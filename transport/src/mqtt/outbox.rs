@@ -6,10 +6,11 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use rumqttc::v5::AsyncClient;
 use tokio::sync::oneshot;
 
-use super::{Filter, Publication, PublishError, Qos, ReasonCode, packet};
+use super::{Filter, Publication, PublishError, Qos, ReasonCode, Refused, packet};
 
 /// Publications that may wait: two for each of 512 busy sessions. More is a broker that does not keep up.
 pub(super) const QUEUE: usize = 1024;
@@ -47,15 +48,33 @@ enum Phase {
 
 /// One packet to send.
 pub(super) enum Item {
-    Publish { publication: Publication, size: usize, reply: Option<oneshot::Sender<ReasonCode>> },
+    Publish { publication: Publication, size: usize, wanted: Wanted },
     Subscribe { filters: Vec<Filter>, reply: oneshot::Sender<Vec<ReasonCode>> },
     Unsubscribe { filter: String, reply: oneshot::Sender<Vec<ReasonCode>> },
     Disconnect,
 }
 
+/// What whoever publishes wants to know of the PUBACK.
+pub(super) enum Wanted {
+    Nothing,
+    /// All of it.
+    Reply(oneshot::Sender<ReasonCode>),
+    /// Only a refusal, which then comes as an event.
+    Refusal(u64),
+}
+
 /// What waits for the acknowledgement of a packet id.
 enum Ack {
-    Publish { size: usize, reply: Option<oneshot::Sender<ReasonCode>> },
+    Publish {
+        size: usize,
+        reply: Option<oneshot::Sender<ReasonCode>>,
+    },
+    /// The payload is shared with the library, which keeps it until the PUBACK as well.
+    Noted {
+        size: usize,
+        note: u64,
+        payload: Bytes,
+    },
     Filters(oneshot::Sender<Vec<ReasonCode>>),
 }
 
@@ -118,13 +137,20 @@ impl Outbox {
         self.feed()
     }
 
-    /// PUBACK. True when that made room.
-    pub(super) fn publish_acked(&mut self, id: u16, reason: ReasonCode) -> bool {
-        if let Some(Ack::Publish { reply: Some(reply), .. }) = self.window.release(id) {
-            // Who asked may be gone; then nobody needs to know.
-            let _ = reply.send(reason);
-        }
-        self.feed()
+    /// PUBACK. True when that made room; and a refusal, when somebody wants to know of it.
+    pub(super) fn publish_acked(&mut self, id: u16, reason: ReasonCode) -> (bool, Option<Refused>) {
+        let refused = match self.window.release(id) {
+            Some(Ack::Noted { note, payload, .. }) if reason.is_error() => {
+                Some(Refused { note, payload, reason })
+            }
+            Some(Ack::Publish { reply: Some(reply), .. }) => {
+                // Who asked may be gone; then nobody needs to know.
+                let _ = reply.send(reason);
+                None
+            }
+            _ => None,
+        };
+        (self.feed(), refused)
     }
 
     /// SUBACK or UNSUBACK. True when that made room.
@@ -135,14 +161,24 @@ impl Outbox {
         self.feed()
     }
 
+    /// All publications that are left at the end of the connection, the oldest first: those that were handed over, by
+    /// packet id, and those that wait.
+    pub(super) fn take_publications(&mut self, mut handed_over: Vec<(u16, Publication)>) -> Vec<Publication> {
+        // Without an id they have not been taken yet, and come in order. (A QoS 0 one may change its place.)
+        handed_over.sort_by_key(|(id, _)| if *id == 0 { usize::MAX } else { self.window.age(*id) });
+        let waiting = std::mem::take(&mut self.waiting).into_iter().filter_map(|item| match item {
+            Item::Publish { publication, .. } => Some(publication),
+            _ => None,
+        });
+        handed_over.into_iter().map(|(_, publication)| publication).chain(waiting).collect()
+    }
+
     /// Nothing more will be sent or answered: who waits learns it by the end of its channel.
-    pub(super) fn close(&mut self) -> usize {
+    pub(super) fn close(&mut self) {
         self.phase = Phase::Closed;
-        let unsent = self.waiting.len() + self.fed;
         self.waiting = VecDeque::new();
         self.waiting_bytes = 0;
         self.window.clear();
-        unsent
     }
 
     /// Hands over what can go, in order. True when that made room.
@@ -174,13 +210,21 @@ impl Outbox {
 
     fn hand_over(&mut self, item: Item) {
         let handed = match item {
-            Item::Publish { publication, size, reply } => {
+            Item::Publish { publication, size, wanted } => {
                 let qos = self.qos(&publication);
-                match (qos, reply) {
-                    (Qos::AtLeastOnce, reply) => self.window.occupy(Ack::Publish { size, reply }),
+                match (qos, wanted) {
+                    (Qos::AtLeastOnce, Wanted::Nothing) => {
+                        self.window.occupy(Ack::Publish { size, reply: None });
+                    }
+                    (Qos::AtLeastOnce, Wanted::Reply(reply)) => {
+                        self.window.occupy(Ack::Publish { size, reply: Some(reply) });
+                    }
+                    (Qos::AtLeastOnce, Wanted::Refusal(note)) => {
+                        self.window.occupy(Ack::Noted { size, note, payload: publication.payload.clone() });
+                    }
                     // A broker with QoS 0 only has no PUBACK: written is all that can be known.
-                    (Qos::AtMostOnce, Some(reply)) => drop(reply.send(ReasonCode::SUCCESS)),
-                    (Qos::AtMostOnce, None) => {}
+                    (Qos::AtMostOnce, Wanted::Reply(reply)) => drop(reply.send(ReasonCode::SUCCESS)),
+                    (Qos::AtMostOnce, Wanted::Nothing | Wanted::Refusal(_)) => {}
                 }
                 let Publication { topic, payload, retain, user_properties, .. } = publication;
                 let qos = packet::wire_qos(qos);
@@ -210,9 +254,9 @@ impl Outbox {
 }
 
 impl Item {
-    pub(super) fn publish(publication: Publication, reply: Option<oneshot::Sender<ReasonCode>>) -> Self {
+    pub(super) fn publish(publication: Publication, wanted: Wanted) -> Self {
         let size = packet::publish_size(&publication);
-        Self::Publish { publication, size, reply }
+        Self::Publish { publication, size, wanted }
     }
 
     pub(super) fn size(&self) -> usize {
@@ -243,6 +287,12 @@ impl Window {
         usize::from(self.last) + 1
     }
 
+    /// Orders the ids in use, the oldest first: they go round, and the last one was given out last.
+    fn age(&self, id: u16) -> usize {
+        let max = self.slots.len() - 1;
+        (usize::from(id) + max - self.next()) % max
+    }
+
     fn has_room(&self, size: usize) -> bool {
         self.slots[self.next()].is_none() && (self.bytes == 0 || self.bytes + size <= IN_FLIGHT_BYTES)
     }
@@ -271,7 +321,7 @@ impl Window {
 impl Ack {
     fn size(&self) -> usize {
         match self {
-            Self::Publish { size, .. } => *size,
+            Self::Publish { size, .. } | Self::Noted { size, .. } => *size,
             Self::Filters(_) => 0,
         }
     }

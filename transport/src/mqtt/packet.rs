@@ -1,9 +1,12 @@
 //! What MQTT can carry, and how many bytes it takes on the wire.
 
-use rumqttc::v5::mqttbytes::{
-    QoS,
-    v5::{Filter as WireFilter, LastWill, LastWillProperties, PublishProperties},
-    valid_filter,
+use rumqttc::v5::{
+    Request,
+    mqttbytes::{
+        QoS,
+        v5::{Filter as WireFilter, LastWill, LastWillProperties, PublishProperties},
+        valid_filter,
+    },
 };
 
 use super::{Filter, Publication, PublishError, Qos};
@@ -109,6 +112,19 @@ pub(super) fn wire_qos(qos: Qos) -> QoS {
 /// The properties of a PUBLISH. No topic alias, ever (the library delivers aliased messages without a topic).
 pub(super) fn wire_properties(user_properties: Vec<(String, String)>) -> PublishProperties {
     PublishProperties { user_properties, ..PublishProperties::default() }
+}
+
+/// The publication of a request, if it is one, and its packet id; 0 for none yet.
+pub(super) fn unwired_publish(request: Request) -> Option<(u16, Publication)> {
+    let Request::Publish(publish) = request else { return None };
+    let publication = Publication {
+        topic: String::from_utf8(publish.topic.into()).ok()?,
+        payload: publish.payload,
+        qos: if publish.qos == QoS::AtMostOnce { Qos::AtMostOnce } else { Qos::AtLeastOnce },
+        retain: publish.retain,
+        user_properties: publish.properties.map(|properties| properties.user_properties).unwrap_or_default(),
+    };
+    Some((publish.pkid, publication))
 }
 
 pub(super) fn wire_filters(filters: Vec<Filter>, highest: Qos) -> Vec<WireFilter> {

@@ -19,8 +19,8 @@ use tokio::{
 };
 
 use super::{
-    Accepted, CloseReason, Filter, Publication, PublishError, Qos, ReasonCode,
-    outbox::{Item, Outbox},
+    Accepted, CloseReason, Filter, Publication, PublishError, Qos, ReasonCode, Refused,
+    outbox::{Item, Outbox, Wanted},
     packet,
 };
 
@@ -43,6 +43,8 @@ pub(super) struct Link {
     disconnecting: AtomicBool,
     abandoned: AtomicBool,
     closed: watch::Sender<Option<CloseReason>>,
+    /// Once closed: what the broker did not acknowledge.
+    undelivered: Mutex<Vec<Publication>>,
 }
 
 /// What the broker takes.
@@ -80,7 +82,16 @@ impl Publisher {
     /// [`Closed`](PublishError::Closed), or [`Refused`](PublishError::Refused) when the broker has said in CONNACK
     /// that it keeps no retained messages. Nothing was sent then.
     pub fn try_publish(&self, publication: Publication) -> Result<(), PublishError> {
-        self.push_publication(publication, None)
+        self.push_publication(publication, Wanted::Nothing)
+    }
+
+    /// As [`try_publish`](Self::try_publish); a refusal in the PUBACK comes as
+    /// [`Event::Refused`](super::Event::Refused) with this note. (At QoS 0 there is no PUBACK.)
+    ///
+    /// # Errors
+    /// As [`try_publish`](Self::try_publish).
+    pub fn try_publish_noted(&self, publication: Publication, note: u64) -> Result<(), PublishError> {
+        self.push_publication(publication, Wanted::Refusal(note))
     }
 
     /// Queues a publish at QoS 1, without waiting; the reply is the broker's PUBACK.
@@ -90,7 +101,7 @@ impl Publisher {
     pub fn publish_start(&self, mut publication: Publication) -> Result<PublishReply, PublishError> {
         publication.qos = Qos::AtLeastOnce;
         let (sender, receiver) = oneshot::channel();
-        self.push_publication(publication, Some(sender))?;
+        self.push_publication(publication, Wanted::Reply(sender))?;
         Ok(PublishReply(receiver))
     }
 
@@ -208,21 +219,23 @@ impl Publisher {
         self.link.closed.borrow().is_some()
     }
 
+    /// What was queued or sent on a connection that is over and that the broker did not acknowledge, in order: each of
+    /// these may have arrived or not. (Of QoS 0 only what was not sent.) Taken once, by whoever asks first.
+    pub fn take_undelivered(&self) -> Vec<Publication> {
+        std::mem::take(&mut *self.link.undelivered.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Bytes that a PUBLISH of this takes on the wire, to compare with the broker's Maximum Packet Size.
     pub fn packet_size(publication: &Publication) -> usize {
         packet::publish_size(publication)
     }
 
-    fn push_publication(
-        &self,
-        publication: Publication,
-        reply: Option<oneshot::Sender<ReasonCode>>,
-    ) -> Result<(), PublishError> {
+    fn push_publication(&self, publication: Publication, wanted: Wanted) -> Result<(), PublishError> {
         packet::check_publication(&publication)?;
         if publication.retain && !self.link.limits.retain {
             return Err(PublishError::Refused(ReasonCode::RETAIN_NOT_SUPPORTED));
         }
-        let item = Item::publish(publication, reply);
+        let item = Item::publish(publication, wanted);
         self.link.check_size(item.size())?;
         self.link.outbox().push([item].into_iter())
     }
@@ -271,6 +284,7 @@ impl Link {
             disconnecting: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             closed: watch::Sender::new(None),
+            undelivered: Mutex::new(Vec::new()),
         }
     }
 
@@ -289,9 +303,10 @@ impl Link {
         self.tell_room(made_room);
     }
 
-    pub(super) fn publish_acked(&self, id: u16, reason: ReasonCode) {
-        let made_room = self.outbox().publish_acked(id, reason);
+    pub(super) fn publish_acked(&self, id: u16, reason: ReasonCode) -> Option<Refused> {
+        let (made_room, refused) = self.outbox().publish_acked(id, reason);
         self.tell_room(made_room);
+        refused
     }
 
     pub(super) fn filters_acked(&self, id: u16, reasons: Vec<ReasonCode>) {
@@ -344,12 +359,19 @@ impl Link {
         self.closed.borrow().clone()
     }
 
-    /// The connection is over; everybody who waits learns it. How many packets were not sent.
-    pub(super) fn close(&self, reason: CloseReason) -> usize {
+    /// The connection is over; everybody who waits learns it. How many publications may not have arrived.
+    pub(super) fn close(&self, reason: CloseReason, handed_over: Vec<(u16, Publication)>) -> usize {
+        let undelivered = {
+            let mut outbox = self.outbox();
+            let undelivered = outbox.take_publications(handed_over);
+            outbox.close();
+            undelivered
+        };
+        let count = undelivered.len();
+        *self.undelivered.lock().unwrap_or_else(PoisonError::into_inner) = undelivered;
         self.closed.send_replace(Some(reason));
-        let unsent = self.outbox().close();
         self.room.notify_waiters();
-        unsent
+        count
     }
 }
 

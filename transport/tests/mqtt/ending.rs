@@ -16,7 +16,7 @@ fn publication(payload: impl Into<bytes::Bytes>) -> Publication {
 async fn closed(connection: &mut Connection) -> CloseReason {
     loop {
         match timeout(LONG, connection.events.recv()).await.expect("in time") {
-            Some(Event::Received(_)) => {}
+            Some(Event::Received(_) | Event::Refused(_)) => {}
             Some(Event::Closed(reason)) => return reason,
             None => panic!("no close reason"),
         }
@@ -56,6 +56,24 @@ async fn whoever_waits_when_the_link_drops_learns_it_and_nothing_survives_into_t
         assert_eq!((sent.id, String::from_utf8(sent.payload).expect("UTF-8")), (1, format!("new {n}")));
         peer.send(&puback(1, 0)).await;
     }
+}
+
+#[tokio::test]
+async fn what_the_broker_did_not_acknowledge_is_left_in_order_when_the_link_drops() {
+    let broker = FakeBroker::start().await;
+    let (mut connection, mut peer) = broker.connected(&receive_maximum(3)).await;
+    for n in 0..40 {
+        connection.publisher.try_publish(publication(format!("{n}"))).expect("room");
+    }
+    assert_eq!((peer.publish().await.id, peer.publish().await.id), (1, 2));
+    peer.send(&puback(1, 0)).await;
+    assert_eq!((peer.publish().await.id, peer.publish().await.id), (3, 1));
+    assert!(connection.publisher.take_undelivered().is_empty(), "nothing is lost while it stands");
+    drop(peer);
+    closed(&mut connection).await;
+    let left: Vec<_> = connection.publisher.take_undelivered().into_iter().map(|left| left.payload).collect();
+    let expected: Vec<_> = (1..40).map(|n| bytes::Bytes::from(n.to_string())).collect();
+    assert_eq!(left, expected);
 }
 
 #[tokio::test]

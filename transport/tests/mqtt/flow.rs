@@ -48,6 +48,31 @@ async fn refusals_out_of_order_stall_nothing_and_reach_who_asked() {
 }
 
 #[tokio::test]
+async fn a_refusal_of_what_has_a_note_is_told_and_nothing_else_is() {
+    let broker = FakeBroker::start().await;
+    let (mut connection, mut peer) = broker.connected(&[]).await;
+    let publisher = connection.publisher.clone();
+    publisher.try_publish(publication("without")).expect("room");
+    for note in [7, 8, 9] {
+        publisher.try_publish_noted(publication(note.to_string()), note).expect("room");
+    }
+    for id in 1..=4 {
+        assert_eq!(peer.publish().await.id, id);
+    }
+    // Success, and that nobody is subscribed, are no refusals.
+    for (id, reason) in [(1, 0x87), (3, 0x10), (2, 0x00), (4, 0x97)] {
+        peer.send(&puback(id, reason)).await;
+    }
+    let event = timeout(LONG, connection.events.recv()).await.expect("in time");
+    let Some(Event::Refused(refused)) = event else { panic!("not a refusal: {event:?}") };
+    assert_eq!(
+        (refused.note, &refused.payload[..], refused.reason),
+        (9, &b"9"[..], ReasonCode::QUOTA_EXCEEDED)
+    );
+    assert!(timeout(QUIET, connection.events.recv()).await.is_err(), "one is all");
+}
+
+#[tokio::test]
 async fn a_subscribe_takes_no_packet_id_that_is_in_use() {
     let broker = FakeBroker::start().await;
     let (connection, mut peer) = broker.connected(&receive_maximum(2)).await;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{ByteString, api::core::v1::Container};
+use mcp_mqtt_sidecar::config::BackendConfig;
 use serde::Serialize;
 use serde_json::{Value, json};
 use url::Url;
@@ -11,7 +12,7 @@ use super::*;
 use crate::{
     controller::{
         fetch::Fetched,
-        fixtures::{HTTP, STDIO, built, parse_gateway_args, salt, settings, validated},
+        fixtures::{HTTP, SSE, STDIO, built, parse_gateway_args, salt, settings, validated},
     },
     settings::{DefaultBroker, Settings, Token},
 };
@@ -216,8 +217,15 @@ fn an_http_server_keeps_its_own_entrypoint() {
     let server = container(&of(HTTP), SERVER);
     assert_eq!((server.command, server.args), (None, None));
     let config = parse_gateway_args(container(&of(HTTP), GATEWAY).args.as_ref().unwrap());
-    assert_eq!(config.backend.http_url.unwrap().as_str(), "http://127.0.0.1:3001/mcp");
-    assert_eq!(config.backend.stdio_socket, None);
+    assert_eq!(config.backend, BackendConfig::http("http://127.0.0.1:3001/mcp".parse().unwrap()));
+}
+
+#[test]
+fn a_server_of_2024_keeps_its_own_entrypoint_too() {
+    let server = container(&of(SSE), SERVER);
+    assert_eq!((server.command, server.args), (None, None));
+    let config = parse_gateway_args(container(&of(SSE), GATEWAY).args.as_ref().unwrap());
+    assert_eq!(config.backend, BackendConfig::sse("http://127.0.0.1:3002/sse".parse().unwrap()));
 }
 
 #[test]
@@ -235,6 +243,7 @@ gateway:
   idleTimeout: 1h30m
   otlpEndpoint: http://collector:4318
   qos: 0
+  workers: 4
   keepAlive: 30s
   timeouts: {ping: 1s, call: 2m, default: 3s, max: 1h}
   log: {level: debug, format: text}
@@ -437,4 +446,59 @@ fn what_the_pods_read_is_in_their_annotations_as_a_hash() {
     };
     assert_eq!(with(Some("abc"))["metadata"]["annotations"]["mcp-mqtt.io/references-hash"], json!("abc"));
     assert_eq!(with(None)["metadata"]["annotations"].get("mcp-mqtt.io/references-hash"), None);
+}
+
+#[test]
+fn an_autoscaler_goes_by_the_service_itself() {
+    let spec = format!(
+        "{STDIO}
+gateway: {{maxSessions: 50}}
+autoscaling:
+  minReplicas: 2
+  maxReplicas: 9
+  sessions: {{targetUtilization: 70}}
+  inFlight: {{targetPerReplica: 4}}
+  resources: [{{name: cpu, target: {{type: Utilization, averageUtilization: 60}}}}]
+  behavior: {{scaleDown: {{stabilizationWindowSeconds: 30}}}}
+"
+    );
+    let this = "{apiVersion: mcp-mqtt.io/v1alpha1, kind: McpService, name: weather}";
+    let expected = yaml(&format!(
+        "
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {METADATA_INLINE}
+spec:
+  scaleTargetRef: {this}
+  minReplicas: 2
+  maxReplicas: 9
+  metrics:
+  - type: Object
+    object:
+      describedObject: {this}
+      metric: {{name: mcp_sessions}}
+      target: {{type: AverageValue, averageValue: '35'}}
+  - type: Object
+    object:
+      describedObject: {this}
+      metric: {{name: mcp_requests_in_flight}}
+      target: {{type: AverageValue, averageValue: '4'}}
+  - type: Resource
+    resource: {{name: cpu, target: {{type: Utilization, averageUtilization: 60}}}}
+  behavior: {{scaleDown: {{stabilizationWindowSeconds: 30}}}}
+",
+        METADATA_INLINE = serde_json::to_string(&yaml(METADATA)).unwrap(),
+    ));
+    assert_eq!(value(&of(&spec).autoscaler), expected);
+}
+
+#[test]
+fn without_a_metric_the_autoscaler_goes_by_four_fifths_of_the_sessions() {
+    let autoscaler = value(&of(&format!("{STDIO}\nautoscaling: {{maxReplicas: 3}}")).autoscaler);
+    assert_eq!(autoscaler["spec"]["metrics"][0]["object"]["target"]["averageValue"], "80");
+    assert_eq!(autoscaler["spec"]["minReplicas"], 1);
+    let cpu = "autoscaling: {maxReplicas: 3, resources: [{name: cpu, target: {type: Utilization, averageUtilization: 60}}]}";
+    let autoscaler = value(&of(&format!("{STDIO}\n{cpu}")).autoscaler);
+    assert_eq!(autoscaler["spec"]["metrics"].as_array().unwrap().len(), 1, "{autoscaler}");
+    assert_eq!(of(STDIO).autoscaler, None);
 }

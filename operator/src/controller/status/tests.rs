@@ -60,6 +60,7 @@ fn applied() -> Resources<Applied> {
         broker_secret: None,
         deployment: Deployment::default(),
         disruption_budget: None,
+        autoscaler: None,
         state: std::marker::PhantomData,
     }
 }
@@ -170,7 +171,7 @@ fn an_instance_that_goes_down_counts_no_more_but_its_sessions_do() {
     let status =
         status(1, vec![(Arc::new(leaving), Some(registered(2))), (ready_pod("new"), Some(registered(1)))]);
     assert_eq!((status.ready.as_deref(), status.sessions), (Some("1/1"), 3));
-    assert_eq!(told(&status, "Ready").1, "Ready");
+    assert_eq!(told(&status, "Ready").1, "DrainingSessions");
 }
 
 #[test]
@@ -261,4 +262,16 @@ fn the_newest_revision_speaks_first() {
         pods.iter().map(|(pod, _)| pod.metadata.name.clone().unwrap()).collect::<Vec<_>>()
     };
     assert_eq!(names(Seen::pods(pods, &Observations::default())), ["b", "c", "a"]);
+}
+
+#[test]
+fn an_instance_that_waits_for_its_sessions_is_told() {
+    let mut leaving = (*ready_pod("b")).clone();
+    leaving.metadata.deletion_timestamp = serde_json::from_value(json!("2027-01-15T08:00:00Z")).unwrap();
+    let pods = |sessions| {
+        vec![(ready_pod("a"), Some(registered(1))), (Arc::new(leaving.clone()), Some(registered(sessions)))]
+    };
+    let message = "1 of 1 instances ready; b goes down and lets its 3 sessions finish";
+    assert_eq!(told(&status(1, pods(3)), "Ready"), words("True", "DrainingSessions", message));
+    assert_eq!(told(&status(1, pods(0)), "Ready"), words("True", "Ready", "1 of 1 instances ready"));
 }

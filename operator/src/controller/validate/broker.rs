@@ -1,14 +1,17 @@
 //! Which broker, and where the gateway's credentials come from.
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
 use mcp_mqtt_sidecar::config::BrokerConfig;
 use url::Url;
 
-use super::{Identity, ValidateError};
+use super::{Identity, ValidateError, duration, small};
 use crate::{
     controller::fetch::Fetched,
-    crd::broker::{AuthSpec, BrokerSpec, TlsSpec},
+    crd::{
+        broker::{AuthSpec, BrokerSpec, TlsSpec},
+        gateway::GatewaySpec,
+    },
     names,
     settings::{DefaultBroker, Settings, Token, check_broker_url},
 };
@@ -211,23 +214,24 @@ impl Source {
 }
 
 impl ValidBroker {
-    /// The gateway's side of it.
-    pub(super) fn config(&self, keep_alive: Duration, qos: u8) -> BrokerConfig {
+    /// The gateway's side of it, with what `spec.gateway` says of the connections.
+    pub(super) fn config(&self, gateway: &GatewaySpec) -> Result<BrokerConfig, ValidateError> {
         let path = |name: &str| {
             self.files
                 .iter()
                 .any(|file| file.name == name)
                 .then(|| PathBuf::from(format!("{BROKER_DIR}/{name}")))
         };
-        BrokerConfig {
+        Ok(BrokerConfig {
             broker_url: self.url.clone(),
             broker_username_file: path(file::USERNAME),
             broker_password_file: path(file::PASSWORD).or_else(|| path(file::TOKEN)),
             broker_ca_file: path(file::CA),
             broker_cert_file: path(file::CERTIFICATE),
             broker_key_file: path(file::KEY),
-            keep_alive,
-            qos,
-        }
+            keep_alive: duration("gateway.keepAlive", &gateway.keep_alive)?,
+            qos: small("gateway.qos", gateway.qos, 1)?,
+            workers: small("gateway.workers", gateway.workers, 16)?,
+        })
     }
 }

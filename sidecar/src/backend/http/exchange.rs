@@ -9,11 +9,12 @@ use hyper::body::{Frame, Incoming};
 use mcp_mqtt_transport::jsonrpc::{Kind, Message, RequestId};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::{
     metadata::Metadata,
+    session::Transport,
     sse_parser::{Event, SseParser},
     wire::{Failure, Reply, Wire, innermost, read_json},
 };
@@ -30,7 +31,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 /// Failures in a row after which a stream is given up.
 const MAX_FAILURES: u32 = 5;
 /// How long a stream may go on after it brought the answer: its proper end lets the connection be used again.
-const LINGER: Duration = Duration::from_secs(1);
+pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// Pages of `tools/list` that are read for a call's headers.
 const MAX_PAGES: u64 = 32;
 /// Events of such a list that may wait; all are read at once.
@@ -64,13 +65,47 @@ pub(super) enum StreamEnd {
     Broken(String),
 }
 
-impl Shared {
-    /// Posts a request and reports its answer, or that there is none. `Err`: the session is over.
-    pub(super) async fn exchange(
+impl Transport for Shared {
+    fn shared(&self) -> &Shared {
+        self
+    }
+
+    async fn exchange(
         &self,
         request: Message,
         written: Option<oneshot::Sender<()>>,
     ) -> Result<(), BackendEnd> {
+        self.ask(request, written).await
+    }
+
+    /// What the server thinks of it is told to nobody but the log.
+    async fn deliver(&self, message: Bytes, written: Option<oneshot::Sender<()>>) -> Result<(), BackendEnd> {
+        let session = self.id.0;
+        match timeout(DELIVERY_TIMEOUT, self.wire.post(message, HeaderMap::new(), written, false)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(Failure::SessionLost(why))) => Err(BackendEnd::SessionLost(why)),
+            Ok(Err(Failure::Refused(why))) => Err(BackendEnd::BackendLost(why)),
+            Ok(Err(Failure::Broken(told) | Failure::Rejected { told, .. })) => {
+                tracing::warn!(session, "the MCP server did not take a notification or response: {told}");
+                Ok(())
+            }
+            Err(_) => {
+                tracing::warn!(
+                    session,
+                    "the MCP server did not take a notification or response in {DELIVERY_TIMEOUT:?}"
+                );
+                Ok(())
+            }
+        }
+    }
+
+    async fn listen(&self) -> Result<(), BackendEnd> {
+        self.hear().await
+    }
+}
+
+impl Shared {
+    async fn ask(&self, request: Message, written: Option<oneshot::Sender<()>>) -> Result<(), BackendEnd> {
         let Some(id) = request.id().cloned() else { return Ok(()) }; // a request has an id
         let opening = request.method() == Some("initialize");
         let mut reply = self.wire.post(request.raw().clone(), self.headers(&request), written, opening).await;
@@ -95,40 +130,27 @@ impl Shared {
                 .await;
                 Ok(())
             }
-            Err(Failure::Rejected { body, told, .. }) => self.reject(id, &body, told, opening).await,
-            Err(Failure::Broken(why)) if opening => Err(BackendEnd::OpenFailed(why)),
-            Err(Failure::Broken(why)) => {
-                self.fail(id, failure::CONNECTION_BROKEN, why).await;
-                Ok(())
-            }
-            Err(Failure::Refused(why)) if opening => Err(BackendEnd::OpenFailed(why)),
-            Err(Failure::Refused(why)) => Err(BackendEnd::BackendLost(why)),
-            Err(Failure::SessionLost(why)) => Err(BackendEnd::SessionLost(why)),
+            Err(failed) => self.give_up(id, failed, opening).await,
         }
     }
 
-    /// Posts a notification or a response. What the server thinks of it is told to nobody but the log.
-    pub(super) async fn deliver(
+    /// A request that the server did not take. `Err`: the session is over.
+    pub(super) async fn give_up(
         &self,
-        message: Bytes,
-        written: Option<oneshot::Sender<()>>,
+        id: RequestId,
+        failed: Failure,
+        opening: bool,
     ) -> Result<(), BackendEnd> {
-        let session = self.id.0;
-        match timeout(DELIVERY_TIMEOUT, self.wire.post(message, HeaderMap::new(), written, false)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(Failure::SessionLost(why))) => Err(BackendEnd::SessionLost(why)),
-            Ok(Err(Failure::Refused(why))) => Err(BackendEnd::BackendLost(why)),
-            Ok(Err(Failure::Broken(told) | Failure::Rejected { told, .. })) => {
-                tracing::warn!(session, "the MCP server did not take a notification or response: {told}");
+        match failed {
+            Failure::Rejected { body, told, .. } => self.reject(id, &body, told, opening).await,
+            Failure::Broken(why) | Failure::Refused(why) if opening => Err(BackendEnd::OpenFailed(why)),
+            Failure::SessionLost(told) if opening => Err(BackendEnd::OpenFailed(self.misplaced(&told))),
+            Failure::Broken(why) => {
+                self.fail(id, failure::CONNECTION_BROKEN, why).await;
                 Ok(())
             }
-            Err(_) => {
-                tracing::warn!(
-                    session,
-                    "the MCP server did not take a notification or response in {DELIVERY_TIMEOUT:?}"
-                );
-                Ok(())
-            }
+            Failure::Refused(why) => Err(BackendEnd::BackendLost(why)),
+            Failure::SessionLost(why) => Err(BackendEnd::SessionLost(why)),
         }
     }
 
@@ -146,11 +168,14 @@ impl Shared {
             return Ok(());
         }
         if opening {
-            let hint = "Is transport.streamableHttp.path the path of its MCP endpoint?";
-            return Err(BackendEnd::OpenFailed(format!("{} answered {told}. {hint}", self.wire.uri())));
+            return Err(BackendEnd::OpenFailed(self.misplaced(&told)));
         }
         self.fail(id, failure::HTTP_STATUS, format!("the server answered {told}")).await;
         Ok(())
+    }
+
+    pub(super) fn misplaced(&self, told: &str) -> String {
+        format!("{} answered {told}. {}", self.wire.uri(), self.wire.endpoint.hint())
     }
 
     async fn read_body(&self, body: Incoming, id: &RequestId, opening: bool) {
@@ -177,39 +202,49 @@ impl Shared {
     }
 
     /// Reads the stream of a request's answer, resuming it as long as that is possible.
-    async fn follow(&self, body: Incoming, id: &RequestId, opening: bool) -> Result<(), BackendEnd> {
+    async fn follow(&self, mut body: Incoming, id: &RequestId, opening: bool) -> Result<(), BackendEnd> {
         let mut parser = SseParser::new(self.max);
-        let mut failures = 0;
-        let mut end = self.read_stream(body, &mut parser, Some(id), opening).await;
         loop {
-            let why = match end {
+            let why = match self.read_stream(body, &mut parser, Some(id), opening).await {
                 StreamEnd::Answered => return Ok(()),
                 StreamEnd::Closed => "the server closed the stream before the answer".to_owned(),
                 StreamEnd::Broken(why) => why,
             };
-            if self.metadata.is_some() || parser.last_event_id().is_none() || failures >= MAX_FAILURES {
-                self.fail(id.clone(), failure::CONNECTION_BROKEN, why).await;
-                return Ok(());
-            }
-            sleep(pause(parser.retry(), failures)).await;
-            end = match self.wire.get(parser.last_event_id()).await {
-                Ok(Reply::Stream(body)) => {
-                    failures = 0;
-                    parser.restart();
-                    self.read_stream(body, &mut parser, Some(id), opening).await
-                }
-                Ok(Reply::Json(_) | Reply::Accepted) | Err(Failure::Rejected { .. }) => {
-                    let detail = format!("{why}; it does not let us resume it");
-                    self.fail(id.clone(), failure::CONNECTION_BROKEN, detail).await;
+            body = match self.resume(&parser).await? {
+                Ok(body) => body,
+                Err(why_not) => {
+                    self.fail(id.clone(), failure::CONNECTION_BROKEN, format!("{why}; {why_not}")).await;
                     return Ok(());
                 }
-                Err(Failure::Broken(why)) => {
-                    failures += 1;
-                    StreamEnd::Broken(why)
+            };
+            parser.restart();
+        }
+    }
+
+    /// Asks for the rest of a stream, more than once where that may help. The inner error says why there is none; the
+    /// outer: the session is over.
+    async fn resume(&self, parser: &SseParser) -> Result<Result<Incoming, String>, BackendEnd> {
+        if self.metadata.is_some() || parser.last_event_id().is_none() {
+            return Ok(Err("it has no place at which it could be resumed".to_owned()));
+        }
+        let mut failures = 0;
+        loop {
+            sleep(pause(parser.retry(), failures)).await;
+            failures += 1;
+            match self.wire.get(parser.last_event_id()).await {
+                Ok(Reply::Stream(body)) => return Ok(Ok(body)),
+                Ok(Reply::Json(_) | Reply::Accepted) => {
+                    return Ok(Err("the server does not let us resume it".to_owned()));
                 }
                 Err(Failure::Refused(why)) => return Err(BackendEnd::BackendLost(why)),
                 Err(Failure::SessionLost(why)) => return Err(BackendEnd::SessionLost(why)),
-            };
+                Err(failed) if failed.may_pass() && failures < MAX_FAILURES => {
+                    tracing::debug!(session = self.id.0, ?failed, "a stream could not be resumed yet");
+                }
+                Err(Failure::Rejected { told, .. } | Failure::Broken(told)) => {
+                    return Ok(Err(format!("to resume it failed: {told}")));
+                }
+            }
         }
     }
 
@@ -223,27 +258,18 @@ impl Shared {
     ) -> StreamEnd {
         let mut events = Vec::new();
         let mut answered = false;
+        let mut until = None; // not each event anew: some servers never end a stream
         loop {
-            let frame = if answered {
-                match timeout(LINGER, body.frame()).await {
-                    Ok(frame) => frame,
-                    Err(_) => return StreamEnd::Answered,
-                }
-            } else {
-                body.frame().await
+            let next = match until {
+                Some(until) => timeout_at(until, next_chunk(&mut body)).await.unwrap_or(Ok(None)),
+                None => next_chunk(&mut body).await,
             };
-            let chunk = match frame.map(|frame| frame.map(Frame::into_data)) {
-                Some(Ok(Ok(chunk))) => chunk,
-                Some(Ok(Err(_trailers))) => continue,
+            let chunk = match next {
+                Ok(Some(chunk)) => chunk,
                 _ if answered => return StreamEnd::Answered,
                 unfinished => {
-                    self.wire.look(); // a server that goes ends its streams
-                    return match unfinished {
-                        Some(Err(error)) => {
-                            StreamEnd::Broken(format!("the stream broke: {}", innermost(&error)))
-                        }
-                        _ => StreamEnd::Closed,
-                    };
+                    self.wire.endpoint.look(); // a server that goes ends its streams
+                    return unfinished.map_or_else(StreamEnd::Broken, |_| StreamEnd::Closed);
                 }
             };
             parser.feed(chunk, &mut events);
@@ -251,7 +277,7 @@ impl Shared {
                 answered |= match event {
                     Event::Message(data) if data.trim_ascii().is_empty() => false, // only an id
                     Event::Message(data) => self.take(&data, awaited, opening).await,
-                    Event::Other => false,
+                    Event::Endpoint(_) | Event::Other => false,
                     Event::TooLarge { size, answers } => {
                         let answered = answers.as_ref() == awaited && awaited.is_some();
                         for event in incoming::too_large(Some(size), self.max, answers) {
@@ -260,6 +286,9 @@ impl Shared {
                         answered
                     }
                 };
+            }
+            if answered && until.is_none() {
+                until = Some(Instant::now() + LINGER);
             }
         }
     }
@@ -287,7 +316,12 @@ impl Shared {
 
     /// Reports a message; true when it answers `awaited`. An error without an id where an answer is awaited is the
     /// answer: servers that cannot read a request's id say null.
-    async fn forward(&self, mut message: Message, awaited: Option<&RequestId>, opening: bool) -> bool {
+    pub(super) async fn forward(
+        &self,
+        mut message: Message,
+        awaited: Option<&RequestId>,
+        opening: bool,
+    ) -> bool {
         if let (Kind::Response { id: None, .. }, Some(id), Some(error)) =
             (message.kind(), awaited, message.error())
         {
@@ -346,7 +380,7 @@ impl Shared {
             };
             let params = [r#"{"_meta":"#, meta, &cursor, "}"];
             let request = Message::request_of_parts(&RequestId::number(page), "tools/list", &params);
-            let asked = Box::pin(async move { list.exchange(request, None).await });
+            let asked = Box::pin(async move { list.ask(request, None).await });
             let heard = async {
                 let mut next = None;
                 while let Some((_, event)) = answers.recv().await {
@@ -375,13 +409,22 @@ impl Shared {
     }
 }
 
+/// The next bytes of a stream; nothing at its end. `Err`: it broke, and how. Cancel-safe.
+pub(super) async fn next_chunk(body: &mut Incoming) -> Result<Option<Bytes>, String> {
+    while let Some(frame) = body.frame().await {
+        match frame.map(Frame::into_data) {
+            Ok(Ok(chunk)) => return Ok(Some(chunk)),
+            Ok(Err(_trailers)) => {}
+            Err(error) => return Err(format!("the stream broke: {}", innermost(&error))),
+        }
+    }
+    Ok(None)
+}
+
 /// How long to wait before a stream is tried again.
 pub(super) fn pause(retry: Option<Duration>, failures: u32) -> Duration {
     retry.unwrap_or(FIRST_PAUSE).saturating_mul(1 << failures.min(16)).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
-
-/// Shared by the tasks of a session.
-pub(super) type Session = Arc<Shared>;
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -17,7 +16,7 @@ const STOOD: Duration = Duration::from_secs(5);
 
 impl Shared {
     /// Keeps the stream open for as long as the server offers one. `Err`: the session is over.
-    pub(super) async fn listen(&self) -> Result<(), BackendEnd> {
+    pub(super) async fn hear(&self) -> Result<(), BackendEnd> {
         let mut parser = SseParser::new(self.max);
         let mut failures = 0;
         let mut has_stood = false;
@@ -39,21 +38,18 @@ impl Shared {
                 }
                 Err(Failure::SessionLost(why)) => return Err(BackendEnd::SessionLost(why)),
                 Err(Failure::Refused(why)) => return Err(BackendEnd::BackendLost(why)),
-                // 409: it still holds our old stream. 5xx, 429: not now.
-                Err(Failure::Rejected { status, told, .. })
-                    if status.is_server_error()
-                        || matches!(status, StatusCode::CONFLICT | StatusCode::TOO_MANY_REQUESTS) =>
-                {
-                    tracing::debug!(session = self.id.0, "the server's stream has to wait: {told}");
+                Err(failed) if failed.may_pass() => {
+                    tracing::debug!(session = self.id.0, ?failed, "the server's stream has to wait");
                     failures += 1;
                 }
-                Err(Failure::Rejected { told, .. }) => {
+                Err(Failure::Rejected { told, .. }) if parser.last_event_id().is_some() => {
+                    tracing::debug!(session = self.id.0, "the server's stream begins anew: {told}");
+                    parser.forget();
+                    failures += 1;
+                }
+                Err(Failure::Rejected { told, .. } | Failure::Broken(told)) => {
                     tracing::debug!(session = self.id.0, "the server offers no stream: {told}");
                     return Ok(()); // 405, as a rule
-                }
-                Err(Failure::Broken(why)) => {
-                    tracing::debug!(session = self.id.0, "the server's stream could not be opened: {why}");
-                    failures += 1;
                 }
             }
             sleep(pause(parser.retry(), failures)).await;

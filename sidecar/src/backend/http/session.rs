@@ -2,14 +2,15 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use mcp_mqtt_transport::jsonrpc::{Kind, Message, RequestId};
 use tokio::{
     sync::{Notify, oneshot},
-    task::{JoinError, JoinSet},
+    task::{AbortHandle, JoinError, JoinSet},
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::exchange::Session;
+use super::exchange::Shared;
 use crate::backend::{BackendEnd, FromBridge, failure};
 
 /// How long the next message waits for the one before to be on its way: longer when a connection does not take
@@ -25,7 +26,7 @@ const CANCEL_HEADSTART: Duration = Duration::from_millis(50);
 const CANCEL_LINGER: Duration = Duration::from_secs(5);
 /// Backstop of a request that is never answered nor cancelled; the bridge's timeouts are far shorter.
 const EXCHANGE_CEILING: Duration = Duration::from_hours(1);
-/// How long what was sent last may take to be on its way, or answered if it is `initialize`, once the bridge has
+/// How long what is still to be sent may take to be on its way, or answered if it is `initialize`, once the bridge has
 /// dropped the session.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long the DELETE at the end may take.
@@ -34,9 +35,33 @@ const DELETE_TIMEOUT: Duration = Duration::from_secs(2);
 /// server counts as one.
 const MAX_DELIVERIES: usize = 64;
 
+/// What the two kinds of HTTP do in their own ways.
+pub(super) trait Transport: Send + Sync + 'static {
+    /// What they have in common.
+    fn shared(&self) -> &Shared;
+
+    /// Posts a request and reports its answer, or that there is none. The next message may go when `written` was told
+    /// or dropped. `Err`: the session is over.
+    fn exchange(
+        &self,
+        request: Message,
+        written: Option<oneshot::Sender<()>>,
+    ) -> impl Future<Output = Result<(), BackendEnd>> + Send;
+
+    /// Posts a notification or a response; otherwise as [`Transport::exchange`].
+    fn deliver(
+        &self,
+        message: Bytes,
+        written: Option<oneshot::Sender<()>>,
+    ) -> impl Future<Output = Result<(), BackendEnd>> + Send;
+
+    /// Hears what belongs to no request, from the end of the handshake on. `Err`: the session is over.
+    fn listen(&self) -> impl Future<Output = Result<(), BackendEnd>> + Send;
+}
+
 /// A session's tasks.
-pub(super) struct Driver {
-    session: Session,
+pub(super) struct Driver<T> {
+    session: Arc<T>,
     tasks: JoinSet<(Option<RequestId>, Result<(), BackendEnd>)>,
     in_flight: HashMap<RequestId, InFlight>,
     max_in_flight: usize,
@@ -48,6 +73,9 @@ pub(super) struct Driver {
 struct InFlight {
     sent: Instant,
     cancelled: Arc<Notify>,
+    /// Nobody waits for it any more: its place is for the next one that needs it.
+    given_up: bool,
+    task: AbortHandle,
 }
 
 /// What the next message waits for.
@@ -57,10 +85,10 @@ struct Hold {
     until: Instant,
 }
 
-impl Driver {
+impl<T: Transport> Driver<T> {
     /// `max_in_flight`: the bridge's bound. Twice that may be open here, since what it gave up (cancelled, timed
     /// out) is not over at once.
-    pub(super) fn new(session: Session, max_in_flight: usize) -> Self {
+    pub(super) fn new(session: Arc<T>, max_in_flight: usize) -> Self {
         Self {
             session,
             tasks: JoinSet::new(),
@@ -71,21 +99,22 @@ impl Driver {
         }
     }
 
+    /// Another task of the session, which is over when this one has an error.
+    pub(super) fn spawn(&mut self, task: impl Future<Output = Result<(), BackendEnd>> + Send + 'static) {
+        self.tasks.spawn(async move { (None, task.await) });
+    }
+
     /// Serves the session to its end.
     pub(super) async fn serve(mut self, from_bridge: FromBridge) -> BackendEnd {
         let end = self.pump(from_bridge).await;
-        if end == BackendEnd::Closed {
-            // Last words may be about to go out, and `initialize` may be about to bring a session that has to be
-            // deleted.
-            let _ = timeout(LAST_WORDS, released(&mut self.hold)).await;
-        }
         self.tasks.shutdown().await; // nothing is reported after the end
         if end == BackendEnd::Closed {
-            match timeout(DELETE_TIMEOUT, self.session.wire.delete()).await {
+            let shared = self.session.shared();
+            match timeout(DELETE_TIMEOUT, shared.wire.delete()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(failed)) => tracing::debug!(session = self.session.id.0, ?failed, "DELETE failed"),
+                Ok(Err(failed)) => tracing::debug!(session = shared.id.0, ?failed, "DELETE failed"),
                 Err(_) => {
-                    tracing::debug!(session = self.session.id.0, "DELETE took more than {DELETE_TIMEOUT:?}");
+                    tracing::debug!(session = shared.id.0, "DELETE took more than {DELETE_TIMEOUT:?}");
                 }
             }
         }
@@ -94,6 +123,7 @@ impl Driver {
 
     async fn pump(&mut self, from_bridge: FromBridge) -> BackendEnd {
         let FromBridge { mut messages, mut dropped } = from_bridge;
+        let mut leaving = None;
         loop {
             let has_room = self.tasks.len() < self.max_in_flight.saturating_add(MAX_DELIVERIES);
             tokio::select! {
@@ -108,7 +138,11 @@ impl Driver {
                     Some(message) => self.dispatch(message).await,
                     None => return BackendEnd::Closed,
                 },
-                _ = &mut dropped, if self.hold.is_some() || !has_room => return BackendEnd::Closed,
+                // Last words may still wait, and `initialize` may be about to bring a session that has to be deleted.
+                _ = &mut dropped, if leaving.is_none() => leaving = Some(Instant::now() + LAST_WORDS),
+                () = sleep_until(leaving.unwrap_or_else(Instant::now)), if leaving.is_some() => {
+                    return BackendEnd::Closed;
+                }
             }
         }
     }
@@ -118,10 +152,10 @@ impl Driver {
         let (release, released) = oneshot::channel();
         let mut patience = SEND_TIMEOUT;
         match (message.kind().clone(), message.method()) {
-            (Kind::Request { id, .. }, _) if self.in_flight.len() >= self.max_in_flight => {
+            (Kind::Request { id, .. }, _) if !self.make_room() => {
                 let detail =
                     format!("{} requests of this session wait for the server already", self.in_flight.len());
-                self.session.fail(id, failure::TOO_MANY_IN_FLIGHT, detail).await;
+                self.session.shared().fail(id, failure::TOO_MANY_IN_FLIGHT, detail).await;
                 return;
             }
             (Kind::Request { id, .. }, Some("initialize")) => {
@@ -130,7 +164,7 @@ impl Driver {
             }
             (Kind::Request { id, .. }, _) => self.exchange(id, message, Some(release), None),
             // In 2026-07-28 the end of its stream cancels a request, and nothing else is told to the server.
-            (_, method) if self.session.metadata.is_some() => {
+            (_, method) if self.session.shared().metadata.is_some() => {
                 let cancelled = message.cancelled_request().and_then(|id| self.in_flight.get(&id));
                 if let Some(request) = cancelled {
                     request.cancelled.notify_one();
@@ -143,29 +177,30 @@ impl Driver {
                 patience = HANDSHAKE_TIMEOUT;
                 let session = self.session.clone();
                 let listen = !std::mem::replace(&mut self.listening, true);
-                self.tasks.spawn(async move {
+                self.spawn(async move {
                     let delivered = session.deliver(message.into_raw(), None).await;
                     drop(release);
                     match delivered {
-                        Ok(()) if listen => (None, session.listen().await),
-                        other => (None, other),
+                        Ok(()) if listen => session.listen().await,
+                        other => other,
                     }
                 });
             }
             _ => {
-                let cancelled = message.cancelled_request().and_then(|id| self.in_flight.get(&id));
+                let cancelled = message.cancelled_request().and_then(|id| self.in_flight.get_mut(&id));
                 let not_before = cancelled.map(|request| {
+                    request.given_up = true;
                     request.cancelled.notify_one();
                     request.sent + CANCEL_HEADSTART
                 });
                 let session = self.session.clone();
-                self.tasks.spawn(async move {
+                self.spawn(async move {
                     if let Some(not_before) = not_before.filter(|at| *at > Instant::now()) {
                         drop(release); // nothing has to come after a cancellation
                         sleep_until(not_before).await;
-                        return (None, session.deliver(message.into_raw(), None).await);
+                        return session.deliver(message.into_raw(), None).await;
                     }
-                    (None, session.deliver(message.into_raw(), Some(release)).await)
+                    session.deliver(message.into_raw(), Some(release)).await
                 });
             }
         }
@@ -181,13 +216,13 @@ impl Driver {
         answered: Option<oneshot::Sender<()>>,
     ) {
         let cancelled = Arc::new(Notify::new());
-        self.in_flight.insert(id.clone(), InFlight { sent: Instant::now(), cancelled: cancelled.clone() });
+        let (request, heard) = (id.clone(), cancelled.clone());
         let session = self.session.clone();
         let is_endless = message.method() == Some("subscriptions/listen");
-        self.tasks.spawn(async move {
+        let task = self.tasks.spawn(async move {
             let given_up = async {
-                cancelled.notified().await;
-                if session.metadata.is_none() {
+                heard.notified().await;
+                if session.shared().metadata.is_none() {
                     sleep(CANCEL_LINGER).await;
                 }
             };
@@ -196,13 +231,29 @@ impl Driver {
                 () = given_up => Ok(()), // nobody waits for it
                 () = sleep(EXCHANGE_CEILING), if !is_endless => {
                     let detail = format!("no answer within {EXCHANGE_CEILING:?}");
-                    session.fail(id.clone(), failure::CONNECTION_BROKEN, detail).await;
+                    session.shared().fail(id.clone(), failure::CONNECTION_BROKEN, detail).await;
                     Ok(())
                 }
             };
             drop(answered);
             (Some(id), result)
         });
+        let request_in_flight = InFlight { sent: Instant::now(), cancelled, given_up: false, task };
+        self.in_flight.insert(request, request_in_flight);
+    }
+
+    /// Whether there is a place for one more request; one that nobody waits for gives way.
+    fn make_room(&mut self) -> bool {
+        if self.in_flight.len() < self.max_in_flight {
+            return true;
+        }
+        let given_up = self.in_flight.iter().filter(|(_, request)| request.given_up);
+        let Some((oldest, _)) = given_up.min_by_key(|(_, request)| request.sent) else { return false };
+        let oldest = oldest.clone();
+        if let Some(request) = self.in_flight.remove(&oldest) {
+            request.task.abort();
+        }
+        true
     }
 
     fn settle(
@@ -216,6 +267,7 @@ impl Driver {
                 }
                 result.err()
             }
+            Err(error) if error.is_cancelled() => None, // it gave way
             Err(error) => Some(BackendEnd::SessionLost(format!("a task of the gateway failed: {error}"))),
         }
     }

@@ -1,7 +1,7 @@
 //! Server-sent events out of a stream of bytes, with a bound on each. Sans-IO.
 //!
 //! After <https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation>, with two
-//! things left out that MCP has no use for: an event's name is only compared with `message`, and bytes that are
+//! things left out that MCP has no use for: an event's name is only compared with those of MCP, and bytes that are
 //! not UTF-8 are left to the JSON parser.
 
 use std::time::Duration;
@@ -18,9 +18,11 @@ const LINE_EXTRA: usize = 16;
 
 /// What a blank line ended.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Event {
+pub enum Event {
     /// A message; its data may be empty (an event whose only purpose is its id).
     Message(Bytes),
+    /// HTTP+SSE: where to post to; a URL reference.
+    Endpoint(Bytes),
     /// An event of another name, which is none of ours.
     Other,
     /// Its data was over the limit, and dropped.
@@ -34,7 +36,7 @@ pub(super) enum Event {
 
 /// Parses one stream after another: what it knows for a resumption outlives the stream.
 #[derive(Debug)]
-pub(super) struct SseParser {
+pub struct SseParser {
     max: usize,
     /// The beginning of a line whose end has not come.
     line: BytesMut,
@@ -51,11 +53,23 @@ pub(super) struct SseParser {
 struct Pending {
     data: Option<Data>,
     id: Option<Box<str>>,
-    is_other: bool,
+    name: Name,
     /// A line that is over the limit goes by.
     dropping_line: bool,
     /// It is a line of data.
     dropping_data: bool,
+}
+
+/// An event's name.
+#[derive(Debug, Default, Clone, Copy)]
+enum Name {
+    /// None, or `message`.
+    #[default]
+    Message,
+    /// `endpoint`.
+    Endpoint,
+    /// None of ours.
+    Other,
 }
 
 /// An event's data.
@@ -71,7 +85,7 @@ enum Data {
 
 impl SseParser {
     /// Takes events with at most `max` bytes of data.
-    pub(super) fn new(max: usize) -> Self {
+    pub fn new(max: usize) -> Self {
         Self {
             max,
             line: BytesMut::new(),
@@ -84,17 +98,32 @@ impl SseParser {
     }
 
     /// What to send as `Last-Event-ID`.
-    pub(super) fn last_event_id(&self) -> Option<&str> {
+    pub fn last_event_id(&self) -> Option<&str> {
         self.last_event_id.as_deref()
     }
 
+    /// The server does not know the id any more.
+    pub fn forget(&mut self) {
+        self.last_event_id = None;
+    }
+
     /// How long the server asks to wait before a reconnection.
-    pub(super) fn retry(&self) -> Option<Duration> {
+    pub fn retry(&self) -> Option<Duration> {
         self.retry
     }
 
+    /// Bytes of data and unfinished lines that are kept.
+    pub fn held(&self) -> usize {
+        let data = match &self.event.data {
+            Some(Data::One(data)) => data.len(),
+            Some(Data::Joined(data)) => data.len(),
+            Some(Data::Dropped { .. }) | None => 0,
+        };
+        self.line.len() + data
+    }
+
     /// A new stream begins; what the old one left unfinished is no event.
-    pub(super) fn restart(&mut self) {
+    pub fn restart(&mut self) {
         self.line.clear();
         self.after_cr = false;
         self.at_start = true;
@@ -102,7 +131,7 @@ impl SseParser {
     }
 
     /// The next bytes of the stream; appends the events that they complete.
-    pub(super) fn feed(&mut self, mut chunk: Bytes, events: &mut Vec<Event>) {
+    pub fn feed(&mut self, mut chunk: Bytes, events: &mut Vec<Event>) {
         if !chunk.is_empty() && std::mem::take(&mut self.after_cr) && chunk[0] == b'\n' {
             let _rest_of_line_end = chunk.split_to(1);
         }
@@ -158,7 +187,13 @@ impl SseParser {
                     std::str::from_utf8(&value).ok().filter(|id| id.len() <= MAX_ID && !id.contains('\0'));
                 self.event.id = id.map(Into::into).or(self.event.id.take());
             }
-            b"event" => self.event.is_other = !value.is_empty() && &value[..] != b"message",
+            b"event" => {
+                self.event.name = match &value[..] {
+                    b"" | b"message" => Name::Message,
+                    b"endpoint" => Name::Endpoint,
+                    _ => Name::Other,
+                };
+            }
             b"retry" if !value.is_empty() && value.iter().all(u8::is_ascii_digit) => {
                 let milliseconds = std::str::from_utf8(&value).ok().and_then(|digits| digits.parse().ok());
                 self.retry = Some(Duration::from_millis(milliseconds.unwrap_or(u64::MAX)));
@@ -168,16 +203,19 @@ impl SseParser {
     }
 
     fn end_event(&mut self) -> Option<Event> {
-        let Pending { data, id, is_other, .. } = std::mem::take(&mut self.event);
+        let Pending { data, id, name, .. } = std::mem::take(&mut self.event);
         if let Some(id) = id {
             self.last_event_id = Some(id).filter(|id| !id.is_empty());
         }
-        Some(match data? {
-            _ if is_other => Event::Other,
-            Data::One(data) => Event::Message(data),
-            Data::Joined(data) => Event::Message(data.freeze()),
-            Data::Dropped { size, skim } => Event::TooLarge { size, answers: skim.answers() },
-        })
+        let data = match (name, data?) {
+            (Name::Other, _) => return Some(Event::Other),
+            (_, Data::One(data)) => data,
+            (_, Data::Joined(data)) => data.freeze(),
+            (_, Data::Dropped { size, skim }) => {
+                return Some(Event::TooLarge { size, answers: skim.answers() });
+            }
+        };
+        Some(if matches!(name, Name::Endpoint) { Event::Endpoint(data) } else { Event::Message(data) })
     }
 
     fn add_data(&mut self, line: Bytes) {
@@ -252,7 +290,7 @@ mod tests {
         let mut events = Vec::new();
         for piece in pieces {
             parser.feed(Bytes::copy_from_slice(piece), &mut events);
-            assert!(parser.line.len() <= MAX + LINE_EXTRA, "unbounded");
+            assert!(parser.held() <= 2 * MAX + LINE_EXTRA, "unbounded");
         }
         (events, parser.last_event_id().map(str::to_owned), parser.retry())
     }
@@ -286,7 +324,12 @@ mod tests {
 
     #[test]
     fn other_events_are_told_apart() {
-        assert_eq!(events("event: endpoint\ndata: /x\n\nevent:\ndata: a\n\n"), [Event::Other, message("a")]);
+        let endpoint = || Event::Endpoint(Bytes::from_static(b"/x"));
+        assert_eq!(
+            events("event: endpoint\ndata: /x\n\nevent:\ndata: a\n\nevent: ping\ndata: b\n\n"),
+            [endpoint(), message("a"), Event::Other]
+        );
+        assert_eq!(events("data: /x\nevent: endpoint\n\ndata: a\n\n"), [endpoint(), message("a")]);
     }
 
     #[test]

@@ -1,10 +1,8 @@
 //! One HTTP request and what kind of reply it got.
 
 use std::{
-    error::Error,
-    io,
     pin::Pin,
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
     time::Duration,
 };
@@ -14,20 +12,15 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use serde::Deserialize;
-use tokio::{
-    sync::{Notify, oneshot},
-    time::timeout,
-};
+use tokio::{sync::oneshot, time::timeout};
 
+use super::endpoint::Endpoint;
+use crate::backend::incoming;
 pub(super) use crate::https::innermost;
-use crate::{
-    backend::incoming,
-    https::{Client, causes},
-};
 
-/// How much of an error's body is read, in bytes, and for how long.
-const MAX_ERROR_BODY: usize = 64 * 1024;
-const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How much of the body of an error, or of an acceptance, is read, in bytes, and for how long.
+const MAX_LITTLE: usize = 64 * 1024;
+const LITTLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The error code that servers made with the TypeScript SDK use for a session they do not know.
 const NO_SESSION: i64 = -32000;
 /// And with the Python SDK.
@@ -40,19 +33,12 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// The first revision that wants its name in a header.
 const FIRST_WITH_VERSION_HEADER: &str = "2025-06-18";
 
-/// The server's endpoint and the connections to it, shared by all sessions.
-#[derive(Debug)]
-pub(super) struct Endpoint {
-    pub(super) uri: Uri,
-    client: Client<RequestBody>,
-    /// Told when a connection was refused or broke: it is time to look whether the server is there.
-    pub(super) trouble: Notify,
-}
-
 /// One session's requests.
 #[derive(Debug)]
 pub(super) struct Wire {
-    endpoint: std::sync::Arc<Endpoint>,
+    pub(super) endpoint: Arc<Endpoint>,
+    /// HTTP+SSE: where the server takes messages.
+    posts_to: OnceLock<Uri>,
     session_id: OnceLock<HeaderValue>,
     version: OnceLock<HeaderValue>,
 }
@@ -88,47 +74,44 @@ pub(super) enum Failure {
     },
 }
 
-impl Endpoint {
-    pub(super) fn new(uri: Uri, client: Client<RequestBody>) -> Self {
-        Self { uri, client, trouble: Notify::new() }
-    }
-
-    async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Failure> {
-        self.client.request(request).await.map_err(|error| {
-            self.trouble.notify_one();
-            if is_refused(&error) {
-                Failure::Refused(refused(&self.uri))
-            } else {
-                Failure::Broken(format!("no reply from {}: {}", self.uri, innermost(&error)))
+impl Failure {
+    /// Whether the same may work later. 409: the server still holds the old stream.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Broken(_) => true,
+            Self::Rejected { status, .. } => {
+                status.is_server_error()
+                    || matches!(*status, StatusCode::CONFLICT | StatusCode::TOO_MANY_REQUESTS)
             }
-        })
+            Self::Refused(_) | Self::SessionLost(_) => false,
+        }
     }
-}
-
-pub(super) fn refused(uri: &Uri) -> String {
-    format!(
-        "nobody listens at {uri}: the server has not started, or restarts, or listens on another port. See `kubectl \
-         logs -c server` and the port of transport.streamableHttp."
-    )
 }
 
 impl Wire {
-    pub(super) fn new(endpoint: std::sync::Arc<Endpoint>) -> Self {
-        Self { endpoint, session_id: OnceLock::new(), version: OnceLock::new() }
+    pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
+        Self { endpoint, posts_to: OnceLock::new(), session_id: OnceLock::new(), version: OnceLock::new() }
     }
 
+    /// Where messages are posted.
     pub(super) fn uri(&self) -> &Uri {
-        &self.endpoint.uri
+        self.posts_to.get().unwrap_or(&self.endpoint.uri)
     }
 
-    /// Something went wrong: it is time to look whether the server is there.
-    pub(super) fn look(&self) {
-        self.endpoint.trouble.notify_one();
+    /// HTTP+SSE: the server takes messages there. From then on it knows the session, any success is all that it says to
+    /// a message, and the first place stays.
+    pub(super) fn post_to(&self, uri: Uri) {
+        let _ = self.posts_to.set(uri);
     }
 
     /// Another session's requests at the same endpoint, in the same revision.
     pub(super) fn beside(&self) -> Self {
-        Self { endpoint: self.endpoint.clone(), session_id: OnceLock::new(), version: self.version.clone() }
+        Self {
+            endpoint: self.endpoint.clone(),
+            posts_to: self.posts_to.clone(),
+            session_id: OnceLock::new(),
+            version: self.version.clone(),
+        }
     }
 
     /// The revision that `initialize` agreed on, or that is known from the start; goes with every later request, if it is one that wants that.
@@ -150,6 +133,7 @@ impl Wire {
         opening: bool,
     ) -> Result<Reply, Failure> {
         let mut request = self.request(Method::POST, RequestBody { data: Some(message), written });
+        *request.uri_mut() = self.uri().clone();
         let headers = request.headers_mut();
         headers.extend(metadata);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -196,7 +180,9 @@ impl Wire {
 
     async fn judge(&self, response: Response<Incoming>) -> Result<Reply, Failure> {
         let status = response.status();
-        if matches!(status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT) {
+        let is_accepted = matches!(status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT);
+        if is_accepted || (self.posts_to.get().is_some() && status.is_success()) {
+            read_little(response.into_body()).await; // "Accepted": once read, the connection can be used again
             return Ok(Reply::Accepted);
         }
         if status.is_success() {
@@ -208,20 +194,30 @@ impl Wire {
             }
         }
         let kind = content_type(response.headers()).to_owned();
-        let body = Limited::new(response.into_body(), MAX_ERROR_BODY).collect();
-        let body = match timeout(ERROR_BODY_TIMEOUT, body).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(_)) | Err(_) => Bytes::new(), // too long, broken or slow: the status has to do
-        };
+        let body = read_little(response.into_body()).await;
         let told = match (status.is_success(), incoming::excerpt(&body)) {
             (true, said) => format!("HTTP {status} with content type \"{kind}\": {said}"),
             (false, said) if said.is_empty() => format!("HTTP {status}"),
             (false, said) => format!("HTTP {status}: {said}"),
         };
-        if self.session_id.get().is_some() && is_session_lost(status, &body) {
+        if self.has_session() && is_session_lost(status, &body) {
             return Err(Failure::SessionLost(told));
         }
         Err(Failure::Rejected { status, body, told })
+    }
+
+    /// Whether the server said how it calls the session.
+    fn has_session(&self) -> bool {
+        self.session_id.get().is_some() || self.posts_to.get().is_some()
+    }
+}
+
+/// A body that is not what was asked for; nothing when it is too long, breaks or takes too long: the status has to do.
+async fn read_little(body: Incoming) -> Bytes {
+    let body = Limited::new(body, MAX_LITTLE).collect();
+    match timeout(LITTLE_TIMEOUT, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(_)) | Err(_) => Bytes::new(),
     }
 }
 
@@ -259,14 +255,6 @@ fn is_session_lost(status: StatusCode, body: &[u8]) -> bool {
         }),
         _ => false,
     }
-}
-
-fn is_refused(error: &(dyn Error + 'static)) -> bool {
-    causes(error).any(|cause| {
-        cause
-            .downcast_ref::<io::Error>()
-            .is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-    })
 }
 
 /// A request's body: one message or nothing.
@@ -336,9 +324,9 @@ mod tests {
     #[test]
     fn only_revisions_that_want_it_get_the_version_header() {
         for (version, sent) in [("2025-03-26", false), ("2025-06-18", true), ("2025-11-25", true)] {
-            let uri = Uri::from_static("http://127.0.0.1:1/mcp");
-            let endpoint = Endpoint::new(uri, crate::https::client(None).unwrap());
-            let wire = Wire::new(std::sync::Arc::new(endpoint));
+            let url = "http://127.0.0.1:1/mcp".parse().unwrap();
+            let endpoint = Endpoint::new(&url, None, "--http-url", "transport.streamableHttp").unwrap();
+            let wire = Wire::new(Arc::new(endpoint));
             wire.agree_on(version);
             assert_eq!(wire.version.get().is_some(), sent, "{version}");
         }

@@ -21,6 +21,7 @@ impl Scene {
             server_name: ServerName::new("a/b").unwrap(),
             qos: Qos::AtLeastOnce,
             max_packet,
+            workers: 0,
             rules: RULES,
             max_sessions: 10,
         };
@@ -47,7 +48,7 @@ impl Scene {
         let user_properties =
             sender.map(|sender| user_property::of_publish(Component::Client, sender)).unwrap_or_default();
         let received = Received { topic: topic.to_owned(), payload: payload.into(), retain, user_properties };
-        self.core.received(received, self.now, &mut self.out, |_| ());
+        self.core.received(LinkId::REGISTERING, received, self.now, &mut self.out, |_, _| ());
     }
 
     #[track_caller]
@@ -124,12 +125,17 @@ fn rpc_needs_a_session_and_the_topics_own_client_id() {
 #[test]
 fn what_is_no_message_is_answered_where_there_is_an_id_and_counted() {
     let mut scene = Scene::with_session();
-    let table: [(&[u8], &[&str]); 9] = [
+    let table: [(&[u8], &[&str]); 11] = [
         (b"", &["dropped not-json"]),
         (b"hello", &["dropped not-json"]),
         (b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\"", &["dropped not-json"]),
         (b"\xff\xfe{}", &["dropped not-utf8"]),
-        (b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"\xff\"}", &["dropped not-utf8"]),
+        (
+            b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"\xff\"}",
+            &["dropped not-utf8", "c < 1 error not-utf8"],
+        ),
+        (b"{\"jsonrpc\":\"2.0\",\"id\":\"\xff\",\"method\":\"m\"}", &["dropped not-utf8"]),
+        (b"{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":\"\xff\"}", &["dropped not-utf8"]),
         (b"42", &["dropped not-an-object"]),
         (br#"{"id":7,"method":"tools/call"}"#, &["dropped wrong-version", "c < 7 error wrong-version"]),
         (br#"{"jsonrpc":"2.0","id":7,"method":3}"#, &["dropped wrong-method", "c < 7 error wrong-method"]),
@@ -143,7 +149,7 @@ fn what_is_no_message_is_answered_where_there_is_an_id_and_counted() {
     }
     let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
     scene.receive(RPC, Some("c"), format!(r#"{{"jsonrpc":"2.0","id":1,"method":"m","params":{deep}}}"#));
-    scene.expect(&["dropped nested-too-deep"]);
+    scene.expect(&["dropped nested-too-deep", "c < 1 error nested-too-deep"]);
 }
 
 #[test]
@@ -209,11 +215,12 @@ fn what_may_go_to_a_client_fits_the_brokers_packets_with_topic_and_properties() 
         let mut scene = Scene::new(Some(max_packet));
         scene.core.setting.rules.max_message_bytes = 1_000_000;
         for id in ["c", "a-client-with-a-rather-long-name"] {
-            let limit = scene.core.max_to_client(&client(id));
+            let limit = scene.core.max_to_client(&client(id), LinkId::REGISTERING);
             let largest = scene.core.to_client(&client(id), Bytes::from(vec![b'x'; limit]));
             let size = Publisher::packet_size(&largest);
             assert!(size <= max_packet as usize && size + LENGTH_BYTES >= max_packet as usize, "{size}");
         }
     }
-    assert_eq!(Scene::new(None).core.max_to_client(&client("c")), RULES.max_message_bytes);
+    let unlimited = Scene::new(None).core.max_to_client(&client("c"), LinkId::REGISTERING);
+    assert_eq!(unlimited, RULES.max_message_bytes);
 }

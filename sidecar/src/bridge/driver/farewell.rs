@@ -1,16 +1,23 @@
-//! The end of a drain, in the order that no client hangs on: errors, goodbyes, subscriptions, presence, DISCONNECT.
+//! The end of a drain, in the order that no client hangs on: errors, goodbyes, subscriptions, presence, DISCONNECT;
+//! and the end of a registration that was lost.
 
 use std::time::Duration;
 
-use mcp_mqtt_transport::mqtt::Event;
+use futures::{StreamExt, future::join_all};
+use mcp_mqtt_transport::{
+    mqtt::{CloseReason, PublishError, Publisher},
+    topic::ClientId,
+};
 use tokio::time::{Instant, sleep_until};
 
-use super::{Drain, Driver, End, Outgoing, now, room};
+use super::{Drain, Driver, End, EndReason, Link, LinkId, Outgoing, now};
 
 /// For the errors and goodbyes to go out.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 /// For the broker to acknowledge the empty presence.
 const PRESENCE_TIMEOUT: Duration = Duration::from_secs(3);
+/// For the workers' last words after a lost registration, which is not to wait long for its next attempt.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 /// For DISCONNECT.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Clients whose subscriptions are given up in one packet: some brokers bound the filters in one.
@@ -34,37 +41,84 @@ impl Driver<'_> {
 
     /// All sessions are over: items 13 to 15.
     pub(super) async fn leave(mut self) -> End {
-        self.bridge.last_id = self.core.sessions.last_id();
         // Whoever was refused a moment ago still gets the answer.
-        self.core.sessions.end_all(&super::EndReason::Drained, now(), &mut self.actions);
+        self.core.sessions.end_all(&EndReason::Drained, now(), &mut self.actions);
         self.perform();
         let given_up =
             self.drain.as_mut().map(|drain| std::mem::take(&mut drain.given_up)).unwrap_or_default();
-        for clients in given_up.chunks(UNSUBSCRIBE_AT_ONCE) {
-            self.send(Outgoing::Unsubscribe { clients: clients.to_vec() });
+        for link in (0..=self.core.workers()).map(LinkId) {
+            let of_link = given_up.iter().filter(|(via, _)| *via == link).map(|(_, client)| client.clone());
+            let of_link: Vec<ClientId> = of_link.collect();
+            for clients in of_link.chunks(UNSUBSCRIBE_AT_ONCE) {
+                self.send(link, Outgoing::Unsubscribe { clients: clients.to_vec() });
+            }
         }
-        self.flush_until(Instant::now() + FLUSH_TIMEOUT).await;
-        let publisher = self.publisher.clone();
+        // All that was said on any connection is at the broker before the presence goes.
+        self.settle(Instant::now() + FLUSH_TIMEOUT).await;
         let offline = self.registrar.offline();
-        if let Some(Err(error)) = self.reading(publisher.publish_confirmed(offline, PRESENCE_TIMEOUT)).await {
-            // The DISCONNECT below would keep the will from clearing it: a lost connection does not.
+        if let Some(publisher) = self.links.get(LinkId::REGISTERING).map(|link| link.publisher.clone())
+            && let Some(Err(error)) =
+                self.reading(publisher.publish_confirmed(offline, PRESENCE_TIMEOUT)).await
+        {
+            // A DISCONNECT would keep the will from clearing it: a lost connection does not.
             tracing::warn!(%error, "the broker did not take the empty presence; leaving it to the will");
-            return End::Drained;
+            self.links.remove(LinkId::REGISTERING);
         }
-        if let Some(Err(error)) = self.reading(publisher.disconnect(DISCONNECT_TIMEOUT)).await {
-            tracing::warn!(%error, "the connection to the broker did not end in order");
+        for error in disconnect(self.publishers(), DISCONNECT_TIMEOUT).await {
+            tracing::warn!(%error, "a connection to the broker did not end in order");
         }
-        End::Drained
+        self.end(End::Drained)
     }
 
-    async fn flush_until(&mut self, deadline: Instant) {
-        while !self.outbox.is_empty() {
-            let (publisher, retry_at) = (self.publisher.clone(), self.retry_at);
+    /// The registering connection is over. Where workers stand, their clients are told; for them the will's empty
+    /// presence says the same, but not every client takes it as an answer to what it waits for.
+    pub(super) async fn lost(mut self, why: CloseReason) -> End {
+        if let Some(lost) = self.links.remove(LinkId::REGISTERING) {
+            self.hand_on(LinkId::REGISTERING, lost);
+        }
+        let heard = self.links.iter().next().is_some();
+        let reason = if heard { EndReason::ConnectionLost } else { EndReason::BrokerLost };
+        self.core.sessions.end_all(&reason, now(), &mut self.actions);
+        self.perform();
+        if heard {
+            self.settle(Instant::now() + LAST_WORDS_TIMEOUT).await;
+            // Those that fail have most likely gone the same way.
+            for error in disconnect(self.publishers(), LAST_WORDS_TIMEOUT).await {
+                tracing::debug!(%error, "a worker's connection did not end in order");
+            }
+        }
+        if self.drain.is_some() { self.end(End::Drained) } else { self.end(End::Lost(why)) }
+    }
+
+    fn publishers(&self) -> Vec<Publisher> {
+        self.links.iter().map(|link| link.publisher.clone()).collect()
+    }
+
+    fn end(&mut self, end: End) -> End {
+        while let Some(link) = self.links.standing_in_for(LinkId::REGISTERING) {
+            self.links.remove(link);
+        }
+        self.bridge.board.workers_gone();
+        self.publish_counts();
+        self.count_links();
+        self.bridge.last_id = self.core.sessions.last_id();
+        end
+    }
+
+    /// Goes on until nothing waits for any connection and the broker has taken away what was unsubscribed: by then
+    /// it has all that was said before.
+    async fn settle(&mut self, deadline: Instant) {
+        while self.unsubscribing > 0 || self.links.iter().any(Link::is_busy) {
             tokio::select! {
-                done = self.reading(room(&publisher, retry_at)) => match done {
-                    Some(()) => self.flush(),
-                    None => return,
-                },
+                (link, happening) = self.links.next() => {
+                    if self.take_happenings(link, happening).is_some() {
+                        self.links.remove(LinkId::REGISTERING);
+                        return;
+                    }
+                }
+                Some(answer) = self.answers.next(), if !self.answers.is_empty() => {
+                    self.take_answer(answer);
+                }
                 () = sleep_until(deadline) => {
                     return tracing::warn!("the broker does not take the last messages to clients");
                 }
@@ -72,18 +126,27 @@ impl Driver<'_> {
         }
     }
 
-    /// Waits for something and reads on meanwhile: what clients still ask is refused. Nothing when the connection
-    /// has ended.
+    /// Waits for something and reads on meanwhile: what clients still ask is refused. Nothing when the registering
+    /// connection has ended.
     async fn reading<T>(&mut self, what: impl Future<Output = T>) -> Option<T> {
         let mut what = std::pin::pin!(what);
         loop {
             tokio::select! {
+                biased;
                 done = &mut what => return Some(done),
-                event = self.events.recv() => match event {
-                    Some(Event::Received(received)) => self.take_received(received),
-                    Some(Event::Closed(_)) | None => return None,
-                },
+                (link, happening) = self.links.next() => {
+                    if self.take_happenings(link, happening).is_some() {
+                        self.links.remove(LinkId::REGISTERING);
+                        return None;
+                    }
+                }
             }
         }
     }
+}
+
+/// DISCONNECT on all connections at once. From here on nothing can be answered.
+async fn disconnect(publishers: Vec<Publisher>, patience: Duration) -> Vec<PublishError> {
+    let all = publishers.iter().map(|publisher| publisher.disconnect(patience));
+    join_all(all).await.into_iter().filter_map(Result::err).collect()
 }

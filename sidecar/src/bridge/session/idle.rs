@@ -20,7 +20,8 @@ impl Scene {
         let (now, mut out) = (Instant::now(), Vec::new());
         let initialize = (RequestId::number(0), message("0 initialize"));
         let mut turn = Turn { now, rules: &rules, out: &mut out };
-        let mut session = Session::begin(SessionId(1), client("c"), initialize, 500, &mut turn);
+        let mut session =
+            Session::begin(SessionId(1), (client("c"), LinkId::REGISTERING), initialize, 500, &mut turn);
         session.subscribed(Ok(()), &mut turn);
         session.backend_event(FromBackend::Message(message("0 ok")), &mut turn);
         out.clear();

@@ -29,12 +29,14 @@ enum Does {
     Seconds(u64),
     /// The server does not take the message.
     Busy(&'static str),
+    /// The broker does not take the message.
+    Undelivered(&'static str),
     /// A drain begins.
     Drain,
     /// It is ended.
     End(EndReason),
 }
-use Does::{Backend, Busy, Client, Drain, End, Seconds, Server, Subscribed};
+use Does::{Backend, Busy, Client, Drain, End, Seconds, Server, Subscribed, Undelivered};
 
 impl Scene {
     fn opening() -> Self {
@@ -42,7 +44,8 @@ impl Scene {
         let mut out = Vec::new();
         let mut turn = Turn { now, rules: &RULES, out: &mut out };
         let initialize = (RequestId::number(0), shorthand::message("0 initialize"));
-        let session = Session::begin(SessionId(1), client("c"), initialize, 500, &mut turn);
+        let session =
+            Session::begin(SessionId(1), (client("c"), LinkId::REGISTERING), initialize, 500, &mut turn);
         assert_actions(&mut out, &["subscribe c", "server 1 < 0 initialize"]);
         Self { session, now, out }
     }
@@ -68,6 +71,7 @@ impl Scene {
                 Subscribed(result) => self.session.subscribed(result.map_err(str::to_owned), &mut turn),
                 Seconds(_) => self.session.expire(&mut turn),
                 Busy(text) => self.session.backend_busy(&shorthand::message(text), &mut turn),
+                Undelivered(text) => self.session.undelivered(&shorthand::message(text), "quota", &mut turn),
                 Drain => self.session.drain(&mut turn),
                 End(reason) => self.session.end(reason.clone(), &mut turn),
             }
@@ -402,6 +406,49 @@ fn a_message_too_large_is_an_error_to_whoever_waits_for_it() {
         (Client("3 tools/list"), &["server 1 < 3 tools/list"]),
         (Server("3 ok {500}"), &["c < 3 ok"]),
     ]);
+}
+
+#[test]
+fn a_message_that_the_broker_refuses_is_an_error_to_whoever_waits_for_it() {
+    Scene::open().play(&[
+        (Client("1 tools/call"), &["server 1 < 1 tools/call"]),
+        (Server("1 ok"), &["c < 1 ok"]),
+        (Undelivered("1 ok"), &["c < 1 error undelivered"]),
+        (Server("5 roots/list"), &["c < 5 roots/list"]),
+        (Undelivered("5 roots/list"), &["server 1 < 5 error undelivered"]),
+        (Undelivered("5 roots/list"), &[]),
+        (Undelivered("notifications/message"), &[]),
+        // The client uses the id again: it does not wait for the first answer any more.
+        (Client("1 tools/call"), &["server 1 < 1 tools/call"]),
+        (Undelivered("1 ok"), &[]),
+        (Server("1 ok"), &["c < 1 ok"]),
+    ]);
+}
+
+#[test]
+fn a_client_to_which_not_even_an_error_can_be_sent_has_no_session_any_more() {
+    let error = Refusal::Undelivered("quota".to_owned()).answer(&RequestId::number(1));
+    let mut scene = Scene::open();
+    scene.play(&[(Client("2 tools/call"), &["server 1 < 2 tools/call"])]);
+    let mut turn = Turn { now: scene.now, rules: &RULES, out: &mut scene.out };
+    scene.session.undelivered(&error, "quota", &mut turn);
+    assert_actions(
+        &mut scene.out,
+        &[
+            "c < 2 error session-ended",
+            "c < notifications/disconnected",
+            "unsubscribe c",
+            "ended c undeliverable",
+        ],
+    );
+}
+
+#[test]
+fn an_initialize_result_that_the_broker_refuses_is_an_error_and_ends_the_session() {
+    Scene::open().play(&[(
+        Undelivered("0 ok"),
+        &["c < 0 error undelivered", "unsubscribe c", "ended c initialize-failed"],
+    )]);
 }
 
 // Item 21.

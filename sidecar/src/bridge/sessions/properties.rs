@@ -1,6 +1,6 @@
 //! Random interleavings of clients, servers, broker and clock, with everything that may go wrong. Whatever happens:
 //! each request is answered exactly once or its session is over, nothing crosses sessions, nothing outlives its
-//! session, and who has a session is subscribed.
+//! session, messages keep their order, and who has a session is subscribed.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,6 +17,7 @@ use crate::{
 
 const CLIENTS: [&str; 3] = ["a", "b", "c"];
 const MAX_SESSIONS: u32 = 2;
+const WORKERS: usize = 2;
 
 /// What can happen. Numbers are taken modulo what there is.
 #[derive(Debug, Clone)]
@@ -35,6 +36,17 @@ enum Step {
     Suback(usize, bool),
     Ends(usize),
     Busy,
+    /// A worker's connection stands, or is lost.
+    Link(usize, bool),
+    /// The client reports progress or something else; so does the server. Numbered, so that their order can be seen.
+    Tells(usize, bool),
+    Told(usize, bool),
+    /// The server gives up a request of its own.
+    Withdraws(usize, usize),
+    /// The broker refuses what was last published for a client.
+    Undelivered(usize),
+    /// The connection to the broker is lost, and another one made.
+    Lost,
     Wait(u64),
     BackendUp(bool),
     Drain,
@@ -54,8 +66,14 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (c, n.clone()).prop_map(|(c, n)| Step::ClientAnswers(c, n)),
         1 => (n.clone(), n.clone()).prop_map(|(s, n)| Step::ServerFails(s, n)),
         6 => (n.clone(), prop::bool::weighted(0.9)).prop_map(|(s, ok)| Step::Suback(s, ok)),
-        1 => n.prop_map(Step::Ends),
+        1 => n.clone().prop_map(Step::Ends),
         1 => Just(Step::Busy),
+        2 => (1..=WORKERS, any::<bool>()).prop_map(|(link, up)| Step::Link(link, up)),
+        4 => (0..CLIENTS.len(), any::<bool>()).prop_map(|(c, p)| Step::Tells(c, p)),
+        4 => (n.clone(), any::<bool>()).prop_map(|(s, p)| Step::Told(s, p)),
+        1 => (n.clone(), n.clone()).prop_map(|(s, n)| Step::Withdraws(s, n)),
+        1 => (0..CLIENTS.len()).prop_map(Step::Undelivered),
+        1 => prop::bool::weighted(0.3).prop_map(|l| if l { Step::Lost } else { Step::Wait(1) }),
         3 => (1..40_u64).prop_map(Step::Wait),
         1 => any::<bool>().prop_map(Step::BackendUp),
         1 => prop::bool::weighted(0.1).prop_map(|d| if d { Step::Drain } else { Step::Wait(1) }),
@@ -72,14 +90,28 @@ struct World {
     asked: HashMap<(String, u64), usize>,
     answered: HashMap<(String, u64), usize>,
     cancelled: HashSet<(String, u64)>,
+    /// Answers that the broker refused: the client need not hear another one.
+    unheard: HashSet<(String, u64)>,
     /// `initialize` requests that were refused: no session's end concerns them.
     refused: HashSet<(String, u64)>,
     /// Backend sessions that are open: whose they are, and the requests they got.
     backends: HashMap<SessionId, (String, Vec<u64>)>,
     ever: Vec<SessionId>,
-    subscribed: HashSet<String>,
+    /// By client: the connection that hears it.
+    subscribed: HashMap<String, LinkId>,
+    standing: HashSet<LinkId>,
     suback_due: Vec<SessionId>,
     server_asks: HashMap<String, Vec<u64>>,
+    /// Of each session: how often its server asked each id, and how often it was answered.
+    server_asked: HashMap<(SessionId, u64), usize>,
+    server_answered: HashMap<(SessionId, u64), usize>,
+    withdrawn: HashSet<(SessionId, u64)>,
+    /// The last numbered notification that came through, to a session's server and to a client.
+    last_told: HashMap<SessionId, u64>,
+    last_heard: HashMap<String, u64>,
+    /// The last message published for each client.
+    last_published: HashMap<String, Message>,
+    next_number: u64,
     busy: bool,
     open: HashSet<String>,
 }
@@ -93,8 +125,8 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        let mut sessions =
-            Sessions::new(Rules { idle_timeout: Some(Duration::from_secs(45)), ..RULES }, MAX_SESSIONS, 0);
+        let rules = Rules { idle_timeout: Some(Duration::from_secs(45)), ..RULES };
+        let mut sessions = Sessions::new(rules, MAX_SESSIONS, WORKERS, 0);
         sessions.set_backend_up(true);
         Self { sessions, world: World::default(), now: Instant::now(), out: Vec::new() }
     }
@@ -102,12 +134,16 @@ impl Scene {
     fn ask(&mut self, who: &str, id: u64, method: &str) {
         *self.world.asked.entry((who.to_owned(), id)).or_default() += 1;
         let text = message(&format!("{id} {method}"));
-        self.sessions.client_message(&client(who), text, self.now, &mut self.out);
+        self.tell(who, text);
+    }
+
+    /// The client's message comes on the connection that hears it.
+    fn tell(&mut self, who: &str, text: Message) {
+        let came_by = self.world.subscribed.get(who).copied().unwrap_or(LinkId::REGISTERING);
+        self.sessions.client_message(&client(who), came_by, text, self.now, &mut self.out);
     }
 
     fn play(&mut self, step: &Step) {
-        let ever = &self.world.ever;
-        let nth = |n: usize| (!ever.is_empty()).then(|| ever[n % ever.len()]);
         match step {
             Step::Initialize(c) => self.initialize(CLIENTS[*c]),
             Step::Request(c, method) => {
@@ -128,39 +164,48 @@ impl Scene {
                     let id = used[n % used.len()];
                     self.world.cancelled.insert((CLIENTS[*c].to_owned(), id));
                     let text = message(&format!("notifications/cancelled {id}"));
-                    self.sessions.client_message(&client(CLIENTS[*c]), text, self.now, &mut self.out);
+                    self.tell(CLIENTS[*c], text);
                 }
             }
             Step::Leave(c) => self.sessions.client_left(&client(CLIENTS[*c]), self.now, &mut self.out),
-            Step::Answer(s, n, error) => {
-                let Some(session) = nth(*s) else { return };
-                let got = self.world.backends.get(&session).map(|(_, got)| got.clone()).unwrap_or_default();
-                let id = if got.is_empty() { 0 } else { got[n % got.len()] };
-                let text = message(&format!("{id} {}", if *error { "error" } else { "ok" }));
-                self.event(session, FromBackend::Message(text));
+            Step::Tells(c, progress) => {
+                let text = self.number(*progress);
+                self.tell(CLIENTS[*c], message(&text));
             }
-            Step::Ask(s) => {
-                let Some(session) = nth(*s) else { return };
-                self.world.next_id += 1;
-                let text = format!("{} roots/list", self.world.next_id);
-                self.event(session, FromBackend::Message(message(&text)));
+            Step::Undelivered(c) => {
+                let who = CLIENTS[*c];
+                let (Some(last), Some(session)) =
+                    (self.world.last_published.remove(who), self.sessions.of_client(who))
+                else {
+                    return;
+                };
+                if let Kind::Response { id: Some(id), .. } = last.kind() {
+                    // Not heard, so not answered yet.
+                    let key = (who.to_owned(), id.as_u64().unwrap());
+                    if let Some(answered) = self.world.answered.get_mut(&key) {
+                        *answered -= 1;
+                    }
+                    self.world.unheard.insert(key);
+                }
+                self.sessions.undelivered(session, &last, "quota", self.now, &mut self.out);
+            }
+            Step::Lost => {
+                self.sessions.end_all(&EndReason::BrokerLost, self.now, &mut self.out);
+                self.perform();
+                assert!(self.sessions.is_empty() && self.sessions.in_flight() == 0);
+                assert_eq!(self.sessions.next_deadline(), None, "nothing is left to wait for");
+                self.world.subscribed.clear(); // with the connection
+                self.world.forget_clients();
+                let last_id = self.sessions.last_id();
+                self.sessions = Sessions::new(RULES, MAX_SESSIONS, WORKERS, last_id);
+                self.world.standing.clear();
+                self.sessions.set_backend_up(true);
             }
             Step::ClientAnswers(c, n) => {
                 let asks = self.world.server_asks.get(CLIENTS[*c]).cloned().unwrap_or_default();
                 if !asks.is_empty() {
                     let text = message(&format!("{} ok", asks[n % asks.len()]));
-                    self.sessions.client_message(&client(CLIENTS[*c]), text, self.now, &mut self.out);
-                }
-            }
-            Step::ServerFails(s, n) => {
-                let Some(session) = nth(*s) else { return };
-                let got = self.world.backends.get(&session).map(|(_, got)| got.clone()).unwrap_or_default();
-                if !got.is_empty() {
-                    let id = RequestId::number(got[n % got.len()]);
-                    self.event(
-                        session,
-                        FromBackend::RequestFailed { id, reason: "broken", detail: String::new() },
-                    );
+                    self.tell(CLIENTS[*c], text);
                 }
             }
             Step::Suback(s, ok) => {
@@ -172,19 +217,96 @@ impl Scene {
                 let result = if *ok { Ok(()) } else { Err("refused".to_owned()) };
                 self.sessions.subscribed(session, result, self.now, &mut self.out);
             }
-            Step::Ends(s) => {
-                if let Some(session) = nth(*s) {
-                    self.event(session, FromBackend::Ended(BackendEnd::Exited("gone".to_owned())));
-                }
-            }
             Step::Busy => self.world.busy = true,
+            Step::Link(link, true) => {
+                self.world.standing.insert(LinkId(*link));
+                self.sessions.link_up(LinkId(*link));
+            }
+            Step::Link(link, false) => {
+                self.world.standing.remove(&LinkId(*link));
+                self.sessions.link_lost(LinkId(*link), self.now, &mut self.out);
+            }
             Step::Wait(seconds) => {
                 self.now += Duration::from_secs(*seconds);
                 self.sessions.expire(self.now, &mut self.out);
             }
             Step::BackendUp(up) => self.sessions.set_backend_up(*up),
             Step::Drain => self.sessions.drain(self.now, &mut self.out),
+            Step::Answer(s, ..)
+            | Step::Ask(s)
+            | Step::Told(s, _)
+            | Step::Withdraws(s, _)
+            | Step::ServerFails(s, _)
+            | Step::Ends(s) => {
+                let ever = &self.world.ever;
+                if let Some(session) = (!ever.is_empty()).then(|| ever[s % ever.len()]) {
+                    self.play_server(session, step);
+                }
+            }
         }
+    }
+
+    /// What the server of a session does, which may be over.
+    fn play_server(&mut self, session: SessionId, step: &Step) {
+        match step {
+            Step::Answer(_, n, error) => {
+                let got = self.world.backends.get(&session).map(|(_, got)| got.clone()).unwrap_or_default();
+                let id = if got.is_empty() { 0 } else { got[n % got.len()] };
+                let text = message(&format!("{id} {}", if *error { "error" } else { "ok" }));
+                self.event(session, FromBackend::Message(text));
+            }
+            Step::Ask(_) => {
+                self.world.next_id += 1;
+                let id = self.world.next_id;
+                if self.world.backends.contains_key(&session) {
+                    self.world.server_asked.insert((session, id), 1);
+                }
+                self.event(session, FromBackend::Message(message(&format!("{id} roots/list"))));
+            }
+            Step::Told(_, progress) => {
+                let text = self.number(*progress);
+                self.event(session, FromBackend::Message(message(&text)));
+            }
+            Step::Withdraws(_, n) => {
+                let asked: Vec<u64> = {
+                    let asked = self.world.server_asked.keys().filter(|(of, _)| *of == session);
+                    let mut asked: Vec<u64> = asked.map(|(_, id)| *id).collect();
+                    asked.sort_unstable();
+                    asked
+                };
+                if !asked.is_empty() {
+                    let id = asked[n % asked.len()];
+                    self.world.withdrawn.insert((session, id));
+                    self.event(
+                        session,
+                        FromBackend::Message(message(&format!("notifications/cancelled {id}"))),
+                    );
+                }
+            }
+            Step::ServerFails(_, n) => {
+                let got = self.world.backends.get(&session).map(|(_, got)| got.clone()).unwrap_or_default();
+                if !got.is_empty() {
+                    let id = RequestId::number(got[n % got.len()]);
+                    self.event(
+                        session,
+                        FromBackend::RequestFailed { id, reason: "broken", detail: String::new() },
+                    );
+                }
+            }
+            Step::Ends(_) => {
+                self.event(session, FromBackend::Ended(BackendEnd::Exited("gone".to_owned())));
+            }
+            _ => unreachable!("the clients' or the broker's"),
+        }
+    }
+
+    /// A notification with a number, or progress of something.
+    fn number(&mut self, progress: bool) -> String {
+        if progress {
+            return format!("notifications/progress p{}", self.world.next_id);
+        }
+        self.world.next_number += 1;
+        format!("numbered/{}", self.world.next_number)
     }
 
     fn initialize(&mut self, who: &str) {
@@ -192,6 +314,7 @@ impl Scene {
         let id = self.world.next_id;
         let request = Initialize {
             client: client(who),
+            via: self.sessions.place(who),
             id: RequestId::number(id),
             message: message(&format!("{id} initialize")),
             max_to_client: 1000,
@@ -223,28 +346,40 @@ impl Scene {
     fn judge(&mut self, action: Action) {
         let world = &mut self.world;
         match action {
-            Action::Subscribe { session, client } => {
-                world.subscribed.insert(client.to_string());
+            Action::Subscribe { via, session, client } => {
+                assert!(via == LinkId::REGISTERING || world.standing.contains(&via), "placed on a lost one");
+                let before = world.subscribed.insert(client.to_string(), via);
+                assert!(before.is_none_or(|before| before == via), "heard on two connections");
                 world.suback_due.push(session);
             }
-            Action::Unsubscribe { client } => {
-                assert!(world.subscribed.remove(client.as_str()), "unsubscribed what was not subscribed");
+            Action::Unsubscribe { via, client } => {
+                let subscribed = world.subscribed.remove(client.as_str());
+                assert_eq!(subscribed, Some(via), "unsubscribed what was not subscribed");
             }
-            Action::ToClient { client, message } => match message.kind() {
-                Kind::Response { id: Some(id), .. } => {
-                    let key = (client.to_string(), id.as_u64().unwrap());
-                    let answers = world.answered.entry(key.clone()).or_default();
-                    *answers += 1;
-                    let asked = world.asked.get(&key).copied().unwrap_or_default();
-                    assert!(*answers <= asked, "{key:?}: {answers} answers to {asked} requests");
-                }
-                Kind::Request { id, .. } => {
-                    world.server_asks.entry(client.to_string()).or_default().push(id.as_u64().unwrap());
-                }
-                _ => {}
-            },
+            Action::ToClient { via, client, .. }
+                if world.subscribed.get(client.as_str()).is_some_and(|heard_by| *heard_by != via) =>
+            {
+                panic!("{client} is told by another connection than hears it: the words come back")
+            }
+            Action::ToClient { client, message, .. } => self.judge_for_client(&client, &message),
             Action::ToBackend { session, message } => {
                 let (owner, got) = world.backends.get_mut(&session).expect("nothing outlives its session");
+                match message.kind() {
+                    Kind::Notification { method } => {
+                        if let Some(number) = number_of(method) {
+                            let last = world.last_told.insert(session, number);
+                            assert!(last < Some(number), "{session:?} was told {number} after {last:?}");
+                        }
+                    }
+                    Kind::Response { id: Some(id), .. } => {
+                        let key = (session, id.as_u64().unwrap());
+                        let answers = world.server_answered.entry(key).or_default();
+                        *answers += 1;
+                        let asked = world.server_asked.get(&key).copied().unwrap_or_default();
+                        assert!(*answers <= asked, "{key:?}: {answers} answers to {asked} requests");
+                    }
+                    _ => {}
+                }
                 if let Kind::Request { id, .. } = message.kind() {
                     let id = id.as_u64().unwrap();
                     assert!(
@@ -259,7 +394,7 @@ impl Scene {
                 }
             }
             Action::Opened { client, .. } => {
-                assert!(world.subscribed.contains(client.as_str()), "open, and deaf");
+                assert!(world.subscribed.contains_key(client.as_str()), "open, and deaf");
                 world.open.insert(client.to_string());
             }
             Action::Ended { session, client, reason, .. } => {
@@ -268,7 +403,13 @@ impl Scene {
                 world.suback_due.retain(|due| *due != session);
                 world.server_asks.remove(&owner);
                 world.open.remove(&owner);
-                if reason == EndReason::ClientLeft {
+                if reason == EndReason::ConnectionLost {
+                    world.subscribed.remove(&owner); // with the connection
+                }
+                // Its server is gone, and with it whoever could wait for an answer there.
+                world.server_asked.retain(|(of, _), _| *of != session);
+                world.last_published.remove(&owner);
+                if matches!(reason, EndReason::ClientLeft | EndReason::BrokerLost) {
                     // Nobody waits any more; an answer from now on would be one too many.
                     for (key, asked) in &mut world.asked {
                         if key.0 == owner && !world.refused.contains(key) {
@@ -284,14 +425,42 @@ impl Scene {
         }
     }
 
+    fn judge_for_client(&mut self, client: &ClientId, message: &Message) {
+        let world = &mut self.world;
+        world.last_published.insert(client.to_string(), message.clone());
+        match message.kind() {
+            Kind::Response { id: Some(id), .. } => {
+                let key = (client.to_string(), id.as_u64().unwrap());
+                let answers = world.answered.entry(key.clone()).or_default();
+                *answers += 1;
+                let asked = world.asked.get(&key).copied().unwrap_or_default();
+                assert!(*answers <= asked, "{key:?}: {answers} answers to {asked} requests");
+            }
+            Kind::Request { id, .. } => {
+                world.server_asks.entry(client.to_string()).or_default().push(id.as_u64().unwrap());
+            }
+            Kind::Notification { method } => {
+                if let Some(number) = number_of(method) {
+                    let last = world.last_heard.insert(client.to_string(), number);
+                    assert!(last < Some(number), "{client} heard {number} after {last:?}");
+                }
+            }
+            Kind::Response { id: None, .. } => {}
+        }
+    }
+
     fn check(&self) {
         assert_eq!(self.world.backends.len(), self.sessions.len());
         assert!(self.sessions.len() <= MAX_SESSIONS as usize);
         let owners: HashSet<&str> = self.world.backends.values().map(|(owner, _)| owner.as_str()).collect();
-        let subscribed: HashSet<&str> = self.world.subscribed.iter().map(String::as_str).collect();
+        let subscribed: HashSet<&str> = self.world.subscribed.keys().map(String::as_str).collect();
         assert_eq!(owners, subscribed, "who has a session is subscribed, and nobody else");
         for (session, (owner, _)) in &self.world.backends {
             assert_eq!(self.sessions.of_client(owner), Some(*session));
+        }
+        for link in (0..=WORKERS).map(LinkId) {
+            let here = self.world.subscribed.values().filter(|via| **via == link).count();
+            assert_eq!(self.sessions.on_link(link), here, "the loads are those of the sessions");
         }
     }
 
@@ -306,14 +475,49 @@ impl Scene {
     fn check_all_answered(&self) {
         for (key, asked) in &self.world.asked {
             let answered = self.world.answered.get(key).copied().unwrap_or_default();
-            let cancelled = self.world.cancelled.contains(key); // then nobody need answer
+            // Then nobody need answer.
+            let cancelled = self.world.cancelled.contains(key) || self.world.unheard.contains(key);
             assert!(
                 answered == *asked || cancelled,
                 "{key:?} was asked {asked} times, answered {answered} times"
             );
         }
+        for (key, asked) in &self.world.server_asked {
+            let answered = self.world.server_answered.get(key).copied().unwrap_or_default();
+            assert!(
+                answered == *asked || self.world.withdrawn.contains(key),
+                "the server's {key:?} was asked {asked} times, answered {answered} times"
+            );
+        }
         assert_eq!(self.sessions.in_flight(), 0);
     }
+
+    /// Ends all; nothing is left of anything.
+    fn check_nothing_left(&mut self) {
+        self.sessions.end_all(&EndReason::Drained, self.now, &mut self.out);
+        self.perform();
+        assert!(
+            self.sessions.is_empty() && self.world.backends.is_empty() && self.world.subscribed.is_empty()
+        );
+        assert_eq!((self.sessions.next_deadline(), self.sessions.in_flight()), (None, 0));
+    }
+}
+
+impl World {
+    /// Their connection to us is gone: they wait for nothing any more, not even for what was refused.
+    fn forget_clients(&mut self) {
+        self.suback_due.clear();
+        self.server_asks.clear();
+        self.last_published.clear();
+        for (key, asked) in &mut self.asked {
+            *asked = self.answered.get(key).copied().unwrap_or_default();
+        }
+    }
+}
+
+/// The number of a `numbered/…` notification.
+fn number_of(method: &str) -> Option<u64> {
+    method.strip_prefix("numbered/")?.parse().ok()
 }
 
 proptest! {
@@ -332,5 +536,6 @@ proptest! {
         scene.finish();
         scene.check();
         scene.check_all_answered();
+        scene.check_nothing_left();
     }
 }

@@ -17,15 +17,20 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        let mut sessions = Sessions::new(RULES, 2, 0);
+        let mut sessions = Sessions::new(RULES, 2, 2, 0);
         sessions.set_backend_up(true);
         Self { sessions, now: Instant::now(), out: Vec::new() }
     }
 
     fn initialize(&mut self, who: &str, id: u64) -> Option<SessionId> {
         let message = message(&format!("{id} initialize"));
-        let request =
-            Initialize { client: client(who), id: RequestId::number(id), message, max_to_client: 1000 };
+        let request = Initialize {
+            client: client(who),
+            via: self.sessions.place(who),
+            id: RequestId::number(id),
+            message,
+            max_to_client: 1000,
+        };
         let mut opened = None;
         let session =
             self.sessions.initialize(request, self.now, &mut self.out, |session| opened = Some(session));
@@ -42,7 +47,13 @@ impl Scene {
     }
 
     fn client(&mut self, who: &str, text: &str) {
-        self.sessions.client_message(&client(who), message(text), self.now, &mut self.out);
+        let came_by = self.sessions.link_of(who).unwrap_or(LinkId::REGISTERING);
+        self.sessions.client_message(&client(who), came_by, message(text), self.now, &mut self.out);
+    }
+
+    fn refuse(&mut self, who: &str, id: u64) {
+        let (who, id, came_by) = (client(who), RequestId::number(id), LinkId::REGISTERING);
+        self.sessions.refuse(&who, came_by, &id, &Refusal::NotInitialize, &mut self.out);
     }
 
     fn server(&mut self, session: SessionId, text: &str) {
@@ -160,8 +171,8 @@ fn a_refusal_never_answers_another_request_of_the_same_id() {
     scene.open("a");
     scene.client("a", "1 tools/call");
     scene.out.clear();
-    scene.sessions.refuse(&client("a"), &RequestId::number(1), &Refusal::NotInitialize, &mut scene.out);
-    scene.sessions.refuse(&client("a"), &RequestId::number(2), &Refusal::NotInitialize, &mut scene.out);
+    scene.refuse("a", 1);
+    scene.refuse("a", 2);
     scene.expect(&["dropped not-initialize", "a < 2 error not-initialize"]);
 }
 
@@ -208,4 +219,37 @@ fn at_the_end_of_all_sessions_what_was_delayed_is_answered_unless_nobody_hears()
         assert_eq!(scene.out.len(), expected, "{reason}");
         assert_eq!(scene.sessions.next_deadline(), None);
     }
+}
+
+#[test]
+fn sessions_spread_over_the_workers_and_a_lost_one_ends_only_its_own() {
+    let mut scene = Scene::new();
+    scene.sessions.link_up(LinkId(1));
+    scene.sessions.link_up(LinkId(2));
+    scene.initialize("a", 0);
+    scene.expect(&["subscribe a@1", "server 1 < 0 initialize"]);
+    let b = scene.open("b");
+    assert_eq!((scene.sessions.on_link(LinkId(1)), scene.sessions.on_link(LinkId(2))), (1, 1));
+    scene.client("b", "1 tools/call");
+    scene.out.clear();
+    scene.sessions.link_lost(LinkId(1), scene.now, &mut scene.out);
+    // Its client is told by whatever stands in for it, and need not hear a goodbye from what never opened.
+    scene.expect(&["a@1 < 0 error connection-lost", "ended a connection-lost"]);
+    scene.server(b, "1 ok");
+    scene.expect(&["b@2 < 1 ok"]);
+    scene.client("b", "2 tools/call");
+    scene.out.clear();
+    scene.sessions.link_lost(LinkId(2), scene.now, &mut scene.out);
+    scene.expect(&[
+        "b@2 < 2 error connection-lost",
+        "b@2 < notifications/disconnected",
+        "ended b connection-lost",
+    ]);
+    scene.initialize("a", 1);
+    scene.expect(&["subscribe a", "server 3 < 1 initialize"]);
+    scene.sessions.link_up(LinkId(2));
+    scene.initialize("b", 1);
+    scene.expect(&["subscribe b@2", "server 4 < 1 initialize"]);
+    scene.initialize("a", 2);
+    assert_eq!(scene.sessions.place("a"), LinkId::REGISTERING, "what replaces a session stays where it was");
 }

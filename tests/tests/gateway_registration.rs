@@ -1,15 +1,16 @@
 //! What a broker may have against a gateway, and that each of it ends in a message that names it.
 
-mod proxy;
-
 use anyhow::Result;
 use mcp_mqtt_sidecar::status::GatewayStatus;
 use mcp_mqtt_tests::{
     broker::{self, Mosquitto},
     gateway::{Gateway, Options, PATIENCE, SERVER_NAME, call, connect, open},
+    proxy::{
+        Manner, Proxy,
+        kind::{PUBLISH, SUBSCRIBE},
+    },
 };
 use mcp_mqtt_transport::topic::ServerName;
-use proxy::{Manner, PUBLISH, Proxy, SUBSCRIBE};
 use serde_json::json;
 use tokio::time::timeout;
 

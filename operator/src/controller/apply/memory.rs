@@ -1,0 +1,130 @@
+//! What was applied a moment ago and is not in the stores yet.
+
+use std::{
+    collections::HashMap,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::{controller::scope::lock, names};
+
+/// How long a store may be behind; the watch takes milliseconds, unless it has to be opened anew.
+pub(super) const BEHIND: Duration = Duration::from_secs(5);
+
+/// What was applied a moment ago: the stores may not have it yet, and must not make us apply it again.
+#[derive(Debug, Default)]
+pub struct AppliedMemory(Mutex<HashMap<Key, Record>>);
+
+pub(super) type Key = (&'static str, String, String);
+
+#[derive(Debug, Clone)]
+pub(super) struct Record {
+    pub(super) hash: String,
+    /// What the store had when we applied; as long as it still has that, it is behind.
+    pub(super) before: Option<String>,
+    /// What the API server answered; as long as that stands, nobody changed it.
+    pub(super) after: Option<String>,
+    /// When.
+    pub(super) at: Instant,
+}
+
+/// What is remembered of an object says …
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Memory {
+    /// nothing: look closer.
+    Silent,
+    /// that it stands as it was applied.
+    Settled,
+    /// that the store is behind, or the object was deleted since: look again soon.
+    Behind,
+}
+
+impl AppliedMemory {
+    /// The service is gone; an object of the same name will be another one.
+    pub fn forget(&self, namespace: &str, name: &str) {
+        let (child, secret) = (names::child(name), names::broker_secret(name));
+        lock(&self.0)
+            .retain(|(_, other, object), _| other != namespace || (*object != child && *object != secret));
+    }
+
+    pub(super) fn ask(&self, key: &Key, live: Option<&ObjectMeta>, hash: &str) -> Memory {
+        let records = lock(&self.0);
+        let Some(record) = records.get(key).filter(|record| record.hash == hash) else {
+            return Memory::Silent;
+        };
+        let version = live.and_then(|live| live.resource_version.clone());
+        if version.is_some() && version == record.after {
+            Memory::Settled
+        } else if version == record.before && record.at.elapsed() < BEHIND {
+            Memory::Behind
+        } else {
+            Memory::Silent
+        }
+    }
+
+    pub(super) fn remember(&self, key: Key, record: Record) {
+        lock(&self.0).insert(key, record);
+    }
+
+    pub(super) fn drop_record(&self, key: &Key) {
+        lock(&self.0).remove(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meta(version: &str) -> ObjectMeta {
+        ObjectMeta { resource_version: Some(version.to_owned()), ..ObjectMeta::default() }
+    }
+
+    fn key() -> Key {
+        ("Deployment", "meteo".to_owned(), "weather".to_owned())
+    }
+
+    fn record(before: Option<&str>, after: &str) -> Record {
+        let text = |version: &str| version.to_owned();
+        Record {
+            hash: "h".to_owned(),
+            before: before.map(text),
+            after: Some(after.to_owned()),
+            at: Instant::now(),
+        }
+    }
+
+    #[test]
+    fn a_store_that_is_behind_does_not_make_us_apply_again() {
+        let memory = AppliedMemory::default();
+        assert_eq!(memory.ask(&key(), None, "h"), Memory::Silent);
+        memory.remember(key(), record(None, "5"));
+        assert_eq!(memory.ask(&key(), None, "h"), Memory::Behind, "the store has not seen it yet");
+        assert_eq!(
+            memory.ask(&key(), Some(&meta("5")), "h"),
+            Memory::Settled,
+            "the store has it as it was applied"
+        );
+        assert_eq!(memory.ask(&key(), Some(&meta("6")), "h"), Memory::Silent, "somebody changed it");
+        assert_eq!(memory.ask(&key(), Some(&meta("5")), "other"), Memory::Silent, "something else is wanted");
+    }
+
+    #[test]
+    fn an_object_that_was_deleted_since_is_not_waited_for_for_ever() {
+        let memory = AppliedMemory::default();
+        let Some(long_ago) = Instant::now().checked_sub(BEHIND) else { return };
+        memory.remember(key(), Record { at: long_ago, ..record(None, "5") });
+        assert_eq!(memory.ask(&key(), None, "h"), Memory::Silent);
+    }
+
+    #[test]
+    fn an_object_of_a_service_that_is_gone_is_forgotten() {
+        let memory = AppliedMemory::default();
+        memory.remember(key(), record(None, "5"));
+        memory.forget("other", "weather");
+        assert_eq!(memory.ask(&key(), None, "h"), Memory::Behind);
+        memory.forget("meteo", "weather");
+        assert_eq!(memory.ask(&key(), None, "h"), Memory::Silent);
+    }
+}

@@ -1,0 +1,73 @@
+//! `spec.autoscaling`: what becomes the service's `HorizontalPodAutoscaler`.
+
+use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscalerBehavior, ResourceMetricSource};
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How many instances run, by Kubernetes' own `HorizontalPodAutoscaler`: of the metrics given, the one that asks for
+/// the most instances wins. Without any: 80 % of `gateway.maxSessions`.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.minReplicas <= self.maxReplicas").message("autoscaling.minReplicas must not be more than autoscaling.maxReplicas")
+)]
+pub struct AutoscalingSpec {
+    /// The fewest instances.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub min_replicas: i32,
+
+    /// The most instances.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max_replicas: i32,
+
+    /// MCP sessions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sessions: Option<SessionsTarget>,
+
+    /// Requests in flight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_flight: Option<InFlightTarget>,
+
+    /// CPU or memory, as in `autoscaling/v2`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub resources: Vec<ResourceMetricSource>,
+
+    /// How fast it goes up and down, as in `autoscaling/v2`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behavior: Option<HorizontalPodAutoscalerBehavior>,
+}
+
+/// How many sessions an instance should have: exactly one of the fields.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.targetPerReplica) != has(self.targetUtilization)")
+        .message("autoscaling.sessions needs exactly one of targetPerReplica and targetUtilization")
+)]
+pub struct SessionsTarget {
+    /// Sessions of one instance, on average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub target_per_replica: Option<i32>,
+
+    /// Percentage of `gateway.maxSessions`, on average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub target_utilization: Option<i32>,
+}
+
+/// How many requests an instance should be working on.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct InFlightTarget {
+    /// Requests in flight of one instance, on average.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub target_per_replica: i32,
+}
+
+fn one() -> i32 {
+    1
+}

@@ -1,0 +1,127 @@
+//! Certificate: the leader makes its own authority and certificate, keeps the keys in memory, and tells the API server
+//! whom to trust (`caBundle` of the `APIService`). Nothing is stored, and nothing expires unseen.
+
+use std::time::Duration;
+
+use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde_json::json;
+use time::OffsetDateTime;
+
+use super::{GROUP, VERSION};
+use crate::names::FIELD_MANAGER;
+
+/// How long a certificate is good.
+const LIFE: Duration = Duration::from_hours(30 * 24);
+/// When a new one is made: long before that.
+pub const RENEWAL: Duration = Duration::from_hours(10 * 24);
+/// Clocks differ.
+const SKEW: Duration = Duration::from_hours(1);
+
+/// A certificate, its key, and who signed it.
+#[derive(Debug)]
+pub struct Certificate {
+    /// The server's.
+    pub certificate: CertificateDer<'static>,
+    /// Its private key.
+    pub key: PrivateKeyDer<'static>,
+    /// PEM of the authority that signed it, and signs nothing else.
+    pub authority: String,
+}
+
+/// No certificate could be made.
+#[derive(Debug, thiserror::Error)]
+#[error("no certificate for {host} can be made: {source}")]
+pub struct CertificateError {
+    host: String,
+    #[source]
+    source: rcgen::Error,
+}
+
+impl Certificate {
+    /// For a server that is reached by this name.
+    ///
+    /// # Errors
+    /// The name is none, or the system has no randomness.
+    pub fn new(host: &str) -> Result<Self, CertificateError> {
+        Self::make(host).map_err(|source| CertificateError { host: host.to_owned(), source })
+    }
+
+    fn make(host: &str) -> Result<Self, rcgen::Error> {
+        let now = OffsetDateTime::now_utc();
+        let lived = |mut params: CertificateParams, name: &str| {
+            params.distinguished_name.push(DnType::CommonName, name);
+            (params.not_before, params.not_after) = (now - SKEW, now + LIFE);
+            params
+        };
+        let mut authority = lived(CertificateParams::default(), "mcp-mqtt-operator session metrics");
+        authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        authority.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let authority_key = KeyPair::generate()?;
+        let authority_pem = authority.self_signed(&authority_key)?.pem();
+
+        let mut server = lived(CertificateParams::new(vec![host.to_owned()])?, host);
+        server.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let key = KeyPair::generate()?;
+        let certificate = server.signed_by(&key, &Issuer::new(authority, authority_key))?;
+        Ok(Self {
+            certificate: certificate.der().clone(),
+            key: PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+            authority: authority_pem,
+        })
+    }
+}
+
+/// Tells the API server to trust what this authority signed.
+///
+/// # Errors
+/// The API server's; 404: the chart was installed without the API.
+pub async fn publish(client: &Client, authority: &str) -> Result<(), kube::Error> {
+    let api: Api<APIService> = Api::all(client.clone());
+    let bundle = k8s_openapi::ByteString(authority.as_bytes().to_vec());
+    let patch = Patch::Merge(json!({"spec": {"caBundle": bundle}}));
+    let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    api.patch(&format!("{VERSION}.{GROUP}"), &parameters, &patch).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rustls::{RootCertStore, client::WebPkiServerVerifier, crypto::ring};
+    use rustls_pki_types::{ServerName, UnixTime, pem::PemObject};
+
+    use super::*;
+
+    #[test]
+    fn it_is_good_for_its_host_and_by_its_authority_for_a_while() {
+        let made = Certificate::new("metrics.mcp-mqtt.svc").unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(made.authority.as_bytes()).unwrap()).unwrap();
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::new(ring::default_provider()))
+                .build()
+                .unwrap();
+        let good = |host: &'static str, after: Duration| {
+            use rustls::client::danger::ServerCertVerifier;
+            let now = UnixTime::since_unix_epoch(
+                std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap() + after,
+            );
+            let name = ServerName::try_from(host).unwrap();
+            verifier.verify_server_cert(&made.certificate, &[], &name, &[], now).is_ok()
+        };
+        assert!(good("metrics.mcp-mqtt.svc", Duration::ZERO));
+        assert!(good("metrics.mcp-mqtt.svc", RENEWAL * 2));
+        assert!(!good("other.mcp-mqtt.svc", Duration::ZERO));
+        assert!(!good("metrics.mcp-mqtt.svc", LIFE + SKEW));
+    }
+}

@@ -1,0 +1,193 @@
+//! Counts: what the gateways of a service said last, added up.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::{ResourceExt, runtime::reflector::Store};
+
+use super::Metric;
+use crate::{
+    controller::scope::{Guarded, ServiceRef},
+    observe::{Observations, service_of},
+};
+
+/// The services that are served, their pods, and what these say.
+#[derive(Clone)]
+pub struct Counts(Arc<Vec<Watched>>);
+
+/// One watched namespace, or all.
+pub struct Watched {
+    /// The namespace; none: all of them.
+    pub namespace: Option<String>,
+    /// The services.
+    pub services: Store<Guarded>,
+    /// Their pods.
+    pub pods: Store<Pod>,
+    /// What the gateways say.
+    pub observations: Arc<Observations>,
+}
+
+/// Why there is no number.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CountError {
+    /// Nobody of that name is served.
+    #[error("no McpService {namespace}/{name} is served here")]
+    NoService {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// A guess would have the service scaled by it: no number is better.
+    #[error(
+        "only {answered} of {running} gateways of McpService {namespace}/{name} answer: too few to tell its load by"
+    )]
+    TooFewAnswers {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// Gateways that said something.
+        answered: usize,
+        /// Gateways that should.
+        running: usize,
+    },
+}
+
+impl Counts {
+    /// Over these.
+    pub fn new(watched: Vec<Watched>) -> Self {
+        Self(Arc::new(watched))
+    }
+
+    /// The services of a namespace, by name.
+    pub fn services(&self, namespace: &str) -> Vec<String> {
+        let all = self.of_namespace(namespace).map(|watched| watched.services.state());
+        let mut names: Vec<String> = all
+            .into_iter()
+            .flatten()
+            .filter(|service| service.namespace().as_deref() == Some(namespace))
+            .map(|service| service.name_any())
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// How much of it the service has. A gateway that does not answer counts as the others do on average, as long as
+    /// at least half of them answer.
+    ///
+    /// # Errors
+    /// No such service, or too few answers.
+    pub fn of(&self, namespace: &str, name: &str, metric: Metric) -> Result<u64, CountError> {
+        let service = ServiceRef::new(name).within(namespace);
+        let watched = self.of_namespace(namespace).filter(|watched| watched.services.get(&service).is_some());
+        let watched = watched.ok_or_else(|| CountError::NoService {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        })?;
+        let pods = watched.pods.state_filter(|pod| {
+            let leaves = pod.metadata.deletion_timestamp.is_some();
+            let starts = !crate::observe::is_ready(pod);
+            !leaves && service_of(pod).as_ref() == Some(&service)
+                // One that starts has no sessions, and one whose gateway was asked is counted whatever the kubelet says.
+                && !(starts && pod.uid().is_none_or(|uid| watched.observations.get(&uid).is_none()))
+        });
+        let answers = pods.iter().filter_map(|pod| {
+            let status = watched.observations.get(&pod.uid()?)?.status.ok()?;
+            Some(u64::from(match metric {
+                Metric::Sessions => status.sessions,
+                Metric::InFlight => status.in_flight,
+            }))
+        });
+        let (answered, sum) = answers.fold((0, 0), |(count, sum), more| (count + 1, sum + more));
+        estimate(sum, answered, pods.len()).ok_or_else(|| CountError::TooFewAnswers {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            answered,
+            running: pods.len(),
+        })
+    }
+
+    fn of_namespace(&self, namespace: &str) -> Option<&Watched> {
+        self.0.iter().find(|watched| watched.namespace.as_deref().is_none_or(|watched| watched == namespace))
+    }
+}
+
+/// The sum over all, from the sum over those that answered.
+fn estimate(sum: u64, answered: usize, running: usize) -> Option<u64> {
+    if answered == running {
+        return Some(sum);
+    }
+    if answered * 2 < running {
+        return None;
+    }
+    let (answered, running) = (u64::try_from(answered).ok()?, u64::try_from(running).ok()?);
+    Some((sum * running).div_ceil(answered))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use kube::runtime::{reflector, watcher::Event};
+    use mcp_mqtt_sidecar::status::{GatewayStatus, reason};
+    use serde_json::json;
+
+    use super::*;
+    use crate::controller::{fixtures, problems::tests::gateway};
+
+    /// The service `meteo/weather` with these gateways: sessions and requests in flight, or silence.
+    pub(crate) fn counts(gateways: &[Option<(u32, u32)>]) -> Counts {
+        let (services, mut writer) = reflector::store::<Guarded>();
+        let service = kube::core::DeserializeGuard(Ok(fixtures::service(fixtures::STDIO)));
+        writer.apply_watcher_event(&Event::Apply(service));
+        let (pods, mut writer) = reflector::store::<Pod>();
+        let observations = Observations::default();
+        for (index, said) in gateways.iter().enumerate() {
+            let name = format!("weather-{index}");
+            let pod = json!({
+                "metadata": {
+                    "name": name, "namespace": "meteo", "uid": name,
+                    "annotations": {"mcp-mqtt.io/service-name": "weather"},
+                },
+                "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
+            });
+            writer.apply_watcher_event(&Event::Apply(serde_json::from_value(pod).unwrap()));
+            let status = said.map(|(sessions, in_flight)| GatewayStatus {
+                sessions,
+                in_flight,
+                ..gateway((reason::BACKEND_READY, true), (reason::REGISTERED, true))
+            });
+            observations.set(&name, status.ok_or_else(|| "silence".to_owned()));
+        }
+        let observations = Arc::new(observations);
+        Counts::new(vec![Watched { namespace: None, services, pods, observations }])
+    }
+
+    #[test]
+    fn the_gateways_are_added_up() {
+        let counts = counts(&[Some((3, 1)), Some((4, 0))]);
+        assert_eq!(counts.of("meteo", "weather", Metric::Sessions), Ok(7));
+        assert_eq!(counts.of("meteo", "weather", Metric::InFlight), Ok(1));
+        assert_eq!(counts.services("meteo"), ["weather"]);
+        assert!(counts.services("other").is_empty());
+    }
+
+    #[test]
+    fn one_that_is_silent_counts_as_the_others_do() {
+        let counts = counts(&[Some((3, 0)), None, Some((4, 0))]);
+        assert_eq!(counts.of("meteo", "weather", Metric::Sessions), Ok(11), "7 by 2, times 3, rounded up");
+    }
+
+    #[test]
+    fn without_enough_answers_there_is_no_number() {
+        let counts = counts(&[Some((3, 0)), None, None]);
+        let error = counts.of("meteo", "weather", Metric::Sessions).unwrap_err().to_string();
+        assert!(error.contains("1 of 3 gateways of McpService meteo/weather"), "{error}");
+        assert!(matches!(counts.of("meteo", "sky", Metric::Sessions), Err(CountError::NoService { .. })));
+    }
+
+    #[test]
+    fn a_service_without_instances_has_no_sessions() {
+        assert_eq!(counts(&[]).of("meteo", "weather", Metric::Sessions), Ok(0));
+    }
+}

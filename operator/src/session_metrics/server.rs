@@ -1,0 +1,271 @@
+//! Server: the API over TLS, for the API server alone.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::{Path, Request, State},
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use k8s_openapi::jiff::Timestamp;
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::ring,
+    server::{VerifierBuilderError, WebPkiClientVerifier},
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::{
+    GROUP, Metric, VERSION, answers,
+    certificate::{self, Certificate, CertificateError, RENEWAL},
+    counts::{CountError, Counts},
+    endpoint,
+    requester::{Authorizer, Proxying, ProxyingError},
+};
+
+/// Connections at one time: the API server keeps a few open.
+const CONNECTIONS: usize = 64;
+/// A handshake takes milliseconds.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// A connection that stays silent for so long after its last request is closed.
+const HEADERS: Duration = Duration::from_mins(2);
+/// Between two tries of what the API server refused or did not answer.
+const RETRY: Duration = Duration::from_secs(30);
+/// How often it is looked whether the API server proxies as before: its authority may be rotated.
+const REFRESH: Duration = Duration::from_mins(10);
+
+/// Where the API is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The operator's namespace.
+    pub namespace: String,
+    /// The Service in front of it.
+    pub service: String,
+    /// The operator's own address, as other pods reach it.
+    pub address: SocketAddr,
+}
+
+/// It cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The port.
+    #[error("cannot listen on {address} (--session-metrics-port): {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The certificate.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// How the API server proxies.
+    #[error(transparent)]
+    Proxying(#[from] ProxyingError),
+    /// TLS.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The API server's authority.
+    #[error("the API server's authority cannot be used: {0}")]
+    Verifier(#[from] VerifierBuilderError),
+    /// What the API server has to know of us.
+    #[error(
+        "the API server cannot be told of {what}: {source}; install the chart with autoscaling.sessionMetrics.enabled"
+    )]
+    Publish {
+        /// What.
+        what: &'static str,
+        /// What it said.
+        #[source]
+        source: kube::Error,
+    },
+}
+
+/// Serves the API for as long as it is polled; what fails is told and tried again.
+pub async fn serve(client: kube::Client, counts: Counts, place: Place) {
+    loop {
+        if let Err(error) = serve_until_renewal(&client, &counts, &place).await {
+            tracing::warn!(retry_in = ?RETRY, "session metrics are not served: {error}");
+            sleep(RETRY).await;
+        }
+    }
+}
+
+async fn serve_until_renewal(
+    client: &kube::Client,
+    counts: &Counts,
+    place: &Place,
+) -> Result<(), ServeError> {
+    let Place { namespace, service, address } = place;
+    let any =
+        SocketAddr::new(if address.is_ipv4() { [0, 0, 0, 0].into() } else { [0; 16].into() }, address.port());
+    let listener =
+        TcpListener::bind(any).await.map_err(|source| ServeError::Listen { address: any, source })?;
+    let made = Certificate::new(&format!("{service}.{namespace}.svc"))?;
+    let proxying = Proxying::fetch(client).await?;
+    let api = Arc::new(Api { authorizer: Authorizer::new(client.clone()), proxying, counts: counts.clone() });
+    let tls = TlsAcceptor::from(Arc::new(tls_config(&made, &api.proxying)?));
+    let published = |what| move |source| ServeError::Publish { what, source };
+    certificate::publish(client, &made.authority).await.map_err(published("the authority (APIService)"))?;
+    endpoint::publish(client, namespace, service, address.ip(), address.port())
+        .await
+        .map_err(published("the address (EndpointSlice)"))?;
+    tracing::info!(%address, "serving {GROUP}/{VERSION}");
+    tokio::select! {
+        () = accept(listener, tls, api.clone()) => {}
+        () = changed(client, &api.proxying) => tracing::info!("the API server proxies otherwise now"),
+        () = sleep(RENEWAL) => tracing::info!("making a new certificate"),
+    }
+    Ok(())
+}
+
+/// Resolves when the API server proxies otherwise.
+async fn changed(client: &kube::Client, known: &Proxying) {
+    loop {
+        sleep(REFRESH).await;
+        if Proxying::fetch(client).await.is_ok_and(|now| now != *known) {
+            return;
+        }
+    }
+}
+
+fn tls_config(made: &Certificate, proxying: &Proxying) -> Result<ServerConfig, ServeError> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(proxying.authorities.iter().cloned());
+    let provider = Arc::new(ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build()?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![made.certificate.clone()], made.key.clone_key())?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// What answers.
+pub struct Api {
+    authorizer: Authorizer,
+    proxying: Proxying,
+    counts: Counts,
+}
+
+async fn accept(listener: TcpListener, tls: TlsAcceptor, api: Arc<Api>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let router = router(api.clone());
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!("session metrics: cannot accept: {error}");
+                sleep(Duration::from_millis(100)).await; // out of descriptors: not in a tight loop
+                continue;
+            }
+        };
+        let (tls, api, router) = (tls.clone(), api.clone(), router.clone());
+        tokio::spawn(async move {
+            if let Err(error) = connection(stream, &tls, &api, router).await {
+                tracing::debug!("session metrics: {error}");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    tls: &TlsAcceptor,
+    api: &Api,
+    router: Router,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let stream = timeout(HANDSHAKE, tls.accept(stream)).await??;
+    if !api.proxying.trusts(&common_names(&stream)) {
+        return Err("the certificate's name is not one that may speak for others".into());
+    }
+    hyper::server::conn::http1::Builder::new()
+        .timer(hyper_util::rt::TokioTimer::new())
+        .header_read_timeout(HEADERS)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .await?;
+    Ok(())
+}
+
+/// The names in the certificate that the other side has shown.
+fn common_names(stream: &TlsStream<TcpStream>) -> Vec<String> {
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let Some(Ok((_, certificate))) = certificate.map(|der| X509Certificate::from_der(der)) else {
+        return Vec::new();
+    };
+    let names = certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok());
+    names.map(str::to_owned).collect()
+}
+
+fn router(api: Arc<Api>) -> Router {
+    let discovery = |document: serde_json::Value| get(move || std::future::ready(Json(document.clone())));
+    let described = answers::described_resource();
+    Router::new()
+        .route(&format!("/apis/{GROUP}"), discovery(answers::group()))
+        .route(&format!("/apis/{GROUP}/{VERSION}"), discovery(answers::resources()))
+        .route(
+            &format!("/apis/{GROUP}/{VERSION}/namespaces/{{namespace}}/{described}/{{name}}/{{metric}}"),
+            get(value),
+        )
+        .fallback(|request: Request| async move {
+            failure(StatusCode::NOT_FOUND, "NotFound", &format!("nothing at {}", request.uri().path()))
+        })
+        .with_state(api)
+}
+
+async fn value(
+    State(api): State<Arc<Api>>,
+    Path((namespace, name, metric)): Path<(String, String, String)>,
+    headers: HeaderMap,
+) -> Response {
+    let Some(requester) = api.proxying.requester(&headers) else {
+        return failure(StatusCode::UNAUTHORIZED, "Unauthorized", "the API server names no user");
+    };
+    let Some(metric) = Metric::named(&metric) else {
+        return failure(StatusCode::NOT_FOUND, "NotFound", &format!("no metric {metric}"));
+    };
+    match api.authorizer.allows(requester, &namespace, &name, metric).await {
+        Ok(true) => {}
+        Ok(false) => {
+            let message = format!("{} of McpService {namespace}/{name} may not be read", metric.name());
+            return failure(StatusCode::FORBIDDEN, "Forbidden", &message);
+        }
+        Err(error) => {
+            let message = format!("the API server does not say who may read it: {error}");
+            return failure(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", &message);
+        }
+    }
+    let all = name == "*";
+    let names = if all { api.counts.services(&namespace) } else { vec![name] };
+    let mut values = Vec::with_capacity(names.len());
+    for name in names {
+        match api.counts.of(&namespace, &name, metric) {
+            Ok(value) => values.push((name, value)),
+            Err(_) if all => {}
+            Err(error @ CountError::NoService { .. }) => {
+                return failure(StatusCode::NOT_FOUND, "NotFound", &error.to_string());
+            }
+            Err(error @ CountError::TooFewAnswers { .. }) => {
+                return failure(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", &error.to_string());
+            }
+        }
+    }
+    Json(answers::values(&namespace, metric, &values, Timestamp::now())).into_response()
+}
+
+fn failure(status: StatusCode, reason: &str, message: &str) -> Response {
+    (status, Json(answers::failure(status.as_u16(), reason, message))).into_response()
+}

@@ -1,0 +1,207 @@
+//! Where a server listens, the connections to it, and whether it still does.
+
+use std::{error::Error, io, path::Path, time::Duration};
+
+use http::{Request, Response, Uri};
+use hyper::body::Incoming;
+use tokio::{net::TcpStream, sync::Notify, time::timeout};
+use url::Url;
+
+use super::wire::{Failure, RequestBody};
+use crate::{
+    backend::BackendConfigError,
+    https::{self, Client, causes, innermost},
+};
+
+/// How often to look whether the server still listens. A connection within the pod costs some 50 µs.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How long that may take: a server that does not accept in time is slow, not gone.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
+/// The server's endpoint and the connections to it, shared by all sessions.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    pub(super) uri: Uri,
+    url: Url,
+    /// Host and port to connect to.
+    address: (String, u16),
+    /// Where an `McpService` says it: `transport.streamableHttp`.
+    field: &'static str,
+    client: Client<RequestBody>,
+    /// Told when a connection was refused or broke: it is time to look whether the server is there.
+    trouble: Notify,
+}
+
+impl Endpoint {
+    /// The endpoint at this URL, which the argument `flag` and the field `field` have; `ca`: a PEM file of the
+    /// certificates to trust, in place of the public roots.
+    ///
+    /// # Errors
+    /// The URL is not `http` or `https` with a host, or the certificates cannot be used.
+    pub(super) fn new(
+        url: &Url,
+        ca: Option<&Path>,
+        flag: &'static str,
+        field: &'static str,
+    ) -> Result<Self, BackendConfigError> {
+        let bad = |why| BackendConfigError::BadUrl { flag, why };
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(bad("the scheme has to be http or https"));
+        }
+        if has_credentials(url) {
+            return Err(bad("credentials in the URL are not supported"));
+        }
+        let host = match url.host().ok_or_else(|| bad("it has no host"))? {
+            url::Host::Ipv6(address) => address.to_string(),
+            other => other.to_string(),
+        };
+        let address = (host, url.port_or_known_default().ok_or_else(|| bad("it has no port"))?);
+        let uri = uri(url).ok_or_else(|| bad("it is no usable URL"))?;
+        let client = https::client(ca).map_err(BackendConfigError::BadCertificates)?;
+        Ok(Self { uri, url: url.clone(), address, field, client, trouble: Notify::new() })
+    }
+
+    /// Another place of the same server, as a reference relative to this one.
+    ///
+    /// # Errors
+    /// It is no URL of this server; why, for a person.
+    pub(super) fn join(&self, reference: &[u8]) -> Result<Uri, String> {
+        let text = std::str::from_utf8(reference).map_err(|_| "it is not UTF-8".to_owned())?;
+        if text.trim().is_empty() {
+            return Err("it is empty".to_owned());
+        }
+        let url = self.url.join(text).map_err(|error| format!("it is no URL: {error}"))?;
+        if url.origin() != self.url.origin() || has_credentials(&url) {
+            let (theirs, ours) = (url.origin(), self.url.origin());
+            return Err(format!(
+                "it is of {}, and this server is {}",
+                theirs.ascii_serialization(),
+                ours.ascii_serialization()
+            ));
+        }
+        uri(&url).ok_or_else(|| "it is no usable URL".to_owned())
+    }
+
+    pub(super) async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Failure> {
+        self.client.request(request).await.map_err(|error| {
+            self.look();
+            if is_refused(&error) {
+                Failure::Refused(self.refused())
+            } else {
+                Failure::Broken(format!("no reply from {}: {}", self.uri, innermost(&error)))
+            }
+        })
+    }
+
+    /// Something went wrong: it is time to look whether the server is there.
+    pub(super) fn look(&self) {
+        self.trouble.notify_one();
+    }
+
+    /// What to look at where a path may be wrong.
+    pub(super) fn hint(&self) -> String {
+        format!("Is {}.path the path of its MCP endpoint?", self.field)
+    }
+
+    /// Resolves when nobody listens any more. Looks now and then, and at once when a request had trouble.
+    pub(super) async fn lost(&self) -> String {
+        loop {
+            if let Some(gone) = self.gone().await {
+                return gone;
+            }
+            let _ = timeout(LOOK_EVERY, self.trouble.notified()).await; // or it is time to look
+        }
+    }
+
+    /// Why nobody can connect, if nobody can.
+    pub(super) async fn gone(&self) -> Option<String> {
+        let (host, port) = &self.address;
+        let Ok(Err(error)) = timeout(LOOK_TIMEOUT, TcpStream::connect((host.as_str(), *port))).await else {
+            return None;
+        };
+        Some(match error.kind() {
+            io::ErrorKind::ConnectionRefused => self.refused(),
+            _ => format!("{} cannot be reached: {error}", self.uri),
+        })
+    }
+
+    fn refused(&self) -> String {
+        format!(
+            "nobody listens at {}: the server has not started, or restarts, or listens on another port. See `kubectl \
+             logs -c server` and the port of {}.",
+            self.uri, self.field
+        )
+    }
+}
+
+fn has_credentials(url: &Url) -> bool {
+    !url.username().is_empty() || url.password().is_some()
+}
+
+fn uri(url: &Url) -> Option<Uri> {
+    let mut without_fragment = url.clone();
+    without_fragment.set_fragment(None);
+    without_fragment.as_str().parse().ok()
+}
+
+fn is_refused(error: &(dyn Error + 'static)) -> bool {
+    causes(error).any(|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(url: &str) -> Result<Endpoint, BackendConfigError> {
+        Endpoint::new(&Url::parse(url).unwrap(), None, "--sse-url", "transport.sse")
+    }
+
+    #[test]
+    fn only_a_url_of_http_without_credentials_is_taken() {
+        assert_eq!(
+            take("http://127.0.0.1:3001/mcp?a=b#c").unwrap().uri.to_string(),
+            "http://127.0.0.1:3001/mcp?a=b"
+        );
+        assert_eq!(take("http://[::1]/mcp").unwrap().address, ("::1".to_owned(), 80));
+        assert_eq!(take("https://example.com/mcp").unwrap().address, ("example.com".to_owned(), 443));
+        for bad in ["ftp://127.0.0.1/mcp", "file:///mcp", "http://me:secret@127.0.0.1/"] {
+            let error = take(bad).unwrap_err().to_string();
+            assert!(error.starts_with("--sse-url: ") && !error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_reference_leads_to_the_same_server_only() {
+        let endpoint = take("http://127.0.0.1:3001/app/sse?x=y").unwrap();
+        let join = |reference: &str| endpoint.join(reference.as_bytes()).map(|uri| uri.to_string());
+        for (reference, whole) in [
+            ("/message?sessionId=1", "http://127.0.0.1:3001/message?sessionId=1"),
+            ("message", "http://127.0.0.1:3001/app/message"),
+            ("?sessionId=1", "http://127.0.0.1:3001/app/sse?sessionId=1"),
+            ("http://127.0.0.1:3001/m#part", "http://127.0.0.1:3001/m"),
+            ("//127.0.0.1:3001/m", "http://127.0.0.1:3001/m"),
+        ] {
+            assert_eq!(join(reference).as_deref(), Ok(whole), "{reference}");
+        }
+        for reference in [
+            "http://127.0.0.1:3002/m",
+            "http://127.0.0.1/m",
+            "https://127.0.0.1:3001/m",
+            "http://localhost:3001/m",
+            "//evil.example/m",
+            "http://me@127.0.0.1:3001/m",
+            "data:text/plain,m",
+            "",
+            " ",
+            "http://[",
+        ] {
+            assert!(join(reference).is_err(), "{reference}: {:?}", join(reference));
+        }
+        assert!(endpoint.join(b"/\xff").is_err());
+        let told = join("http://localhost:3001/m").unwrap_err();
+        assert!(told.contains("http://localhost:3001") && told.contains("http://127.0.0.1:3001"), "{told}");
+    }
+}

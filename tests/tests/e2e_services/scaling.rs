@@ -1,0 +1,130 @@
+//! Scaling that knows sessions: Kubernetes' own autoscaler goes by them, and the emptiest instance goes first.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use kube::{Api, ResourceExt, api::ListParams};
+use mcp_mqtt_tests::platform::{
+    Deployed, PATIENCE, Platform, call, everything_over_http, everything_over_stdio, text, with,
+};
+use mcp_mqtt_transport::client::{Client, Instance, Session, Unhandled};
+use serde_json::{Value, json, value::RawValue};
+
+/// Opens a session with this very instance.
+async fn open(client: &Client, instance: &Instance) -> Result<Session> {
+    let capabilities = RawValue::from_string("{}".to_owned())?;
+    Ok(client.open_session(instance, &capabilities, std::sync::Arc::new(Unhandled), PATIENCE).await?)
+}
+
+/// One client a session: a client has one session with a server.
+async fn clients(platform: &Platform, count: usize) -> Result<Vec<Client>> {
+    let mut clients = Vec::with_capacity(count);
+    for _ in 0..count {
+        clients.push(platform.client().await?);
+    }
+    Ok(clients)
+}
+
+async fn echoes(session: &Session, message: &str) -> Result<()> {
+    let answer = call(session, "echo", json!({ "message": message })).await?;
+    ensure!(text(&answer)? == format!("Echo: {message}"), "{answer}");
+    Ok(())
+}
+
+/// Waits until it has so many instances; asks kindly, as an autoscaler takes its time.
+async fn until_instances(service: &Deployed, count: usize) -> Result<Vec<String>> {
+    let wait = async {
+        loop {
+            let pods = service.live_pods().await?;
+            if pods.len() == count {
+                return anyhow::Ok(pods);
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    if let Ok(pods) = tokio::time::timeout(PATIENCE + PATIENCE, wait).await {
+        return pods;
+    }
+    let status = service.status(|_| true).await?;
+    anyhow::bail!("not {count} instances, but {:?}; {status:#}", service.live_pods().await?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_instances_without_sessions_go_first_and_the_others_sessions_go_on() -> Result<()> {
+    let platform = Platform::get().await?;
+    let service =
+        platform.deploy("shrinking", with(everything_over_http(), json!({ "replicas": 3 }))).await?;
+    let instances = service.registered(3).await?;
+    // By its own rules Kubernetes would end the youngest pods first: the youngest one is made the busy one.
+    let pods = service.pods().list(&ListParams::default()).await?;
+    let youngest = pods.items.iter().max_by_key(|pod| {
+        pod.status.as_ref().and_then(|status| status.start_time.as_ref().map(|time| time.0))
+    });
+    let youngest = youngest.context("a pod")?.name_any();
+    let busy = instances.iter().find(|instance| service.pod_of(instance).is_ok_and(|pod| pod == youngest));
+    let busy = busy.context("the youngest pod's instance")?;
+    let clients = clients(&platform, 3).await?;
+    let mut sessions = Vec::new();
+    for client in &clients {
+        sessions.push(open(client, busy).await?);
+    }
+    service.status(|status| status["sessions"] == 3).await?;
+
+    service.patch(json!({ "spec": { "replicas": 1 } })).await?;
+    let left = until_instances(&service, 1).await?;
+    ensure!(left == [service.pod_of(busy)?], "{left:?} is left, and not the one with sessions");
+    for session in &sessions {
+        echoes(session, "still here").await?;
+    }
+    let pod = service.pods().get(&left[0]).await?;
+    ensure!(
+        pod.annotations().get("controller.kubernetes.io/pod-deletion-cost").map(String::as_str) == Some("3"),
+        "{:?}",
+        pod.annotations()
+    );
+    for client in clients {
+        client.close(PATIENCE).await?;
+    }
+    service.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubernetes_own_autoscaler_goes_by_the_sessions() -> Result<()> {
+    let platform = Platform::get().await?;
+    let autoscaling = json!({
+        "maxReplicas": 3,
+        "sessions": { "targetPerReplica": 2 },
+        "behavior": { "scaleDown": { "stabilizationWindowSeconds": 0 } },
+    });
+    let service = platform
+        .deploy("elastic", with(everything_over_stdio(), json!({ "autoscaling": autoscaling })))
+        .await?;
+    let clients = clients(&platform, 5).await?;
+    let mut sessions = Vec::new();
+    for client in &clients {
+        sessions.push(service.plain_session(client).await?);
+    }
+    until_instances(&service, 3).await?;
+    service.registered(3).await?;
+    for session in &sessions {
+        echoes(session, "while it grew").await?;
+    }
+    let autoscalers = Api::<HorizontalPodAutoscaler>::namespaced(platform.kube.clone(), &service.namespace);
+    let autoscaler = autoscalers.list(&ListParams::default()).await?.items.pop().context("an autoscaler")?;
+    let seen: Value = serde_json::to_value(autoscaler.status)?;
+    ensure!(seen["conditions"].to_string().contains("ScalingActive"), "{seen}");
+
+    // All but one leave: one instance is enough, and it is the one where the last session is.
+    let last = sessions.pop().context("a session")?;
+    for session in sessions {
+        session.close();
+    }
+    until_instances(&service, 1).await?;
+    echoes(&last, "alone").await?;
+    ensure!(service.api().get(&service.name).await?.spec.replicas == 1, "who wrote it?");
+    for client in clients {
+        client.close(PATIENCE).await?;
+    }
+    service.remove().await
+}

@@ -1,0 +1,93 @@
+//! The memory limit of the gateway's container (128 MiB by default). The kernel kills what goes over it, which is
+//! SIGKILL; so what counts is not to go over it, whatever clients and servers do.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures::future::join_all;
+use mcp_mqtt_tests::{
+    baseline::Baseline,
+    broker::Mosquitto,
+    gateway::{Gateway, connect, open},
+};
+use mcp_mqtt_transport::client::Session;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use serde_json::json;
+use tokio::time::sleep;
+
+/// As the operator sets it for the gateway's container.
+const LIMIT: u64 = 128 << 20;
+/// A message nearly as large as the gateway takes by default.
+const LARGE: usize = 1_000_000;
+/// Megabytes through a busy machine, byte by byte in a debug build.
+const LONG: Duration = Duration::from_secs(55);
+
+/// Bounds its data as a container would bound all of it. Who asks for more gets none, and aborts.
+fn limit(gateway: &Gateway) -> Result<()> {
+    let pid = i32::try_from(gateway.pid()).ok().and_then(Pid::from_raw).context("a process id")?;
+    let limit = Rlimit { current: Some(LIMIT), maximum: Some(LIMIT) };
+    prlimit(Some(pid), Resource::Data, limit).context("cannot limit the gateway's memory")?;
+    Ok(())
+}
+
+async fn sessions(broker: &Mosquitto, gateway: &Gateway, count: usize) -> Result<Vec<Session>> {
+    let mut sessions = Vec::new();
+    for n in 0..count {
+        let client = connect(&broker.url(), &format!("c{n}")).await?;
+        sessions.push(open(&client, &gateway.instance()).await?);
+    }
+    Ok(sessions)
+}
+
+#[tokio::test]
+async fn large_messages_of_many_clients_at_once_fit_into_the_containers_memory() -> Result<()> {
+    let broker = Mosquitto::options().line("max_queued_messages 0").start().await?;
+    let gateway = Gateway::ready_at(&broker.url()).await?;
+    limit(&gateway)?;
+    let before = Baseline::of(&gateway);
+    let sessions = sessions(&broker, &gateway, 6).await?;
+    // Both ways at once, each nearly as large as may be.
+    let params = json!({"name": "echo", "arguments": {"message": "x".repeat(LARGE)}});
+    let calls = sessions
+        .iter()
+        .flat_map(|session| [(); 2].map(|()| session.request("tools/call", Some(&params), LONG)));
+    for answer in join_all(calls).await {
+        assert!(answer?.get().len() > LARGE);
+    }
+    for session in sessions {
+        session.close();
+    }
+    gateway.wait_for("the end of all", |status| status.sessions == 0).await?;
+    assert_eq!(gateway.metric("broker_reconnects_total").await?, 0);
+    before.regained_within(&gateway, 48 << 20).await
+}
+
+/// A broker that takes nothing while all servers talk: what cannot go waits in the servers.
+#[tokio::test]
+async fn floods_of_many_servers_before_a_broker_that_stands_still_fit_into_the_containers_memory()
+-> Result<()> {
+    let broker = Mosquitto::options().line("max_queued_messages 0").start().await?;
+    let gateway = Gateway::ready_at(&broker.url()).await?;
+    limit(&gateway)?;
+    let sessions = sessions(&broker, &gateway, 8).await?;
+    let floods: Vec<_> = sessions
+        .iter()
+        .map(|session| {
+            let session = session.clone();
+            tokio::spawn(async move {
+                let params = json!({"name": "flood", "arguments": {"count": 20, "bytes": 400_000}});
+                session.request("tools/call", Some(&params), LONG).await
+            })
+        })
+        .collect();
+    gateway.wait_for("all of them talk", |status| status.in_flight == 8).await?;
+    broker.pause()?;
+    sleep(Duration::from_secs(1)).await; // for what can be taken to be taken
+    assert!(Baseline::of(&gateway).memory < LIMIT);
+    broker.resume()?;
+    for flood in floods {
+        assert!(flood.await??.get().contains("flooded"));
+    }
+    assert_eq!(gateway.metric("broker_reconnects_total").await?, 0);
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! Real servers over HTTP behind the gateway: what MQTT clients see when the server loses a session, or itself.
+
+use anyhow::Result;
+use mcp_mqtt_sidecar::status::GatewayStatus;
+use mcp_mqtt_tests::{
+    broker::Mosquitto,
+    gateway::{Gateway, Options, PATIENCE, SERVER_NAME, call, connect, open, reason},
+    servers::{self, Server},
+};
+use mcp_mqtt_transport::{
+    client::{Session, SessionEnd},
+    topic::ServerName,
+};
+use serde_json::json;
+use tokio::time::timeout;
+
+async fn gateway(broker: &Mosquitto, server: &Server) -> Result<Gateway> {
+    let gateway = Options::new(&broker.url()).backend(server.transport()).start_without_server()?;
+    gateway.wait_ready().await?;
+    Ok(gateway)
+}
+
+async fn echo(session: &Session, text: &str) -> Result<()> {
+    assert_eq!(call(session, "echo", json!({"message": text})).await?, format!("Echo: {text}"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_session_that_the_server_lost_is_ended_alone_and_its_client_opens_another() -> Result<()> {
+    let (broker, server) = (Mosquitto::start().await?, servers::everything_http().await?);
+    let gateway = gateway(&broker, &server).await?;
+    let (one, two) = (connect(&broker.url(), "one").await?, connect(&broker.url(), "two").await?);
+    let lost = open(&one, &gateway.instance()).await?;
+    echo(&lost, "before").await?;
+    let id = server.session_ids().pop().expect("the session has just begun");
+    let other = open(&two, &gateway.instance()).await?;
+    echo(&other, "before").await?;
+
+    // A call is in flight when the server forgets the session.
+    let waiting = tokio::spawn({
+        let lost = lost.clone();
+        async move { call(&lost, "trigger-long-running-operation", json!({"duration": 60, "steps": 2})).await }
+    });
+    gateway.wait_for("a request in flight", |status| status.in_flight == 1).await?;
+    server.delete_session(&id).await?;
+    let error = timeout(PATIENCE, waiting).await??.expect_err("its session is gone");
+    assert_eq!(reason(&error), Some("backend-ended"), "{error}");
+    assert!(error.to_string().contains("the server lost the session"), "{error}");
+    assert_eq!(timeout(PATIENCE, lost.wait_ended()).await?, SessionEnd::Disconnected);
+    gateway.wait_metric(r#"sessions_ended_total{reason="backend-ended"}"#, 1).await?;
+
+    echo(&other, "unharmed").await?;
+    let again = open(&one, &gateway.instance()).await?;
+    echo(&again, "back").await?;
+    let status = gateway.status().await?;
+    assert!(status.ready() && status.sessions == 2 && status.in_flight == 0, "{status:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_session_lost_between_calls_is_ended_too() -> Result<()> {
+    let (broker, server) = (Mosquitto::start().await?, servers::everything_http().await?);
+    let gateway = gateway(&broker, &server).await?;
+    let client = connect(&broker.url(), "c").await?;
+    let session = open(&client, &gateway.instance()).await?;
+    echo(&session, "before").await?;
+    server.delete_session(&server.session_ids().pop().expect("the session has just begun")).await?;
+    // By the end of the server's own stream, without any message of the client.
+    assert_eq!(timeout(PATIENCE, session.wait_ended()).await?, SessionEnd::Disconnected);
+    let again = open(&client, &gateway.instance()).await?;
+    echo(&again, "back").await
+}
+
+#[tokio::test]
+async fn a_server_over_http_sse_serves_mqtt_clients_and_comes_back_after_a_restart() -> Result<()> {
+    let (broker, mut server) = (Mosquitto::start().await?, servers::everything_sse().await?);
+    let gateway = gateway(&broker, &server).await?;
+    let (one, two) = (connect(&broker.url(), "one").await?, connect(&broker.url(), "two").await?);
+    let mut watch = one.watch(SERVER_NAME).await?;
+    timeout(PATIENCE, watch.until(|instances| instances.len() == 1)).await?;
+    let instance = one.find(&ServerName::new(SERVER_NAME)?, PATIENCE).await?;
+    let (a, b) = (open(&one, &instance).await?, open(&two, &instance).await?);
+    for n in 0..10 {
+        let (first, second) = (format!("a{n}"), format!("b{n}"));
+        let (first, second) = tokio::join!(echo(&a, &first), echo(&b, &second));
+        first.and(second)?;
+    }
+    let waiting = tokio::spawn({
+        let a = a.clone();
+        async move { call(&a, "trigger-long-running-operation", json!({"duration": 60, "steps": 2})).await }
+    });
+    gateway.wait_for("a request in flight", |status| status.in_flight == 1).await?;
+
+    server.kill()?;
+    let error = timeout(PATIENCE, waiting).await??.expect_err("its server is gone");
+    assert_eq!(reason(&error), Some("backend-ended"), "{error}");
+    timeout(PATIENCE, watch.until(<[_]>::is_empty)).await?;
+    gateway
+        .wait_for("readiness off", |status: &GatewayStatus| !status.ready() && status.sessions == 0)
+        .await?;
+
+    let _again = servers::everything_sse_at(server.port().expect("it listens")).await?;
+    timeout(PATIENCE, watch.until(|instances| instances.len() == 1)).await?;
+    gateway.wait_ready().await?;
+    let again = open(&one, &instance).await?;
+    echo(&again, "back").await?;
+    assert_eq!(gateway.metric("broker_reconnects_total").await?, 0, "the broker has nothing to do with it");
+    Ok(())
+}
