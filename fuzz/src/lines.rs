@@ -23,7 +23,7 @@ fn cut(pieces: &[&[u8]], max: usize) -> Vec<Line> {
     for piece in pieces {
         lines.buffer().extend_from_slice(piece);
         lines.was_read(piece.len());
-        while let Some(line) = lines.next() {
+        while let Some(line) = lines.next_line() {
             all.push(line);
         }
         assert!(lines.held() <= max, "{} bytes are kept; the limit is {max}", lines.held());
@@ -56,7 +56,7 @@ fn skim(line: &[u8], knob: u8) {
     }
     match message.kind() {
         Kind::Response { id: Some(id), .. } if id.as_json().len() < 200 => {
-            assert_eq!(answers.as_ref(), Some(id))
+            assert_eq!(answers.as_ref(), Some(id));
         }
         Kind::Response { id: Some(_), .. } => {}
         Kind::Response { id: None, .. } | Kind::Request { .. } | Kind::Notification { .. } => {

@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz`: the targets of `fuzz/` under libFuzzer, guided by coverage, on stable Rust.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::Path,
     process::{Command, Stdio},
 };
@@ -107,9 +107,27 @@ fn fuzz(name: &str, minutes: u32) -> Result<()> {
             ensure!(status.success(), "{name} still fails on {}", finding.display());
         }
     }
-    let status = command.stdin(Stdio::null()).status().context("cannot run the fuzz target")?;
-    ensure!(status.success(), "{name} has a finding: it is above, and its input in {}", findings.display());
+    // libFuzzer says a line for each input that it keeps.
+    let log = target("fuzz").join(format!("{name}.log"));
+    let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+    let status = command.stdin(Stdio::null()).stderr(file).status().context("cannot run the fuzz target")?;
+    let said = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
+    if !status.success() {
+        bail!(
+            "{name} has a finding, its input in {}; the whole log is {}\n{}",
+            findings.display(),
+            log.display(),
+            said.lines().filter(|line| !is_progress(line)).collect::<Vec<_>>().join("\n")
+        );
+    }
+    let runs = said.lines().find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
+    eprintln!("{name}: {} executions, no finding", runs.map_or("?", str::trim));
     Ok(())
+}
+
+/// `#1234 NEW cov: …`
+fn is_progress(line: &str) -> bool {
+    line.starts_with('#')
 }
 
 /// Adds what reaches new code; of two inputs that reach the same the smaller.

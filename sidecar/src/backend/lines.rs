@@ -10,7 +10,7 @@ const FIRST_READ: usize = 4 * 1024;
 /// Most room for one read, in bytes: what a pipe holds.
 const LARGEST_READ: usize = 64 * 1024;
 
-/// Cuts lines. Read into [`Lines::buffer`], then take [`Lines::next`] until there is none.
+/// Cuts lines. Read into [`Lines::buffer`], then take [`Lines::next_line`] until there is none.
 #[derive(Debug)]
 pub struct Lines {
     buffer: BytesMut,
@@ -66,7 +66,7 @@ impl Lines {
     }
 
     /// The next line that is whole.
-    pub fn next(&mut self) -> Option<Line> {
+    pub fn next_line(&mut self) -> Option<Line> {
         loop {
             let Some(end) = memchr::memchr(b'\n', &self.buffer[self.scanned..]) else {
                 self.scanned = self.buffer.len();
@@ -125,7 +125,7 @@ mod tests {
         for piece in pieces {
             lines.buffer().extend_from_slice(piece);
             lines.was_read(piece.len());
-            all.extend(std::iter::from_fn(|| lines.next()));
+            all.extend(std::iter::from_fn(|| lines.next_line()));
         }
         all.extend(lines.rest());
         all
@@ -162,12 +162,12 @@ mod tests {
         let mut lines = Lines::new(1000);
         for _ in 0..1000 {
             lines.buffer().extend_from_slice(&[b'x'; 4096]);
-            assert_eq!(lines.next(), None);
+            assert_eq!(lines.next_line(), None);
             assert_eq!(lines.held(), 0);
         }
         assert!(lines.buffer.capacity() <= 2 * LARGEST_READ);
         lines.buffer().extend_from_slice(b"\n");
-        assert_eq!(lines.next(), Some(Line::TooLong { size: 4_096_000, answers: None }));
+        assert_eq!(lines.next_line(), Some(Line::TooLong { size: 4_096_000, answers: None }));
     }
 
     proptest! {

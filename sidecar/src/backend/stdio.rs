@@ -257,7 +257,7 @@ impl Session<'_> {
                     break;
                 }
             }
-            while let Some(line) = lines.next() {
+            while let Some(line) = lines.next_line() {
                 self.report(line).await;
             }
         }
