@@ -440,6 +440,8 @@ mod tests {
         metrics.refused("x");
         metrics.session_ended("x");
         metrics.connect_failed("x");
+        metrics.set_connections(1, 1);
+        metrics.set_worker_sessions(0, 1);
         let text = metrics.render();
         let mut scraped: Vec<(&str, &str)> = text
             .lines()

@@ -90,6 +90,7 @@ async fn a_server_over_http_sse_serves_mqtt_clients_and_comes_back_after_a_resta
         async move { call(&a, "trigger-long-running-operation", json!({"duration": 60, "steps": 2})).await }
     });
     gateway.wait_for("a request in flight", |status| status.in_flight == 1).await?;
+    echo(&a, "after it").await?; // the server has taken the call, and not only the gateway
 
     server.kill()?;
     let error = timeout(PATIENCE, waiting).await??.expect_err("its server is gone");
