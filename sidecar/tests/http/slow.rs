@@ -79,11 +79,9 @@ async fn a_stream_that_never_answers_ends_with_its_cancellation() {
         client.request(id, "tools/call").await;
         client.notify("notifications/cancelled", json!({"requestId": id})).await;
     }
+    // Nobody waits for any of them: they give their places to what is new.
     client.request(100, "ping").await;
-    assert_eq!(client.failure().await.1, failure::TOO_MANY_IN_FLIGHT);
-    tokio::time::sleep(Duration::from_millis(6500)).await; // as long as a cancelled request may linger, and more
-    client.request(101, "ping").await;
-    assert_eq!(client.message().await["id"], 101);
+    assert_eq!(client.message().await["id"], 100);
     client.close().await;
 }
 
