@@ -45,7 +45,11 @@ use self::{
     validate::{ValidateError, references::Kind, validate},
     watches::Watches,
 };
-use crate::{crd::McpService, metrics::Outcome as Counted, observe::service_of};
+use crate::{
+    crd::McpService,
+    metrics::Outcome as Counted,
+    observe::{pods_of, service_of},
+};
 
 /// A service at rest is looked at this often all the same: what a watch missed is found then.
 const RESYNC: Duration = Duration::from_mins(10);
@@ -229,7 +233,7 @@ async fn tell(
 fn see<'a>(scope: &Scope, service: &'a Guarded, readable: Option<&McpService>) -> Seen<'a> {
     let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
     let reference = ServiceRef::from_obj(service);
-    let pods = scope.stores.pods.state_filter(|pod| service_of(pod).as_ref() == Some(&reference));
+    let pods = pods_of(&scope.stores.pods, &reference);
     Seen {
         deployment: watched_deployment(scope, &namespace, &name),
         pods: Seen::pods(pods, &scope.observations),

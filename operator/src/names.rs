@@ -11,6 +11,8 @@ pub const FIELD_MANAGER: &str = "mcp-mqtt-operator";
 pub const SERVICE_LABEL: &str = "mcp-mqtt.io/service";
 /// On pods: the service's name in full (label values end at 63 characters).
 pub const SERVICE_ANNOTATION: &str = "mcp-mqtt.io/service-name";
+/// On pods: which revision of the template they were made from, by Kubernetes' own name.
+pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 /// On pods: what the end of one costs, by Kubernetes' own name.
 pub const POD_DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 /// On each object that the operator applies: a hash of what it applied.

@@ -9,7 +9,7 @@ use std::{
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use k8s_openapi::api::core::v1::Pod;
-use kube::ResourceExt;
+use kube::{ResourceExt, runtime::reflector::Store};
 use mcp_mqtt_sidecar::{config::ADMIN_PORT, status::GatewayStatus};
 use tokio::{sync::mpsc, time::Instant};
 
@@ -62,6 +62,16 @@ impl Observations {
 pub fn service_of(pod: &Pod) -> Option<ServiceRef> {
     let name = pod.annotations().get(SERVICE_ANNOTATION)?;
     Some(ServiceRef::new(name).within(&pod.namespace()?))
+}
+
+/// The pods of a service, those on their way out too.
+pub fn pods_of(pods: &Store<Pod>, service: &ServiceRef) -> Vec<Arc<Pod>> {
+    pods.state_filter(|pod| service_of(pod).as_ref() == Some(service))
+}
+
+/// Whether the pod is on its way out.
+pub fn leaves(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some()
 }
 
 /// Whether the kubelet calls the pod ready.

@@ -1,11 +1,9 @@
 //! An MQTT client that does what it is told, and hears its RPC topic: for what no proper MCP client does.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use mcp_mqtt_transport::{
-    mqtt::{ConnectOptions, Connection, Event, Filter, Publication, PublishError, Qos, Received, TlsFiles},
+    mqtt::{ConnectOptions, Connection, Event, Filter, Publication, PublishError, Qos, Received},
     topic,
     user_property::{self, Component},
 };
@@ -49,16 +47,9 @@ impl Raw {
     /// The broker will not have it.
     pub async fn connect_deaf(broker: &Url, id: &str, gateway: &Gateway) -> Result<Self> {
         let options = ConnectOptions {
-            url: broker.clone(),
-            client_id: id.to_owned(),
-            username: None,
-            password: None,
-            tls: TlsFiles::default(),
-            keep_alive: Duration::from_secs(30),
             connect_timeout: PATIENCE,
-            user_properties: Vec::new(),
-            will: None,
             max_packet_size: 16 << 20,
+            ..ConnectOptions::new(broker.clone(), id)
         };
         let connection = Connection::open(&options).await?;
         let instance = gateway.instance();

@@ -12,7 +12,7 @@ use mcp_mqtt_tests::{
 };
 use mcp_mqtt_transport::{
     client::{Client, RequestError, Session, SessionEnd},
-    mqtt::{ConnectOptions, Connection, Event, Filter, Qos, TlsFiles},
+    mqtt::{ConnectOptions, Connection, Event, Filter, Qos},
     topic,
 };
 use serde_json::{Value, json};
@@ -160,19 +160,9 @@ struct Order {
 
 impl Order {
     async fn watch(broker: &Mosquitto, gateway: &Gateway) -> Result<Self> {
-        let connection = Connection::open(&ConnectOptions {
-            url: broker.url(),
-            client_id: "order".to_owned(),
-            username: None,
-            password: None,
-            tls: TlsFiles::default(),
-            keep_alive: Duration::from_secs(30),
-            connect_timeout: PATIENCE,
-            user_properties: Vec::new(),
-            will: None,
-            max_packet_size: 1 << 20,
-        })
-        .await?;
+        let options =
+            ConnectOptions { connect_timeout: PATIENCE, ..ConnectOptions::new(broker.url(), "order") };
+        let connection = Connection::open(&options).await?;
         let instance = gateway.instance();
         let filters = [
             topic::rpc(&"busy".parse()?, &instance.server_id, &instance.server_name),

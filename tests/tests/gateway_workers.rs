@@ -1,12 +1,9 @@
 //! The pool of worker connections: sessions spread, a lost worker ends its own sessions and comes back, and the
 //! drain's order holds across connections.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::SeqCst},
 };
 
 use anyhow::{Context, Result};
@@ -16,7 +13,7 @@ use mcp_mqtt_tests::{
 };
 use mcp_mqtt_transport::{
     client::{Client, Instance, RequestError, Session, SessionEnd},
-    mqtt::{ConnectOptions, Connection, Event, Filter, Qos, Received, TlsFiles},
+    mqtt::{ConnectOptions, Connection, Event, Filter, Qos, Received},
     topic,
     user_property::{self, MQTT_CLIENT_ID},
 };
@@ -61,19 +58,9 @@ async fn sessions_of(gateway: &Gateway, worker: usize) -> Result<u64> {
 
 /// A plain MQTT connection; one with another's client id takes its place at the broker.
 async fn raw(broker: &Url, client_id: &str) -> Result<Connection> {
-    Ok(Connection::open(&ConnectOptions {
-        url: broker.clone(),
-        client_id: client_id.to_owned(),
-        username: None,
-        password: None,
-        tls: TlsFiles::default(),
-        keep_alive: Duration::from_secs(30),
-        connect_timeout: PATIENCE,
-        user_properties: Vec::new(),
-        will: None,
-        max_packet_size: 1 << 20,
-    })
-    .await?)
+    let options =
+        ConnectOptions { connect_timeout: PATIENCE, ..ConnectOptions::new(broker.clone(), client_id) };
+    Ok(Connection::open(&options).await?)
 }
 
 /// Hears all that goes to these clients, and the presence, in the order in which the broker got it.

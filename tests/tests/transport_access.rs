@@ -17,16 +17,10 @@ const QUIET: Duration = Duration::from_millis(300);
 
 fn options(url: Url) -> ConnectOptions {
     ConnectOptions {
-        url,
-        client_id: "client".to_owned(),
-        username: None,
-        password: None,
-        tls: TlsFiles::default(),
         keep_alive: Duration::from_secs(15),
         connect_timeout: LONG,
-        user_properties: Vec::new(),
-        will: None,
         max_packet_size: 8 << 20,
+        ..ConnectOptions::new(url, "client")
     }
 }
 

@@ -14,7 +14,7 @@ use mcp_mqtt_transport::{
         SessionEnd, SessionHandler, Unhandled,
     },
     jsonrpc::{Kind, Message, RequestId, RpcError},
-    mqtt::{ConnectOptions, Connection, Event, Events, Filter, Publication, Publisher, Qos, TlsFiles},
+    mqtt::{ConnectOptions, Connection, Event, Events, Filter, Publication, Publisher, Qos},
     presence::Online,
     topic::{self, ClientId, ServerId, ServerName, Topic},
     user_property::{self, Component},
@@ -54,16 +54,12 @@ impl Server {
             ..Publication::new(topic::server_presence(&id, &name), payload, Qos::AtLeastOnce)
         };
         let connection = Connection::open(&ConnectOptions {
-            url: url.clone(),
-            client_id: id.to_string(),
-            username: None,
-            password: None,
-            tls: TlsFiles::default(),
             keep_alive: LONG,
             connect_timeout: LONG,
             user_properties: user_property::of_connect(Component::Server, "{}"),
             will: Some(presence(bytes::Bytes::new())),
             max_packet_size: 8 << 20,
+            ..ConnectOptions::new(url.clone(), id.as_str())
         })
         .await?;
         let publisher = connection.publisher;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use mcp_mqtt_tests::broker::Mosquitto;
 use mcp_mqtt_transport::mqtt::{
     CloseReason, ConnectError, ConnectOptions, Connection, Event, Events, Filter, Publication, PublishError,
-    Qos, ReasonCode, Received, TlsFiles,
+    Qos, ReasonCode, Received,
 };
 use tokio::time::{Instant, timeout};
 use url::Url;
@@ -21,16 +21,11 @@ const PRESENCE: &str = "$mcp-server/presence/cluster.ns.pod/tools/echo";
 
 fn options(url: &Url, client_id: &str) -> ConnectOptions {
     ConnectOptions {
-        url: url.clone(),
-        client_id: client_id.to_owned(),
-        username: None,
-        password: None,
-        tls: TlsFiles::default(),
         keep_alive: Duration::from_secs(15),
         connect_timeout: LONG,
         user_properties: vec![("MCP-COMPONENT-TYPE".to_owned(), "mcp-server".to_owned())],
-        will: None,
         max_packet_size: 8 << 20,
+        ..ConnectOptions::new(url.clone(), client_id)
     }
 }
 

@@ -48,6 +48,24 @@ pub struct ConnectOptions {
     pub max_packet_size: u32,
 }
 
+impl ConnectOptions {
+    /// Options with defaults: no credentials, no will; the rest is set field by field.
+    pub fn new(url: url::Url, client_id: &str) -> Self {
+        Self {
+            url,
+            client_id: client_id.to_owned(),
+            username: None,
+            password: None,
+            tls: TlsFiles::default(),
+            keep_alive: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(10),
+            user_properties: Vec::new(),
+            will: None,
+            max_packet_size: 1 << 20,
+        }
+    }
+}
+
 /// PEM files of the TLS side; each optional. Without `ca` the public roots are trusted.
 #[derive(Debug, Clone, Default)]
 pub struct TlsFiles {

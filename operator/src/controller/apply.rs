@@ -8,16 +8,12 @@ use std::{
 };
 
 use k8s_openapi::{
-    NamespaceResourceScope,
-    api::{
-        apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler, core::v1::Secret,
-        policy::v1::PodDisruptionBudget,
-    },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    NamespaceResourceScope, api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
     Api, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
+    core::PartialObjectMeta,
     runtime::reflector::{ObjectRef, Store},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -158,34 +154,17 @@ pub async fn apply(
         step.apply("ServiceAccount", service_account, live(&stores.service_accounts, service_account))
             .await?;
     }
-    if let Some(secret) = &broker_secret {
-        step.apply("Secret", secret, live(&stores.secrets, secret)).await?;
-    } else {
-        let name = names::broker_secret(&identity.name);
-        let live = stores.secrets.get(&ObjectRef::new(&name).within(&identity.namespace));
-        step.delete::<Secret>("Secret", &name, live.as_ref().map(|live| &live.metadata)).await?;
-    }
+    let copy = names::broker_secret(&identity.name);
+    step.keep("Secret", &copy, broker_secret.as_ref(), &stores.secrets).await?;
     if shrinks(&deployment, stores.deployments.get(&ObjectRef::from_obj(&deployment)).as_deref()) {
         // Boxed: it is large, and seldom.
         Box::pin(scale_in::weigh(scope, identity)).await;
     }
     step.apply("Deployment", &deployment, live(&stores.deployments, &deployment)).await?;
-    if let Some(budget) = &disruption_budget {
-        step.apply("PodDisruptionBudget", budget, live(&stores.disruption_budgets, budget)).await?;
-    } else {
-        let name = names::child(&identity.name);
-        let live = stores.disruption_budgets.get(&ObjectRef::new(&name).within(&identity.namespace));
-        let live = live.as_ref().map(|live| &live.metadata);
-        step.delete::<PodDisruptionBudget>("PodDisruptionBudget", &name, live).await?;
-    }
-    if let Some(autoscaler) = &autoscaler {
-        step.apply("HorizontalPodAutoscaler", autoscaler, live(&stores.autoscalers, autoscaler)).await?;
-    } else {
-        let name = names::child(&identity.name);
-        let live = stores.autoscalers.get(&ObjectRef::new(&name).within(&identity.namespace));
-        let live = live.as_ref().map(|live| &live.metadata);
-        step.delete::<HorizontalPodAutoscaler>("HorizontalPodAutoscaler", &name, live).await?;
-    }
+    let child = names::child(&identity.name);
+    let budgets = &stores.disruption_budgets;
+    step.keep("PodDisruptionBudget", &child, disruption_budget.as_ref(), budgets).await?;
+    step.keep("HorizontalPodAutoscaler", &child, autoscaler.as_ref(), &stores.autoscalers).await?;
     Ok(Resources {
         service_account,
         broker_secret,
@@ -220,6 +199,30 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
+    /// What need not be: applied where it is wanted, deleted where it is not.
+    async fn keep<K>(
+        &mut self,
+        kind: &'static str,
+        name: &str,
+        desired: Option<&K>,
+        store: &Store<PartialObjectMeta<K>>,
+    ) -> Result<(), ApplyError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Serialize
+            + DeserializeOwned
+            + Clone
+            + Debug
+            + 'static,
+    {
+        let live = store.get(&ObjectRef::new(name).within(&self.identity.namespace));
+        let live = live.map(|live| live.metadata.clone());
+        match desired {
+            Some(desired) => self.apply(kind, desired, live).await,
+            None => self.delete::<K>(kind, name, live.as_ref()).await,
+        }
+    }
+
     async fn apply<K>(
         &mut self,
         kind: &'static str,

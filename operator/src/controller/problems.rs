@@ -9,7 +9,7 @@ use mcp_mqtt_sidecar::status::{GatewayStatus, Part, reason};
 
 use super::build::GATEWAY;
 use crate::{
-    observe::{Observation, is_ready},
+    observe::{Observation, is_ready, leaves},
     reasons,
 };
 
@@ -43,7 +43,7 @@ pub fn of_deployment(deployment: &Deployment) -> Option<Problem> {
 
 /// Why the instance does not count as ready; none: it does.
 pub fn of_pod(pod: &Pod, seen: Option<&Observation>) -> Option<Problem> {
-    if pod.metadata.deletion_timestamp.is_some() {
+    if leaves(pod) {
         return Some(Problem::new(reasons::DRAINING, "it goes down"));
     }
     if is_ready(pod) {

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     names::{FIELD_MANAGER, POD_DELETION_COST},
-    observe::{Observations, ask_now, service_of},
+    observe::{Observations, ask_now, leaves, pods_of},
 };
 
 /// Gateways asked, and pods written, at one time.
@@ -28,9 +28,8 @@ const CONCURRENCY: usize = 32;
 /// not answer counts as it did when it answered last: the scale-in does not wait for either.
 pub async fn weigh(scope: &Scope, identity: &Identity) {
     let service = ServiceRef::new(&identity.name).within(&identity.namespace);
-    let pods = scope.stores.pods.state_filter(|pod| {
-        pod.metadata.deletion_timestamp.is_none() && service_of(pod).as_ref() == Some(&service)
-    });
+    let mut pods = pods_of(&scope.stores.pods, &service);
+    pods.retain(|pod| !leaves(pod));
     ask_now(&pods, &scope.observations, CONCURRENCY).await;
     let api: Api<PartialObjectMeta<Pod>> = Api::namespaced(scope.client.clone(), &identity.namespace);
     let changes = changes(&pods, &scope.observations);

@@ -26,13 +26,10 @@ use super::{
 };
 use crate::{
     crd::{McpService, McpServiceStatus, status::ServerStatus},
-    names::{FIELD_MANAGER, SERVICE_LABEL, child},
-    observe::{Observation, Observations, is_ready},
+    names::{FIELD_MANAGER, POD_TEMPLATE_HASH, SERVICE_LABEL, child},
+    observe::{Observation, Observations, is_ready, leaves},
     reasons,
 };
-
-/// The label by which the Deployment controller tells revisions apart; Kubernetes' own name for it.
-const DEFAULT_DEPLOYMENT_UNIQUE_LABEL_KEY: &str = "pod-template-hash";
 
 /// Different problems that a message tells before it says "and so many more".
 const NAMED_PROBLEMS: usize = 3;
@@ -88,16 +85,13 @@ impl Seen<'_> {
 
     /// Pods that are not on their way out.
     fn staying(&self) -> impl Iterator<Item = (&Pod, Option<&Observation>)> {
-        self.pods
-            .iter()
-            .filter(|(pod, _)| pod.metadata.deletion_timestamp.is_none())
-            .map(|(pod, seen)| (&**pod, seen.as_ref()))
+        self.pods.iter().filter(|(pod, _)| !leaves(pod)).map(|(pod, seen)| (&**pod, seen.as_ref()))
     }
 }
 
 /// Names the pod template that the pod was made from.
 fn revision(pod: &Pod) -> Option<&str> {
-    pod.metadata.labels.as_ref()?.get(DEFAULT_DEPLOYMENT_UNIQUE_LABEL_KEY).map(String::as_str)
+    pod.metadata.labels.as_ref()?.get(POD_TEMPLATE_HASH).map(String::as_str)
 }
 
 #[cfg(test)]
@@ -207,7 +201,7 @@ fn ready_condition(outcome: &Outcome<'_>, seen: &Seen<'_>, ready: i32) -> Judgme
 
 /// Who goes down and waits for its sessions; none: nobody does.
 fn draining(seen: &Seen<'_>) -> Option<String> {
-    let leaving = seen.pods.iter().filter(|(pod, _)| pod.metadata.deletion_timestamp.is_some());
+    let leaving = seen.pods.iter().filter(|(pod, _)| leaves(pod));
     let waiting: Vec<(&str, u32)> = leaving
         .filter_map(|(pod, seen)| {
             let status = seen.as_ref()?.status.as_ref().ok()?;

@@ -8,7 +8,7 @@ use kube::{ResourceExt, runtime::reflector::Store};
 use super::Metric;
 use crate::{
     controller::scope::{Guarded, ServiceRef},
-    observe::{Observations, service_of},
+    observe::{Observations, is_ready, leaves, pods_of},
 };
 
 /// The services that are served, their pods, and what these say.
@@ -85,15 +85,12 @@ impl Counts {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
         })?;
-        let pods = watched.pods.state_filter(|pod| {
-            let leaves = pod.metadata.deletion_timestamp.is_some();
-            let starts = !crate::observe::is_ready(pod);
-            !leaves && service_of(pod).as_ref() == Some(&service)
-                // One that starts has no sessions, and one whose gateway was asked is counted whatever the kubelet says.
-                && !(starts && pod.uid().is_none_or(|uid| watched.observations.get(&uid).is_none()))
-        });
+        let seen = |pod: &Pod| watched.observations.get(&pod.uid()?);
+        let mut pods = pods_of(&watched.pods, &service);
+        // One that starts has no sessions; one whose gateway was asked counts, whatever the kubelet says of it.
+        pods.retain(|pod| !leaves(pod) && (is_ready(pod) || seen(pod).is_some()));
         let answers = pods.iter().filter_map(|pod| {
-            let status = watched.observations.get(&pod.uid()?)?.status.ok()?;
+            let status = seen(pod)?.status.ok()?;
             Some(u64::from(match metric {
                 Metric::Sessions => status.sessions,
                 Metric::InFlight => status.in_flight,

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use mcp_mqtt_transport::{
     jsonrpc::Message,
-    mqtt::{ConnectOptions, Connection, Event, Filter, Publication, Qos, TlsFiles},
+    mqtt::{ConnectOptions, Connection, Event, Filter, Publication, Qos},
     topic::{self, ClientId, ServerId, ServerName},
     user_property::{self, Component},
 };
@@ -157,18 +157,7 @@ impl Client {
 
 /// Connection options of the bench's clients and of the echo.
 pub(crate) fn options(url: &Url, client_id: &str) -> ConnectOptions {
-    ConnectOptions {
-        url: url.clone(),
-        client_id: client_id.to_owned(),
-        username: None,
-        password: None,
-        tls: TlsFiles::default(),
-        keep_alive: Duration::from_secs(30),
-        connect_timeout: Duration::from_secs(10),
-        user_properties: Vec::new(),
-        will: None,
-        max_packet_size: 2 << 20,
-    }
+    ConnectOptions { max_packet_size: 2 << 20, ..ConnectOptions::new(url.clone(), client_id) }
 }
 
 /// A QoS 1 subscription that does not hear its own publishes.

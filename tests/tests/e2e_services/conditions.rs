@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 /// The condition of that type.
-fn condition<'a>(status: &'a Value, kind: &str) -> &'a Value {
+pub(crate) fn condition<'a>(status: &'a Value, kind: &str) -> &'a Value {
     let all = status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
     all.iter().find(|condition| condition["type"] == kind).unwrap_or(&Value::Null)
 }

@@ -18,8 +18,10 @@ use mcp_mqtt_transport::{
     mqtt::TlsFiles,
     topic::ClientId,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::{Instant, sleep};
+
+use crate::conditions::condition;
 
 const USERS: [(&str, &str); 3] = [("before", "one"), ("after", "two"), ("caller", "three")];
 
@@ -84,11 +86,6 @@ async fn connected_as(broker: &BrokerPod, pods: &[String], user: &str) -> Result
         ensure!(start.elapsed() < PATIENCE, "none of {pods:?} connected as {user}; the broker's log:\n{log}");
         sleep(Duration::from_millis(200)).await;
     }
-}
-
-fn condition(status: &Value, kind: &str) -> Value {
-    let all = status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    all.iter().find(|condition| condition["type"] == kind).cloned().unwrap_or(Value::Null)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mcp_mqtt_transport::mqtt::{ConnectError, ConnectOptions, Connection, TlsFiles};
+use mcp_mqtt_transport::mqtt::{ConnectError, ConnectOptions, Connection};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -48,17 +48,11 @@ impl FakeBroker {
     }
 
     pub(crate) fn options(&self) -> ConnectOptions {
+        let url = format!("mqtt://127.0.0.1:{}", self.port).parse().expect("a URL");
         ConnectOptions {
-            url: format!("mqtt://127.0.0.1:{}", self.port).parse().expect("a URL"),
-            client_id: "client".to_owned(),
-            username: None,
-            password: None,
-            tls: TlsFiles::default(),
             keep_alive: Duration::from_mins(1),
             connect_timeout: LONG,
-            user_properties: Vec::new(),
-            will: None,
-            max_packet_size: 1 << 20,
+            ..ConnectOptions::new(url, "client")
         }
     }
 
