@@ -9,7 +9,9 @@ mod outbox;
 mod packet;
 mod publisher;
 mod reason;
+mod socket;
 pub mod tls;
+mod wire;
 
 use std::{fmt, time::Duration};
 

@@ -1,84 +1,125 @@
-//! The task that owns the MQTT library's event loop and does nothing but poll it: it never waits for a queue of
-//! ours while it could read, and `poll` is never cancelled in its middle (a half-written packet would be lost).
+//! The task of a connection: it moves packets between the [`Wire`], the [`Outbox`](super::outbox::Outbox) and the
+//! [`Events`], and watches over the deadlines. It never waits for a queue of ours while it could read or write.
 
-use std::{
-    pin::{Pin, pin},
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::poll_fn, io, pin::Pin, sync::Arc, time::Duration};
 
-use rumqttc::{
-    Outgoing,
+use rumqttc::v5::mqttbytes::{
+    Error as CodecError, QoS,
     v5::{
-        ConnectionError, Event as WireEvent, EventLoop, StateError,
-        mqttbytes::{
-            Error as WireError,
-            v5::{DisconnectReasonCode, Packet, PubAckReason, Publish, SubscribeReasonCode, UnsubAckReason},
-        },
+        Disconnect, DisconnectReasonCode, Packet, PingReq, PubAck, PubAckReason, Publish,
+        SubscribeReasonCode, UnsubAckReason,
     },
 };
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{
     CloseReason, Event, Events, Publisher, Qos, ReasonCode, Received,
     dial::{self, Dialled},
-    events::{self, Fill, Sink},
-    outbox::Outbox,
-    packet,
+    events::{self, Sink},
+    outbox::{Outbox, Written},
     publisher::{Limits, Link},
+    wire::{Moved, Wire, WireError},
 };
 
 /// How long the broker has to close the connection after DISCONNECT. Until then we keep reading: a socket closed
 /// with unread bytes is reset, and the reset can overtake our last publishes and the DISCONNECT itself.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// How long an acknowledgement waits for a packet of ours to travel with. A call that takes longer than this pays the
+/// packet of its own; the broker is in no hurry for either.
+const ACK_DELAY: Duration = Duration::from_millis(1);
+
+/// Acknowledgements that wait at most: fewer than a broker lets be in flight to one client (Mosquitto: 20).
+const ACK_BATCH: usize = 8;
+
+/// Bytes that are written at one time; more are taken from the outbox when these are out.
+const WRITE_BYTES: usize = 64 << 10;
+
+/// How long what arrived may stay where it is, and nothing more be read, before we call the receiver stuck for good.
+const PATIENCE: Duration = Duration::from_mins(10);
+
+/// How long to look for what a broker said before it stopped reading.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
 /// Starts the task of a connection.
 pub(super) fn start(dialled: Dialled) -> (Publisher, Events) {
-    let Dialled { client, event_loop, accepted } = dialled;
+    let Dialled { wire, accepted } = dialled;
     let receive_maximum = accepted.receive_maximum.min(dial::MAX_IN_FLIGHT);
     let highest_qos = if accepted.maximum_qos == 0 { Qos::AtMostOnce } else { Qos::AtLeastOnce };
-    let outbox = Outbox::new(client, receive_maximum, highest_qos);
+    let outbox = Outbox::new(receive_maximum, highest_qos);
     let limits = Limits::new(&accepted);
     let link = Arc::new(Link::new(outbox, limits));
     let (sink, events) = events::channel(link.clone());
-    let driver = Driver {
-        event_loop,
-        link: link.clone(),
-        sink,
+    let now = Instant::now();
+    let clock = Clock {
         keep_alive: accepted.keep_alive,
-        last_ping: Instant::now(),
-        progress: Instant::now(),
-        watchdog: Box::pin(sleep(accepted.keep_alive)),
-        disconnected_at: None,
-        dropped: 0,
+        pinged: now,
+        heard: true,
+        blocked: None,
+        paused: None,
+        ack_due: None,
+        disconnected: None,
     };
+    let timer = Box::pin(sleep_until(now + accepted.keep_alive));
+    let driver =
+        Driver { wire, link: link.clone(), sink, clock, timer, unsent_acks: 0, last: false, dropped: 0 };
     tokio::spawn(driver.run());
     (Publisher::new(link), events)
 }
 
 struct Driver {
-    event_loop: EventLoop,
+    wire: Wire,
     link: Arc<Link>,
     sink: Sink,
-    keep_alive: Duration,
-    last_ping: Instant,
-    /// When the last poll began.
-    progress: Instant,
-    /// Looks at `progress` now and then; arming it for each poll would cost more than the poll.
-    watchdog: Pin<Box<Sleep>>,
-    /// When DISCONNECT went out.
-    disconnected_at: Option<Instant>,
+    clock: Clock,
+    /// Goes off at the next deadline or before it: arming it for each packet would cost more than the packet.
+    timer: Pin<Box<Sleep>>,
+    /// Acknowledgements that wait in the wire's output.
+    unsent_acks: usize,
+    /// DISCONNECT is written, if not yet sent: nothing may follow.
+    last: bool,
     /// Messages that nobody was there to take.
     dropped: u64,
+}
+
+/// What is due when.
+struct Clock {
+    keep_alive: Duration,
+    /// When the last PINGREQ went out.
+    pinged: Instant,
+    /// Whether anything came since, or nothing was read.
+    heard: bool,
+    /// Since when the link takes no bytes.
+    blocked: Option<Instant>,
+    /// Since when nothing is read, because what was read is not taken.
+    paused: Option<Instant>,
+    /// When the acknowledgements have to go.
+    ack_due: Option<Instant>,
+    /// When DISCONNECT went out.
+    disconnected: Option<Instant>,
+}
+
+impl Clock {
+    /// The next time to look at it.
+    fn next(&self, disconnect_by: Option<Instant>) -> Instant {
+        let end = self.disconnected.map(|at| at + LINGER).or(disconnect_by);
+        let blocked = self.blocked.map(|since| since + self.patience());
+        let paused = self.paused.map(|since| since + PATIENCE);
+        let due = [end, blocked, paused, self.ack_due].into_iter().flatten().min();
+        let ping = self.pinged + self.keep_alive;
+        due.map_or(ping, |due| due.min(ping))
+    }
+
+    /// As long as brokers wait for us (MQTT 5, section 3.1.2.10).
+    fn patience(&self) -> Duration {
+        self.keep_alive.mul_f32(1.5)
+    }
 }
 
 impl Driver {
     async fn run(mut self) {
         let reason = self.drive().await;
-        // What the library has and the broker did not acknowledge.
-        self.event_loop.clean();
-        let handed_over = self.event_loop.pending.drain(..).filter_map(packet::unwired_publish).collect();
-        let undelivered = self.link.close(reason.clone(), handed_over);
+        let undelivered = self.link.close(reason.clone());
         if undelivered > 0 || self.dropped > 0 {
             tracing::debug!(%reason, undelivered, dropped = self.dropped, "connection over with messages left");
         }
@@ -89,134 +130,166 @@ impl Driver {
             if let Err(reason) = self.step().await {
                 return reason;
             }
-            match self.sink.fill() {
-                Fill::Room => {}
-                _ if self.link.is_disconnecting() || self.link.is_abandoned() => {}
-                Fill::Overwhelmed => return CloseReason::Overwhelmed,
-                Fill::Pause => {
-                    if let Err(reason) = self.pause().await {
-                        return reason;
-                    }
-                }
-            }
         }
     }
 
-    /// Polls once and handles what came.
+    /// Does what can be done, then waits for whatever happens first.
     async fn step(&mut self) -> Result<(), CloseReason> {
-        match self.poll().await? {
-            Ok(event) => self.handle(event),
-            Err(error) => Err(self.over(&error)),
+        // Here and not only below: on a link that is never silent nothing else would have its turn.
+        if self.timer.is_elapsed() {
+            self.check_deadlines()?;
         }
-    }
-
-    /// Polls once, and meanwhile watches over the deadlines.
-    async fn poll(&mut self) -> Result<Result<WireEvent, ConnectionError>, CloseReason> {
-        // The library sends no keep-alive while a flush blocks, so a poll on a link that takes no bytes would last
-        // for ever. A poll on a good link ends at the next keep-alive at the latest.
-        let patience = self.keep_alive.mul_f32(1.5);
-        self.progress = Instant::now();
-        let mut poll = pin!(self.event_loop.poll());
-        loop {
-            let deadline = match self.disconnected_at {
-                Some(at) => Some((at + LINGER, CloseReason::Wanted)),
-                None => self.link.disconnect_deadline().map(|at| (at, CloseReason::DisconnectTimedOut)),
-            };
-            if deadline.is_none() && self.link.is_abandoned() {
-                return Err(CloseReason::Abandoned);
-            }
-            tokio::select! {
-                biased;
-                polled = &mut poll => return Ok(polled),
-                // A disconnect was asked for, or the events were dropped: look again.
-                () = self.link.woken() => {}
-                reason = expiry(deadline) => return Err(reason),
-                () = &mut self.watchdog => {
-                    let due = self.progress + patience;
-                    if Instant::now() >= due {
-                        return Err(CloseReason::KeepAlive(patience));
-                    }
-                    self.watchdog.as_mut().reset(due);
-                }
-            }
+        if self.link.is_abandoned() && !self.link.is_disconnecting() {
+            return Err(CloseReason::Abandoned);
         }
-    }
-
-    /// Nobody takes what arrives: leave the rest in the socket until somebody does, and keep the link alive.
-    async fn pause(&mut self) -> Result<(), CloseReason> {
-        tracing::debug!("reading from the broker paused: what arrived is not taken");
-        loop {
-            let ping_due = self.last_ping + self.keep_alive;
-            tokio::select! {
-                () = self.sink.room() => return Ok(()),
-                () = self.link.woken() => {
-                    if self.link.is_disconnecting() || self.link.is_abandoned() {
-                        return Ok(());
-                    }
-                }
-                () = sleep_until(ping_due) => self.ping().await?,
-            }
+        let reading = self.take_in()?;
+        self.send_out()?;
+        let next = self.clock.next(self.link.disconnect_deadline());
+        if next < self.timer.deadline() {
+            self.timer.as_mut().reset(next);
         }
-    }
-
-    /// Polls until the library has sent its PINGREQ; it may read some packets before.
-    async fn ping(&mut self) -> Result<(), CloseReason> {
-        let before = self.last_ping;
-        while self.last_ping == before {
-            // The answer to the last one stands behind what we do not read.
-            self.event_loop.state.await_pingresp = false;
-            self.step().await?;
-            if self.sink.fill() == Fill::Overwhelmed {
-                return Err(CloseReason::Overwhelmed);
-            }
+        let moved = tokio::select! {
+            biased;
+            moved = poll_fn(|cx| self.wire.poll(cx, reading)) => moved,
+            // There is something to send, a disconnect was asked for, or the events were dropped.
+            () = self.link.woken() => return Ok(()),
+            () = self.sink.room(), if !reading => return Ok(()),
+            () = &mut self.timer => return Ok(()),
+        };
+        match moved {
+            Ok(Moved::In) => self.clock.heard = true,
+            Ok(Moved::Out) => self.sent(),
+            Err(error) => return Err(self.over(error).await),
         }
         Ok(())
     }
 
-    /// The end of the link. What came in before it, in the same read, is still in the library's queue.
-    fn over(&mut self, error: &ConnectionError) -> CloseReason {
-        while let Some(event) = self.event_loop.state.events.pop_front() {
-            if let Err(reason) = self.handle(event) {
+    /// Handles the packets that are here, as long as there is room for them. Whether more should be read.
+    fn take_in(&mut self) -> Result<bool, CloseReason> {
+        loop {
+            if !self.sink.has_room() && !self.link.is_disconnecting() {
+                if self.clock.paused.is_none() {
+                    tracing::debug!("reading from the broker paused: what arrived is not taken");
+                    self.clock.paused = Some(Instant::now());
+                }
+                return Ok(false);
+            }
+            self.clock.paused = None;
+            match self.wire.packet() {
+                Ok(Some(packet)) => self.handle(packet)?,
+                Ok(None) => return Ok(true),
+                Err(error) => return Err(self.close_reason(&error)),
+            }
+        }
+    }
+
+    /// Writes what the outbox has, and with it the acknowledgements that wait.
+    fn send_out(&mut self) -> Result<(), CloseReason> {
+        if self.last {
+            return Ok(());
+        }
+        let written =
+            self.link.write_out(self.wire.output(), WRITE_BYTES).map_err(|error| codec_error(&error))?;
+        if written.is_some() || self.unsent_acks >= ACK_BATCH {
+            self.wire.hurry();
+        }
+        self.last = written == Some(Written::Disconnect);
+        if self.wire.is_sending() {
+            self.clock.blocked.get_or_insert_with(Instant::now);
+        }
+        Ok(())
+    }
+
+    /// All that was urgent is out, the acknowledgements with it.
+    fn sent(&mut self) {
+        self.unsent_acks = 0;
+        self.clock.ack_due = None;
+        self.clock.blocked = None;
+        if self.last {
+            self.clock.disconnected.get_or_insert_with(Instant::now);
+        }
+    }
+
+    fn check_deadlines(&mut self) -> Result<(), CloseReason> {
+        let now = Instant::now();
+        let clock = &mut self.clock;
+        let over = |since: Option<Instant>, patience| since.is_some_and(|since| now >= since + patience);
+        if over(clock.disconnected, LINGER) {
+            return Err(CloseReason::Wanted);
+        }
+        if self.link.disconnect_deadline().is_some_and(|by| now >= by) {
+            return Err(CloseReason::DisconnectTimedOut);
+        }
+        if clock.blocked.is_some() && self.wire.take_progress() {
+            clock.blocked = Some(now);
+        }
+        if over(clock.blocked, clock.patience()) {
+            return Err(CloseReason::KeepAlive(clock.patience()));
+        }
+        if over(clock.paused, PATIENCE) {
+            return Err(CloseReason::Overwhelmed);
+        }
+        if over(Some(clock.pinged), clock.keep_alive) && !self.last {
+            // The answer to the last one may stand behind megabytes that have not been read, or are still coming.
+            if !clock.heard && clock.paused.is_none() {
+                return Err(CloseReason::KeepAlive(clock.keep_alive));
+            }
+            (clock.heard, clock.pinged) = (false, now);
+            PingReq::write(self.wire.output()).map_err(|error| codec_error(&error))?;
+            self.wire.hurry();
+        }
+        if clock.ack_due.is_some_and(|due| now >= due) {
+            self.wire.hurry();
+        }
+        self.timer.as_mut().reset(clock.next(self.link.disconnect_deadline()));
+        Ok(())
+    }
+
+    /// The end of the link. What came in before it counts.
+    async fn over(&mut self, error: WireError) -> CloseReason {
+        if matches!(error, WireError::Write(_)) {
+            // A broker that has had enough of us closes; why, it may have said before.
+            let listen = async {
+                loop {
+                    if let Err(reason) = self.take_in() {
+                        return Some(reason);
+                    }
+                    if poll_fn(|cx| self.wire.poll_in(cx)).await.is_err() {
+                        return None;
+                    }
+                }
+            };
+            if let Ok(Some(reason)) = timeout(LAST_WORDS, listen).await {
                 return reason;
             }
         }
-        if self.disconnected_at.is_some() {
-            return CloseReason::Wanted;
-        }
-        close_reason(error, self.keep_alive)
+        self.close_reason(&error)
     }
 
-    fn handle(&mut self, event: WireEvent) -> Result<(), CloseReason> {
-        match event {
-            WireEvent::Incoming(Packet::Publish(publish)) => return self.received(publish),
-            WireEvent::Incoming(Packet::PubAck(ack)) => {
+    fn handle(&mut self, packet: Packet) -> Result<(), CloseReason> {
+        match packet {
+            Packet::Publish(publish) => return self.received(publish),
+            Packet::PubAck(ack) => {
                 if let Some(refused) = self.link.publish_acked(ack.pkid, puback(ack.reason)) {
                     self.pass_on(Event::Refused(refused));
                 }
             }
-            WireEvent::Incoming(Packet::SubAck(ack)) => {
+            Packet::SubAck(ack) => {
                 self.link.filters_acked(ack.pkid, ack.return_codes.into_iter().map(suback).collect());
             }
-            WireEvent::Incoming(Packet::UnsubAck(ack)) => {
+            Packet::UnsubAck(ack) => {
                 self.link.filters_acked(ack.pkid, ack.reasons.into_iter().map(unsuback).collect());
             }
-            WireEvent::Outgoing(Outgoing::Publish(_) | Outgoing::Subscribe(_) | Outgoing::Unsubscribe(_)) => {
-                self.link.taken();
+            Packet::PingResp(_) => {}
+            Packet::Disconnect(disconnect) => return Err(disconnected(disconnect)),
+            unexpected => {
+                return Err(CloseReason::Protocol(format!("an unexpected packet: {unexpected:?}")));
             }
-            WireEvent::Outgoing(Outgoing::PingReq) => self.last_ping = Instant::now(),
-            WireEvent::Outgoing(Outgoing::Disconnect) => self.disconnected_at = Some(Instant::now()),
-            WireEvent::Outgoing(Outgoing::AwaitAck(id)) => {
-                // Our numbering along with the library has failed: the packet may never go out.
-                return Err(CloseReason::Protocol(format!("packet id {id} was used twice")));
-            }
-            WireEvent::Incoming(_) | WireEvent::Outgoing(_) => {}
         }
         Ok(())
     }
 
     fn received(&mut self, publish: Publish) -> Result<(), CloseReason> {
-        // A broker that delivers is alive; the answer to our ping may stand behind megabytes that we have not read.
-        self.event_loop.state.await_pingresp = false;
         if publish.topic.is_empty() {
             return Err(CloseReason::Protocol("a topic alias, though we allowed none".to_owned()));
         }
@@ -233,49 +306,69 @@ impl Driver {
                 .unwrap_or_default(),
         };
         self.pass_on(Event::Received(received));
+        match publish.qos {
+            QoS::AtMostOnce => Ok(()),
+            QoS::AtLeastOnce => self.acknowledge(publish.pkid),
+            QoS::ExactlyOnce => {
+                Err(CloseReason::Protocol("a message at QoS 2, though we asked for 1 at most".to_owned()))
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, id: u16) -> Result<(), CloseReason> {
+        if self.last {
+            return Ok(());
+        }
+        PubAck::new(id, None).write(self.wire.output()).map_err(|error| codec_error(&error))?;
+        self.unsent_acks += 1;
+        self.clock.ack_due.get_or_insert_with(|| Instant::now() + ACK_DELAY);
         Ok(())
     }
 
     fn pass_on(&mut self, event: Event) {
         // Under a disconnect nobody may be reading; then the rest has nobody to go to.
-        let unwanted = self.link.is_disconnecting() && self.sink.fill() != Fill::Room;
+        let unwanted = self.link.is_disconnecting() && !self.sink.has_room();
         if unwanted || !self.sink.push(event) {
             self.dropped += 1;
         }
     }
-}
 
-/// Waits for the deadline, for ever when there is none.
-async fn expiry(deadline: Option<(Instant, CloseReason)>) -> CloseReason {
-    match deadline {
-        Some((at, reason)) => {
-            sleep_until(at).await;
-            reason
+    fn close_reason(&self, error: &WireError) -> CloseReason {
+        if self.clock.disconnected.is_some() {
+            return CloseReason::Wanted;
         }
-        None => std::future::pending().await,
+        match error {
+            WireError::Closed => CloseReason::ClosedByBroker,
+            WireError::Read(error) | WireError::Write(error) => lost(error),
+            WireError::Codec(error) => codec_error(error),
+        }
     }
 }
 
-fn close_reason(error: &ConnectionError, keep_alive: Duration) -> CloseReason {
-    let ConnectionError::MqttState(state) = error else {
-        return CloseReason::Lost(dial::detail(error));
-    };
-    match state {
-        StateError::ServerDisconnect { reason_code: DisconnectReasonCode::SessionTakenOver, .. } => {
-            CloseReason::SessionTakenOver
+fn lost(error: &io::Error) -> CloseReason {
+    // A TLS peer that ends without close_notify has closed, too.
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        return CloseReason::ClosedByBroker;
+    }
+    CloseReason::Lost(error.to_string())
+}
+
+fn codec_error(error: &CodecError) -> CloseReason {
+    CloseReason::Protocol(match error {
+        CodecError::PayloadSizeLimitExceeded { pkt_size, max } => {
+            format!("a packet of {pkt_size} bytes, though we allowed {max}")
         }
-        StateError::ServerDisconnect { reason_code, reason_string } => {
-            CloseReason::Disconnected { reason: ReasonCode(*reason_code as u8), text: reason_string.clone() }
-        }
-        StateError::ConnectionAborted => CloseReason::ClosedByBroker,
-        StateError::AwaitPingResp => CloseReason::KeepAlive(keep_alive),
-        StateError::Io(_) | StateError::Deserialization(WireError::Io(_)) => {
-            CloseReason::Lost(dial::detail(error))
-        }
-        StateError::Deserialization(WireError::PayloadSizeLimitExceeded { pkt_size, max }) => {
-            CloseReason::Protocol(format!("a packet of {pkt_size} bytes, though we allowed {max}"))
-        }
-        _ => CloseReason::Protocol(dial::detail(error)),
+        error => error.to_string(),
+    })
+}
+
+fn disconnected(disconnect: Disconnect) -> CloseReason {
+    match disconnect.reason_code {
+        DisconnectReasonCode::SessionTakenOver => CloseReason::SessionTakenOver,
+        code => CloseReason::Disconnected {
+            reason: ReasonCode(code as u8),
+            text: disconnect.properties.and_then(|properties| properties.reason_string),
+        },
     }
 }
 

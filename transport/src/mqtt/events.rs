@@ -1,9 +1,8 @@
 //! What arrives.
 //!
 //! Bounded by count and by bytes. When more waits than that, the connection stops reading from its socket: the
-//! broker then holds what follows, and by its own rules drops some. Only what keeps the connection alive goes on,
-//! and what has to be read for that still fits up to a hard limit; beyond it the connection ends, which is the
-//! one explicit end for a receiver that is stuck for good.
+//! broker then holds what follows, and by its own rules drops some. Only sending goes on, and what keeps the connection
+//! alive, until there is room again or the driver loses its patience with a receiver that is stuck for good.
 
 use std::{
     sync::{
@@ -22,11 +21,6 @@ use super::{CloseReason, ReasonCode, Received, publisher::Link};
 pub(super) const PAUSE_MESSAGES: usize = 1024;
 /// Bytes that wait before reading stops.
 pub(super) const PAUSE_BYTES: usize = 8 << 20;
-/// Keep-alives under a pause read on a little (some ten packets each); this much lasts for an hour of them.
-pub(super) const MOST_MESSAGES: usize = 8 * PAUSE_MESSAGES;
-/// As [`MOST_MESSAGES`], in bytes.
-pub(super) const MOST_BYTES: usize = 8 * PAUSE_BYTES;
-
 /// What happens on a connection.
 #[derive(Debug)]
 pub enum Event {
@@ -78,16 +72,6 @@ struct Waiting {
     room: Notify,
 }
 
-/// How full it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fill {
-    Room,
-    /// Stop reading.
-    Pause,
-    /// Not even keep-alives can go on.
-    Overwhelmed,
-}
-
 pub(super) fn channel(link: Arc<Link>) -> (Sink, Events) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let waiting = Arc::new(Waiting::default());
@@ -104,20 +88,14 @@ impl Sink {
         self.messages.send(event).is_ok()
     }
 
-    pub(super) fn fill(&self) -> Fill {
+    pub(super) fn has_room(&self) -> bool {
         let (messages, bytes) = (self.waiting.messages.load(SeqCst), self.waiting.bytes.load(SeqCst));
-        if messages > MOST_MESSAGES || bytes > MOST_BYTES {
-            Fill::Overwhelmed
-        } else if messages >= PAUSE_MESSAGES || bytes >= PAUSE_BYTES {
-            Fill::Pause
-        } else {
-            Fill::Room
-        }
+        messages < PAUSE_MESSAGES && bytes < PAUSE_BYTES
     }
 
     /// Waits until there is room.
     pub(super) async fn room(&self) {
-        while self.fill() != Fill::Room {
+        while !self.has_room() {
             self.waiting.room.notified().await;
         }
     }

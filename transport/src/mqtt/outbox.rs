@@ -1,13 +1,15 @@
 //! What waits to be sent, and who waits for an answer.
 //!
-//! The library numbers packets by itself and lets two of them have one number at a time: a publish then waits in a
-//! "collision" that can stall or wedge it, and a SUBSCRIBE simply reuses the number. So we number along and hand it
-//! a packet only when its number is free. That also keeps us within the broker's Receive Maximum.
+//! Packet ids go round from 1 to the broker's Receive Maximum, and one is given out only when it is free again: so they
+//! cannot collide, and we stay within the Receive Maximum (MQTT 5, section 4.9) without counting.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, mem};
 
-use bytes::Bytes;
-use rumqttc::v5::AsyncClient;
+use bytes::BytesMut;
+use rumqttc::v5::mqttbytes::{
+    Error as CodecError,
+    v5::{Disconnect, DisconnectReasonCode, Publish, Subscribe, Unsubscribe},
+};
 use tokio::sync::oneshot;
 
 use super::{Filter, Publication, PublishError, Qos, ReasonCode, Refused, packet};
@@ -18,21 +20,14 @@ pub(super) const QUEUE: usize = 1024;
 /// Bytes that may wait, whatever their number: one publication is always taken, more only up to this.
 pub(super) const QUEUE_BYTES: usize = 16 << 20;
 
-/// Bytes that may be unacknowledged, whatever their number: the library keeps each publication until its PUBACK, and
-/// 64 of the largest would be more than a gateway is meant to hold.
+/// Bytes that may be unacknowledged, whatever their number: each publication is kept until its PUBACK, and 64 of the
+/// largest would be more than a gateway is meant to hold.
 const IN_FLIGHT_BYTES: usize = 4 << 20;
-
-/// Packets handed to the library and not yet taken by it. A few keep it busy; the rest waits here, where it is
-/// counted.
-pub(super) const FEED: usize = 16;
 
 /// See the module.
 pub(super) struct Outbox {
-    client: AsyncClient,
     waiting: VecDeque<Item>,
     waiting_bytes: usize,
-    /// Handed over and not yet taken; at most [`FEED`].
-    fed: usize,
     window: Window,
     highest_qos: Qos,
     phase: Phase,
@@ -65,26 +60,28 @@ pub(super) enum Wanted {
 
 /// What waits for the acknowledgement of a packet id.
 enum Ack {
+    /// Kept as it was written, for [`Outbox::take_publications`].
     Publish {
+        publish: Publish,
         size: usize,
-        reply: Option<oneshot::Sender<ReasonCode>>,
-    },
-    /// The payload is shared with the library, which keeps it until the PUBACK as well.
-    Noted {
-        size: usize,
-        note: u64,
-        payload: Bytes,
+        wanted: Wanted,
     },
     Filters(oneshot::Sender<Vec<ReasonCode>>),
 }
 
+/// What was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Written {
+    Packet,
+    /// DISCONNECT: nothing may follow.
+    Disconnect,
+}
+
 impl Outbox {
-    pub(super) fn new(client: AsyncClient, receive_maximum: u16, highest_qos: Qos) -> Self {
+    pub(super) fn new(receive_maximum: u16, highest_qos: Qos) -> Self {
         Self {
-            client,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
-            fed: 0,
             window: Window::new(receive_maximum),
             highest_qos,
             phase: Phase::Open,
@@ -103,7 +100,7 @@ impl Outbox {
         self.phase == Phase::Open
     }
 
-    /// Queues all of `items` or none, and hands over what can go.
+    /// Queues all of `items` or none.
     pub(super) fn push(&mut self, items: impl ExactSizeIterator<Item = Item>) -> Result<(), PublishError> {
         if self.phase != Phase::Open {
             return Err(PublishError::Closed);
@@ -116,7 +113,6 @@ impl Outbox {
             return Err(PublishError::Full);
         }
         self.waiting_bytes += size;
-        self.feed();
         Ok(())
     }
 
@@ -127,50 +123,44 @@ impl Outbox {
         }
         self.phase = Phase::Disconnecting;
         self.waiting.push_back(Item::Disconnect);
-        self.feed();
         true
     }
 
-    /// The library has taken a packet. True when that made room.
-    pub(super) fn taken(&mut self) -> bool {
-        self.fed = self.fed.saturating_sub(1);
-        self.feed()
-    }
-
-    /// PUBACK. True when that made room; and a refusal, when somebody wants to know of it.
-    pub(super) fn publish_acked(&mut self, id: u16, reason: ReasonCode) -> (bool, Option<Refused>) {
-        let refused = match self.window.release(id) {
-            Some(Ack::Noted { note, payload, .. }) if reason.is_error() => {
-                Some(Refused { note, payload, reason })
+    /// PUBACK. A refusal, when somebody wants to know of it.
+    pub(super) fn publish_acked(&mut self, id: u16, reason: ReasonCode) -> Option<Refused> {
+        let Ack::Publish { publish, wanted, .. } = self.window.release(id)? else { return None };
+        match wanted {
+            Wanted::Refusal(note) if reason.is_error() => {
+                Some(Refused { note, payload: publish.payload, reason })
             }
-            Some(Ack::Publish { reply: Some(reply), .. }) => {
+            Wanted::Reply(reply) => {
                 // Who asked may be gone; then nobody needs to know.
                 let _ = reply.send(reason);
                 None
             }
-            _ => None,
-        };
-        (self.feed(), refused)
+            Wanted::Nothing | Wanted::Refusal(_) => None,
+        }
     }
 
-    /// SUBACK or UNSUBACK. True when that made room.
-    pub(super) fn filters_acked(&mut self, id: u16, reasons: Vec<ReasonCode>) -> bool {
+    /// SUBACK or UNSUBACK.
+    pub(super) fn filters_acked(&mut self, id: u16, reasons: Vec<ReasonCode>) {
         if let Some(Ack::Filters(reply)) = self.window.release(id) {
             let _ = reply.send(reasons);
         }
-        self.feed()
     }
 
-    /// All publications that are left at the end of the connection, the oldest first: those that were handed over, by
-    /// packet id, and those that wait.
-    pub(super) fn take_publications(&mut self, mut handed_over: Vec<(u16, Publication)>) -> Vec<Publication> {
-        // Without an id they have not been taken yet, and come in order. (A QoS 0 one may change its place.)
-        handed_over.sort_by_key(|(id, _)| if *id == 0 { usize::MAX } else { self.window.age(*id) });
-        let waiting = std::mem::take(&mut self.waiting).into_iter().filter_map(|item| match item {
+    /// All publications that are left at the end of the connection, the oldest first: those that were sent and not
+    /// acknowledged, and those that wait.
+    pub(super) fn take_publications(&mut self) -> Vec<Publication> {
+        let sent = self.window.take_oldest_first().into_iter().filter_map(|ack| match ack {
+            Ack::Publish { publish, .. } => packet::unwired_publish(publish),
+            Ack::Filters(_) => None,
+        });
+        let waiting = mem::take(&mut self.waiting).into_iter().filter_map(|item| match item {
             Item::Publish { publication, .. } => Some(publication),
             _ => None,
         });
-        handed_over.into_iter().map(|(_, publication)| publication).chain(waiting).collect()
+        sent.chain(waiting).collect()
     }
 
     /// Nothing more will be sent or answered: who waits learns it by the end of its channel.
@@ -178,19 +168,17 @@ impl Outbox {
         self.phase = Phase::Closed;
         self.waiting = VecDeque::new();
         self.waiting_bytes = 0;
-        self.window.clear();
+        self.window.take_oldest_first();
     }
 
-    /// Hands over what can go, in order. True when that made room.
-    fn feed(&mut self) -> bool {
-        let before = self.waiting.len();
-        while self.fed < FEED && self.waiting.front().is_some_and(|item| !self.has_to_wait(item)) {
-            let Some(item) = self.waiting.pop_front() else { break };
-            self.waiting_bytes -= item.size();
-            self.fed += 1;
-            self.hand_over(item);
+    /// Writes the next packet, if there is one that can go.
+    pub(super) fn write_next(&mut self, output: &mut BytesMut) -> Option<Result<Written, CodecError>> {
+        if self.waiting.front().is_none_or(|item| self.has_to_wait(item)) {
+            return None;
         }
-        self.waiting.len() < before
+        let item = self.waiting.pop_front()?;
+        self.waiting_bytes -= item.size();
+        Some(self.write(item, output))
     }
 
     /// Whether its packet id is still in use.
@@ -208,48 +196,38 @@ impl Outbox {
         publication.qos.min(self.highest_qos)
     }
 
-    fn hand_over(&mut self, item: Item) {
-        let handed = match item {
+    fn write(&mut self, item: Item, output: &mut BytesMut) -> Result<Written, CodecError> {
+        match item {
             Item::Publish { publication, size, wanted } => {
                 let qos = self.qos(&publication);
+                let id = if qos == Qos::AtLeastOnce { self.window.next_id() } else { 0 };
+                let publish = packet::wire_publish(publication, qos, id);
+                publish.write(output)?;
                 match (qos, wanted) {
-                    (Qos::AtLeastOnce, Wanted::Nothing) => {
-                        self.window.occupy(Ack::Publish { size, reply: None });
-                    }
-                    (Qos::AtLeastOnce, Wanted::Reply(reply)) => {
-                        self.window.occupy(Ack::Publish { size, reply: Some(reply) });
-                    }
-                    (Qos::AtLeastOnce, Wanted::Refusal(note)) => {
-                        self.window.occupy(Ack::Noted { size, note, payload: publication.payload.clone() });
+                    (Qos::AtLeastOnce, wanted) => {
+                        self.window.occupy(Ack::Publish { publish, size, wanted });
                     }
                     // A broker with QoS 0 only has no PUBACK: written is all that can be known.
                     (Qos::AtMostOnce, Wanted::Reply(reply)) => drop(reply.send(ReasonCode::SUCCESS)),
                     (Qos::AtMostOnce, Wanted::Nothing | Wanted::Refusal(_)) => {}
                 }
-                let Publication { topic, payload, retain, user_properties, .. } = publication;
-                let qos = packet::wire_qos(qos);
-                if user_properties.is_empty() {
-                    self.client.try_publish(topic, qos, retain, payload)
-                } else {
-                    let properties = packet::wire_properties(user_properties);
-                    self.client.try_publish_with_properties(topic, qos, retain, payload, properties)
-                }
             }
             Item::Subscribe { filters, reply } => {
+                let filters = packet::wire_filters(filters, self.highest_qos);
+                Subscribe { pkid: self.window.next_id(), filters, properties: None }.write(output)?;
                 self.window.occupy(Ack::Filters(reply));
-                self.client.try_subscribe_many(packet::wire_filters(filters, self.highest_qos))
             }
             Item::Unsubscribe { filter, reply } => {
+                Unsubscribe { pkid: self.window.next_id(), filters: vec![filter], properties: None }
+                    .write(output)?;
                 self.window.occupy(Ack::Filters(reply));
-                self.client.try_unsubscribe(filter)
             }
-            Item::Disconnect => self.client.try_disconnect(),
-        };
-        // Its queue has room for FEED packets and our checks are no weaker than its own; so this happens only when
-        // the event loop is gone, and then all of this is about to be closed.
-        if handed.is_err() {
-            tracing::debug!("the event loop took no packet: the connection is closing");
+            Item::Disconnect => {
+                Disconnect::new(DisconnectReasonCode::NormalDisconnection).write(output)?;
+                return Ok(Written::Disconnect);
+            }
         }
+        Ok(Written::Packet)
     }
 }
 
@@ -269,10 +247,11 @@ impl Item {
     }
 }
 
-/// The library's packet ids, numbered along: 1 to `max`, then 1 again.
+/// The packet ids: 1 to `max`, then 1 again.
 struct Window {
-    last: u16,
-    /// By packet id; 0 is none.
+    /// The one to be given out next.
+    next: u16,
+    /// By packet id, less one.
     slots: Vec<Option<Ack>>,
     /// Bytes of the publications in it.
     bytes: usize,
@@ -280,48 +259,43 @@ struct Window {
 
 impl Window {
     fn new(max: u16) -> Self {
-        Self { last: 0, slots: (0..=max).map(|_| None).collect(), bytes: 0 }
+        Self { next: 1, slots: (0..max).map(|_| None).collect(), bytes: 0 }
     }
 
-    fn next(&self) -> usize {
-        usize::from(self.last) + 1
-    }
-
-    /// Orders the ids in use, the oldest first: they go round, and the last one was given out last.
-    fn age(&self, id: u16) -> usize {
-        let max = self.slots.len() - 1;
-        (usize::from(id) + max - self.next()) % max
+    fn next_id(&self) -> u16 {
+        self.next
     }
 
     fn has_room(&self, size: usize) -> bool {
-        self.slots[self.next()].is_none() && (self.bytes == 0 || self.bytes + size <= IN_FLIGHT_BYTES)
+        let free = self.slots[usize::from(self.next) - 1].is_none();
+        free && (self.bytes == 0 || self.bytes + size <= IN_FLIGHT_BYTES)
     }
 
+    /// Gives out the next id.
     fn occupy(&mut self, ack: Ack) {
-        let next = self.next();
         self.bytes += ack.size();
-        self.slots[next] = Some(ack);
-        self.last = if next + 1 == self.slots.len() { 0 } else { self.last + 1 };
+        self.slots[usize::from(self.next) - 1] = Some(ack);
+        self.next = if usize::from(self.next) == self.slots.len() { 1 } else { self.next + 1 };
     }
 
     fn release(&mut self, id: u16) -> Option<Ack> {
-        let ack = self.slots.get_mut(usize::from(id))?.take()?;
+        let ack = self.slots.get_mut(usize::from(id).checked_sub(1)?)?.take()?;
         self.bytes -= ack.size();
         Some(ack)
     }
 
-    fn clear(&mut self) {
-        for slot in &mut self.slots {
-            *slot = None;
-        }
+    /// Ids go round, so the next one to be given out is the one that was given out longest ago.
+    fn take_oldest_first(&mut self) -> Vec<Ack> {
         self.bytes = 0;
+        let (new, old) = self.slots.split_at_mut(usize::from(self.next) - 1);
+        old.iter_mut().chain(new).filter_map(Option::take).collect()
     }
 }
 
 impl Ack {
     fn size(&self) -> usize {
         match self {
-            Self::Publish { size, .. } | Self::Noted { size, .. } => *size,
+            Self::Publish { size, .. } => *size,
             Self::Filters(_) => 0,
         }
     }

@@ -1,12 +1,9 @@
 //! What MQTT can carry, and how many bytes it takes on the wire.
 
-use rumqttc::v5::{
-    Request,
-    mqttbytes::{
-        QoS,
-        v5::{Filter as WireFilter, LastWill, LastWillProperties, PublishProperties},
-        valid_filter,
-    },
+use rumqttc::v5::mqttbytes::{
+    QoS,
+    v5::{Filter as WireFilter, LastWill, LastWillProperties, Publish, PublishProperties},
+    valid_filter,
 };
 
 use super::{Filter, Publication, PublishError, Qos};
@@ -109,22 +106,23 @@ pub(super) fn wire_qos(qos: Qos) -> QoS {
     }
 }
 
-/// The properties of a PUBLISH. No topic alias, ever (the library delivers aliased messages without a topic).
-pub(super) fn wire_properties(user_properties: Vec<(String, String)>) -> PublishProperties {
-    PublishProperties { user_properties, ..PublishProperties::default() }
+/// The PUBLISH of a publication, with its packet id (0 at QoS 0). No topic alias, ever.
+pub(super) fn wire_publish(publication: Publication, qos: Qos, id: u16) -> Publish {
+    let Publication { topic, payload, retain, user_properties, .. } = publication;
+    let properties = (!user_properties.is_empty())
+        .then(|| PublishProperties { user_properties, ..PublishProperties::default() });
+    Publish { dup: false, qos: wire_qos(qos), retain, topic: topic.into(), pkid: id, payload, properties }
 }
 
-/// The publication of a request, if it is one, and its packet id; 0 for none yet.
-pub(super) fn unwired_publish(request: Request) -> Option<(u16, Publication)> {
-    let Request::Publish(publish) = request else { return None };
-    let publication = Publication {
+/// The publication of a PUBLISH of ours.
+pub(super) fn unwired_publish(publish: Publish) -> Option<Publication> {
+    Some(Publication {
         topic: String::from_utf8(publish.topic.into()).ok()?,
         payload: publish.payload,
         qos: if publish.qos == QoS::AtMostOnce { Qos::AtMostOnce } else { Qos::AtLeastOnce },
         retain: publish.retain,
         user_properties: publish.properties.map(|properties| properties.user_properties).unwrap_or_default(),
-    };
-    Some((publish.pkid, publication))
+    })
 }
 
 pub(super) fn wire_filters(filters: Vec<Filter>, highest: Qos) -> Vec<WireFilter> {
@@ -159,7 +157,7 @@ pub(super) fn wire_will(will: &Publication) -> LastWill {
 mod tests {
     use bytes::{Bytes, BytesMut};
     use proptest::prelude::*;
-    use rumqttc::v5::mqttbytes::v5::{Packet, Publish, Subscribe, Unsubscribe};
+    use rumqttc::v5::mqttbytes::v5::{Packet, Subscribe, Unsubscribe};
 
     use super::*;
 
@@ -182,11 +180,7 @@ mod tests {
                 topic, payload: Bytes::from(vec![0; payload]), qos, retain: false, user_properties: properties,
             };
             let size = publish_size(&publication);
-            let properties = wire_properties(publication.user_properties.clone());
-            let mut publish = Publish::new(
-                publication.topic.as_str(), wire_qos(qos), publication.payload.clone(), Some(properties),
-            );
-            publish.pkid = u16::from(at_least_once);
+            let publish = wire_publish(publication, qos, u16::from(at_least_once));
             prop_assert_eq!(size, written(&Packet::Publish(publish)));
         }
 

@@ -13,6 +13,8 @@ use std::{
     time::Duration,
 };
 
+use bytes::BytesMut;
+use rumqttc::v5::mqttbytes::Error as CodecError;
 use tokio::{
     sync::{Notify, oneshot, watch},
     time::{Instant, timeout, timeout_at},
@@ -20,7 +22,7 @@ use tokio::{
 
 use super::{
     Accepted, CloseReason, Filter, Publication, PublishError, Qos, ReasonCode, Refused,
-    outbox::{Item, Outbox, Wanted},
+    outbox::{Item, Outbox, Wanted, Written},
     packet,
 };
 
@@ -36,7 +38,7 @@ pub(super) struct Link {
     limits: Limits,
     /// There is room in the outbox again.
     room: Notify,
-    /// For the driver: a disconnect was asked for, or the events were dropped.
+    /// For the driver: there is something to send, or the events were dropped.
     wake: Notify,
     /// When a disconnect has to be done.
     disconnect_by: Mutex<Option<Instant>>,
@@ -127,7 +129,7 @@ impl Publisher {
         packet::check_filters(filters.iter().map(|filter| filter.filter.as_str()))?;
         self.link.check_size(packet::subscribe_size(&filters))?;
         let (reply, receiver) = oneshot::channel();
-        self.link.outbox().push([Item::Subscribe { filters, reply }].into_iter())?;
+        self.link.push([Item::Subscribe { filters, reply }].into_iter())?;
         Ok(SubscribeReply(receiver))
     }
 
@@ -159,7 +161,7 @@ impl Publisher {
             waiting.push(receiver);
             items.push(Item::Unsubscribe { filter, reply });
         }
-        self.link.outbox().push(items.into_iter())?;
+        self.link.push(items.into_iter())?;
         Ok(UnsubscribeReply { waiting, reasons: Vec::new() })
     }
 
@@ -237,7 +239,7 @@ impl Publisher {
         }
         let item = Item::publish(publication, wanted);
         self.link.check_size(item.size())?;
-        self.link.outbox().push([item].into_iter())
+        self.link.push([item].into_iter())
     }
 
     /// Tries until there was room.
@@ -298,26 +300,39 @@ impl Link {
         if size > limit { Err(PublishError::TooLarge { limit, size }) } else { Ok(()) }
     }
 
-    pub(super) fn taken(&self) {
-        let made_room = self.outbox().taken();
-        self.tell_room(made_room);
+    fn push(&self, items: impl ExactSizeIterator<Item = Item>) -> Result<(), PublishError> {
+        self.outbox().push(items)?;
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// Writes what can go, until the output has `enough` bytes. What the last one was, if there was any.
+    pub(super) fn write_out(
+        &self,
+        output: &mut BytesMut,
+        enough: usize,
+    ) -> Result<Option<Written>, CodecError> {
+        let mut last = None;
+        {
+            let mut outbox = self.outbox();
+            while output.len() < enough
+                && let Some(written) = outbox.write_next(output)
+            {
+                last = Some(written?);
+            }
+        }
+        if last.is_some() {
+            self.room.notify_waiters();
+        }
+        Ok(last)
     }
 
     pub(super) fn publish_acked(&self, id: u16, reason: ReasonCode) -> Option<Refused> {
-        let (made_room, refused) = self.outbox().publish_acked(id, reason);
-        self.tell_room(made_room);
-        refused
+        self.outbox().publish_acked(id, reason)
     }
 
     pub(super) fn filters_acked(&self, id: u16, reasons: Vec<ReasonCode>) {
-        let made_room = self.outbox().filters_acked(id, reasons);
-        self.tell_room(made_room);
-    }
-
-    fn tell_room(&self, made_room: bool) {
-        if made_room {
-            self.room.notify_waiters();
-        }
+        self.outbox().filters_acked(id, reasons);
     }
 
     fn start_disconnect(&self, by: Instant) {
@@ -360,10 +375,10 @@ impl Link {
     }
 
     /// The connection is over; everybody who waits learns it. How many publications may not have arrived.
-    pub(super) fn close(&self, reason: CloseReason, handed_over: Vec<(u16, Publication)>) -> usize {
+    pub(super) fn close(&self, reason: CloseReason) -> usize {
         let undelivered = {
             let mut outbox = self.outbox();
-            let undelivered = outbox.take_publications(handed_over);
+            let undelivered = outbox.take_publications();
             outbox.close();
             undelivered
         };
