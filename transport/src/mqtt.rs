@@ -21,7 +21,7 @@ pub use self::{
     accepted::Accepted,
     error::{CloseReason, ConnectError, PublishError},
     events::{Event, Events, Refused},
-    publisher::{PublishReply, Publisher, SubscribeReply, UnsubscribeReply},
+    publisher::{FilterReply, PublishReply, Publisher},
     reason::ReasonCode,
 };
 

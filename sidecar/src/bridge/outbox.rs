@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use mcp_mqtt_transport::{
-    mqtt::{PublishError, PublishReply, SubscribeReply, UnsubscribeReply},
+    mqtt::{FilterReply, PublishError, PublishReply},
     topic::ClientId,
 };
 
@@ -28,8 +28,8 @@ pub(super) enum Sent {
     Bytes(usize),
     /// It has not gone yet.
     Waits,
-    Subscribing(SessionId, SubscribeReply),
-    Unsubscribing(UnsubscribeReply),
+    Subscribing(SessionId, FilterReply),
+    Unsubscribing(FilterReply),
     Announcing(bool, PublishReply),
 }
 

@@ -290,6 +290,11 @@ impl Driver {
     }
 
     fn received(&mut self, publish: Publish) -> Result<(), CloseReason> {
+        if publish.qos == QoS::ExactlyOnce {
+            return Err(CloseReason::Protocol(
+                "a message at QoS 2, though we asked for 1 at most".to_owned(),
+            ));
+        }
         if publish.topic.is_empty() {
             return Err(CloseReason::Protocol("a topic alias, though we allowed none".to_owned()));
         }
@@ -306,13 +311,7 @@ impl Driver {
                 .unwrap_or_default(),
         };
         self.pass_on(Event::Received(received));
-        match publish.qos {
-            QoS::AtMostOnce => Ok(()),
-            QoS::AtLeastOnce => self.acknowledge(publish.pkid),
-            QoS::ExactlyOnce => {
-                Err(CloseReason::Protocol("a message at QoS 2, though we asked for 1 at most".to_owned()))
-            }
-        }
+        if publish.qos == QoS::AtLeastOnce { self.acknowledge(publish.pkid) } else { Ok(()) }
     }
 
     fn acknowledge(&mut self, id: u16) -> Result<(), CloseReason> {

@@ -8,7 +8,7 @@ use std::{collections::VecDeque, mem};
 use bytes::BytesMut;
 use rumqttc::v5::mqttbytes::{
     Error as CodecError,
-    v5::{Disconnect, DisconnectReasonCode, Publish, Subscribe, Unsubscribe},
+    v5::{Disconnect, DisconnectReasonCode, Subscribe, Unsubscribe},
 };
 use tokio::sync::oneshot;
 
@@ -45,7 +45,7 @@ enum Phase {
 pub(super) enum Item {
     Publish { publication: Publication, size: usize, wanted: Wanted },
     Subscribe { filters: Vec<Filter>, reply: oneshot::Sender<Vec<ReasonCode>> },
-    Unsubscribe { filter: String, reply: oneshot::Sender<Vec<ReasonCode>> },
+    Unsubscribe { filters: Vec<String>, reply: oneshot::Sender<Vec<ReasonCode>> },
     Disconnect,
 }
 
@@ -60,12 +60,7 @@ pub(super) enum Wanted {
 
 /// What waits for the acknowledgement of a packet id.
 enum Ack {
-    /// Kept as it was written, for [`Outbox::take_publications`].
-    Publish {
-        publish: Publish,
-        size: usize,
-        wanted: Wanted,
-    },
+    Publish { publication: Publication, size: usize, wanted: Wanted },
     Filters(oneshot::Sender<Vec<ReasonCode>>),
 }
 
@@ -100,18 +95,16 @@ impl Outbox {
         self.phase == Phase::Open
     }
 
-    /// Queues all of `items` or none.
-    pub(super) fn push(&mut self, items: impl ExactSizeIterator<Item = Item>) -> Result<(), PublishError> {
+    /// Queues a packet.
+    pub(super) fn push(&mut self, item: Item) -> Result<(), PublishError> {
         if self.phase != Phase::Open {
             return Err(PublishError::Closed);
         }
-        let (count, before) = (items.len(), self.waiting.len());
-        self.waiting.extend(items);
-        let size: usize = self.waiting.range(before..).map(Item::size).sum();
-        if self.waiting_bytes > 0 && self.waiting_bytes + size > QUEUE_BYTES || before + count > QUEUE {
-            self.waiting.truncate(before);
+        let size = item.size();
+        if self.room(size) == 0 {
             return Err(PublishError::Full);
         }
+        self.waiting.push_back(item);
         self.waiting_bytes += size;
         Ok(())
     }
@@ -128,10 +121,10 @@ impl Outbox {
 
     /// PUBACK. A refusal, when somebody wants to know of it.
     pub(super) fn publish_acked(&mut self, id: u16, reason: ReasonCode) -> Option<Refused> {
-        let Ack::Publish { publish, wanted, .. } = self.window.release(id)? else { return None };
+        let Ack::Publish { publication, wanted, .. } = self.window.release(id)? else { return None };
         match wanted {
             Wanted::Refusal(note) if reason.is_error() => {
-                Some(Refused { note, payload: publish.payload, reason })
+                Some(Refused { note, payload: publication.payload, reason })
             }
             Wanted::Reply(reply) => {
                 // Who asked may be gone; then nobody needs to know.
@@ -153,7 +146,7 @@ impl Outbox {
     /// acknowledged, and those that wait.
     pub(super) fn take_publications(&mut self) -> Vec<Publication> {
         let sent = self.window.take_oldest_first().into_iter().filter_map(|ack| match ack {
-            Ack::Publish { publish, .. } => packet::unwired_publish(publish),
+            Ack::Publish { publication, .. } => Some(publication),
             Ack::Filters(_) => None,
         });
         let waiting = mem::take(&mut self.waiting).into_iter().filter_map(|item| match item {
@@ -201,11 +194,10 @@ impl Outbox {
             Item::Publish { publication, size, wanted } => {
                 let qos = self.qos(&publication);
                 let id = if qos == Qos::AtLeastOnce { self.window.next_id() } else { 0 };
-                let publish = packet::wire_publish(publication, qos, id);
-                publish.write(output)?;
+                let publication = packet::write_publish(publication, qos, id, output)?;
                 match (qos, wanted) {
                     (Qos::AtLeastOnce, wanted) => {
-                        self.window.occupy(Ack::Publish { publish, size, wanted });
+                        self.window.occupy(Ack::Publish { publication, size, wanted });
                     }
                     // A broker with QoS 0 only has no PUBACK: written is all that can be known.
                     (Qos::AtMostOnce, Wanted::Reply(reply)) => drop(reply.send(ReasonCode::SUCCESS)),
@@ -217,9 +209,8 @@ impl Outbox {
                 Subscribe { pkid: self.window.next_id(), filters, properties: None }.write(output)?;
                 self.window.occupy(Ack::Filters(reply));
             }
-            Item::Unsubscribe { filter, reply } => {
-                Unsubscribe { pkid: self.window.next_id(), filters: vec![filter], properties: None }
-                    .write(output)?;
+            Item::Unsubscribe { filters, reply } => {
+                Unsubscribe { pkid: self.window.next_id(), filters, properties: None }.write(output)?;
                 self.window.occupy(Ack::Filters(reply));
             }
             Item::Disconnect => {
@@ -241,7 +232,7 @@ impl Item {
         match self {
             Self::Publish { size, .. } => *size,
             Self::Subscribe { filters, .. } => packet::subscribe_size(filters),
-            Self::Unsubscribe { filter, .. } => packet::unsubscribe_size(filter),
+            Self::Unsubscribe { filters, .. } => packet::unsubscribe_size(filters),
             Self::Disconnect => 0,
         }
     }

@@ -1,14 +1,15 @@
 //! What MQTT can carry, and how many bytes it takes on the wire.
 
+use bytes::BytesMut;
 use rumqttc::v5::mqttbytes::{
-    QoS,
+    Error as CodecError, QoS,
     v5::{Filter as WireFilter, LastWill, LastWillProperties, Publish, PublishProperties},
     valid_filter,
 };
 
 use super::{Filter, Publication, PublishError, Qos};
 
-/// Longest string of MQTT; the library would cut a longer one and write a broken packet.
+/// Longest string of MQTT; the codec would cut a longer one and write a broken packet.
 const MAX_STRING_BYTES: usize = 65_535;
 
 /// Largest packet of MQTT: type, four bytes of length, 268,435,455 bytes.
@@ -79,8 +80,8 @@ pub(super) fn subscribe_size(filters: &[Filter]) -> usize {
 }
 
 /// Bytes of the UNSUBSCRIBE packet.
-pub(super) fn unsubscribe_size(filter: &str) -> usize {
-    whole(2 + prefixed(0) + 2 + filter.len())
+pub(super) fn unsubscribe_size(filters: &[String]) -> usize {
+    whole(2 + prefixed(0) + filters.iter().map(|filter| 2 + filter.len()).sum::<usize>())
 }
 
 /// A packet with so many bytes after its fixed header.
@@ -106,21 +107,32 @@ pub(super) fn wire_qos(qos: Qos) -> QoS {
     }
 }
 
-/// The PUBLISH of a publication, with its packet id (0 at QoS 0). No topic alias, ever.
-pub(super) fn wire_publish(publication: Publication, qos: Qos, id: u16) -> Publish {
-    let Publication { topic, payload, retain, user_properties, .. } = publication;
+/// Writes a PUBLISH with this packet id (0 at QoS 0), and gives the publication back as it was. No topic alias, ever.
+pub(super) fn write_publish(
+    publication: Publication,
+    qos: Qos,
+    id: u16,
+    output: &mut BytesMut,
+) -> Result<Publication, CodecError> {
+    let Publication { topic, payload, qos: wanted, retain, user_properties } = publication;
     let properties = (!user_properties.is_empty())
         .then(|| PublishProperties { user_properties, ..PublishProperties::default() });
-    Publish { dup: false, qos: wire_qos(qos), retain, topic: topic.into(), pkid: id, payload, properties }
-}
-
-/// The publication of a PUBLISH of ours.
-pub(super) fn unwired_publish(publish: Publish) -> Option<Publication> {
-    Some(Publication {
-        topic: String::from_utf8(publish.topic.into()).ok()?,
+    let publish = Publish {
+        dup: false,
+        qos: wire_qos(qos),
+        retain,
+        topic: topic.into(),
+        pkid: id,
+        payload,
+        properties,
+    };
+    publish.write(output)?;
+    Ok(Publication {
+        // It was a string before.
+        topic: String::from_utf8(publish.topic.into()).unwrap_or_default(),
         payload: publish.payload,
-        qos: if publish.qos == QoS::AtMostOnce { Qos::AtMostOnce } else { Qos::AtLeastOnce },
-        retain: publish.retain,
+        qos: wanted,
+        retain,
         user_properties: publish.properties.map(|properties| properties.user_properties).unwrap_or_default(),
     })
 }
@@ -155,7 +167,7 @@ pub(super) fn wire_will(will: &Publication) -> LastWill {
 
 #[cfg(test)]
 mod tests {
-    use bytes::{Bytes, BytesMut};
+    use bytes::Bytes;
     use proptest::prelude::*;
     use rumqttc::v5::mqttbytes::v5::{Packet, Subscribe, Unsubscribe};
 
@@ -180,8 +192,12 @@ mod tests {
                 topic, payload: Bytes::from(vec![0; payload]), qos, retain: false, user_properties: properties,
             };
             let size = publish_size(&publication);
-            let publish = wire_publish(publication, qos, u16::from(at_least_once));
-            prop_assert_eq!(size, written(&Packet::Publish(publish)));
+            let mut output = BytesMut::new();
+            let back = write_publish(publication.clone(), qos, u16::from(at_least_once), &mut output);
+            prop_assert_eq!(size, output.len());
+            let back = back.expect("it can be written");
+            prop_assert_eq!((&back.topic, &back.payload), (&publication.topic, &publication.payload));
+            prop_assert_eq!(back.user_properties, publication.user_properties);
         }
 
         #[test]
@@ -192,9 +208,8 @@ mod tests {
             let mut subscribe = Subscribe::new_many(wire_filters(filters.clone(), Qos::AtLeastOnce), None);
             subscribe.pkid = 1;
             prop_assert_eq!(subscribe_size(&filters), written(&Packet::Subscribe(subscribe)));
-            let mut unsubscribe = Unsubscribe::new(names[0].as_str(), None);
-            unsubscribe.pkid = 1;
-            prop_assert_eq!(unsubscribe_size(&names[0]), written(&Packet::Unsubscribe(unsubscribe)));
+            let unsubscribe = Unsubscribe { pkid: 1, filters: names.clone(), properties: None };
+            prop_assert_eq!(unsubscribe_size(&names), written(&Packet::Unsubscribe(unsubscribe)));
         }
     }
 

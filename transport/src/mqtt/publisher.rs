@@ -60,17 +60,9 @@ pub(super) struct Limits {
 #[derive(Debug)]
 pub struct PublishReply(oneshot::Receiver<ReasonCode>);
 
-/// The broker's answer to a subscribe: one reason code per filter, in order. Dropping it changes nothing.
+/// The broker's answer to a subscribe or an unsubscribe: one reason code per filter, in order. Dropping it changes nothing.
 #[derive(Debug)]
-pub struct SubscribeReply(oneshot::Receiver<Vec<ReasonCode>>);
-
-/// The broker's answer to an unsubscribe: one reason code per filter, in order. Dropping it changes nothing.
-#[derive(Debug)]
-pub struct UnsubscribeReply {
-    /// One packet for each filter: the library has no other way.
-    waiting: Vec<oneshot::Receiver<Vec<ReasonCode>>>,
-    reasons: Vec<ReasonCode>,
-}
+pub struct FilterReply(oneshot::Receiver<Vec<ReasonCode>>);
 
 impl Publisher {
     pub(super) fn new(link: Arc<Link>) -> Self {
@@ -125,12 +117,12 @@ impl Publisher {
     ///
     /// # Errors
     /// As [`try_publish`](Self::try_publish).
-    pub fn subscribe_start(&self, filters: Vec<Filter>) -> Result<SubscribeReply, PublishError> {
+    pub fn subscribe_start(&self, filters: Vec<Filter>) -> Result<FilterReply, PublishError> {
         packet::check_filters(filters.iter().map(|filter| filter.filter.as_str()))?;
         self.link.check_size(packet::subscribe_size(&filters))?;
         let (reply, receiver) = oneshot::channel();
-        self.link.push([Item::Subscribe { filters, reply }].into_iter())?;
-        Ok(SubscribeReply(receiver))
+        self.link.push(Item::Subscribe { filters, reply })?;
+        Ok(FilterReply(receiver))
     }
 
     /// Subscribes and waits for room and for the SUBACK: one reason code per filter, in order; each may be a
@@ -151,18 +143,12 @@ impl Publisher {
     ///
     /// # Errors
     /// As [`try_publish`](Self::try_publish).
-    pub fn unsubscribe(&self, filters: Vec<String>) -> Result<UnsubscribeReply, PublishError> {
+    pub fn unsubscribe(&self, filters: Vec<String>) -> Result<FilterReply, PublishError> {
         packet::check_filters(filters.iter().map(String::as_str))?;
-        let mut waiting = Vec::with_capacity(filters.len());
-        let mut items = Vec::with_capacity(filters.len());
-        for filter in filters {
-            self.link.check_size(packet::unsubscribe_size(&filter))?;
-            let (reply, receiver) = oneshot::channel();
-            waiting.push(receiver);
-            items.push(Item::Unsubscribe { filter, reply });
-        }
-        self.link.push(items.into_iter())?;
-        Ok(UnsubscribeReply { waiting, reasons: Vec::new() })
+        self.link.check_size(packet::unsubscribe_size(&filters))?;
+        let (reply, receiver) = oneshot::channel();
+        self.link.push(Item::Unsubscribe { filters, reply })?;
+        Ok(FilterReply(receiver))
     }
 
     /// Sends all that was queued before, then DISCONNECT, and waits until the broker has closed the connection (at
@@ -239,7 +225,7 @@ impl Publisher {
         }
         let item = Item::publish(publication, wanted);
         self.link.check_size(item.size())?;
-        self.link.push([item].into_iter())
+        self.link.push(item)
     }
 
     /// Tries until there was room.
@@ -300,8 +286,8 @@ impl Link {
         if size > limit { Err(PublishError::TooLarge { limit, size }) } else { Ok(()) }
     }
 
-    fn push(&self, items: impl ExactSizeIterator<Item = Item>) -> Result<(), PublishError> {
-        self.outbox().push(items)?;
+    fn push(&self, item: Item) -> Result<(), PublishError> {
+        self.outbox().push(item)?;
         self.wake.notify_one();
         Ok(())
     }
@@ -404,28 +390,10 @@ impl Future for PublishReply {
     }
 }
 
-impl Future for SubscribeReply {
+impl Future for FilterReply {
     type Output = Result<Vec<ReasonCode>, PublishError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.0).poll(cx).map_err(|_| PublishError::Closed)
-    }
-}
-
-impl Future for UnsubscribeReply {
-    type Output = Result<Vec<ReasonCode>, PublishError>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        while let Some(next) = self.waiting.first_mut() {
-            match Pin::new(next).poll(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(PublishError::Closed)),
-                Poll::Ready(Ok(reasons)) => {
-                    self.reasons.extend(reasons);
-                    self.waiting.remove(0);
-                }
-            }
-        }
-        Poll::Ready(Ok(std::mem::take(&mut self.reasons)))
     }
 }

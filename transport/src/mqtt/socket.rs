@@ -93,9 +93,8 @@ impl Address {
         config: Arc<ClientConfig>,
     ) -> Result<impl ByteStream + use<>, ConnectError> {
         let name = ServerName::try_from(self.host.clone()).map_err(|error| self.tls(error.to_string()))?;
-        TlsConnector::from(config).connect(name, stream).await.map_err(|error| {
-            if caused_by_tls(&error) { self.tls(error.to_string()) } else { self.unreachable(&error) }
-        })
+        // Whatever ends a handshake: what speaks no TLS may just close, or reset.
+        TlsConnector::from(config).connect(name, stream).await.map_err(|error| self.tls(error.to_string()))
     }
 
     async fn upgraded(

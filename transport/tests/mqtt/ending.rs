@@ -33,7 +33,7 @@ async fn whoever_waits_when_the_link_drops_learns_it_and_nothing_survives_into_t
     let subscribed =
         connection.publisher.subscribe_start(vec![Filter::new("a", Qos::AtLeastOnce)]).expect("room");
     assert_eq!((peer.publish().await.id, peer.publish().await.id), (1, 2));
-    // Out of order, so that the library would be left with a collision.
+    // Out of order: the next id is still in use.
     peer.send(&puback(2, 0)).await;
     sleep(Duration::from_millis(50)).await;
     drop(peer);

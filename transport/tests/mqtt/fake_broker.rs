@@ -198,9 +198,9 @@ pub(crate) fn suback(id: u16, reasons: &[u8]) -> Vec<u8> {
     packet(0x90, &[&[high, low, 0], reasons].concat())
 }
 
-pub(crate) fn unsuback(id: u16, reason: u8) -> Vec<u8> {
+pub(crate) fn unsuback(id: u16, reasons: &[u8]) -> Vec<u8> {
     let [high, low] = id.to_be_bytes();
-    packet(0xB0, &[high, low, 0, reason])
+    packet(0xB0, &[&[high, low, 0], reasons].concat())
 }
 
 pub(crate) fn disconnect(reason: u8) -> Vec<u8> {

@@ -1,5 +1,5 @@
-//! The connection against a scripted broker that sends and expects raw packets: each trap of the MQTT library, and
-//! what no well-behaved broker does.
+//! The connection against a scripted broker that sends and expects raw packets: each trap of MQTT clients, and what no
+//! well-behaved broker does.
 
 mod connecting;
 mod ending;

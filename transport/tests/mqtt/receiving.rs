@@ -2,7 +2,7 @@
 
 use std::{io, time::Duration};
 
-use mcp_mqtt_transport::mqtt::{CloseReason, Event, Received};
+use mcp_mqtt_transport::mqtt::{CloseReason, Event, Publication, Qos, Received};
 use tokio::time::{Instant, timeout};
 
 use crate::fake_broker::{FakeBroker, LONG, disconnect, packet, puback, publish, server_keep_alive};
@@ -62,8 +62,7 @@ async fn a_topic_that_is_not_utf_8_ends_the_connection_and_nothing_panics() {
 async fn what_came_with_the_end_is_delivered_before_it() {
     let broker = FakeBroker::start().await;
     let (mut connection, mut peer) = broker.connected(&[]).await;
-    let publication =
-        mcp_mqtt_transport::mqtt::Publication::new("t", "x", mcp_mqtt_transport::mqtt::Qos::AtLeastOnce);
+    let publication = Publication::new("t", "x", Qos::AtLeastOnce);
     let reply = connection.publisher.publish_start(publication).expect("room");
     assert_eq!(peer.publish().await.id, 1);
     let last_words =
@@ -140,4 +139,50 @@ async fn when_nobody_takes_what_arrives_reading_stops_but_keep_alives_go_on() {
     };
     let (acknowledged, ()) = tokio::join!(script, reader);
     assert_eq!(acknowledged, usize::from(count));
+}
+
+#[tokio::test]
+async fn acknowledgements_come_in_order_before_our_next_message_and_wait_for_none() {
+    let broker = FakeBroker::start().await;
+    let (mut connection, mut peer) = broker.connected(&[]).await;
+    peer.send(&publish("t", Some(1), &[], b"alone")).await;
+    received(&mut connection.events).await;
+    assert_eq!(peer.packet().await, crate::fake_broker::Packet { head: 0x40, body: vec![0, 1] });
+
+    peer.send(&publish("t", Some(2), &[], b"answered")).await;
+    received(&mut connection.events).await;
+    connection.publisher.try_publish(Publication::new("t", "answer", Qos::AtLeastOnce)).expect("room");
+    assert_eq!(peer.packet().await, crate::fake_broker::Packet { head: 0x40, body: vec![0, 2] });
+    assert_eq!(peer.publish().await.payload, b"answer");
+
+    // More than a broker lets be in flight do not wait for each other.
+    let burst: Vec<u8> = (3..=40).flat_map(|id| publish("t", Some(id), &[], b"burst")).collect();
+    peer.send(&burst).await;
+    for id in 3..=40 {
+        assert_eq!(peer.packet().await, crate::fake_broker::Packet { head: 0x40, body: vec![0, id] });
+    }
+}
+
+#[tokio::test]
+async fn a_disconnect_in_its_shortest_form_is_one() {
+    let broker = FakeBroker::start().await;
+    let (mut connection, mut peer) = broker.connected(&[]).await;
+    peer.send(&[0xE0, 0]).await;
+    let event = timeout(LONG, connection.events.recv()).await.expect("in time");
+    assert!(
+        matches!(&event, Some(Event::Closed(CloseReason::Disconnected { reason, .. })) if reason.0 == 0),
+        "{event:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_message_at_qos_2_which_nobody_asked_for_ends_the_connection() {
+    let broker = FakeBroker::start().await;
+    let (mut connection, mut peer) = broker.connected(&[]).await;
+    peer.send(&packet(0x34, &[0, 1, b't', 0, 1, 0, b'x'])).await;
+    let event = timeout(LONG, connection.events.recv()).await.expect("in time");
+    assert!(
+        matches!(&event, Some(Event::Closed(CloseReason::Protocol(what))) if what.contains("QoS 2")),
+        "{event:?}"
+    );
 }
