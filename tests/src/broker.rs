@@ -30,6 +30,7 @@ pub struct Options {
     tls: Option<Tls>,
     websocket: bool,
     max_packet_size: Option<u32>,
+    quiet: bool,
     extra: Vec<String>,
 }
 
@@ -57,6 +58,13 @@ impl Options {
     #[must_use]
     pub fn tls(mut self) -> Self {
         self.tls = Some(Tls { require_client_certificate: false });
+        self
+    }
+
+    /// Logs no packets, as a broker at work does; for measurements.
+    #[must_use]
+    pub fn quiet(mut self) -> Self {
+        self.quiet = true;
         self
     }
 
@@ -313,7 +321,8 @@ fn program(name: &str) -> PathBuf {
 }
 
 fn configure(options: &Options, ports: Ports, dir: &Path) -> Result<String> {
-    let mut text = String::from("persistence false\nset_tcp_nodelay true\nlog_dest stderr\nlog_type all\n");
+    let log_type = if options.quiet { "error" } else { "all" };
+    let mut text = format!("persistence false\nset_tcp_nodelay true\nlog_dest stderr\nlog_type {log_type}\n");
     if rustix::process::geteuid().is_root() {
         // It would become the user `mosquitto`, who cannot read our directory.
         text.push_str("user root\n");

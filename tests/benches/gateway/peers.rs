@@ -40,7 +40,7 @@ pub(crate) struct Stage {
 impl Stage {
     /// Starts them all and waits until both sides answer.
     pub(crate) async fn up() -> Result<Self> {
-        let broker = Mosquitto::start().await?;
+        let broker = Mosquitto::options().quiet().start().await?;
         let url = broker.url();
         let sockets = tempfile::tempdir()?;
         let socket = sockets.path().join("shim.sock");

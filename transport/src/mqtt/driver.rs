@@ -25,9 +25,9 @@ use super::{
 /// with unread bytes is reset, and the reset can overtake our last publishes and the DISCONNECT itself.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How long an acknowledgement waits for a packet of ours to travel with. A call that takes longer than this pays the
-/// packet of its own; the broker is in no hurry for either.
-const ACK_DELAY: Duration = Duration::from_millis(1);
+/// How long an acknowledgement waits for a packet of ours to travel with. A call that takes longer pays a packet of its
+/// own; the broker is in no hurry for either, and arming the timer more often would cost what this saves.
+const ACK_DELAY: Duration = Duration::from_millis(5);
 
 /// Acknowledgements that wait at most: fewer than a broker lets be in flight to one client (Mosquitto: 20).
 const ACK_BATCH: usize = 8;
