@@ -138,18 +138,20 @@ async fn a_session_is_three_subscriptions_and_its_end_by_the_server_gives_exactl
     let result = proxy.wait_sent(PUBLISH, "\"serverInfo\"").await?;
     let goodbye = proxy.wait_sent(PUBLISH, "notifications/disconnected").await?;
     let error = proxy.wait_sent(PUBLISH, "backend-ended").await?;
-    let mut given_up = Vec::new();
-    for filter in ours {
-        given_up.push(proxy.wait_sent(UNSUBSCRIBE, filter).await?);
-    }
+    let given_up = proxy.wait_sent(UNSUBSCRIBE, &rpc).await?;
     let sent = proxy.sent();
     let subscribed = filters(&sent[subscribe])?;
     assert_eq!(subscribed.iter().map(|(filter, _)| filter.as_str()).collect::<Vec<_>>(), ours);
     let no_local: Vec<bool> = subscribed.iter().map(|(_, options)| options & 0b100 != 0).collect();
     assert_eq!(no_local, [true, false, false]);
     assert!(subscribe < result && result < error && error < goodbye);
-    assert!(given_up.iter().all(|at| goodbye < *at), "{given_up:?} after {goodbye}");
+    assert!(goodbye < given_up, "{given_up} after {goodbye}");
+    let unsubscribe = &sent[given_up];
+    for filter in ours {
+        let found = unsubscribe.windows(filter.len()).any(|window| window == filter.as_bytes());
+        assert!(found, "{filter} is given up");
+    }
     let all = sent[goodbye..].iter().filter(|packet| packet[0] & 0xF0 == UNSUBSCRIBE).count();
-    assert_eq!(all, 3);
+    assert_eq!(all, 1);
     Ok(())
 }
