@@ -51,6 +51,7 @@ fn seen(metadata: &ObjectMeta, replicas: i32, pods: Vec<(Arc<Pod>, Option<Observ
         metadata,
         server_name: Some("meteo/weather".to_owned()),
         replicas,
+        registry: None,
     }
 }
 
@@ -100,6 +101,7 @@ fn a_service_that_runs_has_this_status() {
         "replicas": 2,
         "readyReplicas": 2,
         "registered": 2,
+        "instances": ["a", "b"],
         "sessions": 7,
         "selector": "mcp-mqtt.io/service=weather",
         "server": {"name": "sky", "version": "4", "protocolVersion": "2025-06-18"},
