@@ -143,7 +143,7 @@ async fn a_service_without_instances_is_found_and_the_first_initialize_wakes_it(
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_that_is_killed_in_the_middle_of_a_wake_loses_no_message() -> Result<()> {
     let (space, broker) = (Space::new("killed").await?, Mosquitto::start().await?);
-    let operator = Operator::start(&space, &["--leader-election", "false"]).await?;
+    let operator = Operator::start(&space, &[]).await?;
     space.create(NAME, &sleepy(&broker)).await?;
     let instance = asleep(&space, &broker).await?;
     space.condition(NAME, "Ready", "True", "Asleep").await?;
@@ -153,7 +153,7 @@ async fn an_operator_that_is_killed_in_the_middle_of_a_wake_loses_no_message() -
         operator.kill().await?;
         // One was held by the operator that is gone, one comes while there is none.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let operator = Operator::start(&space, &["--leader-election", "false"]).await?;
+        let operator = Operator::start(&space, &[]).await?;
         let pod = pod(&space, &broker, "weather-1")?;
         pod.wait_ready().await?;
         anyhow::Ok((operator, pod))

@@ -212,10 +212,11 @@ impl Sleeper {
         self.facts.idle = idle;
         if matches!(self.phase, Phase::Asking(_)) {
             self.phase = Phase::Steady;
-            self.parking_after = Some(now + PARKING_PAUSE);
             let placed = self.facts.place == Place::Parked && self.control == Control::On;
             if matches!(idle, Idle::For(_)) && placed && self.waiting.is_empty() && self.facts.link {
                 self.scale(0, now, out);
+            } else {
+                self.parking_after = Some(now + PARKING_PAUSE);
             }
         }
         self.step(now, out);

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use mcp_mqtt_tests::platform::{Deployed, PATIENCE, Platform, everything_over_stdio};
+use mcp_mqtt_tests::platform::{PATIENCE, Platform, everything_over_stdio};
 use mcp_mqtt_transport::{
+    client::Instance,
     mqtt::{ConnectOptions, Connection, Event, Filter, Publication, Qos},
     presence::Online,
     topic::{self, ServerId},
@@ -48,15 +49,6 @@ fn sibling(id: &ServerId, pod: &str) -> Result<ServerId> {
     Ok(ServerId::new(&format!("{cluster}.{namespace}.{pod}"))?)
 }
 
-async fn until_instances(service: &Deployed, platform: &Platform, count: usize) -> Result<Duration> {
-    let (start, client) = (Instant::now(), platform.client().await?);
-    let mut watch = client.watch(service.server_name().as_str()).await?;
-    service.until(&mut watch, |all| all.len() == count).await?;
-    let elapsed = start.elapsed();
-    client.close(PATIENCE).await?;
-    Ok(elapsed)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_presence_that_nobody_stands_behind_is_cleared_and_a_strangers_is_left_alone() -> Result<()> {
     let platform = Platform::get().await?;
@@ -69,14 +61,20 @@ async fn a_presence_that_nobody_stands_behind_is_cleared_and_a_strangers_is_left
     let strangers = user_property::of_publish(Component::Server, "stranger");
     let stranger = topic::server_presence(&sibling(&live.server_id, "stranger-1")?, &name);
     retain(&meddler, stranger.clone(), online.clone(), strangers.clone()).await?;
+    let watching = platform.client().await?;
+    let mut watch = watching.watch(name.as_str()).await?;
     for ghost in ["ghost-1", "ghost_service"] {
         let ghost = topic::server_presence(&sibling(&live.server_id, ghost)?, &name);
         retain(&meddler, ghost, online.clone(), ours.clone()).await?;
     }
-    let cleared = until_instances(&service, &platform, 2).await?;
+    service.until(&mut watch, |all| all.len() == 4).await?;
+    let start = Instant::now();
+    service.until(&mut watch, |all| all.len() == 2).await?;
+    let cleared = start.elapsed();
     println!("what nobody stands behind is cleared after {cleared:?}");
     ensure!(cleared < Duration::from_secs(5), "only after {cleared:?}");
-    let left = service.registered(2).await?;
+    let left = watch.instances();
+    watching.close(PATIENCE).await?;
     ensure!(left.iter().any(|instance| instance.server_id == live.server_id), "{left:?}");
     retain(&meddler, stranger, Bytes::new(), strangers).await?;
     service.remove().await
@@ -90,11 +88,19 @@ async fn a_presence_that_was_cleared_by_mistake_comes_back() -> Result<()> {
     let meddler = meddler(&platform).await?;
     let topic = topic::server_presence(&live.server_id, &service.server_name());
     let properties = user_property::of_publish(Component::Server, "somebody");
+    let watching = platform.client().await?;
+    let mut watch = watching.watch(service.server_name().as_str()).await?;
+    service.until(&mut watch, |all| all.len() == 1).await?;
+    let mut back = Vec::new();
     for _ in 0..3 {
         retain(&meddler, topic.clone(), Bytes::new(), properties.clone()).await?;
-        let back = until_instances(&service, &platform, 1).await?;
-        println!("a cleared presence is back after {back:?}");
+        let start = Instant::now();
+        service.until(&mut watch, <[Instance]>::is_empty).await?;
+        service.until(&mut watch, |all| all.len() == 1).await?;
+        back.push(start.elapsed());
     }
+    watching.close(PATIENCE).await?;
+    println!("a cleared presence is back after {back:?}");
     service.status(|status| status["registered"] == 1 && status["instances"][0].is_string()).await?;
     service.remove().await
 }

@@ -51,8 +51,9 @@ async fn echoes(session: &Session) -> Result<()> {
 /// Waits until it sleeps: its status says so, no pod is left, and the registry has its one presence.
 async fn asleep(service: &Deployed) -> Result<Instance> {
     let ready = |status: &Value| status["conditions"][1].clone();
-    let status = service.status(|status| ready(status)["reason"] == "Asleep").await?;
-    ensure!(ready(&status)["status"] == "True" && status["ready"] == "0/0", "{status}");
+    let rests = |status: &Value| ready(status)["reason"] == "Asleep" && status["ready"] == "0/0";
+    let status = service.status(rests).await?;
+    ensure!(ready(&status)["status"] == "True", "{status}");
     let gone = async {
         while !service.pods().list(&ListParams::default()).await?.items.is_empty() {
             tokio::time::sleep(Duration::from_millis(100)).await;
