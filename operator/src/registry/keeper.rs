@@ -3,6 +3,7 @@
 
 mod broker;
 mod doing;
+mod looking;
 mod upkeep;
 
 use std::{
@@ -12,7 +13,7 @@ use std::{
 };
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::core::v1::Secret;
 use kube::{Client, runtime::reflector::Store};
 use mcp_mqtt_transport::{
     jsonrpc::{Kind, Message},
@@ -37,10 +38,6 @@ use crate::{controller::scope::ServiceRef, metrics::Metrics};
 const TICK: Duration = Duration::from_millis(250);
 /// Every so many ticks the pods are looked at.
 const LOOK_EVERY: u32 = 2;
-/// An instance that calls itself registered, and does not show, is told to register again after this long.
-const MISSING: Duration = Duration::from_secs(2);
-/// And again after this long.
-const MISSING_AGAIN: Duration = Duration::from_secs(10);
 
 /// What the keeper goes by.
 pub struct Setting {
@@ -225,6 +222,7 @@ impl Keeper {
                 broker.down(why);
                 self.unlink(key);
             }
+            Happening::Refused(note, reason) => broker.refused(note, reason),
             Happening::Received(received) => self.received(key, received),
         }
     }
@@ -366,48 +364,6 @@ impl Keeper {
         }
     }
 
-    /// What the pods and their gateways say.
-    fn look_at_instances(&mut self, now: Instant) {
-        for watched in &self.setting.watched {
-            let pods = watched.pods();
-            let nobody: Vec<Arc<Pod>> = Vec::new();
-            for (reference, service) in &mut self.services {
-                if !watched.watches(reference) {
-                    continue;
-                }
-                let pods = pods.get(reference).unwrap_or(&nobody);
-                service.found = watched.find(reference, &service.wanted.standby, pods);
-                service.take_found(now);
-            }
-        }
-        let services: Vec<ServiceRef> = self.services.keys().cloned().collect();
-        for reference in services {
-            self.look_for_missing(&reference, now);
-        }
-    }
-
-    /// Instances that call themselves registered, and that the broker does not show.
-    fn look_for_missing(&mut self, reference: &ServiceRef, now: Instant) {
-        let Some(service) = self.services.get_mut(reference) else { return };
-        let Some(broker) = self.brokers.get(&service.wanted.broker.key) else { return };
-        if !broker.presences.settled() {
-            return service.missing.clear();
-        }
-        let registered = service.found.registered.iter().map(|(_, id)| id);
-        let missing: Vec<ServerId> =
-            registered.filter(|id| !broker.presences.has(id.as_str())).cloned().collect();
-        service.missing.retain(|id, _| missing.contains(id));
-        for id in missing {
-            let since = *service.missing.entry(id.clone()).or_insert(now);
-            let due = now.duration_since(since) >= MISSING;
-            let (reference, nudged) = (reference.clone(), service.nudged);
-            if due && nudged.is_none_or(|last| now.duration_since(last) >= MISSING_AGAIN) {
-                service.nudged = Some(now);
-                return self.act(&reference, Action::Nudge(id));
-            }
-        }
-    }
-
     fn step(&mut self, reference: &ServiceRef) {
         self.with(reference, Sleeper::step);
         self.show(reference);
@@ -434,8 +390,6 @@ impl Keeper {
             unreachable: broker.unreachable(),
             missing: service.missing(),
             sleeps: service.sleeper.sleeps(),
-            wakes: service.sleeper.wakes() && !service.sleeper.waiting().is_empty(),
-            place: service.sleeper.facts.place,
         };
         if self.setting.registry.seen(reference).as_ref() == Some(&seen) {
             return;
@@ -474,36 +428,5 @@ impl Keeper {
             }
             Done::Confirmed(suspect, exists) => self.confirmed(suspect, exists),
         }
-    }
-}
-
-impl Service {
-    /// A session that was seen a moment ago, on an instance that has gone since, counts too.
-    fn take_found(&mut self, now: Instant) {
-        let idle = match self.found.idle {
-            Idle::Busy => {
-                self.busy = Some(now);
-                Idle::Busy
-            }
-            Idle::For(idle) => {
-                let seen = self.busy.map_or(Duration::MAX, |busy| now.duration_since(busy));
-                Idle::For(idle.min(seen))
-            }
-            Idle::Unknown => Idle::Unknown,
-        };
-        let facts = &mut self.sleeper.facts;
-        facts.idle = idle;
-        facts.elsewhere.clone_from(&self.found.elsewhere);
-        facts.problem.clone_from(&self.found.problem);
-    }
-
-    /// Pods that the broker has not shown for some time.
-    fn missing(&self) -> Vec<String> {
-        let missing = |id: &ServerId| self.missing.get(id).is_some_and(|since| since.elapsed() >= MISSING);
-        self.found.registered.iter().filter(|(_, id)| missing(id)).map(|(pod, _)| pod.clone()).collect()
-    }
-
-    fn is_taken(&self) -> bool {
-        self.sleeper.facts.place == Place::Taken
     }
 }

@@ -12,7 +12,7 @@ use k8s_openapi::{
 };
 use kube::{Api, Client, runtime::reflector::Store};
 use mcp_mqtt_transport::{
-    mqtt::{ConnectOptions, Connection, Event, Publisher, Received, TlsFiles},
+    mqtt::{ConnectOptions, Connection, Event, Publisher, ReasonCode, Received, TlsFiles},
     user_property::{self, Component},
 };
 use tokio::{sync::mpsc, time::sleep};
@@ -42,6 +42,8 @@ pub(super) enum Happening {
     Up(Publisher),
     /// A message.
     Received(Received),
+    /// Something of ours was refused; its note, and why.
+    Refused(u64, ReasonCode),
     /// It does not stand; why.
     Down(String),
 }
@@ -70,7 +72,10 @@ pub(super) async fn run(access: Access, happenings: mpsc::Sender<(String, Happen
                     let received = match connection.events.recv().await {
                         Some(Event::Received(received)) => received,
                         Some(Event::Refused(refused)) => {
-                            tracing::debug!(broker = %access.broker.url, reason = %refused.reason, "refused");
+                            let refused = Happening::Refused(refused.note, refused.reason);
+                            if happenings.send((key.clone(), refused)).await.is_err() {
+                                return;
+                            }
                             continue;
                         }
                         Some(Event::Closed(why)) => break why.to_string(),

@@ -14,7 +14,6 @@ use mcp_mqtt_transport::{
 use tokio::sync::Notify;
 use url::Url;
 
-use super::sleeper::Place;
 use crate::{
     controller::{
         resolve::ReferenceMemory,
@@ -168,10 +167,6 @@ pub struct Seen {
     pub missing: Vec<String>,
     /// Whether the service sleeps, and can be woken.
     pub sleeps: bool,
-    /// Whether it wakes, and somebody waits for it.
-    pub wakes: bool,
-    /// Whose presence stands under its own id.
-    pub place: Place,
 }
 
 /// Between the reconciles and the keeper; cheap to clone.

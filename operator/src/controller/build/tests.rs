@@ -504,3 +504,13 @@ fn without_a_metric_the_autoscaler_goes_by_four_fifths_of_the_sessions() {
     assert_eq!(autoscaler["spec"]["metrics"].as_array().unwrap().len(), 1, "{autoscaler}");
     assert_eq!(of(STDIO).autoscaler, None);
 }
+
+#[test]
+fn a_service_that_sleeps_has_an_autoscaler_for_when_it_is_awake_and_gateways_that_stand_in_for_it() {
+    let resources = of(&format!("{STDIO}\nautoscaling: {{minReplicas: 0, maxReplicas: 3}}"));
+    assert_eq!(value(&resources.autoscaler)["spec"]["minReplicas"], 1);
+    let args = container(&resources, GATEWAY).args.unwrap();
+    assert!(args.contains(&"--standby-id=north.meteo.weather_service".to_owned()), "{args:?}");
+    let args = container(&of(STDIO), GATEWAY).args.unwrap();
+    assert!(!args.iter().any(|arg| arg.starts_with("--standby-id")), "{args:?}");
+}

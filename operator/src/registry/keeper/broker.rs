@@ -33,6 +33,41 @@ const WORTH_TELLING: Duration = Duration::from_secs(15);
 /// A message for a service of which we were not told waits this long: the first reconciles take their time.
 const UNCLAIMED: Duration = Duration::from_mins(1);
 
+/// What the operator writes, by the right that a broker has to give for it: the note by which a refusal is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Right {
+    Journal,
+    Presence,
+    Rpc,
+    Control,
+}
+
+impl Right {
+    fn of(topic: &str) -> Self {
+        if topic.starts_with(JOURNAL) {
+            Self::Journal
+        } else if topic.starts_with("$mcp-server/presence/") {
+            Self::Presence
+        } else if topic.starts_with("$mcp-rpc/") {
+            Self::Rpc
+        } else {
+            Self::Control
+        }
+    }
+
+    /// Where it must be allowed to write, and what does not work without.
+    fn in_words(note: u64) -> (&'static str, &'static str) {
+        match note {
+            note if note == Self::Journal as u64 => {
+                ("mcp-mqtt/held/#", "what is held does not outlive the operator")
+            }
+            note if note == Self::Presence as u64 => ("$mcp-server/presence/#", "no service can sleep"),
+            note if note == Self::Rpc as u64 => ("$mcp-rpc/#", "clients do not hear why they are refused"),
+            _ => ("$mcp-server/#", "who wakes a service is not answered"),
+        }
+    }
+}
+
 /// See the module. It is closed when it is dropped.
 pub(super) struct Broker {
     task: AbortHandle,
@@ -180,6 +215,16 @@ impl Broker {
         }
     }
 
+    /// The broker refused something.
+    pub(super) fn refused(&self, note: u64, reason: ReasonCode) {
+        let (filter, consequence) = Right::in_words(note);
+        tracing::warn!(
+            broker = %self.access.url,
+            "the broker does not let {} write {filter} ({reason}): {consequence}; allow it in the broker's ACL",
+            self.client_id
+        );
+    }
+
     /// Says it as soon as the broker takes it.
     pub(super) fn say(&mut self, publication: Publication) {
         self.pending.push_back(publication);
@@ -193,7 +238,7 @@ impl Broker {
     pub(super) fn flush(&mut self) {
         let Some(publisher) = &self.publisher else { return };
         while let Some(publication) = self.pending.pop_front() {
-            match publisher.try_publish(publication.clone()) {
+            match publisher.try_publish_noted(publication.clone(), Right::of(&publication.topic) as u64) {
                 Ok(()) => {}
                 Err(PublishError::Full | PublishError::Closed) => {
                     return self.pending.push_front(publication);

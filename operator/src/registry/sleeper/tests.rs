@@ -32,12 +32,12 @@ impl Scene {
         let mut out = Vec::new();
         what(&mut self.sleeper, self.now, &mut out);
         for action in out {
-            self.act(action);
+            self.act(&action);
         }
     }
 
-    fn act(&mut self, action: Action) {
-        self.log.push(match &action {
+    fn act(&mut self, action: &Action) {
+        self.log.push(match action {
             Action::Subscribe => "subscribe".to_owned(),
             Action::Unsubscribe => "unsubscribe".to_owned(),
             Action::Park => "park".to_owned(),
@@ -58,8 +58,8 @@ impl Scene {
             Action::Park => self.place(Place::Parked),
             Action::Clear => self.place(Place::Empty),
             Action::Scale(replicas) => {
-                self.sleeper.facts.replicas = replicas;
-                self.with(|sleeper, now, out| sleeper.scaled(replicas, true, now, out));
+                self.sleeper.facts.replicas = *replicas;
+                self.with(|sleeper, now, out| sleeper.scaled(*replicas, true, now, out));
             }
             _ => {}
         }
@@ -183,7 +183,7 @@ fn nobody_waits_longer_than_was_said() {
     scene.initialize("a");
     scene.pass(Duration::from_secs(10));
     scene.initialize("b");
-    scene.pass(WAKE_TIMEOUT - Duration::from_secs(10));
+    scene.pass(WAKE_TIMEOUT.checked_sub(Duration::from_secs(10)).unwrap());
     scene.expect(&["subscribe", "keep a", "scale 1", "keep b", "refuse a wake-timed-out"]);
     scene.pass(Duration::from_secs(11));
     scene.expect(&["refuse b wake-timed-out"]);
