@@ -90,7 +90,7 @@ async fn who_stands_in_answers_what_was_held_once_and_shows_itself_without_a_gap
     late.control(initialize(2)).await?;
     ensure!(late.answer().await?["id"] == 2);
     say(&holder, &control(), initialize(2).into(), false, Some("late")).await?;
-    gateway.wait_metric(r#"mcp_mqtt_gateway_messages_dropped_total{reason="held-twice"}"#, 1).await?;
+    gateway.wait_metric(r#"messages_dropped_total{reason="held-twice"}"#, 1).await?;
     late.echo(3).await
 }
 
