@@ -275,7 +275,7 @@ async fn a_stopped_broker_ends_a_connect_and_a_disconnect_by_their_deadlines() -
 async fn a_broker_keeps_for_a_session_with_an_expiry_what_comes_while_nobody_is_there() -> Result<()> {
     let broker = Mosquitto::start().await?;
     let options = ConnectOptions {
-        session_expiry: Some(Duration::from_secs(60)),
+        session_expiry: Some(Duration::from_mins(1)),
         ..ConnectOptions::new(broker.url(), "sleeper")
     };
     let first = Connection::open(&options).await?;
