@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use mcp_mqtt_transport::{
-    mqtt::{Filter, Publication, PublishError, Publisher, Qos, ReasonCode, Received, SubscribeReply},
+    mqtt::{Filter, FilterReply, Publication, PublishError, Publisher, Qos, ReasonCode, Received},
     topic::{self, ClientId, ServerId, ServerName},
     user_property::{self, Component},
 };
@@ -162,7 +162,7 @@ impl Broker {
     }
 
     /// It stands: asks for all presences, and for what was written down.
-    pub(super) fn up(&mut self, publisher: Publisher) -> Option<SubscribeReply> {
+    pub(super) fn up(&mut self, publisher: Publisher) -> Option<FilterReply> {
         self.connection += 1;
         self.presences.unlinked();
         // At QoS 0: some brokers drop what is beyond a thousand messages of QoS 1 in one go.
