@@ -25,8 +25,9 @@ use crate::{
     },
     leader::{Candidate, Leadership},
     metrics::Metrics,
-    names::FIELD_MANAGER,
+    names::{self, FIELD_MANAGER},
     observe::{CHANGED_CAPACITY, Observations, Observer},
+    registry::{Registry, instances, keeper},
     salt::{Salt, SaltError},
     session_metrics::{
         counts::{Counts, Watched},
@@ -233,9 +234,17 @@ async fn work(
         args.watch_namespaces.iter().map(|name| Some(name.as_str())).collect()
     };
     let mut tasks = JoinSet::new();
+    let registry = Registry::default();
     let (mut unsynced, mut watched) = (Vec::new(), Vec::new());
     for namespace in namespaces {
-        let part = Part { args, settings: &settings, client: &client, salt: &salt, metrics: &metrics };
+        let part = Part {
+            args,
+            settings: &settings,
+            client: &client,
+            salt: &salt,
+            metrics: &metrics,
+            registry: &registry,
+        };
         let (part_unsynced, part_watched) = part.start(namespace, &mut tasks, stop.clone());
         unsynced.push(part_unsynced);
         watched.push(part_watched);
@@ -244,9 +253,21 @@ async fn work(
         () = tell_sync(&unsynced, readiness) => tracing::info!("watching"),
         () = stopped(stop.clone()) => {}
     }
+    let default_secret = watched.first().and_then(|part| part.stores.default_broker_secret.clone());
+    let setting = keeper::Setting {
+        client: client.clone(),
+        cluster: settings.cluster_name.clone(),
+        mark: salt.keeper(),
+        client_id: names::operator_id(&settings.cluster_name, &args.namespace, &args.lease_name),
+        default_secret,
+        watched: watched.clone(),
+        registry,
+        metrics,
+    };
     // Not before all is known: an autoscaler that hears of no sessions ends instances.
     tokio::select! {
-        () = session_metrics(args, client, Counts::new(watched)) => {}
+        () = keeper::run(setting) => {}
+        () = session_metrics(args, client, Counts::new(watched.into_iter().map(counted).collect())) => {}
         () = stopped(stop) => {}
     }
     let ended = async { while tasks.join_next().await.is_some() {} };
@@ -254,6 +275,12 @@ async fn work(
         tracing::warn!("reconciles were still under way; the next operator goes on with them");
     }
     Ok(())
+}
+
+/// What the session metrics read of it.
+fn counted(part: instances::Watched) -> Watched {
+    let instances::Watched { namespace, stores, observations, changed: _ } = part;
+    Watched { namespace, services: stores.services, pods: stores.pods, observations }
 }
 
 /// Serves what the autoscaler asks for, where the chart has made a way for it.
@@ -298,6 +325,7 @@ struct Part<'a> {
     client: &'a Client,
     salt: &'a Salt,
     metrics: &'a Arc<Metrics>,
+    registry: &'a Registry,
 }
 
 impl Part<'_> {
@@ -306,19 +334,19 @@ impl Part<'_> {
         namespace: Option<&str>,
         tasks: &mut JoinSet<()>,
         stop: watch::Receiver<bool>,
-    ) -> (Unsynced, Watched) {
+    ) -> (Unsynced, instances::Watched) {
         let secret = self.settings.default_broker.as_ref().and_then(|broker| broker.secret.as_deref());
         let secret = secret.map(|name| DefaultSecret { namespace: &self.args.namespace, name });
         let (stores, watches) = watches::watch(self.client, namespace, secret.as_ref());
         let (unsynced, follow_sync) = stores.follow_sync();
         let observations = Arc::new(Observations::default());
-        let counted = Watched {
-            namespace: namespace.map(str::to_owned),
-            services: stores.services.clone(),
-            pods: stores.pods.clone(),
-            observations: observations.clone(),
-        };
         let (sender, changed) = mpsc::channel::<ServiceRef>(CHANGED_CAPACITY);
+        let part = instances::Watched {
+            namespace: namespace.map(str::to_owned),
+            stores: stores.clone(),
+            observations: observations.clone(),
+            changed: sender.clone(),
+        };
         let observer = Observer {
             stores: stores.clone(),
             watched: namespace.unwrap_or("*").to_owned(),
@@ -335,6 +363,7 @@ impl Part<'_> {
             unsynced: unsynced.clone(),
             observations,
             metrics: self.metrics.clone(),
+            registry: self.registry.clone(),
             recorder: Recorder::new(
                 self.client.clone(),
                 Reporter { controller: FIELD_MANAGER.to_owned(), instance: self.args.identity.clone() },
@@ -357,7 +386,7 @@ impl Part<'_> {
                 () = observer.run() => {}
             }
         });
-        (unsynced, counted)
+        (unsynced, part)
     }
 }
 

@@ -49,6 +49,7 @@ use crate::{
     crd::McpService,
     metrics::Outcome as Counted,
     observe::{pods_of, service_of},
+    registry::wanted::Wanted,
 };
 
 /// A service at rest is looked at this often all the same: what a watch missed is found then.
@@ -189,11 +190,17 @@ async fn accept(
     let fetched = fetch(scope);
     let valid = validate(service, &fetched, &scope.settings)?;
     let references_hash = resolve(scope, &valid.identity, &valid.references).await?;
+    let default_secret = fetched.default_broker_secret.as_ref();
+    if let Some(wanted) = Wanted::of(&valid, &scope.settings, &scope.references, default_secret, &scope.salt)
+    {
+        let service = ServiceRef::new(&valid.identity.name).within(&valid.identity.namespace);
+        scope.registry.tell(&service, wanted);
+    }
     let resources = build(
         &valid,
         Surroundings {
             settings: &scope.settings,
-            default_broker_secret: fetched.default_broker_secret.as_ref(),
+            default_broker_secret: default_secret,
             references_hash: references_hash.as_deref(),
             salt: &scope.salt,
         },
@@ -240,6 +247,7 @@ fn see<'a>(scope: &Scope, service: &'a Guarded, readable: Option<&McpService>) -
         metadata: service.meta(),
         server_name: readable.map(validate::server_name),
         replicas: readable.map_or(0, |service| service.spec.replicas),
+        registry: scope.registry.seen(&reference),
     }
 }
 
@@ -250,6 +258,7 @@ fn unreadable(invalid: &InvalidObject) -> Stop {
 /// Forgets a service that is on its way out: the garbage collector takes what it owns.
 fn forget(scope: &Scope, service: &ServiceRef) {
     scope.references.forget(service);
+    scope.registry.forget(service);
     scope.applied.forget(service.namespace.as_deref().unwrap_or_default(), &service.name);
     scope.statuses.forget(service);
     scope.failures.forget(service);

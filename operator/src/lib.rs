@@ -6,6 +6,7 @@
 //! - [`controller`]: from an `McpService` to its objects, and back to its status
 //! - [`observe`], [`http_get`]: what the gateways say of themselves
 //! - [`session_metrics`]: what the autoscaler is told of them
+//! - [`registry`]: the broker's side: services that sleep, and a registry that is true
 //! - [`admin`], [`metrics`], [`telemetry`]: what the operator says of itself
 //! - [`names`], [`reasons`], [`salt`]: what it calls things, and how it hashes them
 //! - [`check`]: whether an installed operator works
@@ -22,6 +23,7 @@ pub mod metrics;
 pub mod names;
 pub mod observe;
 pub mod reasons;
+pub mod registry;
 pub mod salt;
 pub mod session_metrics;
 pub mod settings;

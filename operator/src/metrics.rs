@@ -45,6 +45,17 @@ struct AnswerLabel {
     answer: Answer,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum Wake {
+    PassedOn,
+    Refused,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WakeLabel {
+    outcome: Wake,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ObjectLabels {
     kind: &'static str,
@@ -62,6 +73,11 @@ pub struct Metrics {
     objects: Family<ObjectLabels, Gauge>,
     watch_failures: Counter,
     leader: Gauge,
+    asleep: Gauge,
+    held: Gauge,
+    brokers: Gauge,
+    woken: Family<WakeLabel, Counter>,
+    cleared: Counter,
 }
 
 impl Metrics {
@@ -102,7 +118,37 @@ impl Metrics {
         );
         let leader = Gauge::default();
         registry.register("leader", "1 where this operator is the one that works", leader.clone());
-        Self { registry: all, reconciles, durations, writes, gateways, objects, watch_failures, leader }
+        let asleep = Gauge::default();
+        registry.register("services_asleep", "McpServices that sleep now, and can be woken", asleep.clone());
+        let waiting = Gauge::default();
+        registry.register(
+            "held_messages",
+            "Clients' initialize that wait for a service to wake",
+            waiting.clone(),
+        );
+        let woken = Family::default();
+        let help = "Clients' initialize for a sleeping service, by what became of them";
+        registry.register("held_messages_ended", help, woken.clone());
+        let brokers = Gauge::default();
+        registry.register("brokers", "Brokers whose registry is known now", brokers.clone());
+        let cleared = Counter::default();
+        let help = "Presences that nobody stood behind any more, and that were cleared";
+        registry.register("presences_cleared", help, cleared.clone());
+        Self {
+            registry: all,
+            reconciles,
+            durations,
+            writes,
+            gateways,
+            objects,
+            watch_failures,
+            leader,
+            asleep,
+            held: waiting,
+            brokers,
+            woken,
+            cleared,
+        }
     }
 
     /// A reconcile ended.
@@ -131,6 +177,24 @@ impl Metrics {
     /// A watch failed.
     pub fn watch_failed(&self) {
         self.watch_failures.inc();
+    }
+
+    /// How many services sleep, how many clients wait for one, and how many brokers are known.
+    pub fn keeps(&self, asleep: usize, held: usize, brokers: usize) {
+        for (gauge, number) in [(&self.asleep, asleep), (&self.held, held), (&self.brokers, brokers)] {
+            gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// A client's `initialize` that was held was passed on, or refused.
+    pub fn woke(&self, passed_on: bool) {
+        let outcome = if passed_on { Wake::PassedOn } else { Wake::Refused };
+        self.woken.get_or_create(&WakeLabel { outcome }).inc();
+    }
+
+    /// A presence was cleared.
+    pub fn cleared(&self) {
+        self.cleared.inc();
     }
 
     /// Whether this operator is the one that works.

@@ -24,6 +24,9 @@ pub const BROKER_USERNAME: &str = "mcp-mqtt.io/broker-username";
 /// What `podTemplate` must not set.
 pub const RESERVED_PREFIX: &str = "mcp-mqtt.io/";
 
+/// End of a service's own server id.
+const STANDBY_SUFFIX: &str = "_service";
+
 /// Longest label value, and longest name of what becomes part of one.
 const MAX_LABEL: usize = 63;
 /// Hexadecimal digits of the hash at the end of a shortened name: 2^32 names in a namespace are not met by chance.
@@ -59,6 +62,47 @@ pub fn child(service: &str) -> String {
 pub fn broker_secret(service: &str) -> String {
     const SUFFIX: &str = "-broker";
     format!("{}{SUFFIX}", shorten(service, MAX_LABEL - SUFFIX.len()))
+}
+
+/// Server id of the service as a whole, under which it stands in the registry while it sleeps. No Kubernetes name has
+/// an underscore, so it is no pod's server id, and none of a pod's workers'.
+pub fn standby_id(cluster: &str, namespace: &str, service: &str) -> String {
+    format!("{cluster}.{namespace}.{service}{STANDBY_SUFFIX}")
+}
+
+/// MQTT client id of the operator: the same for all that take turns under one Lease, so that the broker keeps for the
+/// next what came for the last.
+pub fn operator_id(cluster: &str, namespace: &str, lease: &str) -> String {
+    format!("{cluster}.{namespace}.{lease}_operator")
+}
+
+/// The namespace and the service of a [`standby_id`], or the namespace and the pod of a pod's server id
+/// (`{cluster}.{namespace}.{pod}`); none: it was not made by an operator of this cluster.
+pub fn of_server_id<'a>(cluster: &str, id: &'a str) -> Option<Minted<'a>> {
+    let (namespace, name) = id.strip_prefix(cluster)?.strip_prefix('.')?.split_once('.')?;
+    match name.strip_suffix(STANDBY_SUFFIX) {
+        Some(service) => Some(Minted::Service { namespace, service }),
+        None => (!name.contains('_')).then_some(Minted::Pod { namespace, pod: name }),
+    }
+}
+
+/// Whose server id it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Minted<'a> {
+    /// A pod's.
+    Pod {
+        /// Its namespace.
+        namespace: &'a str,
+        /// Its name.
+        pod: &'a str,
+    },
+    /// A service's as a whole.
+    Service {
+        /// Its namespace.
+        namespace: &'a str,
+        /// Its name.
+        service: &'a str,
+    },
 }
 
 /// Which pods belong to the service: never changed once a Deployment has it.
@@ -103,6 +147,20 @@ mod tests {
         let name = format!("{}.{}", "a".repeat(53), "b".repeat(60));
         assert_eq!(child(&name).len(), 62);
         assert!(child(&name).starts_with(&format!("{}-", "a".repeat(53))));
+    }
+
+    #[test]
+    fn whose_server_id_it_is_can_be_told_and_a_services_is_no_pods() {
+        let id = standby_id("north", "meteo", "wea.ther-7d9f-abcde");
+        let service = Minted::Service { namespace: "meteo", service: "wea.ther-7d9f-abcde" };
+        assert_eq!(of_server_id("north", &id), Some(service));
+        let pod = Minted::Pod { namespace: "meteo", pod: "wea.ther-7d9f-abcde" };
+        assert_eq!(of_server_id("north", "north.meteo.wea.ther-7d9f-abcde"), Some(pod));
+        for foreign in
+            ["northern.meteo.a", "north", "north.meteo", "south.meteo.a", "north.meteo.a_w1", "desk-1"]
+        {
+            assert_eq!(of_server_id("north", foreign), None, "{foreign}");
+        }
     }
 
     #[test]

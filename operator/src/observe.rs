@@ -273,6 +273,7 @@ mod tests {
             draining: false,
             sessions,
             in_flight: 0,
+            idle_seconds: None,
             server: None,
             workers: Vec::new(),
         }

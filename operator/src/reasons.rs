@@ -25,6 +25,10 @@ pub const NAME_TAKEN: &str = "NameTaken";
 pub const NOT_ACCEPTED: &str = "NotAccepted";
 /// `Ready=False`, `Registered=False`: `spec.replicas` is 0.
 pub const SCALED_TO_ZERO: &str = "ScaledToZero";
+/// `Ready=True`, `Registered=True`: nobody uses it, it has no instance, and the first `initialize` wakes it.
+pub const ASLEEP: &str = "Asleep";
+/// `Registered=False`: an instance calls itself registered, and the broker's registry does not show it.
+pub const PRESENCE_MISSING: &str = "PresenceMissing";
 /// `Ready=False`, `Registered=False`: instances are on their way.
 pub const PROGRESSING: &str = "Progressing";
 /// `Ready=False`: pods cannot be made (quota, admission).

@@ -17,6 +17,9 @@ const LENGTH: usize = 32;
 /// Hexadecimal digits of a hash: 128 bits, which no chance meets.
 const DIGITS: usize = 32;
 
+/// Hexadecimal digits of a mark: few operators share a broker.
+const KEEPER_DIGITS: usize = 16;
+
 /// What only the operator knows.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Salt([u8; LENGTH]);
@@ -85,6 +88,14 @@ impl Salt {
     /// Hash of a text.
     pub fn hash(&self, text: &[u8]) -> String {
         names::hex(&Sha256::new().chain_update(self.0).chain_update(text).finalize(), DIGITS)
+    }
+
+    /// The mark of this operator on what it looks after at brokers: two that share a broker, and by mistake a cluster's
+    /// name, leave each other's alone.
+    pub fn keeper(&self) -> String {
+        let mut mark = self.hash(b"keeper of the registry");
+        mark.truncate(KEEPER_DIGITS);
+        mark
     }
 
     /// Hash of the content of a Secret or `ConfigMap`; no two contents run together.

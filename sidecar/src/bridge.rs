@@ -55,6 +55,8 @@ pub struct Bridge {
     board: Board,
     metrics: Metrics,
     tracer: Option<Tracer>,
+    /// Whether our own presence is watched: not where a broker ends the connection on it.
+    watches_place: bool,
     /// Session ids are never used twice.
     last_id: u64,
 }
@@ -78,7 +80,18 @@ impl Bridge {
             idle_timeout: config.limits.idle_timeout,
             sampler: tracer.as_ref().map(Tracer::sampler),
         };
-        Self { config, rules, backend, health, drains, board, metrics, tracer, last_id: 0 }
+        Self {
+            config,
+            rules,
+            backend,
+            health,
+            drains,
+            board,
+            metrics,
+            tracer,
+            watches_place: true,
+            last_id: 0,
+        }
     }
 
     /// Serves registration after registration until a drain has ended.

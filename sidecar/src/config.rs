@@ -37,6 +37,15 @@ pub struct GatewayConfig {
     #[arg(long, env = "MCP_MQTT_SERVER_ID", value_name = "ID", default_value_t = identity::default_server_id(), hide_default_value = true)]
     pub server_id: String,
 
+    /// Server id of the service as a whole, held in the registry while it has no instance: where its presence says so,
+    /// this instance takes it over and serves as it. None: there is no such.
+    #[arg(long, env = "MCP_MQTT_STANDBY_ID", value_name = "ID")]
+    pub standby_id: Option<String>,
+
+    /// Who looks after the registry: a mark on the presence, so that nobody else clears it as stale.
+    #[arg(long, env = "MCP_MQTT_KEEPER", value_name = "MARK")]
+    pub keeper: Option<String>,
+
     /// What the server is for, in a sentence; goes into the presence message.
     #[arg(long, env = "MCP_MQTT_DESCRIPTION", default_value = "", value_name = "TEXT")]
     pub description: String,

@@ -1,6 +1,9 @@
 //! The one board on which every part of the gateway writes how it does, and from which the admin endpoints read.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
 
 use crate::{
     metrics::Metrics,
@@ -11,6 +14,8 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Board {
     status: Arc<Mutex<GatewayStatus>>,
+    /// When there was a session last; at first, when there could have been one.
+    busy: Arc<Mutex<Instant>>,
     metrics: Metrics,
 }
 
@@ -29,10 +34,12 @@ impl Board {
             draining: false,
             sessions: 0,
             in_flight: 0,
+            idle_seconds: None,
             server: None,
             workers: Vec::new(),
         };
-        Self { status: Arc::new(Mutex::new(status)), metrics }
+        let busy = Arc::new(Mutex::new(Instant::now()));
+        Self { status: Arc::new(Mutex::new(status)), busy, metrics }
     }
 
     /// The MCP server answered `initialize`.
@@ -81,7 +88,7 @@ impl Board {
             return; // a person need not read the same at every attempt
         }
         match reason {
-            reason::WAITING_FOR_BACKEND | reason::CONNECTING | reason::DRAINED => {
+            reason::WAITING_FOR_BACKEND | reason::CONNECTING | reason::DRAINED | reason::RELIEVED => {
                 tracing::info!(reason, "{message}");
             }
             _ => tracing::warn!(reason, "{message}"),
@@ -127,6 +134,16 @@ impl Board {
         server_name.clone_into(&mut self.lock().server_name);
     }
 
+    /// The server id in use: an instance may stand in for its service as a whole.
+    pub fn set_server_id(&self, server_id: &str) {
+        server_id.clone_into(&mut self.lock().server_id);
+    }
+
+    /// There is a session, or was one until now.
+    pub fn busy(&self) {
+        *self.busy.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
     /// A drain has begun.
     pub fn set_draining(&self) {
         self.lock().draining = true;
@@ -141,6 +158,8 @@ impl Board {
             status.broker.message = format!("{}; but {trouble}", status.broker.message);
         }
         status.sessions = u32::try_from(self.metrics.sessions.get()).unwrap_or_default();
+        let idle = self.busy.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+        status.idle_seconds = (status.sessions == 0).then_some(idle.as_secs());
         status.in_flight = u32::try_from(self.metrics.in_flight.get()).unwrap_or_default();
         status
     }

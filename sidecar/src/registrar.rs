@@ -2,6 +2,7 @@
 //! have us, and only then be found. One attempt after the other, until one stands.
 //!
 //! - [`selftest`]: finds what the broker forbids, and names it
+//! - `standby`: whether the service as a whole sleeps, and this instance is the one to stand in for it
 //! - [`worker`]: a connection that registers nothing and carries sessions
 //! - `access`, `attempts`: what all connections have in common
 
@@ -29,6 +30,7 @@ use crate::{
 mod access;
 mod attempts;
 pub mod selftest;
+mod standby;
 pub mod worker;
 
 /// For the DISCONNECT between learning a server name and connecting with it.
@@ -40,6 +42,9 @@ pub struct Registration {
     pub connection: Connection,
     /// The server name in use.
     pub server_name: ServerName,
+    /// Whether it is under the service's own id, whose presence stands already: whoever holds that holds each
+    /// `initialize`, too, until our presence takes its place.
+    pub stands_in: bool,
     /// What came meanwhile.
     pub early: Vec<Received>,
     /// What the self-test wants a person to know.
@@ -54,6 +59,8 @@ pub struct Registrar {
     config: Arc<GatewayConfig>,
     access: Access,
     identity: Identity,
+    /// Of the connection that was opened last: our own, or the service's.
+    server_id: ServerId,
     /// As in the will of the next connection: the broker may have replaced the configured one.
     server_name: ServerName,
     board: Board,
@@ -77,6 +84,7 @@ impl Registrar {
     pub fn new(config: Arc<GatewayConfig>, identity: Identity, board: Board, metrics: Metrics) -> Self {
         Self {
             server_name: identity.server_name.clone(),
+            server_id: identity.server_id.clone(),
             access: Access::new(config.clone()),
             config,
             identity,
@@ -87,9 +95,9 @@ impl Registrar {
         }
     }
 
-    /// Our MQTT client id.
+    /// The MQTT client id in use.
     pub fn server_id(&self) -> &ServerId {
-        &self.identity.server_id
+        &self.server_id
     }
 
     /// Tries until a registration can be made; the board tells why it cannot. Dropping this ends the attempt, and
@@ -114,7 +122,7 @@ impl Registrar {
 
     /// The connection was lost: tells the board why, and how long to wait before the next.
     pub fn lost(&mut self, why: &CloseReason, since: Instant) {
-        let (reason, message) = self.attempts.lost(self.identity.server_id.as_str(), why, since);
+        let (reason, message) = self.attempts.lost(self.server_id.as_str(), why, since);
         self.board.unregistered(reason, &message);
     }
 
@@ -122,7 +130,7 @@ impl Registrar {
     /// next one. None has a connection yet.
     pub fn workers(&self) -> Vec<Worker> {
         let worker = |number| {
-            let (server_id, server_name) = (self.identity.server_id.clone(), self.server_name.clone());
+            let (server_id, server_name) = (self.server_id.clone(), self.server_name.clone());
             Worker::new(number, self.access.clone(), server_id, server_name, self.config.qos())
         };
         (1..=self.config.broker.workers.into()).map(worker).collect()
@@ -141,16 +149,21 @@ impl Registrar {
     }
 
     fn presence(&self, payload: Bytes) -> Publication {
+        let mut user_properties = user_property::of_publish(Component::Server, self.server_id.as_str());
+        if let Some(keeper) = &self.config.keeper {
+            user_properties.push((user_property::KEEPER.to_owned(), keeper.clone()));
+        }
         Publication {
-            topic: topic::server_presence(&self.identity.server_id, &self.server_name),
+            topic: topic::server_presence(&self.server_id, &self.server_name),
             payload,
             qos: Qos::AtLeastOnce,
             retain: true,
-            user_properties: user_property::of_publish(Component::Server, self.identity.server_id.as_str()),
+            user_properties,
         }
     }
 
     async fn attempt(&mut self) -> Result<Registration, Failure> {
+        self.use_id(self.identity.server_id.clone());
         let mut connection = self.connect_with_will().await?;
         if let Some(name) = self.renamed(&connection)? {
             // Item 4: the will that the broker holds has the old name.
@@ -170,17 +183,33 @@ impl Registrar {
                 });
             }
         }
+        let mut stands_in = false;
+        if let Some(standby) = self.identity.standby_id.clone()
+            && standby::sleeps(&mut connection, &standby, &self.server_name).await?
+        {
+            tracing::info!(server_id = %standby, "the service sleeps: taking its place in the registry over");
+            end(connection).await;
+            self.use_id(standby);
+            connection = self.connect_with_will().await?;
+            stands_in = true;
+        }
         let since = Instant::now();
+        // Standing in, nothing is tested that anybody could see: the presence there stays, and what is said is heard.
+        let own = selftest::OfRegistration {
+            offline: (!stands_in).then(|| self.offline()),
+            control_echo: !stands_in && self.control_echo,
+        };
         let trial = selftest::Trial {
-            client_id: self.identity.server_id.as_str(),
-            server_id: &self.identity.server_id,
+            client_id: self.server_id.as_str(),
+            server_id: &self.server_id,
             server_name: &self.server_name,
             qos: self.config.qos(),
-            registration: Some((self.offline(), self.control_echo)),
+            registration: Some(own),
         };
         match trial.run(&mut connection).await {
             Ok(selftest::Passed { early, remark }) => {
-                Ok(Registration { connection, server_name: self.server_name.clone(), early, remark, since })
+                let server_name = self.server_name.clone();
+                Ok(Registration { connection, server_name, stands_in, early, remark, since })
             }
             Err(selftest::Failed { failure, by_control_echo }) => {
                 // A right that a server need not have; without that part of the test the next attempt may stand.
@@ -191,7 +220,12 @@ impl Registrar {
     }
 
     async fn connect_with_will(&self) -> Result<Connection, Failure> {
-        self.access.connect(self.identity.server_id.as_str(), Some(self.offline())).await
+        self.access.connect(self.server_id.as_str(), Some(self.offline())).await
+    }
+
+    fn use_id(&mut self, server_id: ServerId) {
+        self.board.set_server_id(server_id.as_str());
+        self.server_id = server_id;
     }
 
     /// The server name that the broker wants, when it is not the one in use.

@@ -21,6 +21,9 @@ pub struct GatewayStatus {
     pub sessions: u32,
     /// Client requests waiting for an answer now.
     pub in_flight: u32,
+    /// For how long there has been no session, in seconds; none while there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_seconds: Option<u64>,
     /// What the MCP server said of itself in its `initialize` result.
     pub server: Option<ServerInfo>,
     /// The connections that carry sessions beside the registering one. Readiness does not wait for them: without them
@@ -83,6 +86,8 @@ pub mod reason {
     pub const REGISTERED: &str = "Registered";
     /// The presence waits for the backend.
     pub const WAITING_FOR_BACKEND: &str = "WaitingForBackend";
+    /// The service is put to sleep: this instance has given its place in the registry up, and is about to end.
+    pub const RELIEVED: &str = "Relieved";
     /// A worker connection stands.
     pub const CONNECTED: &str = "Connected";
     /// No connection yet.

@@ -37,6 +37,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Options {
     broker: Url,
     server_id: String,
+    server_name: String,
     /// How a server that was started elsewhere is reached.
     backend: Option<String>,
     gateway: Vec<String>,
@@ -60,6 +61,7 @@ impl Options {
         Self {
             broker: broker.clone(),
             server_id: format!("gateway-{:08x}", fastrand::u32(..)),
+            server_name: SERVER_NAME.to_owned(),
             backend: None,
             gateway: Vec::new(),
             server: Vec::new(),
@@ -99,6 +101,13 @@ impl Options {
     #[must_use]
     pub fn server_id(mut self, id: &str) -> Self {
         id.clone_into(&mut self.server_id);
+        self
+    }
+
+    /// The server name, in place of [`SERVER_NAME`].
+    #[must_use]
+    pub fn server_name(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.server_name);
         self
     }
 
@@ -152,7 +161,7 @@ impl Options {
         let mut command = Command::new(binaries::sidecar());
         command
             .args(["gateway", "--log-format=text"])
-            .arg(format!("--server-name={SERVER_NAME}"))
+            .arg(format!("--server-name={}", self.server_name))
             .arg(format!("--server-id={}", self.server_id))
             .arg(format!("--broker-url={}", self.broker))
             .arg(format!("--drain-socket={}", socket("gateway.sock")))

@@ -87,6 +87,16 @@ impl Platform {
         Ok(deployed)
     }
 
+    /// Applies an `McpService` that begins asleep, in a namespace of its own, and waits until it can be woken.
+    ///
+    /// # Errors
+    /// As [`deploy`](Self::deploy).
+    pub async fn deploy_asleep(&self, name: &str, spec: Value) -> Result<Deployed> {
+        let deployed = self.apply(name, spec).await?;
+        deployed.registered(1).await?;
+        Ok(deployed)
+    }
+
     /// Applies an `McpService` in a namespace of its own.
     ///
     /// # Errors

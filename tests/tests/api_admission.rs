@@ -57,6 +57,18 @@ fn refused() -> Vec<(Value, &'static str)> {
     let long = "x".repeat(600);
     vec![
         (
+            with(&json!({"autoscaling": {"maxReplicas": 3, "idleSeconds": 60}})),
+            "autoscaling.idleSeconds and autoscaling.wakeTimeoutSeconds are for autoscaling.minReplicas 0",
+        ),
+        (
+            with(&json!({"autoscaling": {"minReplicas": 1, "maxReplicas": 3, "wakeTimeoutSeconds": 60}})),
+            "autoscaling.idleSeconds and autoscaling.wakeTimeoutSeconds are for autoscaling.minReplicas 0",
+        ),
+        (
+            with(&json!({"autoscaling": {"minReplicas": 0, "maxReplicas": 3, "idleSeconds": 0}})),
+            "should be greater than or equal to 1",
+        ),
+        (
             with(&json!({"serverName": "flat"})),
             "spec.serverName: Invalid value: \"flat\": serverName must contain at least one '/', as in <namespace>/<name>",
         ),

@@ -270,3 +270,22 @@ async fn a_stopped_broker_ends_a_connect_and_a_disconnect_by_their_deadlines() -
     assert_eq!(closed(&mut connection.events).await?, CloseReason::DisconnectTimedOut);
     Ok(())
 }
+
+#[tokio::test]
+async fn a_broker_keeps_for_a_session_with_an_expiry_what_comes_while_nobody_is_there() -> Result<()> {
+    let broker = Mosquitto::start().await?;
+    let options = ConnectOptions {
+        session_expiry: Some(Duration::from_mins(1)),
+        ..ConnectOptions::new(broker.url(), "sleeper")
+    };
+    let first = Connection::open(&options).await?;
+    first.publisher.subscribe(vec![Filter::new("kept/#", Qos::AtLeastOnce)], LONG).await?;
+    drop(first);
+    let other = Connection::open(&ConnectOptions::new(broker.url(), "other")).await?;
+    let message = Publication::new("kept/a", "while away", Qos::AtLeastOnce);
+    other.publisher.publish_confirmed(message, LONG).await?;
+    let mut second = Connection::open(&options).await?;
+    let event = timeout(LONG, second.events.recv()).await?;
+    assert!(matches!(event, Some(Event::Received(received)) if received.payload == "while away"));
+    Ok(())
+}

@@ -91,6 +91,7 @@ impl Client {
             user_properties: user_property::of_connect(Component::Client, "{}"),
             will: Some(will),
             max_packet_size: options.max_message_bytes.saturating_add(PACKET_OVERHEAD),
+            session_expiry: None,
         })
         .await?;
         let limit = usize::try_from(options.max_message_bytes).unwrap_or(usize::MAX);

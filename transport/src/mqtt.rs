@@ -48,6 +48,9 @@ pub struct ConnectOptions {
     pub will: Option<Publication>,
     /// The largest packet that we take, in bytes; told to the broker.
     pub max_packet_size: u32,
+    /// How long the broker keeps our subscriptions, and what they catch, after the connection; whole seconds. None: not
+    /// at all, and what it kept is given up.
+    pub session_expiry: Option<Duration>,
 }
 
 impl ConnectOptions {
@@ -64,6 +67,7 @@ impl ConnectOptions {
             user_properties: Vec::new(),
             will: None,
             max_packet_size: 1 << 20,
+            session_expiry: None,
         }
     }
 }

@@ -8,6 +8,14 @@ use serde_json::{Map, Value};
 /// Method of the presence message.
 pub const METHOD: &str = "notifications/server/online";
 
+/// Method of a notification on control by which whoever looks after the registry asks a server to register anew.
+pub const REGISTER: &str = "notifications/server/register";
+
+/// Key and value in `meta` of a service without instances: whoever calls it wakes it. Its `initialize` is held
+/// until an instance has taken the presence over.
+const INSTANCE: &str = "instance";
+const PARKED: &str = "parked";
+
 /// `params` of the presence message. Always all three are written, and `meta` is never null:
 /// a null ends the MQTT thread of one client in the field.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +81,18 @@ impl Online {
             meta.insert("rbac".to_owned(), rbac);
         }
         Self { server_name: server_name.to_owned(), description: description.to_owned(), meta }
+    }
+
+    /// The same, of a service that has no instance now: `meta.instance` is `parked`.
+    #[must_use]
+    pub fn parked(mut self) -> Self {
+        self.meta.insert(INSTANCE.to_owned(), PARKED.into());
+        self
+    }
+
+    /// Whether no instance stands behind it now.
+    pub fn is_parked(&self) -> bool {
+        self.meta.get(INSTANCE).and_then(Value::as_str) == Some(PARKED)
     }
 
     /// `meta.rbac`, when there is one.
@@ -208,6 +228,17 @@ mod tests {
         let read = Online::parse(&online.to_payload()).expect("our own");
         assert_eq!(read, online);
         assert_eq!(read.rbac().expect("our own"), Some(Rbac { roles: vec![role()] }));
+    }
+
+    #[test]
+    fn a_parked_service_says_so_in_its_meta_and_keeps_the_rest() {
+        let online = Online::new("a/b", "d", Some(&Rbac { roles: vec![role()] }));
+        let parked = Online::parse(&online.clone().parked().to_payload()).expect("our own");
+        assert!(parked.is_parked() && !online.is_parked());
+        assert_eq!(
+            (parked.rbac().expect("our own"), parked.meta["instance"].as_str()),
+            (online.rbac().expect("our own"), Some("parked"))
+        );
     }
 
     #[test]

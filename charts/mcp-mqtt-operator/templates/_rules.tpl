@@ -11,6 +11,10 @@ says why; a test holds that.
 - apiGroups: [mcp-mqtt.io]
   resources: [mcpservices/status]
   verbs: [patch]
+# A service that sleeps when nobody uses it (spec.autoscaling.minReplicas 0): to none, and to one when it wakes.
+- apiGroups: [mcp-mqtt.io]
+  resources: [mcpservices/scale]
+  verbs: [patch]
 # Owner references with blockOwnerDeletion on what it creates; clusters with OwnerReferencesPermissionEnforcement ask
 # for this. It sets no finalizer.
 - apiGroups: [mcp-mqtt.io]

@@ -48,6 +48,11 @@ pub(super) async fn tell_conditions(
     }
 }
 
+/// What is news though the condition holds as before.
+fn worth_telling(reason: &str) -> bool {
+    matches!(reason, reasons::DRAINING_SESSIONS | reasons::ASLEEP)
+}
+
 struct Turn<'a> {
     kind: EventType,
     reason: String,
@@ -63,7 +68,7 @@ fn turns<'a>(last: Option<&McpServiceStatus>, now: &'a McpServiceStatus) -> Vec<
         let same = before.is_some_and(|before| {
             before.status == condition.status
                 && (before.reason == condition.reason
-                    || condition.status == "True" && condition.reason != reasons::DRAINING_SESSIONS)
+                    || condition.status == "True" && !worth_telling(&condition.reason))
         });
         // That it is on its way, or waits for another condition, is no news.
         let passing = condition.reason == reasons::NOT_ACCEPTED || reasons::passes(&condition.reason);

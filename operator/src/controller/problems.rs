@@ -198,6 +198,7 @@ pub(crate) mod tests {
             draining: false,
             sessions: 0,
             in_flight: 0,
+            idle_seconds: None,
             server: None,
             workers: Vec::new(),
         }

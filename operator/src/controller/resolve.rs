@@ -75,6 +75,12 @@ impl ReferenceMemory {
             .collect()
     }
 
+    /// Hash of the content that was read last; empty: none was.
+    pub fn content_hash(&self, kind: Kind, namespace: &str, name: &str) -> String {
+        let key = (kind, namespace.to_owned(), name.to_owned());
+        lock(&self.contents).get(&key).map(|content| content.hash.clone()).unwrap_or_default()
+    }
+
     /// The service is gone.
     pub fn forget(&self, service: &ServiceRef) {
         lock(&self.referrers).remove(service);

@@ -25,7 +25,10 @@ use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered}
 use tokio::sync::watch;
 
 use super::{apply::AppliedMemory, resolve::ReferenceMemory, status::StatusMemory};
-use crate::{crd::McpService, metrics::Metrics, observe::Observations, salt::Salt, settings::Settings};
+use crate::{
+    crd::McpService, metrics::Metrics, observe::Observations, registry::Registry, salt::Salt,
+    settings::Settings,
+};
 
 /// An `McpService` as it is watched: one that cannot be read hides none of the others.
 pub type Guarded = DeserializeGuard<McpService>;
@@ -76,6 +79,8 @@ pub struct Scope {
     pub observations: Arc<Observations>,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// What the brokers say, and are to be told.
+    pub registry: Registry,
     /// Tells people of changes.
     pub recorder: Recorder,
     /// Hashes of referenced objects, and who refers to them.

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    fmt::Write as _,
     sync::{Arc, Mutex},
 };
 
@@ -28,11 +29,14 @@ use crate::{
     crd::{McpService, McpServiceStatus, status::ServerStatus},
     names::{FIELD_MANAGER, POD_TEMPLATE_HASH, SERVICE_LABEL, child},
     observe::{Observation, Observations, is_ready, leaves},
-    reasons,
+    reasons, registry,
 };
 
 /// Different problems that a message tells before it says "and so many more".
 const NAMED_PROBLEMS: usize = 3;
+
+/// Instances that the status names.
+const NAMED_INSTANCES: usize = 10;
 
 /// How far the service came.
 #[derive(Debug)]
@@ -56,6 +60,8 @@ pub struct Seen<'a> {
     pub server_name: Option<String>,
     /// How many instances are wanted.
     pub replicas: i32,
+    /// What the broker says; none: it has not been asked yet.
+    pub registry: Option<registry::wanted::Seen>,
 }
 
 impl Seen<'_> {
@@ -83,6 +89,29 @@ impl Seen<'_> {
         self.pods.iter().filter_map(|(_, seen)| seen.as_ref()?.status.as_ref().ok())
     }
 
+    /// Whether the broker's registry has not shown for some time what the gateway says.
+    fn is_missing(&self, pod: &Pod) -> bool {
+        let name = pod.metadata.name.as_ref();
+        let missing = self.registry.as_ref().map(|registry| registry.missing.as_slice()).unwrap_or_default();
+        name.is_some_and(|name| missing.contains(name))
+    }
+
+    /// The pods that stand in the registry, by name.
+    fn registered(&self) -> Vec<String> {
+        let registered = self.pods.iter().filter(|(pod, seen)| {
+            let status = seen.as_ref().and_then(|seen| seen.status.as_ref().ok());
+            status.is_some_and(|status| status.broker.ok) && !self.is_missing(pod)
+        });
+        let mut names: Vec<String> = registered.filter_map(|(pod, _)| pod.metadata.name.clone()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Whether it sleeps, and can be woken.
+    fn sleeps(&self) -> bool {
+        self.registry.as_ref().is_some_and(|registry| registry.sleeps)
+    }
+
     /// Pods that are not on their way out.
     fn staying(&self) -> impl Iterator<Item = (&Pod, Option<&Observation>)> {
         self.pods.iter().filter(|(pod, _)| !leaves(pod)).map(|(pod, seen)| (&**pod, seen.as_ref()))
@@ -105,7 +134,9 @@ pub fn build_status(
     now: Timestamp,
 ) -> McpServiceStatus {
     let ready = count(seen.staying().filter(|(pod, _)| is_ready(pod)).count());
-    let registered = count(seen.gateways().filter(|gateway| gateway.broker.ok).count());
+    let mut instances = seen.registered();
+    let registered = count(instances.len());
+    instances.truncate(NAMED_INSTANCES);
     let name = seen.metadata.name.clone().unwrap_or_default();
     let adopted =
         seen.gateways().find(|gateway| gateway.broker.ok).map(|gateway| gateway.server_name.clone());
@@ -121,6 +152,7 @@ pub fn build_status(
             .unwrap_or_default(),
         ready_replicas: ready,
         registered,
+        instances,
         sessions: seen
             .gateways()
             .map(|gateway| i32::try_from(gateway.sessions).unwrap_or(i32::MAX))
@@ -222,11 +254,25 @@ fn registered_condition(outcome: &Outcome<'_>, seen: &Seen<'_>) -> Judgment {
     if let Some(judgment) = nothing_runs(outcome, seen) {
         return judgment;
     }
-    let problems = instances(seen, problems::of_registration);
+    let mut problems = instances(seen, problems::of_registration);
+    let missing: Vec<String> = seen
+        .staying()
+        .filter(|(pod, _)| seen.is_missing(pod))
+        .filter_map(|(pod, _)| pod.metadata.name.clone())
+        .collect();
+    if !missing.is_empty() {
+        let message = "the broker's registry does not show it, though its gateway registered; it was told to register again";
+        let problem = Problem { reason: reasons::PRESENCE_MISSING.to_owned(), message: message.to_owned() };
+        problems.push(InstanceProblem { instances: missing, problem });
+    }
     let missing: usize = problems.iter().map(|problem| problem.instances.len()).sum();
     let registered = count(seen.staying().count() - missing);
     let wanted = seen.replicas;
-    let text = format!("{registered} of {wanted} instances in the broker's registry");
+    let mut text = format!("{registered} of {wanted} instances in the broker's registry");
+    let unreachable = seen.registry.as_ref().and_then(|registry| registry.unreachable.as_ref());
+    if let Some(why) = unreachable.filter(|_| registered > 0) {
+        let _ = write!(text, ", by the gateways' word: the operator itself cannot ask the broker ({why})");
+    }
     if registered >= wanted {
         return holds(reasons::REGISTERED, text);
     }
@@ -241,8 +287,21 @@ fn nothing_runs(outcome: &Outcome<'_>, seen: &Seen<'_>) -> Option<Judgment> {
     if let (Outcome::Refused(_), None) = (outcome, &seen.deployment) {
         return Some(fails(reasons::NOT_ACCEPTED, "nothing runs; see the condition Accepted"));
     }
-    (seen.replicas == 0)
-        .then(|| fails(reasons::SCALED_TO_ZERO, "spec.replicas is 0; clients find no instance"))
+    if seen.replicas != 0 {
+        return None;
+    }
+    if seen.sleeps() {
+        return Some(holds(
+            reasons::ASLEEP,
+            "nobody uses it; clients find it, and the first initialize wakes it",
+        ));
+    }
+    let unreachable = seen.registry.as_ref().and_then(|registry| registry.unreachable.as_ref());
+    let why = unreachable.map(|why| format!(", and the operator cannot ask the broker ({why})"));
+    Some(fails(
+        reasons::SCALED_TO_ZERO,
+        format!("spec.replicas is 0; clients find no instance{}", why.unwrap_or_default()),
+    ))
 }
 
 /// A problem, and who has it; with nobody it is the service's as a whole.
@@ -384,7 +443,7 @@ pub async fn patch_status(
 
 /// In a merge patch a field goes only when it is null.
 fn with_nulls(status: &McpServiceStatus) -> serde_json::Value {
-    let mut value = json!({"serverName": null, "ready": null, "selector": null, "server": null, "conditions": [], "observedGeneration": null});
+    let mut value = json!({"serverName": null, "ready": null, "selector": null, "server": null, "instances": [], "conditions": [], "observedGeneration": null});
     if let (Some(all), Ok(serde_json::Value::Object(set))) =
         (value.as_object_mut(), serde_json::to_value(status))
     {

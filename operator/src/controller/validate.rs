@@ -72,16 +72,27 @@ pub struct ValidService {
 /// What the autoscaler goes by.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ValidAutoscaling {
-    /// The fewest instances.
+    /// The fewest instances while there are any; at least one.
     pub min_replicas: i32,
     /// The most.
     pub max_replicas: i32,
+    /// When it goes to sleep, if ever.
+    pub sleep: Option<Sleep>,
     /// What the operator itself measures.
     pub targets: Vec<Target>,
     /// What Kubernetes measures.
     pub resources: Vec<ResourceMetricSource>,
     /// How fast it goes.
     pub behavior: Option<HorizontalPodAutoscalerBehavior>,
+}
+
+/// When a service goes to sleep, and how long it may take to wake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sleep {
+    /// For so long nobody had a session.
+    pub idle: Duration,
+    /// For so long an `initialize` waits for an instance.
+    pub wake_timeout: Duration,
 }
 
 /// Which object of the API server it is.
@@ -187,6 +198,9 @@ pub fn validate(
     let gateway = GatewayConfig {
         server_name: server_name.clone(),
         server_id: SERVER_ID_OF_THE_POD.to_owned(),
+        standby_id: sleeps(spec.autoscaling.as_ref())
+            .then(|| names::standby_id(&settings.cluster_name, &identity.namespace, &identity.name)),
+        keeper: None, // only the builder knows it
         description: spec.description.clone(),
         rbac: rbac.map(|rbac| serde_json::to_string(&rbac).expect("roles are plain data")),
         backend: backend_config,
@@ -227,6 +241,33 @@ pub fn validate(
 
 /// The share of `gateway.maxSessions`, in percent, that is aimed at when no metric is named.
 const DEFAULT_UTILIZATION: i32 = 80;
+/// After so many seconds without a session a service sleeps, where it does.
+const DEFAULT_IDLE: i32 = 300;
+/// So many seconds it may take to wake.
+const DEFAULT_WAKE_TIMEOUT: i32 = 60;
+
+/// Whether it may have no instance at all.
+fn sleeps(autoscaling: Option<&AutoscalingSpec>) -> bool {
+    autoscaling.is_some_and(|autoscaling| autoscaling.min_replicas == 0)
+}
+
+fn sleep(spec: &AutoscalingSpec) -> Result<Option<Sleep>, ValidateError> {
+    let seconds = |field: &str, value: Option<i32>, default: i32| {
+        let seconds = unsigned(field, value.unwrap_or(default))?;
+        Ok::<_, ValidateError>(Duration::from_secs(seconds.into()))
+    };
+    if !sleeps(Some(spec)) {
+        return Ok(None);
+    }
+    Ok(Some(Sleep {
+        idle: seconds("autoscaling.idleSeconds", spec.idle_seconds, DEFAULT_IDLE)?,
+        wake_timeout: seconds(
+            "autoscaling.wakeTimeoutSeconds",
+            spec.wake_timeout_seconds,
+            DEFAULT_WAKE_TIMEOUT,
+        )?,
+    }))
+}
 
 fn autoscaling(spec: &AutoscalingSpec, max_sessions: i32) -> Result<ValidAutoscaling, ValidateError> {
     // At least one: Kubernetes takes no target of nothing.
@@ -247,7 +288,8 @@ fn autoscaling(spec: &AutoscalingSpec, max_sessions: i32) -> Result<ValidAutosca
     let in_flight = spec.in_flight.as_ref().map(|target| target.target_per_replica);
     let targets = [(Metric::Sessions, sessions), (Metric::InFlight, in_flight)];
     Ok(ValidAutoscaling {
-        min_replicas: spec.min_replicas,
+        min_replicas: spec.min_replicas.max(1), // at none the autoscaler rests by itself
+        sleep: sleep(spec)?,
         max_replicas: spec.max_replicas,
         targets: targets
             .into_iter()

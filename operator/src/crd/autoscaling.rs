@@ -10,13 +10,27 @@ use serde::{Deserialize, Serialize};
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.minReplicas <= self.maxReplicas").message("autoscaling.minReplicas must not be more than autoscaling.maxReplicas")
+    validation = Rule::new("self.minReplicas <= self.maxReplicas").message("autoscaling.minReplicas must not be more than autoscaling.maxReplicas"),
+    validation = Rule::new("self.minReplicas == 0 || !has(self.idleSeconds) && !has(self.wakeTimeoutSeconds)").message("autoscaling.idleSeconds and autoscaling.wakeTimeoutSeconds are for autoscaling.minReplicas 0")
 )]
 pub struct AutoscalingSpec {
-    /// The fewest instances.
+    /// The fewest instances. With 0 the service goes to sleep when nobody uses it, at no instance at all: clients still
+    /// find it, and the first `initialize` wakes it and is answered.
     #[serde(default = "one")]
-    #[schemars(range(min = 1, max = 10_000))]
+    #[schemars(range(min = 0, max = 10_000))]
     pub min_replicas: i32,
+
+    /// With `minReplicas` 0: for how long, in seconds, there has been no session when the service goes to sleep; 300
+    /// where it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 604_800))]
+    pub idle_seconds: Option<i32>,
+
+    /// With `minReplicas` 0: how long, in seconds, an `initialize` may wait for an instance before it is answered with
+    /// an error; 60 where it is not said. Where it is known earlier that none can come, so is the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 600))]
+    pub wake_timeout_seconds: Option<i32>,
 
     /// The most instances.
     #[schemars(range(min = 1, max = 10_000))]

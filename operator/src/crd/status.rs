@@ -32,6 +32,11 @@ pub struct McpServiceStatus {
     #[serde(default)]
     pub registered: i32,
 
+    /// The pods of instances that stand in the broker's registry: the first ten by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    pub instances: Vec<String>,
+
     /// MCP sessions open now, over all instances; brought up to date every few seconds.
     #[serde(default)]
     pub sessions: i32,

@@ -1,6 +1,6 @@
 //! From topics to sessions, and from actions to topics: everything of the bridge that needs no IO.
 
-use std::time::Instant;
+use std::{collections::HashSet, time::Instant};
 
 use bytes::Bytes;
 use mcp_mqtt_transport::{
@@ -23,6 +23,10 @@ use crate::backend::SessionId;
 /// The MQTT header may take three bytes more with a payload than without: its length is a varint.
 const LENGTH_BYTES: usize = 3;
 
+/// Clients remembered to have spoken to us themselves while we stand in for a service: whatever is held for that one
+/// comes in the moment after the presence.
+const HEARD: usize = 4096;
+
 /// What the core needs to know of its connection and of the configuration.
 #[derive(Debug, Clone)]
 pub struct Setting {
@@ -40,6 +44,8 @@ pub struct Setting {
     pub rules: Rules,
     /// Sessions at one time.
     pub max_sessions: u32,
+    /// Whether it stands in for a service that slept: an `initialize` that was held may be passed on to it.
+    pub stands_in: bool,
 }
 
 /// The bridge without its IO, for the life of one registration.
@@ -50,6 +56,8 @@ pub struct Core {
     capability_topic: String,
     /// The largest packet that the broker takes, by connection: a broker may tell each another limit.
     max_packets: Vec<Option<u32>>,
+    /// Who spoke on control while [`Setting::stands_in`].
+    heard: HashSet<ClientId>,
     /// The sessions; public to the driver, which reports to them.
     pub sessions: Sessions,
 }
@@ -62,7 +70,7 @@ impl Core {
         let sessions = Sessions::new(setting.rules.clone(), setting.max_sessions, setting.workers, last_id);
         let mut max_packets = vec![None; setting.workers + 1];
         max_packets[0] = setting.max_packet;
-        Self { setting, properties, capability_topic, max_packets, sessions }
+        Self { setting, properties, capability_topic, max_packets, heard: HashSet::new(), sessions }
     }
 
     /// A worker's connection stands; the largest packet that the broker takes there, in bytes.
@@ -105,7 +113,11 @@ impl Core {
                 self.rpc((&client, came_by), matches, &payload, now, out);
             }
             Ok(Topic::Control { server_id, server_name }) if ours(server_id, server_name) => {
-                match sender.map(ClientId::new) {
+                let held_for = user_property::find(&user_properties, user_property::HELD_FOR);
+                match held_for.filter(|_| self.setting.stands_in).or(sender).map(ClientId::new) {
+                    Some(Ok(client)) if self.heard_already(&client, held_for.is_some()) => {
+                        out.push(Action::Dropped { reason: "held-twice" });
+                    }
                     Some(Ok(client)) => self.control((client, came_by), &payload, now, out, open),
                     Some(Err(_)) => out.push(Action::Dropped { reason: "bad-client-id" }),
                     None => out.push(Action::Dropped { reason: "no-client-id" }),
@@ -122,6 +134,21 @@ impl Core {
             }
             _ => out.push(Action::Dropped { reason: "unknown-topic" }),
         }
+    }
+
+    /// Both we and who holds messages for a sleeping service are subscribed for a moment: what came to us directly is
+    /// not to be taken once more.
+    fn heard_already(&mut self, client: &ClientId, held: bool) -> bool {
+        if !self.setting.stands_in {
+            return false;
+        }
+        if held {
+            return self.heard.contains(client) || self.sessions.of_client(client.as_str()).is_some();
+        }
+        if self.heard.len() < HEARD {
+            self.heard.insert(client.clone());
+        }
+        false
     }
 
     /// A message of ours did not reach its client; `note` is as in [`Core::note`].

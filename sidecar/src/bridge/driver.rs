@@ -7,7 +7,7 @@ use std::{collections::HashMap, time::Duration};
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use mcp_mqtt_transport::{
     mqtt::{CloseReason, Event, PublishError, ReasonCode, Received, Refused},
-    topic::{ClientId, ServerName},
+    topic::{self, ClientId, ServerName},
 };
 use tokio::{
     sync::mpsc::error::TrySendError,
@@ -32,9 +32,11 @@ use crate::{
 };
 
 mod farewell;
+mod place;
 mod sending;
 mod workers;
 
+use place::Place;
 use workers::Workers;
 
 /// Messages that are taken from one side in one go, before the others get their turn.
@@ -60,6 +62,7 @@ enum Answer {
     Subscribed(SessionId, Result<Vec<ReasonCode>, PublishError>),
     Unsubscribed,
     Announced(bool, Result<ReasonCode, PublishError>),
+    Watching(Result<Vec<ReasonCode>, PublishError>),
 }
 
 /// Whether the presence stands.
@@ -89,6 +92,7 @@ pub(super) struct Driver<'a> {
     answers: FuturesUnordered<BoxFuture<'static, Answer>>,
     actions: Vec<Action>,
     presence: Presence,
+    place: Place,
     /// Unsubscribes that the broker has not answered: it has all that was sent before one that it has.
     unsubscribing: usize,
     drain: Option<Drain>,
@@ -104,7 +108,7 @@ struct Drain {
 
 impl<'a> Driver<'a> {
     pub(super) fn new(bridge: &'a mut Bridge, registrar: &'a Registrar, registration: Registration) -> Self {
-        let Registration { connection, server_name, early, remark, since } = registration;
+        let Registration { connection, server_name, stands_in, early, remark, since } = registration;
         let workers = registrar.workers();
         let limits = &bridge.config.limits;
         let setting = Setting {
@@ -115,7 +119,13 @@ impl<'a> Driver<'a> {
             workers: workers.len(),
             rules: bridge.rules.clone(),
             max_sessions: limits.max_sessions,
+            stands_in,
         };
+        let place = Place::new(
+            topic::server_presence(&setting.server_id, &server_name),
+            topic::control(&setting.server_id, &server_name),
+            stands_in,
+        );
         // An error for all that can be in flight, a goodbye to all, and room for what is refused meanwhile.
         let errors = u64::from(limits.max_sessions) * (u64::from(limits.max_in_flight) + 4) + 1024;
         let outbox_limit = usize::try_from(errors).unwrap_or(usize::MAX);
@@ -134,6 +144,7 @@ impl<'a> Driver<'a> {
             answers: FuturesUnordered::new(),
             actions: Vec::new(),
             presence: Presence::Cleared,
+            place,
             unsubscribing: 0,
             drain: None,
         };
@@ -152,6 +163,9 @@ impl<'a> Driver<'a> {
             self.publish_counts();
             if self.drain.is_some() && self.core.sessions.is_empty() {
                 return self.leave().await;
+            }
+            if self.place.resumes() && self.drain.is_none() {
+                return self.resume().await;
             }
             self.set_timer(timer.as_mut());
             tokio::select! {
@@ -179,6 +193,9 @@ impl<'a> Driver<'a> {
     fn publish_counts(&self) {
         let metrics = &self.bridge.metrics;
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        if metrics.sessions.get() > 0 || !self.core.sessions.is_empty() {
+            self.bridge.board.busy();
+        }
         metrics.sessions.set(gauge(self.core.sessions.len()));
         metrics.in_flight.set(gauge(self.core.sessions.in_flight()));
         if self.drain.is_some() {
@@ -194,7 +211,8 @@ impl<'a> Driver<'a> {
             Presence::Clearing(by) => Some(by),
             _ => None,
         };
-        let own = [self.drain.as_ref().map(|drain| drain.deadline), self.workers.presence_waits(), clearing];
+        let drain = self.drain.as_ref().map(|drain| drain.deadline);
+        let own = [drain, self.workers.presence_waits(), clearing, self.place.next_deadline()];
         let others = [self.core.sessions.next_deadline(), self.broadcasts.next_deadline()];
         let others = others.into_iter().flatten().map(Instant::from_std);
         if let Some(deadline) = others.chain(own.into_iter().flatten()).min()
@@ -221,6 +239,7 @@ impl<'a> Driver<'a> {
             self.workers.waited_enough();
             self.take_health();
         }
+        self.take_renewal();
         if matches!(self.presence, Presence::Clearing(by) if by.into_std() <= now) {
             tracing::warn!("the broker does not answer: clearing the presence before all clients are told");
             self.announce(false);
@@ -266,6 +285,7 @@ impl<'a> Driver<'a> {
 
     fn take_received(&mut self, link: LinkId, received: Received) {
         self.bridge.metrics.received_bytes.inc_by(received.payload.len() as u64);
+        let Some(received) = self.take_of_place(received) else { return };
         let (backend, links, backends) = (&self.bridge.backend, &self.links, &mut self.backends);
         let open = |session, via| {
             // A session is placed on a connection that stands.
@@ -294,6 +314,7 @@ impl<'a> Driver<'a> {
                 if self.presence != Presence::Online
                     && self.presence != Presence::Sent(true)
                     && self.drain.is_none()
+                    && !self.place.is_relieved()
                     && self.workers.presence_waits().is_none()
                 {
                     self.announce(true);
@@ -319,6 +340,9 @@ impl<'a> Driver<'a> {
 
     fn announce(&mut self, online: bool) {
         self.presence = Presence::Sent(online);
+        if online {
+            self.place.taken();
+        }
         self.send(LinkId::REGISTERING, Outgoing::Presence { online });
     }
 
@@ -353,12 +377,17 @@ impl<'a> Driver<'a> {
                 self.unsubscribed();
                 None
             }
+            Answer::Watching(answer) => {
+                self.watching(answer);
+                None
+            }
             Answer::Announced(online, result) => {
                 let refused = match result {
                     Ok(code) if !code.is_error() => {
                         if online && self.presence == Presence::Sent(true) && self.drain.is_none() {
                             self.presence = Presence::Online;
                             self.bridge.board.registered(self.server_name.as_str(), self.remark.as_deref());
+                            self.watch_place();
                         } else if !online && self.presence == Presence::Sent(false) {
                             self.presence = Presence::Cleared;
                         }

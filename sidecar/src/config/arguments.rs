@@ -41,6 +41,8 @@ impl GatewayConfig {
         let Self {
             server_name,
             server_id,
+            standby_id,
+            keeper,
             description,
             rbac,
             backend: BackendConfig { stdio_socket, http_url, sse_url, command },
@@ -69,6 +71,8 @@ impl GatewayConfig {
         let default = &*DEFAULTS;
         args.always("server-name", server_name);
         args.always("server-id", server_id);
+        args.if_set("standby-id", standby_id.as_deref());
+        args.if_set("keeper", keeper.as_deref());
         args.unless_default("description", description, &default.description);
         args.if_set("rbac", rbac.as_deref());
         args.if_set("stdio-socket", stdio_socket.as_deref().map(Path::display));
@@ -245,7 +249,7 @@ mod tests {
     }
 
     fn config() -> impl Strategy<Value = GatewayConfig> {
-        let identity = (text(), text(), text(), option::of(text()));
+        let identity = (text(), text(), text(), option::of(text()), option::of(text()), option::of(text()));
         let options =
             (option::of(path()), any::<u16>(), duration()).prop_map(|(http_ca_file, prewarm, stop_grace)| {
                 BackendOptions { http_ca_file, prewarm, stop_grace }
@@ -259,11 +263,13 @@ mod tests {
         let rest = (duration(), option::of(path()), option::of(address), endpoint, format, text());
         (identity, (backend(), options), broker(), limits(), timeouts(), rest).prop_map(
             |(identity, (backend, backend_options), broker, limits, timeouts, rest)| {
-                let (server_name, server_id, description, rbac) = identity;
+                let (server_name, server_id, description, rbac, standby_id, keeper) = identity;
                 let (drain_timeout, drain_socket, admin_address, otlp_endpoint, log_format, log) = rest;
                 GatewayConfig {
                     server_name,
                     server_id,
+                    standby_id,
+                    keeper,
                     description,
                     rbac,
                     backend,

@@ -42,6 +42,8 @@ pub struct Identity {
     pub server_name: ServerName,
     /// `--server-id`.
     pub server_id: ServerId,
+    /// `--standby-id`.
+    pub standby_id: Option<ServerId>,
     /// `--rbac`.
     pub rbac: Option<Rbac>,
 }
@@ -55,6 +57,11 @@ impl GatewayConfig {
         let mut problems = Vec::new();
         let server_name = keep(&mut problems, "--server-name", ServerName::new(&self.server_name));
         let server_id = keep(&mut problems, "--server-id", ServerId::new(&self.server_id));
+        let standby_id = self.standby_id.as_deref().map(ServerId::new).transpose();
+        let standby_id = keep(&mut problems, "--standby-id", standby_id);
+        if self.standby_id.as_ref() == Some(&self.server_id) {
+            problems.push("--standby-id is --server-id: it must be no instance's own".to_owned());
+        }
         let rbac = self.rbac.as_deref().map(serde_json::from_str::<Rbac>).transpose();
         let rbac = keep(
             &mut problems,
@@ -70,9 +77,9 @@ impl GatewayConfig {
             "--log",
             EnvFilter::try_new(&self.log).map_err(|error| format!("is no filter: {error}")),
         );
-        match (server_name, server_id, rbac) {
-            (Some(server_name), Some(server_id), Some(rbac)) if problems.is_empty() => {
-                Ok(Identity { server_name, server_id, rbac })
+        match (server_name, server_id, standby_id, rbac) {
+            (Some(server_name), Some(server_id), Some(standby_id), Some(rbac)) if problems.is_empty() => {
+                Ok(Identity { server_name, server_id, standby_id, rbac })
             }
             _ => Err(ConfigError { problems }),
         }
@@ -234,6 +241,8 @@ mod tests {
             (&["--server-name=a/#"], "--server-name contains '#'"),
             (&["--server-id=a/b"], "--server-id contains '/'"),
             (&["--server-id=presence"], "--server-id is \"presence\""),
+            (&["--standby-id=a/b"], "--standby-id contains '/'"),
+            (&["--server-id=s", "--standby-id=s"], "--standby-id is --server-id"),
             (&["--rbac={}"], "--rbac is not {\"roles\""),
             (&["--http-url=ftp://127.0.0.1/mcp"], "--http-url ftp://127.0.0.1/mcp is neither http"),
             (&["--http-url=http://a/mcp", "--http-ca-file=/ca"], "--http-ca-file is for"),

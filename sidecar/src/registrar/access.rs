@@ -93,6 +93,7 @@ impl Access {
             will,
             max_packet_size: self.config.limits.max_message_bytes.saturating_mul(PACKET_FACTOR)
                 + HEADER_BYTES,
+            session_expiry: None,
         })
     }
 }

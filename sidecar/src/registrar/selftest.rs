@@ -49,8 +49,17 @@ pub struct Trial<'a> {
     pub server_name: &'a ServerName,
     /// Of the subscriptions.
     pub qos: Qos,
-    /// What the registering connection needs beside: the empty presence, and whether to write to control, too.
-    pub registration: Option<(Publication, bool)>,
+    /// What the registering connection needs beside.
+    pub registration: Option<OfRegistration>,
+}
+
+/// What the registering connection needs beside.
+#[derive(Debug, Default)]
+pub struct OfRegistration {
+    /// The empty presence; none: another presence stands there, and has to stay until ours takes its place.
+    pub offline: Option<Publication>,
+    /// Whether to write to control, too.
+    pub control_echo: bool,
 }
 
 /// The broker will have us; for a registration, control is subscribed.
@@ -106,7 +115,7 @@ impl Trial<'_> {
             }
         }
 
-        if let Some((offline, _)) = &self.registration {
+        if let Some(offline) = self.registration.as_ref().and_then(|own| own.offline.as_ref()) {
             let step = Step::publish(&offline.topic, "a retained message");
             test.publish(&step, offline.clone()).await?;
         }
@@ -120,7 +129,7 @@ impl Trial<'_> {
         drop(unsubscribed); // these were for the test alone; nothing depends on the answer
 
         let mut remark = None;
-        if matches!(self.registration, Some((_, true)))
+        if self.registration.as_ref().is_some_and(|own| own.control_echo)
             && test.control_echo(&control, self.message(&control)).await? == Echo::Silent
         {
             remark = Some(format!(

@@ -4,5 +4,7 @@
 mod calls;
 mod conditions;
 mod faults;
+mod registry;
 mod scaling;
 mod security;
+mod sleeping;

@@ -101,11 +101,13 @@ fn connect_packet(options: &ConnectOptions) -> Result<Packet, ConnectError> {
     let mut properties = ConnectProperties::new();
     properties.max_packet_size = Some(options.max_packet_size);
     properties.user_properties.clone_from(&options.user_properties);
-    // Session Expiry Interval stays absent, which means 0; Topic Alias Maximum stays absent, which means none.
+    // Without one the Session Expiry Interval stays absent, which means 0; Topic Alias Maximum always does: none.
+    properties.session_expiry_interval =
+        options.session_expiry.map(|expiry| u32::try_from(expiry.as_secs()).unwrap_or(u32::MAX));
     let connect = Connect {
         keep_alive: u16::try_from(keep_alive(options).as_secs()).unwrap_or(u16::MAX),
         client_id: options.client_id.clone(),
-        clean_start: true,
+        clean_start: options.session_expiry.is_none(),
         properties: Some(properties),
     };
     Ok(Packet::Connect(connect, options.will.as_ref().map(packet::wire_will), login))

@@ -9,9 +9,9 @@ use k8s_openapi::{
     },
     apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
 };
-use mcp_mqtt_sidecar::config::{ADMIN_PORT, BIN_DIR, RUN_DIR};
+use mcp_mqtt_sidecar::config::{ADMIN_PORT, BIN_DIR, GatewayConfig, RUN_DIR};
 
-use super::{BIN_VOLUME, BROKER_VOLUME, GATEWAY, INSTALL, NONROOT, RUN_VOLUME};
+use super::{BIN_VOLUME, BROKER_VOLUME, GATEWAY, INSTALL, NONROOT, RUN_VOLUME, Surroundings};
 use crate::{
     controller::validate::{SERVER_ID_OF_THE_POD, ValidService, broker::BROKER_DIR},
     settings::Settings,
@@ -27,13 +27,14 @@ pub(super) fn build_installer(service: &ValidService, settings: &Settings) -> Co
 }
 
 /// The native sidecar: it starts before the server and ends after it.
-pub(super) fn build_gateway(service: &ValidService, settings: &Settings) -> Container {
+pub(super) fn build_gateway(service: &ValidService, surroundings: Surroundings<'_>) -> Container {
+    let settings = surroundings.settings;
     let mut mounts = vec![mount(RUN_VOLUME, RUN_DIR, false)];
     if !service.broker.files.is_empty() {
         mounts.push(mount(BROKER_VOLUME, BROKER_DIR, true));
     }
     Container {
-        args: Some(args(service, settings)),
+        args: Some(args(service, surroundings)),
         env: Some(vec![field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace")]),
         restart_policy: Some("Always".to_owned()),
         ports: Some(vec![ContainerPort {
@@ -60,14 +61,14 @@ pub(super) fn build_gateway(service: &ValidService, settings: &Settings) -> Cont
 
 /// The gateway's whole configuration. The kubelet expands `$(NAME)` in arguments: that is how the client id gets the
 /// pod's name, and why every other `$` is doubled.
-fn args(service: &ValidService, settings: &Settings) -> Vec<String> {
-    let server_id = format!("{}.$(POD_NAMESPACE).$(POD_NAME)", settings.cluster_name);
-    let arguments = service.gateway.to_args().into_iter().map(|argument| {
-        match argument.strip_suffix(SERVER_ID_OF_THE_POD) {
+fn args(service: &ValidService, surroundings: Surroundings<'_>) -> Vec<String> {
+    let server_id = format!("{}.$(POD_NAMESPACE).$(POD_NAME)", surroundings.settings.cluster_name);
+    let gateway = GatewayConfig { keeper: Some(surroundings.salt.keeper()), ..service.gateway.clone() };
+    let arguments =
+        gateway.to_args().into_iter().map(|argument| match argument.strip_suffix(SERVER_ID_OF_THE_POD) {
             Some("--server-id=") => format!("--server-id={server_id}"),
             _ => argument.replace('$', "$$"),
-        }
-    });
+        });
     std::iter::once("gateway".to_owned()).chain(arguments).collect()
 }
 

@@ -53,7 +53,7 @@ pub(super) fn build_pod_template(
             image_pull_secrets: image_pull_secrets(surroundings),
             init_containers: Some(vec![
                 gateway::build_installer(service, surroundings.settings),
-                gateway::build_gateway(service, surroundings.settings),
+                gateway::build_gateway(service, surroundings),
             ]),
             containers: vec![server::build_server(service)],
             termination_grace_period_seconds: Some(drain_seconds + GRACE_BEYOND_DRAIN_SECONDS),

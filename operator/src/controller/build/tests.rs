@@ -153,6 +153,7 @@ spec:
         - gateway
         - --server-name=meteo/weather
         - --server-id=north.$(POD_NAMESPACE).$(POD_NAME)
+        - --keeper=66072ce3bf722e8e
         - --stdio-socket=/mcp-mqtt/run/shim.sock
         - --broker-url=mqtt://hub.example:1883
         - --drain-socket=/mcp-mqtt/run/gateway.sock
@@ -264,6 +265,7 @@ broker:
         .collect();
     let mut expected = service.gateway.clone();
     expected.server_id = "north.meteo.weather-1-x".to_owned();
+    expected.keeper = Some(salt().keeper());
     assert_eq!(parse_gateway_args(&args), expected);
     assert_eq!(expected.limits.idle_timeout, Some(std::time::Duration::from_mins(90)));
     assert_eq!(expected.description, "costs $(HOME) and $$ a \"day\"");
@@ -501,4 +503,14 @@ fn without_a_metric_the_autoscaler_goes_by_four_fifths_of_the_sessions() {
     let autoscaler = value(&of(&format!("{STDIO}\n{cpu}")).autoscaler);
     assert_eq!(autoscaler["spec"]["metrics"].as_array().unwrap().len(), 1, "{autoscaler}");
     assert_eq!(of(STDIO).autoscaler, None);
+}
+
+#[test]
+fn a_service_that_sleeps_has_an_autoscaler_for_when_it_is_awake_and_gateways_that_stand_in_for_it() {
+    let resources = of(&format!("{STDIO}\nautoscaling: {{minReplicas: 0, maxReplicas: 3}}"));
+    assert_eq!(value(&resources.autoscaler)["spec"]["minReplicas"], 1);
+    let args = container(&resources, GATEWAY).args.unwrap();
+    assert!(args.contains(&"--standby-id=north.meteo.weather_service".to_owned()), "{args:?}");
+    let args = container(&of(STDIO), GATEWAY).args.unwrap();
+    assert!(!args.iter().any(|arg| arg.starts_with("--standby-id")), "{args:?}");
 }

@@ -51,6 +51,7 @@ fn seen(metadata: &ObjectMeta, replicas: i32, pods: Vec<(Arc<Pod>, Option<Observ
         metadata,
         server_name: Some("meteo/weather".to_owned()),
         replicas,
+        registry: None,
     }
 }
 
@@ -100,6 +101,7 @@ fn a_service_that_runs_has_this_status() {
         "replicas": 2,
         "readyReplicas": 2,
         "registered": 2,
+        "instances": ["a", "b"],
         "sessions": 7,
         "selector": "mcp-mqtt.io/service=weather",
         "server": {"name": "sky", "version": "4", "protocolVersion": "2025-06-18"},
@@ -274,4 +276,50 @@ fn an_instance_that_waits_for_its_sessions_is_told() {
     let message = "1 of 1 instances ready; b goes down and lets its 3 sessions finish";
     assert_eq!(told(&status(1, pods(3)), "Ready"), words("True", "DrainingSessions", message));
     assert_eq!(told(&status(1, pods(0)), "Ready"), words("True", "Ready", "1 of 1 instances ready"));
+}
+
+/// The status of a service of which the broker says this.
+fn with_registry(
+    replicas: i32,
+    pods: Vec<(Arc<Pod>, Option<Observation>)>,
+    registry: registry::wanted::Seen,
+) -> McpServiceStatus {
+    let metadata = metadata();
+    let seen = Seen { registry: Some(registry), ..seen(&metadata, replicas, pods) };
+    build_status(&Outcome::Accepted(&applied()), &seen, None, Timestamp::from_second(1_800_000_000).unwrap())
+}
+
+fn shown() -> registry::wanted::Seen {
+    registry::wanted::Seen { unreachable: None, missing: Vec::new(), sleeps: false }
+}
+
+#[test]
+fn a_service_that_sleeps_is_ready_and_registered_and_one_that_cannot_be_woken_is_neither() {
+    let asleep = with_registry(0, Vec::new(), registry::wanted::Seen { sleeps: true, ..shown() });
+    let told_asleep =
+        words("True", "Asleep", "nobody uses it; clients find it, and the first initialize wakes it");
+    assert_eq!((told(&asleep, "Ready"), told(&asleep, "Registered")), (told_asleep.clone(), told_asleep));
+    let away = registry::wanted::Seen { unreachable: Some("no route".to_owned()), ..shown() };
+    let expected =
+        "spec.replicas is 0; clients find no instance, and the operator cannot ask the broker (no route)";
+    assert_eq!(told(&with_registry(0, Vec::new(), away), "Ready"), words("False", "ScaledToZero", expected));
+}
+
+#[test]
+fn what_the_broker_does_not_show_is_not_registered_whatever_its_gateway_says() {
+    let pods = || vec![(ready_pod("a"), Some(registered(3))), (ready_pod("b"), Some(registered(4)))];
+    let missing = registry::wanted::Seen { missing: vec!["b".to_owned()], ..shown() };
+    let status = with_registry(2, pods(), missing);
+    assert_eq!((status.registered, status.instances.as_slice()), (1, ["a".to_owned()].as_slice()));
+    let condition = told(&status, "Registered");
+    assert!(
+        condition.2.starts_with("1 of 2 instances in the broker's registry; b: the broker's registry"),
+        "{condition:?}"
+    );
+    assert_eq!((condition.0, condition.1), ("False".to_owned(), "PresenceMissing".to_owned()));
+
+    let away = registry::wanted::Seen { unreachable: Some("no route".to_owned()), ..shown() };
+    let expected = "2 of 2 instances in the broker's registry, by the gateways' word: the operator itself cannot ask \
+                    the broker (no route)";
+    assert_eq!(told(&with_registry(2, pods(), away), "Registered"), words("True", "Registered", expected));
 }

@@ -44,6 +44,8 @@ pub struct ValidBroker {
     pub url: Url,
     /// Files of the gateway, by name below [`BROKER_DIR`].
     pub files: Vec<BrokerFile>,
+    /// Whether it is the operator's own default.
+    pub is_default: bool,
     /// Whether the default broker's Secret is copied beside the service.
     pub copies_default_secret: bool,
 }
@@ -112,7 +114,7 @@ fn own(spec: &BrokerSpec) -> Result<ValidBroker, ValidateError> {
     if let Some(auth) = &spec.auth {
         auth_files(auth, &mut files)?;
     }
-    Ok(ValidBroker { url, files, copies_default_secret: false })
+    Ok(ValidBroker { url, files, is_default: false, copies_default_secret: false })
 }
 
 fn tls_files(spec: &TlsSpec, files: &mut Vec<BrokerFile>) -> Result<(), ValidateError> {
@@ -204,7 +206,7 @@ fn of_operator(
     if let Some(token) = &default.token {
         token_files(token, &mut files);
     }
-    Ok(ValidBroker { url: default.url.clone(), files, copies_default_secret })
+    Ok(ValidBroker { url: default.url.clone(), files, is_default: true, copies_default_secret })
 }
 
 impl Source {

@@ -179,6 +179,7 @@ mod tests {
         ValidBroker {
             url: Url::parse("mqtt://broker").unwrap(),
             files: Vec::new(),
+            is_default: true,
             copies_default_secret: false,
         }
     }

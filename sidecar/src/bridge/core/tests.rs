@@ -24,6 +24,7 @@ impl Scene {
             workers: 0,
             rules: RULES,
             max_sessions: 10,
+            stands_in: false,
         };
         let mut core = Core::new(setting, 0);
         core.sessions.set_backend_up(true);
@@ -223,4 +224,33 @@ fn what_may_go_to_a_client_fits_the_brokers_packets_with_topic_and_properties() 
     }
     let unlimited = Scene::new(None).core.max_to_client(&client("c"), LinkId::REGISTERING);
     assert_eq!(unlimited, RULES.max_message_bytes);
+}
+
+#[test]
+fn what_was_held_for_a_client_is_taken_once_and_only_by_who_stands_in() {
+    let held_for = |client: &str| {
+        let mut user_properties = user_property::of_publish(Component::Server, "holder");
+        user_properties.push((user_property::HELD_FOR.to_owned(), client.to_owned()));
+        let payload = shorthand::json("0 initialize").into();
+        Received { topic: CONTROL.to_owned(), payload, retain: false, user_properties }
+    };
+    let receive = |scene: &mut Scene, received| {
+        scene.core.received(LinkId::REGISTERING, received, scene.now, &mut scene.out, |_, _| ());
+    };
+    let mut scene = Scene::new(None);
+    receive(&mut scene, held_for("c"));
+    scene.expect(&["subscribe holder", "server 1 < 0 initialize"]);
+
+    let mut scene = Scene::new(None);
+    scene.core.setting.stands_in = true;
+    receive(&mut scene, held_for("c"));
+    scene.expect(&["subscribe c", "server 1 < 0 initialize"]);
+    receive(&mut scene, held_for("c"));
+    scene.expect(&["dropped held-twice"]);
+    scene.receive(CONTROL, Some("d"), shorthand::json("0 initialize"));
+    scene.expect(&["subscribe d", "server 2 < 0 initialize"]);
+    receive(&mut scene, held_for("d"));
+    scene.expect(&["dropped held-twice"]);
+    receive(&mut scene, held_for("+"));
+    scene.expect(&["dropped bad-client-id"]);
 }

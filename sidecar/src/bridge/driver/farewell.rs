@@ -55,8 +55,16 @@ impl Driver<'_> {
         }
         // All that was said on any connection is at the broker before the presence goes.
         self.settle(Instant::now() + FLUSH_TIMEOUT).await;
+        self.clear_presence().await;
+        disconnect_in_order(self.publishers()).await;
+        self.end(End::Drained)
+    }
+
+    /// The empty presence, where the presence is ours.
+    pub(super) async fn clear_presence(&mut self) {
         let offline = self.registrar.offline();
-        if let Some(publisher) = self.links.get(LinkId::REGISTERING).map(|link| link.publisher.clone())
+        if !self.place.is_foreign()
+            && let Some(publisher) = self.links.get(LinkId::REGISTERING).map(|link| link.publisher.clone())
             && let Some(Err(error)) =
                 self.reading(publisher.publish_confirmed(offline, PRESENCE_TIMEOUT)).await
         {
@@ -64,15 +72,12 @@ impl Driver<'_> {
             tracing::warn!(%error, "the broker did not take the empty presence; leaving it to the will");
             self.links.remove(LinkId::REGISTERING);
         }
-        for error in disconnect(self.publishers(), DISCONNECT_TIMEOUT).await {
-            tracing::warn!(%error, "a connection to the broker did not end in order");
-        }
-        self.end(End::Drained)
     }
 
     /// The registering connection is over. Where workers stand, their clients are told; for them the will's empty
     /// presence says the same, but not every client takes it as an answer to what it waits for.
     pub(super) async fn lost(mut self, why: CloseReason) -> End {
+        self.unwatch_place();
         if let Some(lost) = self.links.remove(LinkId::REGISTERING) {
             self.hand_on(LinkId::REGISTERING, lost);
         }
@@ -90,11 +95,11 @@ impl Driver<'_> {
         if self.drain.is_some() { self.end(End::Drained) } else { self.end(End::Lost(why)) }
     }
 
-    fn publishers(&self) -> Vec<Publisher> {
+    pub(super) fn publishers(&self) -> Vec<Publisher> {
         self.links.iter().map(|link| link.publisher.clone()).collect()
     }
 
-    fn end(&mut self, end: End) -> End {
+    pub(super) fn end(&mut self, end: End) -> End {
         while let Some(link) = self.links.standing_in_for(LinkId::REGISTERING) {
             self.links.remove(link);
         }
@@ -142,6 +147,13 @@ impl Driver<'_> {
                 }
             }
         }
+    }
+}
+
+/// DISCONNECT on all connections, and a word on each that did not end so.
+pub(super) async fn disconnect_in_order(publishers: Vec<Publisher>) {
+    for error in disconnect(publishers, DISCONNECT_TIMEOUT).await {
+        tracing::warn!(%error, "a connection to the broker did not end in order");
     }
 }
 

@@ -1,0 +1,158 @@
+//! What is held for a service that wakes, and what its client hears where it cannot be passed on.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use mcp_mqtt_transport::{
+    jsonrpc::{Message, RequestId, code},
+    topic::ClientId,
+};
+
+use super::sleeper::Action;
+
+/// Messages held for one service: a hundred clients that come at once, and then some.
+pub const PER_SERVICE: usize = 256;
+/// Messages held in all.
+pub const IN_ALL: usize = 4096;
+/// Bytes held in all.
+pub const BYTES_IN_ALL: usize = 8 << 20;
+/// One of them: an `initialize` has some hundred bytes.
+pub const MAX_BYTES: usize = 64 << 10;
+
+/// An `initialize` that waits for an instance.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Held {
+    /// Who asks.
+    pub client: ClientId,
+    /// The request's id.
+    pub id: RequestId,
+    /// The request, as it came.
+    pub payload: Bytes,
+    /// When it came.
+    pub since: Instant,
+}
+
+/// Why it is answered with an error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// No instance can start; why, in the words of whoever knows.
+    Failed(String),
+    /// No instance came in time.
+    TimedOut(Duration),
+    /// As many wait as may.
+    TooMany,
+    /// It is too large to be held.
+    TooLarge(usize),
+    /// The client asks anew.
+    Replaced,
+    /// There are instances, which have places of their own in the registry.
+    Elsewhere,
+    /// The service was deleted.
+    Gone,
+    /// Something else than `initialize`.
+    NotInitialize,
+}
+
+impl Refusal {
+    /// `data.reason` of the error: a stable word.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Failed(_) => "wake-failed",
+            Self::TimedOut(_) => "wake-timed-out",
+            Self::TooMany => "wake-too-many",
+            Self::TooLarge(_) => "message-too-large",
+            Self::Replaced => "replaced",
+            Self::Elsewhere => "not-asleep",
+            Self::Gone => "gone",
+            Self::NotInitialize => "not-initialize",
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Self::Failed(why) => format!("the service slept, and no instance of it can start: {why}"),
+            Self::TimedOut(timeout) => {
+                format!("the service slept, and no instance of it was ready within {timeout:?}: try again")
+            }
+            Self::TooMany => "the service is waking, and too many clients wait for it: try again".to_owned(),
+            Self::TooLarge(size) => {
+                format!(
+                    "the service sleeps, and the message is too large to wait: it has {size} bytes, at most {MAX_BYTES} are held"
+                )
+            }
+            Self::Replaced => "the same client asked anew".to_owned(),
+            Self::Elsewhere => {
+                "the service does not sleep: initialize at one of its instances in the registry".to_owned()
+            }
+            Self::Gone => "the service was deleted".to_owned(),
+            Self::NotInitialize => "the service sleeps: the first request to it is initialize".to_owned(),
+        }
+    }
+
+    /// The error that answers the request.
+    pub fn answer(&self, id: &RequestId) -> Message {
+        Message::error_response(id, code::INTERNAL, &self.message(), self.reason())
+    }
+}
+
+/// What one service has waiting: at most one message of a client, in the order in which they came.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    held: Vec<Held>,
+    bytes: usize,
+}
+
+impl Waiting {
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Whether none does.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// Bytes of all.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Holds one more, or refuses it.
+    pub(super) fn hold(&mut self, held: Held, room: bool, out: &mut Vec<Action>) {
+        if self.held.iter().any(|known| known.client == held.client && known.id == held.id) {
+            return; // the broker delivers at least once
+        }
+        if held.payload.len() > MAX_BYTES {
+            let size = held.payload.len();
+            return out.push(Action::Refuse(held, Refusal::TooLarge(size)));
+        }
+        if let Some(old) = self.remove(held.client.as_str()) {
+            out.push(Action::Refuse(old, Refusal::Replaced));
+        }
+        if !room || self.held.len() >= PER_SERVICE {
+            return out.push(Action::Refuse(held, Refusal::TooMany));
+        }
+        self.bytes += held.payload.len();
+        self.held.push(held.clone());
+        out.push(Action::Keep(held));
+    }
+
+    pub(super) fn remove(&mut self, client: &str) -> Option<Held> {
+        let index = self.held.iter().position(|held| held.client.as_str() == client)?;
+        let held = self.held.remove(index);
+        self.bytes -= held.payload.len();
+        Some(held)
+    }
+
+    pub(super) fn take(&mut self) -> std::vec::IntoIter<Held> {
+        self.bytes = 0;
+        std::mem::take(&mut self.held).into_iter()
+    }
+
+    pub(super) fn take_if(&mut self, condition: impl FnMut(&mut Held) -> bool) -> std::vec::IntoIter<Held> {
+        let taken: Vec<Held> = self.held.extract_if(.., condition).collect();
+        self.bytes -= taken.iter().map(|held| held.payload.len()).sum::<usize>();
+        taken.into_iter()
+    }
+}

@@ -1,0 +1,148 @@
+//! What the pods and their gateways say: for how long nobody has had a session, who could take a service's place, and
+//! what keeps them from starting.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::reflector::ObjectRef;
+use mcp_mqtt_sidecar::status::{GatewayStatus, reason};
+use mcp_mqtt_transport::topic::ServerId;
+
+use super::sleeper::Idle;
+use crate::{
+    controller::{
+        problems,
+        scope::{ServiceRef, Stores},
+    },
+    names,
+    observe::{Observation, Observations, leaves, service_of},
+    reasons,
+};
+
+/// Pods of one watched namespace, or of all, and what they say.
+#[derive(Clone)]
+pub struct Watched {
+    /// The namespace; none: all of them.
+    pub namespace: Option<String>,
+    /// What the watches know.
+    pub stores: Stores,
+    /// What the gateways say.
+    pub observations: Arc<Observations>,
+    /// Where a service is announced of which something changed.
+    pub changed: tokio::sync::mpsc::Sender<ServiceRef>,
+}
+
+/// What was found of one service.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Found {
+    /// Sessions.
+    pub idle: Idle,
+    /// Instances that stand in the registry under an id of their own, or gave the service's up.
+    pub elsewhere: Vec<ServerId>,
+    /// Whether one of them says that it has the service's own place, or may have it and cannot be asked.
+    pub stands_in: bool,
+    /// Those that call themselves registered: pod and server id.
+    pub registered: Vec<(String, ServerId)>,
+    /// What keeps all of them from starting.
+    pub problem: Option<String>,
+}
+
+impl Watched {
+    /// Whether this service is among them.
+    pub fn watches(&self, service: &ServiceRef) -> bool {
+        service.namespace.as_deref().is_some_and(|namespace| self.watches_namespace(namespace))
+    }
+
+    /// Whether all of this namespace is.
+    pub fn watches_namespace(&self, namespace: &str) -> bool {
+        self.namespace.as_deref().is_none_or(|watched| watched == namespace)
+    }
+
+    /// The pods, by their services.
+    pub fn pods(&self) -> HashMap<ServiceRef, Vec<Arc<Pod>>> {
+        let mut pods = HashMap::<ServiceRef, Vec<Arc<Pod>>>::new();
+        for pod in self.stores.pods.state() {
+            if let Some(service) = service_of(&pod) {
+                pods.entry(service).or_default().push(pod);
+            }
+        }
+        pods
+    }
+
+    /// What these pods of the service say.
+    pub fn find(&self, service: &ServiceRef, standby: &ServerId, pods: &[Arc<Pod>]) -> Found {
+        let seen: Vec<(&Pod, Option<Observation>)> = pods
+            .iter()
+            .map(|pod| (&**pod, pod.metadata.uid.as_deref().and_then(|uid| self.observations.get(uid))))
+            .collect();
+        let namespace = service.namespace.as_deref().unwrap_or_default();
+        let deployment =
+            self.stores.deployments.get(&ObjectRef::new(&names::child(&service.name)).within(namespace));
+        let refused = || deployment.as_deref().and_then(problems::of_deployment);
+        Found {
+            idle: idle(&seen),
+            elsewhere: elsewhere(&seen, standby),
+            stands_in: stands_in(&seen, standby),
+            registered: registered(&seen),
+            problem: if seen.is_empty() { refused().map(|problem| problem.message) } else { problem(&seen) },
+        }
+    }
+}
+
+fn status(seen: Option<&Observation>) -> Option<&GatewayStatus> {
+    seen?.status.as_ref().ok()
+}
+
+/// Only where every gateway says so: one that is silent may have sessions.
+fn idle(pods: &[(&Pod, Option<Observation>)]) -> Idle {
+    if pods.iter().any(|(_, seen)| status(seen.as_ref()).is_some_and(|status| status.sessions > 0)) {
+        return Idle::Busy;
+    }
+    let mut least = None;
+    for (_, seen) in pods.iter().filter(|(pod, _)| !leaves(pod)) {
+        let Some(seconds) = status(seen.as_ref()).and_then(|status| status.idle_seconds) else {
+            return Idle::Unknown;
+        };
+        least = Some(least.map_or(seconds, |least: u64| least.min(seconds)));
+    }
+    least.map_or(Idle::Unknown, |seconds| Idle::For(Duration::from_secs(seconds)))
+}
+
+fn elsewhere(pods: &[(&Pod, Option<Observation>)], standby: &ServerId) -> Vec<ServerId> {
+    let staying = pods.iter().filter(|(pod, _)| !leaves(pod));
+    let places = staying.filter_map(|(_, seen)| {
+        let status = status(seen.as_ref())?;
+        let own = status.broker.ok && status.server_id != standby.as_str();
+        let relieved = status.broker.reason == reason::RELIEVED;
+        (own || relieved).then(|| ServerId::new(&status.server_id).ok())?
+    });
+    places.collect()
+}
+
+fn registered(pods: &[(&Pod, Option<Observation>)]) -> Vec<(String, ServerId)> {
+    let registered = pods.iter().filter_map(|(pod, seen)| {
+        let status =
+            status(seen.as_ref()).filter(|status| status.broker.ok && !status.draining && !leaves(pod))?;
+        Some((pod.metadata.name.clone()?, ServerId::new(&status.server_id).ok()?))
+    });
+    registered.collect()
+}
+
+fn stands_in(pods: &[(&Pod, Option<Observation>)], standby: &ServerId) -> bool {
+    pods.iter()
+        .any(|(_, seen)| status(seen.as_ref()).is_none_or(|status| status.server_id == standby.as_str()))
+}
+
+/// The first pod's, when none of them is merely on its way.
+fn problem(pods: &[(&Pod, Option<Observation>)]) -> Option<String> {
+    let mut first = None;
+    for (pod, seen) in pods.iter().filter(|(pod, _)| !leaves(pod)) {
+        let problem = problems::of_pod(pod, seen.as_ref())?;
+        if reasons::passes(&problem.reason) {
+            return None;
+        }
+        first =
+            first.or_else(|| Some(format!("{}: {}", problem.reason, problem.message.trim_end_matches('.'))));
+    }
+    first
+}

@@ -1,0 +1,432 @@
+//! Keeper: the one task that knows all services and all brokers. It waits for nobody: what a broker or the API server
+//! has to answer is a future of its own, and what a broker does not take yet waits in its own queue.
+
+mod broker;
+mod doing;
+mod looking;
+mod upkeep;
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Client, runtime::reflector::Store};
+use mcp_mqtt_transport::{
+    jsonrpc::{Kind, Message},
+    mqtt::{Publication, PublishError, ReasonCode, Received},
+    topic::{ClientId, ServerId, Topic},
+    user_property,
+};
+use tokio::sync::mpsc;
+
+use self::broker::{Broker, Journalled, Unclaimed};
+use super::{
+    Registry, held,
+    held::{Held, Refusal},
+    instances::{Found, Watched},
+    link::{HAPPENINGS, Happening},
+    sleeper::{Action, Idle, Place, Sleeper},
+    wanted::{Seen, Wanted},
+};
+use crate::{controller::scope::ServiceRef, metrics::Metrics};
+
+/// How often what only time tells is looked at.
+const TICK: Duration = Duration::from_millis(250);
+/// Every so many ticks the pods are looked at.
+const LOOK_EVERY: u32 = 2;
+
+/// What the keeper goes by.
+pub struct Setting {
+    /// The API server.
+    pub client: Client,
+    /// Name of the cluster: first part of each server id that is ours.
+    pub cluster: String,
+    /// The mark on presences that are ours.
+    pub mark: String,
+    /// MQTT client id at the default broker; elsewhere something is added.
+    pub client_id: String,
+    /// The default broker's Secret.
+    pub default_secret: Option<Store<Secret>>,
+    /// What the watches know.
+    pub watched: Vec<Watched>,
+    /// What the reconciles say.
+    pub registry: Registry,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Keeps the registry for as long as it is polled.
+pub async fn run(setting: Setting) {
+    Keeper::new(setting).run().await;
+}
+
+/// A service, as it is kept.
+struct Service {
+    wanted: Wanted,
+    sleeper: Sleeper,
+    found: Found,
+    /// When somebody had a session last, as far as we saw.
+    busy: Option<Instant>,
+    /// Instances that call themselves registered and that the broker does not show, and since when.
+    missing: HashMap<ServerId, Instant>,
+    /// When one of them was told so last.
+    nudged: Option<Instant>,
+    /// Whether a request to scale is under way, and what to ask for after it.
+    scaling: bool,
+    scale_next: Option<i32>,
+}
+
+/// Something that was waited for.
+enum Done {
+    /// A broker's answer to the subscription of all presences.
+    Watching(String, u64, Result<Vec<ReasonCode>, PublishError>),
+    /// A broker's answer to the subscription of a service's control topic.
+    Subscribed(ServiceRef, u64, bool),
+    Scaled(ServiceRef, i32, Result<(), String>),
+    Asked(ServiceRef),
+    /// The time has come to say this.
+    Say(String, Publication),
+    /// Whether what a presence stands for exists, by the API server's word.
+    Confirmed(upkeep::Suspect, Result<bool, String>),
+}
+
+struct Keeper {
+    setting: Setting,
+    services: HashMap<ServiceRef, Service>,
+    /// By their own server ids.
+    by_standby: HashMap<String, ServiceRef>,
+    brokers: HashMap<String, Broker>,
+    happenings: mpsc::Sender<(String, Happening)>,
+    done: FuturesUnordered<BoxFuture<'static, Done>>,
+    upkeep: upkeep::Upkeep,
+    /// Messages and bytes held, over all services.
+    held: (usize, usize),
+}
+
+impl Keeper {
+    fn new(setting: Setting) -> Self {
+        Self {
+            setting,
+            services: HashMap::new(),
+            by_standby: HashMap::new(),
+            brokers: HashMap::new(),
+            happenings: mpsc::channel(1).0,
+            done: FuturesUnordered::new(),
+            upkeep: upkeep::Upkeep::default(),
+            held: (0, 0),
+        }
+    }
+
+    async fn run(mut self) {
+        let (sender, mut happenings) = mpsc::channel(HAPPENINGS);
+        self.happenings = sender;
+        let registry = self.setting.registry.clone();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut count = 0_u32;
+        loop {
+            tokio::select! {
+                Some((key, happening)) = happenings.recv() => self.happened(&key, happening),
+                news = registry.news() => {
+                    for (service, wanted) in news {
+                        match wanted {
+                            Some(wanted) => self.told(&service, wanted),
+                            None => self.gone(&service),
+                        }
+                    }
+                    self.close_unused();
+                }
+                Some(done) = self.done.next(), if !self.done.is_empty() => self.take_done(done),
+                _ = ticks.tick() => {
+                    count = count.wrapping_add(1);
+                    self.tick(count.is_multiple_of(LOOK_EVERY));
+                }
+            }
+        }
+    }
+
+    /// A service is like this now.
+    fn told(&mut self, reference: &ServiceRef, wanted: Wanted) {
+        let moved = self.services.get(reference).is_some_and(|known| {
+            known.wanted.broker.key != wanted.broker.key || known.wanted.server_name != wanted.server_name
+        });
+        if moved {
+            self.gone(reference); // its place is elsewhere now
+        }
+        let key = wanted.broker.key.clone();
+        let broker = self
+            .brokers
+            .entry(key.clone())
+            .or_insert_with(|| Broker::open(&self.setting, &wanted.broker, self.happenings.clone()));
+        let unclaimed = broker.claim(wanted.standby.as_str());
+        let republish =
+            self.services.get(reference).is_some_and(|known| known.wanted.parked != wanted.parked);
+        self.by_standby.insert(wanted.standby.as_str().to_owned(), reference.clone());
+        let service = self.services.entry(reference.clone()).or_insert_with(|| Service {
+            wanted: wanted.clone(),
+            sleeper: Sleeper::new(),
+            found: Found::default(),
+            busy: None,
+            missing: HashMap::new(),
+            nudged: None,
+            scaling: false,
+            scale_next: None,
+        });
+        service.sleeper.facts.sleep = wanted.sleep;
+        service.sleeper.facts.replicas = wanted.replicas;
+        service.wanted = wanted;
+        self.look_at_place(reference);
+        if republish {
+            self.with(reference, |sleeper, _, out| {
+                if sleeper.sleeps() {
+                    out.push(Action::Park);
+                }
+            });
+        }
+        for unclaimed in unclaimed {
+            self.take_unclaimed(reference, unclaimed);
+        }
+        self.step(reference);
+    }
+
+    fn gone(&mut self, reference: &ServiceRef) {
+        self.with(reference, |sleeper, _, out| sleeper.end(out));
+        if let Some(service) = self.services.remove(reference) {
+            self.by_standby.remove(service.wanted.standby.as_str());
+        }
+    }
+
+    /// Brokers that nobody uses any more.
+    fn close_unused(&mut self) {
+        let used: Vec<&str> =
+            self.services.values().map(|service| service.wanted.broker.key.as_str()).collect();
+        self.brokers.retain(|key, broker| used.contains(&key.as_str()) || broker.is_busy());
+    }
+
+    fn happened(&mut self, key: &str, happening: Happening) {
+        let Some(broker) = self.brokers.get_mut(key) else { return };
+        match happening {
+            Happening::Up(publisher) => {
+                tracing::info!(broker = %broker.url(), client_id = broker.client_id(), "connected");
+                if let Some(answer) = broker.up(publisher) {
+                    let (key, connection) = (key.to_owned(), broker.connection());
+                    self.done.push(Box::pin(async move { Done::Watching(key, connection, answer.await) }));
+                }
+                self.unlink(key);
+            }
+            Happening::Down(why) => {
+                broker.down(why);
+                self.unlink(key);
+            }
+            Happening::Refused(note, reason) => broker.refused(note, reason),
+            Happening::Received(received) => self.received(key, received),
+        }
+    }
+
+    fn unlink(&mut self, key: &str) {
+        for reference in self.services_of(key) {
+            self.with(&reference, |sleeper, _, _| sleeper.unlinked());
+            self.show(&reference);
+        }
+    }
+
+    fn services_of(&self, key: &str) -> Vec<ServiceRef> {
+        let all = self.services.iter().filter(|(_, service)| service.wanted.broker.key == key);
+        all.map(|(reference, _)| reference.clone()).collect()
+    }
+
+    fn received(&mut self, key: &str, received: Received) {
+        let now = Instant::now();
+        let Some(broker) = self.brokers.get_mut(key) else { return };
+        match broker.journalled(&received) {
+            Journalled::Other => {}
+            Journalled::Nothing => return,
+            Journalled::Message(standby, message) => return self.heard(key, &standby, message),
+        }
+        match Topic::parse(&received.topic) {
+            Ok(Topic::ServerPresence { server_id, server_name }) => {
+                let (payload, properties) = (&received.payload, &received.user_properties);
+                broker.presences.received(server_id, server_name, payload, properties, now);
+                let settled = broker.presences.settled();
+                if settled && let Some(reference) = self.by_standby.get(server_id).cloned() {
+                    self.look_at_place(&reference);
+                    self.step(&reference);
+                }
+            }
+            Ok(Topic::Control { server_id, .. }) if !received.retain => {
+                let properties = &received.user_properties;
+                let client = user_property::find(properties, user_property::MQTT_CLIENT_ID);
+                let Some(client) = client.and_then(|client| ClientId::new(client).ok()) else { return };
+                if user_property::find(properties, user_property::HELD_FOR).is_some() {
+                    return; // passed on by an operator before us
+                }
+                let standby = server_id.to_owned();
+                let message = Unclaimed { client, payload: received.payload, since: now };
+                self.heard(key, &standby, message);
+            }
+            Ok(Topic::ClientPresence { client_id }) if !received.retain => {
+                let leaves = received.payload.is_empty()
+                    || Message::parse(received.payload.clone(), held::MAX_BYTES)
+                        .is_ok_and(|message| message.method() == Some("notifications/disconnected"));
+                if leaves {
+                    self.client_left(key, client_id);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A message for the service of this id.
+    fn heard(&mut self, key: &str, standby: &str, unclaimed: Unclaimed) {
+        match self.by_standby.get(standby).cloned() {
+            Some(reference) => self.take_unclaimed(&reference, unclaimed),
+            // Not told of yet: the broker kept it while there was no operator.
+            None => {
+                if let Some(broker) = self.brokers.get_mut(key) {
+                    broker.keep_unclaimed(standby, unclaimed);
+                }
+            }
+        }
+    }
+
+    fn take_unclaimed(&mut self, reference: &ServiceRef, unclaimed: Unclaimed) {
+        let Unclaimed { client, payload, since } = unclaimed;
+        let Ok(message) = Message::parse(payload.clone(), usize::MAX) else { return };
+        let Kind::Request { id, method } = message.kind() else { return };
+        let room = self.held.0 < held::IN_ALL && self.held.1 + payload.len() <= held::BYTES_IN_ALL;
+        let held = Held { client, id: id.clone(), payload, since };
+        let initialize = &**method == "initialize";
+        self.with(reference, |sleeper, now, out| {
+            if initialize {
+                sleeper.initialize(held, room, now, out);
+            } else {
+                out.push(Action::Refuse(held, Refusal::NotInitialize));
+            }
+        });
+        self.show(reference);
+    }
+
+    fn client_left(&mut self, key: &str, client: &str) {
+        let waiting: Vec<ServiceRef> = self
+            .services
+            .iter()
+            .filter(|(_, service)| service.wanted.broker.key == key && !service.sleeper.waiting().is_empty())
+            .map(|(reference, _)| reference.clone())
+            .collect();
+        for reference in waiting {
+            self.with(&reference, |sleeper, _, out| sleeper.client_left(client, out));
+        }
+    }
+
+    fn tick(&mut self, look: bool) {
+        let now = Instant::now();
+        let mut settled = Vec::new();
+        for (key, broker) in &mut self.brokers {
+            broker.flush();
+            broker.forget_unclaimed(now);
+            if broker.presences.settle(now) {
+                settled.push(key.clone());
+            }
+        }
+        for key in settled {
+            for reference in self.services_of(&key) {
+                self.look_at_place(&reference);
+            }
+        }
+        if look {
+            self.look_at_instances(now);
+            self.keep_up(now);
+        }
+        let all: Vec<ServiceRef> = self.services.keys().cloned().collect();
+        for reference in all {
+            self.step(&reference);
+        }
+        self.setting.metrics.keeps(
+            self.services.values().filter(|service| service.sleeper.sleeps()).count(),
+            self.held.0,
+            self.brokers.values().filter(|broker| broker.presences.settled()).count(),
+        );
+    }
+
+    /// Whose presence the broker has there.
+    fn look_at_place(&mut self, reference: &ServiceRef) {
+        let Some(service) = self.services.get_mut(reference) else { return };
+        let Some(broker) = self.brokers.get(&service.wanted.broker.key) else { return };
+        let facts = &mut service.sleeper.facts;
+        facts.link = broker.presences.settled();
+        if facts.link {
+            let Wanted { standby, server_name, .. } = &service.wanted;
+            facts.place = broker.presences.place(standby.as_str(), server_name.as_str());
+        }
+    }
+
+    fn step(&mut self, reference: &ServiceRef) {
+        self.with(reference, Sleeper::step);
+        self.show(reference);
+    }
+
+    /// Lets a service's state machine go on, and does what it asks for.
+    fn with(&mut self, reference: &ServiceRef, what: impl FnOnce(&mut Sleeper, Instant, &mut Vec<Action>)) {
+        let Some(service) = self.services.get_mut(reference) else { return };
+        let mut actions = Vec::new();
+        let before = (service.sleeper.waiting().len(), service.sleeper.waiting().bytes());
+        what(&mut service.sleeper, Instant::now(), &mut actions);
+        let after = (service.sleeper.waiting().len(), service.sleeper.waiting().bytes());
+        self.held = (self.held.0 + after.0 - before.0, self.held.1 + after.1 - before.1);
+        for action in actions {
+            self.act(reference, action);
+        }
+    }
+
+    /// Tells the reconciles what the broker says, when that is news.
+    fn show(&self, reference: &ServiceRef) {
+        let Some(service) = self.services.get(reference) else { return };
+        let Some(broker) = self.brokers.get(&service.wanted.broker.key) else { return };
+        let seen = Seen {
+            unreachable: broker.unreachable(),
+            missing: service.missing(),
+            sleeps: service.sleeper.sleeps(),
+        };
+        if self.setting.registry.seen(reference).as_ref() == Some(&seen) {
+            return;
+        }
+        let watched = self.setting.watched.iter().find(|watched| watched.watches(reference));
+        // No room: the next tick tries again.
+        if watched.is_none_or(|watched| watched.changed.try_send(reference.clone()).is_ok()) {
+            self.setting.registry.show(reference, seen);
+        }
+    }
+
+    fn take_done(&mut self, done: Done) {
+        match done {
+            Done::Watching(key, connection, answer) => {
+                if let Some(broker) = self.brokers.get_mut(&key) {
+                    broker.watching(connection, answer);
+                }
+            }
+            Done::Subscribed(reference, connection, granted) => {
+                let key = self.services.get(&reference).map(|service| &service.wanted.broker.key);
+                let current = key.and_then(|key| self.brokers.get(key)).map(Broker::connection);
+                if current == Some(connection) {
+                    self.with(&reference, |sleeper, now, out| sleeper.subscribed(granted, now, out));
+                    self.show(&reference);
+                }
+            }
+            Done::Scaled(reference, replicas, result) => self.scaled(&reference, replicas, &result),
+            Done::Asked(reference) => {
+                self.look_at_instances(Instant::now());
+                self.with(&reference, |sleeper, now, out| sleeper.asked(sleeper.facts.idle, now, out));
+            }
+            Done::Say(key, publication) => {
+                if let Some(broker) = self.brokers.get_mut(&key) {
+                    broker.say(publication);
+                }
+            }
+            Done::Confirmed(suspect, exists) => self.confirmed(suspect, exists),
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! One broker, as the keeper has it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use mcp_mqtt_transport::{
+    mqtt::{Filter, FilterReply, Publication, PublishError, Publisher, Qos, ReasonCode, Received},
+    topic::{self, ClientId, ServerId, ServerName},
+    user_property::{self, Component},
+};
+use tokio::{sync::mpsc, task::AbortHandle};
+
+use super::{Held, Setting};
+use crate::registry::{
+    held::IN_ALL,
+    link::{self, Access, Happening},
+    presences::Presences,
+    wanted,
+};
+
+/// Where what is held is written down, for the operator that comes after this one: retained, below the client id.
+const JOURNAL: &str = "mcp-mqtt/held";
+/// User property there: when it came, in milliseconds of Unix time.
+const SINCE: &str = "MCP-MQTT-SINCE";
+/// What may wait for a broker that takes nothing at present: an answer, and a line of the journal, for all that can be
+/// held.
+const PENDING: usize = 3 * IN_ALL;
+/// A broker that is away for less is no news.
+const WORTH_TELLING: Duration = Duration::from_secs(15);
+/// A message for a service of which we were not told waits this long: the first reconciles take their time.
+const UNCLAIMED: Duration = Duration::from_mins(1);
+
+/// What the operator writes, by the right that a broker has to give for it: the note by which a refusal is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Right {
+    Journal,
+    Presence,
+    Rpc,
+    Control,
+}
+
+impl Right {
+    fn of(topic: &str) -> Self {
+        if topic.starts_with(JOURNAL) {
+            Self::Journal
+        } else if topic.starts_with("$mcp-server/presence/") {
+            Self::Presence
+        } else if topic.starts_with("$mcp-rpc/") {
+            Self::Rpc
+        } else {
+            Self::Control
+        }
+    }
+
+    /// Where it must be allowed to write, and what does not work without.
+    fn in_words(note: u64) -> (&'static str, &'static str) {
+        match note {
+            note if note == Self::Journal as u64 => {
+                ("mcp-mqtt/held/#", "what is held does not outlive the operator")
+            }
+            note if note == Self::Presence as u64 => ("$mcp-server/presence/#", "no service can sleep"),
+            note if note == Self::Rpc as u64 => ("$mcp-rpc/#", "clients do not hear why they are refused"),
+            _ => ("$mcp-server/#", "who wakes a service is not answered"),
+        }
+    }
+}
+
+/// See the module. It is closed when it is dropped.
+pub(super) struct Broker {
+    task: AbortHandle,
+    access: wanted::Broker,
+    client_id: String,
+    publisher: Option<Publisher>,
+    /// What stands in its registry.
+    pub(super) presences: Presences,
+    why: Option<String>,
+    /// Since when it cannot be asked.
+    down_since: Instant,
+    /// Counts connections, so that no answer on an earlier one is taken for one on this.
+    connection: u64,
+    pending: VecDeque<Publication>,
+    unclaimed: HashMap<String, Vec<Unclaimed>>,
+}
+
+/// A message for a service of which we were not told yet.
+#[derive(Debug)]
+pub(super) struct Unclaimed {
+    pub(super) client: ClientId,
+    pub(super) payload: Bytes,
+    pub(super) since: Instant,
+}
+
+/// A line of the journal.
+#[derive(Debug)]
+pub(super) enum Journalled {
+    /// Not of the journal.
+    Other,
+    /// Nothing to read: what we write ourselves comes back, too.
+    Nothing,
+    /// What an operator before us wrote down, and the server id that it was for.
+    Message(String, Unclaimed),
+}
+
+impl Broker {
+    pub(super) fn open(
+        setting: &Setting,
+        access: &wanted::Broker,
+        happenings: mpsc::Sender<(String, Happening)>,
+    ) -> Self {
+        let client_id = if access.is_default {
+            setting.client_id.clone()
+        } else {
+            format!("{}_{}", setting.client_id, access.key.get(..8).unwrap_or_default())
+        };
+        let link = Access {
+            client: setting.client.clone(),
+            client_id: client_id.clone(),
+            broker: access.clone(),
+            default_secret: setting.default_secret.clone(),
+        };
+        Self {
+            task: tokio::spawn(link::run(link, happenings)).abort_handle(),
+            access: access.clone(),
+            client_id,
+            publisher: None,
+            presences: Presences::new(setting.cluster.clone(), setting.mark.clone()),
+            why: Some("no connection yet".to_owned()),
+            down_since: Instant::now(),
+            connection: 0,
+            pending: VecDeque::new(),
+            unclaimed: HashMap::new(),
+        }
+    }
+
+    pub(super) fn url(&self) -> &url::Url {
+        &self.access.url
+    }
+
+    pub(super) fn client_id(&self) -> &str {
+        &self.client_id
+    }
+
+    pub(super) fn connection(&self) -> u64 {
+        self.connection
+    }
+
+    pub(super) fn publisher(&self) -> Option<&Publisher> {
+        self.publisher.as_ref()
+    }
+
+    /// Why it cannot be asked; none: it can, or could a moment ago.
+    pub(super) fn unreachable(&self) -> Option<String> {
+        self.why.clone().filter(|_| self.down_since.elapsed() >= WORTH_TELLING)
+    }
+
+    /// Whether something is still to be said.
+    pub(super) fn is_busy(&self) -> bool {
+        self.publisher.is_some() && !self.pending.is_empty()
+    }
+
+    /// It stands: asks for all presences, and for what was written down.
+    pub(super) fn up(&mut self, publisher: Publisher) -> Option<FilterReply> {
+        self.connection += 1;
+        self.presences.unlinked();
+        // At QoS 0: some brokers drop what is beyond a thousand messages of QoS 1 in one go.
+        let presences = Filter::new(topic::server_presence_filter("#"), Qos::AtMostOnce);
+        let journal = Filter::new(format!("{JOURNAL}/{}/+/+", self.client_id), Qos::AtLeastOnce);
+        let reply = publisher.subscribe_start(vec![presences, journal]);
+        self.publisher = Some(publisher);
+        self.flush();
+        match reply {
+            Ok(reply) => Some(reply),
+            Err(error) => {
+                self.why = Some(error.to_string());
+                None
+            }
+        }
+    }
+
+    pub(super) fn down(&mut self, why: String) {
+        self.connection += 1;
+        self.presences.unlinked();
+        self.publisher = None;
+        if self.why.replace(why).is_none() {
+            self.down_since = Instant::now();
+        }
+    }
+
+    /// The broker's answer to the first subscription.
+    pub(super) fn watching(&mut self, connection: u64, answer: Result<Vec<ReasonCode>, PublishError>) {
+        if connection != self.connection {
+            return;
+        }
+        let Ok(codes) = answer else { return }; // the connection is over, and says so itself
+        match codes.first() {
+            Some(code) if code.is_error() => {
+                self.why =
+                    Some(format!("it does not let {} read $mcp-server/presence/+/#: {code}", self.client_id));
+            }
+            _ => {
+                self.why = None;
+                self.presences.subscribed(Instant::now());
+            }
+        }
+        if codes.get(1).is_some_and(|code| code.is_error()) {
+            tracing::warn!(
+                broker = %self.access.url,
+                "the broker does not let us read {JOURNAL}/{}/#: what is held for services that wake does not outlive \
+                 this operator",
+                self.client_id
+            );
+        }
+    }
+
+    /// The broker refused something.
+    pub(super) fn refused(&self, note: u64, reason: ReasonCode) {
+        let (filter, consequence) = Right::in_words(note);
+        tracing::warn!(
+            broker = %self.access.url,
+            "the broker does not let {} write {filter} ({reason}): {consequence}; allow it in the broker's ACL",
+            self.client_id
+        );
+    }
+
+    /// Says it as soon as the broker takes it.
+    pub(super) fn say(&mut self, publication: Publication) {
+        self.pending.push_back(publication);
+        if self.pending.len() > PENDING {
+            self.pending.pop_front();
+            tracing::warn!(broker = %self.access.url, "the broker takes nothing: dropped what waited longest");
+        }
+        self.flush();
+    }
+
+    pub(super) fn flush(&mut self) {
+        let Some(publisher) = &self.publisher else { return };
+        while let Some(publication) = self.pending.pop_front() {
+            match publisher.try_publish_noted(publication.clone(), Right::of(&publication.topic) as u64) {
+                Ok(()) => {}
+                Err(PublishError::Full | PublishError::Closed) => {
+                    return self.pending.push_front(publication);
+                }
+                Err(error) => {
+                    tracing::warn!(broker = %self.access.url, topic = publication.topic, "not sent: {error}");
+                }
+            }
+        }
+    }
+
+    /// A retained message in the name of this server id.
+    pub(super) fn say_presence(&mut self, id: &ServerId, name: &ServerName, mark: &str, payload: Bytes) {
+        let mut user_properties = user_property::of_publish(Component::Server, id.as_str());
+        user_properties.push((user_property::KEEPER.to_owned(), mark.to_owned()));
+        self.say(Publication {
+            topic: topic::server_presence(id, name),
+            payload,
+            qos: Qos::AtLeastOnce,
+            retain: true,
+            user_properties,
+        });
+    }
+
+    /// Writes down what is held, or (none) that it is no more.
+    pub(super) fn write_down(&mut self, standby: &ServerId, client: &ClientId, held: Option<&Held>) {
+        let since = held.map(|held| {
+            let since = SystemTime::now().checked_sub(held.since.elapsed()).unwrap_or(UNIX_EPOCH);
+            since.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis().to_string()
+        });
+        self.say(Publication {
+            topic: format!("{JOURNAL}/{}/{standby}/{client}", self.client_id),
+            payload: held.map(|held| held.payload.clone()).unwrap_or_default(),
+            qos: Qos::AtLeastOnce,
+            retain: true,
+            user_properties: since.map(|since| (SINCE.to_owned(), since)).into_iter().collect(),
+        });
+    }
+
+    /// What an operator before us wrote down, if this is it.
+    pub(super) fn journalled(&self, received: &Received) -> Journalled {
+        let below = |topic: &str, level: &str| {
+            topic.strip_prefix(level).and_then(|rest| rest.strip_prefix('/')).map(str::to_owned)
+        };
+        let line = below(&received.topic, JOURNAL).and_then(|rest| below(&rest, &self.client_id));
+        let Some(line) = line else { return Journalled::Other };
+        let Some((standby, client)) = line.split_once('/') else { return Journalled::Nothing };
+        let Ok(client) = ClientId::new(client) else { return Journalled::Nothing };
+        if !received.retain || received.payload.is_empty() {
+            return Journalled::Nothing;
+        }
+        let since = user_property::find(&received.user_properties, SINCE);
+        let since = since.and_then(|since| since.parse().ok()).map(Duration::from_millis);
+        let age = since.and_then(|since| SystemTime::now().duration_since(UNIX_EPOCH + since).ok());
+        let since = Instant::now().checked_sub(age.unwrap_or_default()).unwrap_or_else(Instant::now);
+        let message = Unclaimed { client, payload: received.payload.clone(), since };
+        Journalled::Message(standby.to_owned(), message)
+    }
+
+    pub(super) fn keep_unclaimed(&mut self, standby: &str, message: Unclaimed) {
+        if self.unclaimed.values().map(Vec::len).sum::<usize>() < IN_ALL {
+            self.unclaimed.entry(standby.to_owned()).or_default().push(message);
+        }
+    }
+
+    pub(super) fn claim(&mut self, standby: &str) -> Vec<Unclaimed> {
+        self.unclaimed.remove(standby).unwrap_or_default()
+    }
+
+    /// Nobody knows of that service.
+    pub(super) fn forget_unclaimed(&mut self, now: Instant) {
+        self.unclaimed.retain(|_, messages| {
+            messages.retain(|message| now.duration_since(message.since) < UNCLAIMED);
+            !messages.is_empty()
+        });
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

@@ -1,0 +1,227 @@
+//! What the state machines ask for, done.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use mcp_mqtt_transport::{
+    jsonrpc::Message,
+    mqtt::{Filter, Publication, Qos},
+    presence,
+    topic::{self, ServerId},
+    user_property::{self, Component},
+};
+use serde_json::json;
+use tokio::time::{sleep, timeout};
+
+use super::{Done, Held, Keeper, Wanted};
+use crate::{
+    controller::scope::ServiceRef,
+    crd::McpService,
+    names::FIELD_MANAGER,
+    observe::{ask_now, pods_of},
+    registry::{
+        held::{IN_ALL, Refusal},
+        sleeper::Action,
+    },
+};
+
+/// An error is said this late: one real client asks a little before the broker has taken its subscription to the
+/// answer.
+const REFUSAL_DELAY: Duration = Duration::from_millis(20);
+/// For the API server to answer.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Gateways asked at one time.
+const CONCURRENCY: usize = 16;
+
+impl Keeper {
+    pub(super) fn act(&mut self, reference: &ServiceRef, action: Action) {
+        let Some(service) = self.services.get(reference) else { return };
+        let wanted = service.wanted.clone();
+        match action {
+            Action::Subscribe => self.subscribe_control(reference, &wanted),
+            Action::Unsubscribe => {
+                if let Some(publisher) = self.publisher(&wanted) {
+                    // Nothing depends on the answer.
+                    let _ = publisher.unsubscribe(vec![topic::control(&wanted.standby, &wanted.server_name)]);
+                }
+            }
+            Action::Park => self.place(&wanted, wanted.parked.clone()),
+            Action::Clear => self.place(&wanted, Bytes::new()),
+            Action::Scale(replicas) => self.scale(reference, replicas),
+            Action::Ask => self.ask(reference),
+            Action::Nudge(instance) => self.nudge(&wanted, &instance),
+            Action::Keep(held) => {
+                if let Some(publisher) = self.publisher(&wanted) {
+                    let filter = Filter::new(topic::client_presence(&held.client), Qos::AtLeastOnce);
+                    let _ = publisher.subscribe_start(vec![filter]); // a client that leaves unheard is answered all the same
+                }
+                if let Some(broker) = self.brokers.get_mut(&wanted.broker.key) {
+                    broker.write_down(&wanted.standby, &held.client, Some(&held));
+                }
+            }
+            Action::Drop(held) => self.release(&wanted, &held),
+            Action::Forward(held) => {
+                self.setting.metrics.woke(true);
+                self.forward(&wanted, &held);
+                self.release(&wanted, &held);
+            }
+            Action::Refuse(held, refusal) => {
+                self.setting.metrics.woke(false);
+                self.refuse(reference, &wanted, &held, &refusal);
+                self.release(&wanted, &held);
+            }
+        }
+    }
+
+    fn publisher(&self, wanted: &Wanted) -> Option<&mcp_mqtt_transport::mqtt::Publisher> {
+        self.brokers.get(&wanted.broker.key)?.publisher()
+    }
+
+    fn subscribe_control(&mut self, reference: &ServiceRef, wanted: &Wanted) {
+        let Some(broker) = self.brokers.get(&wanted.broker.key) else { return };
+        let control = topic::control(&wanted.standby, &wanted.server_name);
+        let filter = Filter::no_local(control.clone(), Qos::AtLeastOnce);
+        let reply = broker.publisher().and_then(|publisher| publisher.subscribe_start(vec![filter]).ok());
+        let (reference, connection) = (reference.clone(), broker.connection());
+        self.done.push(Box::pin(async move {
+            let Some(reply) = reply else {
+                sleep(REFUSAL_DELAY).await; // no room: the next step asks again
+                return Done::Subscribed(reference, connection, false);
+            };
+            let refused = match reply.await {
+                Ok(codes) => codes.into_iter().find(|code| code.is_error()).map(|code| code.to_string()),
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(refused) = &refused {
+                tracing::warn!(topic = control, "it cannot be heard who wakes the service: {refused}");
+            }
+            Done::Subscribed(reference, connection, refused.is_none())
+        }));
+    }
+
+    fn place(&mut self, wanted: &Wanted, payload: Bytes) {
+        if let Some(broker) = self.brokers.get_mut(&wanted.broker.key) {
+            broker.say_presence(&wanted.standby, &wanted.server_name, &self.setting.mark, payload);
+        }
+    }
+
+    fn nudge(&mut self, wanted: &Wanted, instance: &ServerId) {
+        let Some(broker) = self.brokers.get_mut(&wanted.broker.key) else { return };
+        tracing::info!(%instance, "asking the instance to register anew");
+        let message = Message::notification::<()>(presence::REGISTER, None).expect("no parameters");
+        let properties = user_property::of_publish(Component::Server, broker.client_id());
+        broker.say(Publication {
+            user_properties: properties,
+            ..Publication::new(
+                topic::control(instance, &wanted.server_name),
+                message.into_raw(),
+                Qos::AtLeastOnce,
+            )
+        });
+    }
+
+    /// To the instance that has the place, as it came, and for whom.
+    fn forward(&mut self, wanted: &Wanted, held: &Held) {
+        let Some(broker) = self.brokers.get_mut(&wanted.broker.key) else { return };
+        let mut user_properties = user_property::of_publish(Component::Client, broker.client_id());
+        user_properties.push((user_property::HELD_FOR.to_owned(), held.client.as_str().to_owned()));
+        broker.say(Publication {
+            user_properties,
+            ..Publication::new(
+                topic::control(&wanted.standby, &wanted.server_name),
+                held.payload.clone(),
+                Qos::AtLeastOnce,
+            )
+        });
+    }
+
+    fn refuse(&mut self, reference: &ServiceRef, wanted: &Wanted, held: &Held, refusal: &Refusal) {
+        let answer = refusal.answer(&held.id);
+        tracing::info!(service = %reference, client = %held.client, reason = refusal.reason(), "initialize is refused");
+        let publication = Publication {
+            user_properties: user_property::of_publish(Component::Server, wanted.standby.as_str()),
+            ..Publication::new(
+                topic::rpc(&held.client, &wanted.standby, &wanted.server_name),
+                answer.into_raw(),
+                Qos::AtLeastOnce,
+            )
+        };
+        let key = wanted.broker.key.clone();
+        if self.done.len() < IN_ALL {
+            self.done.push(Box::pin(async move {
+                sleep(REFUSAL_DELAY).await;
+                Done::Say(key, publication)
+            }));
+        } else if let Some(broker) = self.brokers.get_mut(&key) {
+            broker.say(publication);
+        }
+    }
+
+    /// It is held no longer.
+    fn release(&mut self, wanted: &Wanted, held: &Held) {
+        if let Some(publisher) = self.publisher(wanted) {
+            let _ = publisher.unsubscribe(vec![topic::client_presence(&held.client)]);
+        }
+        if let Some(broker) = self.brokers.get_mut(&wanted.broker.key) {
+            broker.write_down(&wanted.standby, &held.client, None);
+        }
+    }
+
+    /// One after the other: the API server may take two at once in any order.
+    fn scale(&mut self, reference: &ServiceRef, replicas: i32) {
+        let Some(service) = self.services.get_mut(reference) else { return };
+        if service.scaling {
+            service.scale_next = Some(replicas);
+            return;
+        }
+        service.scaling = true;
+        let api: Api<McpService> =
+            Api::namespaced(self.setting.client.clone(), reference.namespace.as_deref().unwrap_or_default());
+        tracing::info!(service = %reference, replicas, "{}", if replicas == 0 { "to sleep" } else { "wakes" });
+        let reference = reference.clone();
+        self.done.push(Box::pin(async move {
+            let parameters =
+                PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+            let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+            let result = match timeout(ANSWER, api.patch_scale(&reference.name, &parameters, &patch)).await {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Err(format!("no answer within {ANSWER:?}")),
+            };
+            Done::Scaled(reference, replicas, result)
+        }));
+    }
+
+    pub(super) fn scaled(&mut self, reference: &ServiceRef, replicas: i32, result: &Result<(), String>) {
+        match result {
+            Ok(()) => self.setting.metrics.wrote("McpService", "scale"),
+            Err(error) => {
+                tracing::warn!(service = %reference, replicas, "it cannot be scaled: {error}");
+            }
+        }
+        let next = self.services.get_mut(reference).and_then(|service| {
+            service.scaling = false;
+            service.scale_next.take()
+        });
+        if let Some(next) = next {
+            return self.scale(reference, next);
+        }
+        self.with(reference, |sleeper, now, out| sleeper.scaled(replicas, result.is_ok(), now, out));
+    }
+
+    fn ask(&mut self, reference: &ServiceRef) {
+        let Some(watched) = self.setting.watched.iter().find(|watched| watched.watches(reference)) else {
+            return;
+        };
+        let pods = pods_of(&watched.stores.pods, reference);
+        let (observations, reference) = (watched.observations.clone(), reference.clone());
+        self.done.push(Box::pin(async move {
+            ask_now(&pods, &observations, CONCURRENCY).await;
+            Done::Asked(reference)
+        }));
+    }
+}

@@ -1,0 +1,179 @@
+//! A presence that nobody stands behind is cleared: its pod was killed while the broker was away, or the broker was
+//! restored from an old store. The watches may not know a pod yet, so the API server has the last word.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, runtime::reflector::ObjectRef};
+use mcp_mqtt_transport::topic::{ServerId, ServerName};
+use tokio::time::timeout;
+
+use super::{Done, Keeper};
+use crate::{
+    controller::scope::ServiceRef,
+    crd::McpService,
+    names::{Minted, of_server_id},
+};
+
+/// What nobody seems to stand behind for so long is looked into.
+const DOUBT: Duration = Duration::from_secs(1);
+/// What was looked into, and exists, is left alone for so long.
+const TRUST: Duration = Duration::from_secs(30);
+/// For the API server to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Questions at one time.
+const AT_ONCE: usize = 16;
+
+/// What is doubted.
+#[derive(Debug, Default)]
+pub(super) struct Upkeep {
+    doubts: HashMap<Suspect, Doubt>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Doubt {
+    Since(Instant),
+    Asked,
+    TrustedUntil(Instant),
+}
+
+/// A presence that nobody seems to stand behind.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Suspect {
+    broker: String,
+    server_id: String,
+    server_name: String,
+}
+
+impl Keeper {
+    /// Looks at all presences that bear our mark.
+    pub(super) fn keep_up(&mut self, now: Instant) {
+        let suspects = self.suspects();
+        self.upkeep
+            .doubts
+            .retain(|suspect, doubt| suspects.contains(suspect) || matches!(doubt, Doubt::Asked));
+        let asked = self.upkeep.doubts.values().filter(|doubt| matches!(doubt, Doubt::Asked)).count();
+        let mut room = AT_ONCE.saturating_sub(asked);
+        for suspect in suspects {
+            let doubt = self.upkeep.doubts.entry(suspect.clone()).or_insert(Doubt::Since(now));
+            match *doubt {
+                Doubt::Since(since) if now.duration_since(since) >= DOUBT && room > 0 => {
+                    *doubt = Doubt::Asked;
+                    room -= 1;
+                    self.ask_whether_it_exists(suspect);
+                }
+                Doubt::TrustedUntil(until) if until <= now => *doubt = Doubt::Since(now),
+                _ => {}
+            }
+        }
+    }
+
+    fn suspects(&self) -> Vec<Suspect> {
+        let mut suspects = Vec::new();
+        for (key, broker) in self.brokers.iter().filter(|(_, broker)| broker.presences.settled()) {
+            for (server_id, server_name, presence) in broker.presences.iter() {
+                if presence.ours && !self.is_known(server_id) {
+                    suspects.push(Suspect {
+                        broker: key.clone(),
+                        server_id: server_id.to_owned(),
+                        server_name: server_name.to_owned(),
+                    });
+                }
+            }
+        }
+        suspects
+    }
+
+    /// Whether the watches know who stands behind it; also where it is not ours to judge.
+    fn is_known(&self, server_id: &str) -> bool {
+        let Some(minted) = of_server_id(&self.setting.cluster, server_id) else { return true };
+        let (Minted::Pod { namespace, .. } | Minted::Service { namespace, .. }) = minted;
+        let mut watching = self.setting.watched.iter();
+        let Some(watched) = watching.find(|watched| watched.watches_namespace(namespace)) else {
+            return true;
+        };
+        match minted {
+            Minted::Pod { pod, .. } => {
+                watched.stores.pods.get(&ObjectRef::new(pod).within(namespace)).is_some()
+            }
+            Minted::Service { service, .. } => {
+                let reference = ServiceRef::new(service).within(namespace);
+                match self.services.get(&reference) {
+                    Some(service) => !service.is_taken() || service.found.stands_in,
+                    None => watched.stores.services.get(&reference).is_some(),
+                }
+            }
+        }
+    }
+
+    fn ask_whether_it_exists(&mut self, suspect: Suspect) {
+        let client = self.setting.client.clone();
+        let cluster = self.setting.cluster.clone();
+        let known = match of_server_id(&cluster, &suspect.server_id) {
+            Some(Minted::Service { namespace, service }) => {
+                self.services.contains_key(&ServiceRef::new(service).within(namespace))
+            }
+            _ => false,
+        };
+        self.done.push(Box::pin(async move {
+            let exists = async {
+                match of_server_id(&cluster, &suspect.server_id) {
+                    Some(Minted::Pod { namespace, pod }) => {
+                        let pods = Api::<Pod>::namespaced(client, namespace);
+                        pods.get_metadata_opt(pod).await.map(|pod| pod.is_some())
+                    }
+                    // The service exists, and so does none of its instances that would say it has this place.
+                    Some(Minted::Service { .. }) if known => Ok(false),
+                    Some(Minted::Service { namespace, service }) => {
+                        let services = Api::<McpService>::namespaced(client, namespace);
+                        services.get_metadata_opt(service).await.map(|service| service.is_some())
+                    }
+                    None => Ok(true),
+                }
+            };
+            let answer = match timeout(ANSWER, exists).await {
+                Ok(answer) => answer.map_err(|error| error.to_string()),
+                Err(_) => Err(format!("no answer within {ANSWER:?}")),
+            };
+            Done::Confirmed(suspect, answer)
+        }));
+    }
+
+    /// The API server's word.
+    pub(super) fn confirmed(&mut self, suspect: Suspect, exists: Result<bool, String>) {
+        let trust = Doubt::TrustedUntil(Instant::now() + TRUST);
+        let doubt = match exists {
+            // By now somebody may stand behind it.
+            Ok(false) if !self.is_known(&suspect.server_id) => {
+                self.clear(&suspect);
+                Doubt::Since(Instant::now() + DOUBT) // the broker is to say so first
+            }
+            Ok(_) => trust,
+            Err(error) => {
+                tracing::warn!(server_id = suspect.server_id, "whether it exists cannot be told: {error}");
+                trust
+            }
+        };
+        self.upkeep.doubts.insert(suspect, doubt);
+    }
+
+    fn clear(&mut self, suspect: &Suspect) {
+        let Some(broker) = self.brokers.get_mut(&suspect.broker) else { return };
+        let (Ok(id), Ok(name)) = (ServerId::new(&suspect.server_id), ServerName::new(&suspect.server_name))
+        else {
+            return;
+        };
+        tracing::warn!(
+            server_id = suspect.server_id,
+            server_name = suspect.server_name,
+            broker = %broker.url(),
+            "nobody stands behind this presence any more: cleared"
+        );
+        self.setting.metrics.cleared();
+        broker.say_presence(&id, &name, &self.setting.mark, Bytes::new());
+    }
+}

@@ -1,0 +1,173 @@
+//! What stands in one broker's registry, as far as an operator of this cluster may have made it.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use mcp_mqtt_transport::{presence::Online, user_property};
+
+use super::sleeper::Place;
+use crate::names::of_server_id;
+
+/// After the last of the presences that the broker tells at first, it is taken to have told all: some brokers look
+/// for them on the side of a subscription.
+const SETTLE: Duration = Duration::from_millis(700);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Presences {
+    cluster: String,
+    keeper: String,
+    /// By server id and server name.
+    known: BTreeMap<(String, String), Presence>,
+    /// Counts connections: what an earlier one told and this one does not is no more.
+    connection: u64,
+    told: Told,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Presence {
+    /// Whether nobody stands behind it but us.
+    pub parked: bool,
+    /// Whether it bears our mark.
+    pub ours: bool,
+    connection: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// The subscription is not granted yet.
+    Nothing,
+    /// Something came at this time last.
+    Some(Instant),
+    /// All.
+    All,
+}
+
+impl Presences {
+    /// Nothing is known yet.
+    pub fn new(cluster: String, keeper: String) -> Self {
+        Self { cluster, keeper, known: BTreeMap::new(), connection: 0, told: Told::Nothing }
+    }
+
+    /// A new connection, or none: the broker has told nothing yet.
+    pub fn unlinked(&mut self) {
+        self.connection += 1;
+        self.told = Told::Nothing;
+    }
+
+    /// The subscription is granted.
+    pub fn subscribed(&mut self, now: Instant) {
+        if self.told == Told::Nothing {
+            self.told = Told::Some(now);
+        }
+    }
+
+    /// Whether the broker has just told all there is.
+    pub fn settle(&mut self, now: Instant) -> bool {
+        if matches!(self.told, Told::Some(last) if now.duration_since(last) >= SETTLE) {
+            self.told = Told::All;
+            self.known.retain(|_, presence| presence.connection == self.connection);
+            return true;
+        }
+        false
+    }
+
+    /// Whether the broker has told all there is.
+    pub fn settled(&self) -> bool {
+        self.told == Told::All
+    }
+
+    /// A presence, or (empty) none any more.
+    pub fn received(
+        &mut self,
+        server_id: &str,
+        server_name: &str,
+        payload: &Bytes,
+        properties: &[(String, String)],
+        now: Instant,
+    ) {
+        if let Told::Some(last) = &mut self.told {
+            *last = now;
+        }
+        if of_server_id(&self.cluster, server_id).is_none() {
+            return;
+        }
+        let key = (server_id.to_owned(), server_name.to_owned());
+        if payload.is_empty() {
+            self.known.remove(&key);
+            return;
+        }
+        let presence = Presence {
+            parked: Online::parse(payload).is_ok_and(|online| online.is_parked()),
+            ours: user_property::find(properties, user_property::KEEPER) == Some(self.keeper.as_str()),
+            connection: self.connection,
+        };
+        self.known.insert(key, presence);
+    }
+
+    /// Whose presence stands under a service's own id.
+    pub fn place(&self, standby: &str, server_name: &str) -> Place {
+        match self.known.get(&(standby.to_owned(), server_name.to_owned())) {
+            None => Place::Empty,
+            Some(presence) if presence.parked => Place::Parked,
+            Some(_) => Place::Taken,
+        }
+    }
+
+    /// Whether this server id stands there, under whatever name: a broker may give another than was asked for.
+    pub fn has(&self, server_id: &str) -> bool {
+        let mut from = self.known.range((server_id.to_owned(), String::new())..);
+        from.next().is_some_and(|((id, _), presence)| id == server_id && !presence.parked)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str, Presence)> {
+        self.known.iter().map(|((id, name), presence)| (id.as_str(), name.as_str(), *presence))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn properties(keeper: &str) -> Vec<(String, String)> {
+        vec![(user_property::KEEPER.to_owned(), keeper.to_owned())]
+    }
+
+    fn online(parked: bool) -> Bytes {
+        let online = Online::new("meteo/weather", "", None);
+        if parked { online.parked().to_payload() } else { online.to_payload() }
+    }
+
+    #[test]
+    fn what_an_earlier_connection_told_and_this_one_does_not_is_no_more() {
+        let (mut now, standby) = (Instant::now(), "north.meteo.weather_service");
+        let mut presences = Presences::new("north".to_owned(), "k".to_owned());
+        presences.unlinked();
+        presences.subscribed(now);
+        presences.received(standby, "meteo/weather", &online(true), &properties("k"), now);
+        presences.received("north.meteo.weather-1", "meteo/weather", &online(false), &properties("x"), now);
+        presences.received("desk-1", "meteo/weather", &online(false), &[], now);
+        assert!(!presences.settle(now));
+        now += SETTLE;
+        assert!(presences.settle(now) && presences.settled() && !presences.settle(now));
+        assert_eq!(presences.place(standby, "meteo/weather"), Place::Parked);
+        let marks: Vec<_> =
+            presences.iter().map(|(id, _, presence)| (id.to_owned(), presence.ours)).collect();
+        assert_eq!(marks, [("north.meteo.weather-1".to_owned(), false), (standby.to_owned(), true)]);
+
+        presences.unlinked();
+        presences.subscribed(now);
+        presences.received(standby, "meteo/weather", &online(false), &properties("k"), now);
+        now += SETTLE;
+        assert!(presences.settle(now));
+        assert_eq!(presences.place(standby, "meteo/weather"), Place::Taken);
+        assert!(!presences.has("north.meteo.weather-1"));
+        presences.received(standby, "meteo/weather", &Bytes::new(), &[], now);
+        assert_eq!(presences.place(standby, "meteo/weather"), Place::Empty);
+    }
+}

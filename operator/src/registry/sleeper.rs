@@ -1,0 +1,435 @@
+//! One service that sleeps when nobody uses it, as a state machine without IO.
+//!
+//! What is so is told by the API server (how many instances are wanted), the gateways (for how long nobody had a
+//! session) and the broker (whose presence stands under the service's own id); only what has no other home is kept
+//! here. So an operator that has just started goes on where the last one stopped:
+//!
+//! | instances wanted | presence | the service |
+//! |---|---|---|
+//! | none | ours | sleeps |
+//! | some | ours | wakes: `initialize` is held until an instance takes the presence over |
+//! | some | an instance's, or none | is awake |
+//!
+//! To sleep: subscribe control, publish the presence, wait a little, ask the gateways once more, scale to none. The
+//! presence is there before the instances go, and `initialize` is heard before the presence is there.
+
+use std::time::{Duration, Instant};
+
+use mcp_mqtt_transport::topic::ServerId;
+
+use super::held::{Held, Refusal, Waiting};
+use crate::controller::validate::Sleep;
+
+/// Between our presence and the last look at the sessions: for the gateways to have seen it.
+const QUIET: Duration = Duration::from_secs(1);
+/// What goes to sleep does so within this, or stays awake.
+const PARKING: Duration = Duration::from_secs(15);
+/// After that it is not tried again for this long.
+const PARKING_PAUSE: Duration = Duration::from_secs(30);
+/// What we asked the API server for shows in the watch within this.
+const SCALING: Duration = Duration::from_secs(10);
+/// Between two publications of the presence, or two other requests that did not come to anything.
+const AGAIN: Duration = Duration::from_millis(500);
+/// An instance under an id of its own is asked so often to take the service's place.
+const NUDGE: Duration = Duration::from_secs(3);
+/// If it does not, the service has no place of its own.
+const ELSEWHERE: Duration = Duration::from_secs(15);
+/// What keeps the pods from starting is told to clients once it has been so for this long: it may pass.
+const PROBLEM: Duration = Duration::from_secs(3);
+
+/// Whose presence stands under the service's own id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Place {
+    /// Nobody's.
+    #[default]
+    Empty,
+    /// Ours.
+    Parked,
+    /// An instance's.
+    Taken,
+}
+
+/// For how long nobody has had a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Idle {
+    /// Not all gateways say so.
+    #[default]
+    Unknown,
+    /// Somebody has one.
+    Busy,
+    /// For so long.
+    For(Duration),
+}
+
+/// What is so.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Facts {
+    /// When it sleeps; none: never.
+    pub sleep: Option<Sleep>,
+    /// Instances wanted, by the service's spec.
+    pub replicas: i32,
+    /// Whether the broker is connected, and has told all presences.
+    pub link: bool,
+    /// Whose presence stands there.
+    pub place: Place,
+    /// What the gateways say of sessions.
+    pub idle: Idle,
+    /// Instances that could take the place, and did not.
+    pub elsewhere: Vec<ServerId>,
+    /// What keeps all instances from starting.
+    pub problem: Option<String>,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Subscribe control: [`Sleeper::subscribed`] tells how it went.
+    Subscribe,
+    /// And no longer.
+    Unsubscribe,
+    /// Publish our presence.
+    Park,
+    /// Clear our presence.
+    Clear,
+    /// Have so many instances: [`Sleeper::scaled`] tells how it went.
+    Scale(i32),
+    /// Ask the gateways for their sessions now: [`Sleeper::asked`] tells.
+    Ask,
+    /// Ask this instance to register anew.
+    Nudge(ServerId),
+    /// Write down what is held, for an operator that comes after us.
+    Keep(Held),
+    /// Its client has gone, or says something else now.
+    Drop(Held),
+    /// Pass on to the instance that has the place.
+    Forward(Held),
+    /// Answer with an error.
+    Refuse(Held, Refusal),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Control {
+    Off,
+    Asked,
+    On,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Steady,
+    /// The presence is being placed.
+    Placing(Instant),
+    /// It stands.
+    Quiet(Instant),
+    /// The gateways are asked once more.
+    Asking(Instant),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Sleeper {
+    /// What is so; [`step`](Self::step) goes by it.
+    pub facts: Facts,
+    control: Control,
+    phase: Phase,
+    /// What was asked of the API server and does not show yet.
+    scaling: Option<(i32, Instant)>,
+    waiting: Waiting,
+    published: Option<Instant>,
+    asked_control: Option<Instant>,
+    asked_scale: Option<Instant>,
+    nudged: Option<Instant>,
+    elsewhere_since: Option<Instant>,
+    problem_since: Option<Instant>,
+    /// Since when it is about to wake for nobody.
+    needless_since: Option<Instant>,
+    parking_after: Option<Instant>,
+}
+
+impl Sleeper {
+    /// Nothing is known yet.
+    pub fn new() -> Self {
+        Self {
+            facts: Facts::default(),
+            control: Control::Off,
+            phase: Phase::Steady,
+            scaling: None,
+            waiting: Waiting::default(),
+            published: None,
+            asked_control: None,
+            asked_scale: None,
+            nudged: None,
+            elsewhere_since: None,
+            problem_since: None,
+            needless_since: None,
+            parking_after: None,
+        }
+    }
+
+    /// What is held.
+    pub fn waiting(&self) -> &Waiting {
+        &self.waiting
+    }
+
+    /// Whether it sleeps, and can be woken: our presence stands, and `initialize` is heard.
+    pub fn sleeps(&self) -> bool {
+        self.replicas() == 0 && self.facts.place == Place::Parked && self.control == Control::On
+    }
+
+    /// Whether it is on its way from sleep.
+    pub fn wakes(&self) -> bool {
+        self.replicas() > 0 && self.facts.place == Place::Parked && self.phase == Phase::Steady
+    }
+
+    /// A new connection to the broker, or none any more: nothing is subscribed as far as we know.
+    pub fn unlinked(&mut self) {
+        self.facts.link = false;
+        self.control = Control::Off;
+        self.asked_control = None;
+        self.published = None;
+        self.phase = Phase::Steady;
+    }
+
+    /// The broker's answer to [`Action::Subscribe`].
+    pub fn subscribed(&mut self, granted: bool, now: Instant, out: &mut Vec<Action>) {
+        if self.control == Control::Asked {
+            self.control = if granted { Control::On } else { Control::Off };
+        }
+        self.step(now, out);
+    }
+
+    /// The API server's answer to [`Action::Scale`].
+    pub fn scaled(&mut self, replicas: i32, done: bool, now: Instant, out: &mut Vec<Action>) {
+        if !done && self.scaling.is_some_and(|(wanted, _)| wanted == replicas) {
+            self.scaling = None;
+            self.parking_after = Some(now + PARKING_PAUSE);
+        }
+        self.step(now, out);
+    }
+
+    /// The gateways' answer to [`Action::Ask`].
+    pub fn asked(&mut self, idle: Idle, now: Instant, out: &mut Vec<Action>) {
+        self.facts.idle = idle;
+        if matches!(self.phase, Phase::Asking(_)) {
+            self.phase = Phase::Steady;
+            let placed = self.facts.place == Place::Parked && self.control == Control::On;
+            if matches!(idle, Idle::For(_)) && placed && self.waiting.is_empty() && self.facts.link {
+                self.scale(0, now, out);
+            } else {
+                self.parking_after = Some(now + PARKING_PAUSE);
+            }
+        }
+        self.step(now, out);
+    }
+
+    /// An `initialize` on the service's control topic, now or earlier. `room`: whether there is any, over all services.
+    pub fn initialize(&mut self, held: Held, room: bool, now: Instant, out: &mut Vec<Action>) {
+        // Before the broker has told all, it cannot be told whether it is for us.
+        if self.facts.link && !self.holds(now) {
+            match self.facts.place {
+                // It may have come before that instance listened: if not, the instance has it already.
+                Place::Taken => out.push(Action::Forward(held)),
+                _ => out.push(Action::Refuse(held, Refusal::Elsewhere)),
+            }
+            return;
+        }
+        self.waiting.hold(held, room, out);
+        self.step(now, out);
+    }
+
+    /// The client waits no more.
+    pub fn client_left(&mut self, client: &str, out: &mut Vec<Action>) {
+        out.extend(self.waiting.remove(client).map(Action::Drop));
+    }
+
+    /// The service is gone: nobody is to wait, and nothing to stay.
+    pub fn end(&mut self, out: &mut Vec<Action>) {
+        out.extend(self.waiting.take().map(|held| Action::Refuse(held, Refusal::Gone)));
+        if self.facts.place == Place::Parked {
+            out.push(Action::Clear);
+        }
+        if self.control != Control::Off {
+            self.control = Control::Off;
+            out.push(Action::Unsubscribe);
+        }
+    }
+
+    /// Goes by what is so. To be called whenever that changes, and now and then.
+    pub fn step(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if self.scaling.is_some_and(|(wanted, since)| {
+            wanted == self.facts.replicas || now.duration_since(since) >= SCALING
+        }) {
+            self.scaling = None;
+        }
+        self.keep_time(now);
+        if self.facts.link {
+            self.begin_parking(now);
+            if self.holds(now) {
+                self.take_place(now, out);
+                self.wake(now, out);
+            } else {
+                self.give_up_place(now, out);
+            }
+            self.go_on_parking(now, out);
+        }
+        self.expire(now, out);
+    }
+
+    /// Instances wanted, as soon as we asked for them.
+    fn replicas(&self) -> i32 {
+        self.scaling.map_or(self.facts.replicas, |(wanted, _)| wanted)
+    }
+
+    fn keep_time(&mut self, now: Instant) {
+        let since = |holds: bool, since: Option<Instant>| holds.then(|| since.unwrap_or(now));
+        let wakes = self.wakes();
+        self.elsewhere_since = since(wakes && !self.facts.elsewhere.is_empty(), self.elsewhere_since);
+        self.problem_since = since(self.replicas() > 0 && self.facts.problem.is_some(), self.problem_since);
+        let needless = wakes && self.waiting.is_empty() && self.facts.elsewhere.is_empty();
+        self.needless_since = since(needless, self.needless_since);
+    }
+
+    /// Whether the place, and what comes there, is ours.
+    fn holds(&self, now: Instant) -> bool {
+        if self.facts.sleep.is_none() {
+            return false;
+        }
+        if self.replicas() == 0 || self.phase != Phase::Steady {
+            return true;
+        }
+        match self.facts.place {
+            Place::Parked => !passed(self.elsewhere_since, ELSEWHERE, now),
+            // An instance that had just taken it over failed; another one comes.
+            Place::Empty => !self.waiting.is_empty() && self.facts.elsewhere.is_empty(),
+            Place::Taken => false,
+        }
+    }
+
+    fn take_place(&mut self, now: Instant, out: &mut Vec<Action>) {
+        match self.control {
+            Control::Off if due(self.asked_control, AGAIN, now) => {
+                self.control = Control::Asked;
+                self.asked_control = Some(now);
+                out.push(Action::Subscribe);
+            }
+            Control::On if self.facts.place != Place::Parked && due(self.published, AGAIN, now) => {
+                self.published = Some(now);
+                out.push(Action::Park);
+            }
+            _ => {}
+        }
+    }
+
+    fn give_up_place(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if self.facts.place == Place::Parked && due(self.published, AGAIN, now) {
+            self.published = Some(now);
+            out.push(Action::Clear);
+        }
+        if self.control == Control::On {
+            self.control = Control::Off;
+            out.push(Action::Unsubscribe);
+        }
+        let taken = self.facts.place == Place::Taken;
+        out.extend(self.waiting.take().map(|held| {
+            if taken { Action::Forward(held) } else { Action::Refuse(held, Refusal::Elsewhere) }
+        }));
+    }
+
+    fn wake(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if !self.waiting.is_empty() {
+            self.phase = Phase::Steady; // somebody wants it
+            if self.replicas() == 0 {
+                self.scale(1, now, out);
+            }
+        }
+        if let Some(instance) = self.facts.elsewhere.first()
+            && self.elsewhere_since.is_some()
+            && due(self.nudged, NUDGE, now)
+        {
+            self.nudged = Some(now);
+            out.push(Action::Nudge(instance.clone()));
+        }
+        let idle = self.facts.sleep.map_or(Duration::MAX, |sleep| sleep.idle);
+        if passed(self.needless_since, idle.max(PARKING_PAUSE), now) {
+            self.scale(0, now, out); // nobody waits any more, and no instance came
+        }
+    }
+
+    fn scale(&mut self, replicas: i32, now: Instant, out: &mut Vec<Action>) {
+        if due(self.asked_scale, AGAIN, now) || self.scaling.is_some() {
+            self.asked_scale = Some(now);
+            self.scaling = Some((replicas, now));
+            out.push(Action::Scale(replicas));
+        }
+    }
+
+    fn begin_parking(&mut self, now: Instant) {
+        let Some(sleep) = self.facts.sleep else { return };
+        let idle = matches!(self.facts.idle, Idle::For(idle) if idle >= sleep.idle);
+        if self.phase == Phase::Steady
+            && idle
+            && self.replicas() > 0
+            && self.facts.place != Place::Parked
+            && self.scaling.is_none()
+            && self.waiting.is_empty()
+            && self.parking_after.is_none_or(|after| after <= now)
+        {
+            self.phase = Phase::Placing(now);
+        }
+    }
+
+    fn go_on_parking(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let (Phase::Placing(since) | Phase::Quiet(since) | Phase::Asking(since)) = self.phase else { return };
+        let placed = self.facts.place == Place::Parked && self.control == Control::On;
+        let lost = !placed && !matches!(self.phase, Phase::Placing(_));
+        let busy = self.facts.idle == Idle::Busy || self.facts.sleep.is_none();
+        if lost || busy || now.duration_since(since) >= PARKING {
+            self.phase = Phase::Steady;
+            self.parking_after = Some(now + PARKING_PAUSE);
+            return;
+        }
+        match self.phase {
+            Phase::Placing(_) if placed => self.phase = Phase::Quiet(now),
+            Phase::Quiet(_) if now.duration_since(since) >= QUIET => {
+                self.phase = Phase::Asking(now);
+                out.push(Action::Ask);
+            }
+            _ => {}
+        }
+    }
+
+    /// Nobody waits longer than was said, nor for what cannot come.
+    fn expire(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let timeout = self.facts.sleep.map_or(Duration::ZERO, |sleep| sleep.wake_timeout);
+        let hopeless = passed(self.problem_since, PROBLEM, now) && self.facts.place != Place::Taken;
+        let problem = self.facts.problem.clone();
+        out.extend(self.waiting.take_if(|held| hopeless || now.duration_since(held.since) >= timeout).map(
+            |held| {
+                let refusal = match &problem {
+                    Some(problem) => Refusal::Failed(problem.clone()),
+                    None => Refusal::TimedOut(timeout),
+                };
+                Action::Refuse(held, refusal)
+            },
+        ));
+    }
+}
+
+impl Default for Sleeper {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Whether it has been so for this long.
+fn passed(since: Option<Instant>, time: Duration, now: Instant) -> bool {
+    since.is_some_and(|since| now.duration_since(since) >= time)
+}
+
+/// Whether it was never done, or so long ago.
+fn due(last: Option<Instant>, pause: Duration, now: Instant) -> bool {
+    last.is_none_or(|last| now.duration_since(last) >= pause)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,365 @@
+use bytes::Bytes;
+use mcp_mqtt_transport::{jsonrpc::RequestId, topic::ClientId};
+use proptest::prelude::*;
+
+use super::*;
+
+const IDLE: Duration = Duration::from_secs(100);
+const WAKE_TIMEOUT: Duration = Duration::from_secs(40);
+
+/// A service, and a broker and an API server that do what they are asked for.
+struct Scene {
+    sleeper: Sleeper,
+    now: Instant,
+    /// What was asked for, in words.
+    log: Vec<String>,
+    /// Whether they do.
+    obeys: bool,
+    next_id: u64,
+}
+
+impl Scene {
+    fn new(replicas: i32, place: Place) -> Self {
+        let mut sleeper = Sleeper::new();
+        let sleep = Some(Sleep { idle: IDLE, wake_timeout: WAKE_TIMEOUT });
+        sleeper.facts = Facts { sleep, replicas, link: true, place, ..Facts::default() };
+        let mut scene = Self { sleeper, now: Instant::now(), log: Vec::new(), obeys: true, next_id: 0 };
+        scene.step();
+        scene
+    }
+
+    fn with(&mut self, what: impl FnOnce(&mut Sleeper, Instant, &mut Vec<Action>)) {
+        let mut out = Vec::new();
+        what(&mut self.sleeper, self.now, &mut out);
+        for action in out {
+            self.act(&action);
+        }
+    }
+
+    fn act(&mut self, action: &Action) {
+        self.log.push(match action {
+            Action::Subscribe => "subscribe".to_owned(),
+            Action::Unsubscribe => "unsubscribe".to_owned(),
+            Action::Park => "park".to_owned(),
+            Action::Clear => "clear".to_owned(),
+            Action::Scale(replicas) => format!("scale {replicas}"),
+            Action::Ask => "ask".to_owned(),
+            Action::Nudge(instance) => format!("nudge {instance}"),
+            Action::Keep(held) => format!("keep {}", held.client),
+            Action::Drop(held) => format!("drop {}", held.client),
+            Action::Forward(held) => format!("forward {}", held.client),
+            Action::Refuse(held, refusal) => format!("refuse {} {}", held.client, refusal.reason()),
+        });
+        if !self.obeys {
+            return;
+        }
+        match action {
+            Action::Subscribe => self.with(|sleeper, now, out| sleeper.subscribed(true, now, out)),
+            Action::Park => self.place(Place::Parked),
+            Action::Clear => self.place(Place::Empty),
+            Action::Scale(replicas) => {
+                self.sleeper.facts.replicas = *replicas;
+                self.with(|sleeper, now, out| sleeper.scaled(*replicas, true, now, out));
+            }
+            _ => {}
+        }
+    }
+
+    fn place(&mut self, place: Place) {
+        self.sleeper.facts.place = place;
+        self.step();
+    }
+
+    fn step(&mut self) {
+        self.with(Sleeper::step);
+    }
+
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            self.now += Duration::from_millis(250);
+            if let Idle::For(idle) = &mut self.sleeper.facts.idle {
+                *idle += Duration::from_millis(250);
+            }
+            self.step();
+        }
+    }
+
+    fn initialize(&mut self, client: &str) {
+        self.next_id += 1;
+        let held = Held {
+            client: ClientId::new(client).unwrap(),
+            id: RequestId::number(self.next_id),
+            payload: Bytes::from_static(b"{}"),
+            since: self.now,
+        };
+        self.with(|sleeper, now, out| sleeper.initialize(held, true, now, out));
+    }
+
+    #[track_caller]
+    fn expect(&mut self, expected: &[&str]) {
+        assert_eq!(std::mem::take(&mut self.log), expected);
+    }
+}
+
+#[test]
+fn who_is_not_used_is_heard_then_shown_then_asked_once_more_and_then_ended() {
+    let mut scene = Scene::new(2, Place::Empty);
+    scene.sleeper.facts.idle = Idle::For(Duration::ZERO);
+    scene.pass(IDLE.checked_sub(Duration::from_secs(1)).unwrap());
+    scene.expect(&[]);
+    scene.pass(Duration::from_secs(3));
+    scene.expect(&["subscribe", "park", "ask"]);
+    let idle = scene.sleeper.facts.idle;
+    scene.with(|sleeper, now, out| sleeper.asked(idle, now, out));
+    scene.expect(&["scale 0"]);
+    assert!(scene.sleeper.sleeps());
+    scene.sleeper.facts.idle = Idle::Unknown;
+    scene.pass(IDLE * 3);
+    scene.expect(&[]);
+}
+
+#[test]
+fn a_session_at_the_last_moment_keeps_it_awake() {
+    let mut scene = Scene::new(1, Place::Empty);
+    scene.sleeper.facts.idle = Idle::For(IDLE);
+    scene.sleeper.facts.elsewhere = vec![ServerId::new("weather-1").unwrap()];
+    scene.pass(Duration::from_secs(2));
+    scene.expect(&["subscribe", "park", "ask"]);
+    scene.with(|sleeper, now, out| sleeper.asked(Idle::Busy, now, out));
+    scene.pass(ELSEWHERE + Duration::from_secs(1));
+    assert_eq!(scene.sleeper.facts.replicas, 1);
+    assert!(scene.log.contains(&"nudge weather-1".to_owned()), "{:?}", scene.log);
+    assert_eq!(scene.log[scene.log.len() - 2..], ["clear", "unsubscribe"]);
+}
+
+#[test]
+fn the_first_initialize_wakes_it_and_what_was_held_is_passed_on_in_order() {
+    let mut scene = Scene::new(0, Place::Parked);
+    scene.expect(&["subscribe"]);
+    scene.initialize("a");
+    scene.expect(&["keep a", "scale 1"]);
+    scene.initialize("b");
+    scene.pass(Duration::from_secs(2));
+    assert!(scene.sleeper.wakes());
+    scene.expect(&["keep b"]);
+    scene.place(Place::Taken);
+    scene.expect(&["unsubscribe", "forward a", "forward b"]);
+    // The broker delivered it before the unsubscribe: the instance may not have listened then.
+    scene.initialize("c");
+    scene.expect(&["forward c"]);
+}
+
+#[test]
+fn a_service_without_instances_that_does_not_show_is_shown() {
+    let mut scene = Scene::new(0, Place::Empty);
+    scene.expect(&["subscribe", "park"]);
+    assert!(scene.sleeper.sleeps());
+    scene.place(Place::Empty); // an instance that was killed had its will cleared it
+    scene.pass(AGAIN);
+    scene.expect(&["park"]);
+}
+
+#[test]
+fn what_keeps_the_pods_from_starting_is_told_to_all_who_wait_and_to_the_next_at_once() {
+    let mut scene = Scene::new(0, Place::Parked);
+    scene.initialize("a");
+    scene.sleeper.facts.problem = Some("no such image".to_owned());
+    scene.pass(PROBLEM + Duration::from_secs(1));
+    scene.initialize("b");
+    scene.expect(&[
+        "subscribe",
+        "keep a",
+        "scale 1",
+        "refuse a wake-failed",
+        "keep b",
+        "refuse b wake-failed",
+    ]);
+}
+
+#[test]
+fn nobody_waits_longer_than_was_said() {
+    let mut scene = Scene::new(0, Place::Parked);
+    scene.initialize("a");
+    scene.pass(Duration::from_secs(10));
+    scene.initialize("b");
+    scene.pass(WAKE_TIMEOUT.checked_sub(Duration::from_secs(10)).unwrap());
+    scene.expect(&["subscribe", "keep a", "scale 1", "keep b", "refuse a wake-timed-out"]);
+    scene.pass(Duration::from_secs(11));
+    scene.expect(&["refuse b wake-timed-out"]);
+}
+
+#[test]
+fn one_that_wakes_for_nobody_goes_back_to_sleep() {
+    let mut scene = Scene::new(0, Place::Parked);
+    scene.initialize("a");
+    scene.with(|sleeper, _, out| sleeper.client_left("a", out));
+    scene.expect(&["subscribe", "keep a", "scale 1", "drop a"]);
+    scene.pass(IDLE + Duration::from_secs(1));
+    scene.expect(&["scale 0"]);
+}
+
+#[test]
+fn a_client_that_asks_anew_or_twice_waits_once() {
+    let mut scene = Scene::new(0, Place::Parked);
+    scene.initialize("a");
+    scene.next_id -= 1;
+    scene.initialize("a");
+    scene.initialize("a");
+    scene.expect(&["subscribe", "keep a", "scale 1", "refuse a replaced", "keep a"]);
+    assert_eq!((scene.sleeper.waiting().len(), scene.sleeper.waiting().bytes()), (1, 2));
+}
+
+#[test]
+fn without_room_or_too_large_it_is_refused() {
+    let mut scene = Scene::new(0, Place::Parked);
+    let held = |client: &str, payload| Held {
+        client: ClientId::new(client).unwrap(),
+        id: RequestId::number(1),
+        payload,
+        since: Instant::now(),
+    };
+    let large = held("a", Bytes::from(vec![b' '; super::super::held::MAX_BYTES + 1]));
+    scene.with(|sleeper, now, out| sleeper.initialize(large, true, now, out));
+    let small = held("b", Bytes::new());
+    scene.with(|sleeper, now, out| sleeper.initialize(small, false, now, out));
+    scene.expect(&["subscribe", "refuse a message-too-large", "refuse b wake-too-many"]);
+}
+
+#[test]
+fn what_came_before_the_broker_told_all_waits_for_that() {
+    let mut scene = Scene::new(1, Place::Empty);
+    scene.sleeper.unlinked();
+    scene.initialize("a");
+    scene.expect(&["keep a"]);
+    scene.sleeper.facts.link = true;
+    scene.place(Place::Taken);
+    scene.expect(&["forward a"]);
+}
+
+#[test]
+fn a_service_that_may_sleep_no_more_or_is_deleted_leaves_nothing_behind() {
+    let mut scene = Scene::new(0, Place::Parked);
+    scene.initialize("a");
+    scene.sleeper.facts.sleep = None;
+    scene.step();
+    scene.expect(&["subscribe", "keep a", "scale 1", "clear", "unsubscribe", "refuse a not-asleep"]);
+    let mut scene = Scene::new(0, Place::Parked);
+    scene.initialize("a");
+    scene.obeys = false;
+    scene.with(|sleeper, _, out| sleeper.end(out));
+    scene.expect(&["subscribe", "keep a", "scale 1", "refuse a gone", "clear", "unsubscribe"]);
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Pass(u16),
+    Initialize(u8),
+    Left(u8),
+    Place(Place),
+    Replicas(i32),
+    Idle(Idle),
+    Link(bool),
+    Subscribed(bool),
+    Scaled(bool),
+    Asked(Idle),
+    Problem(bool),
+    Elsewhere(bool),
+}
+
+fn idle() -> impl Strategy<Value = Idle> {
+    prop_oneof![
+        Just(Idle::Unknown),
+        Just(Idle::Busy),
+        (0_u64..200).prop_map(|seconds| Idle::For(Duration::from_secs(seconds)))
+    ]
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let place = prop_oneof![Just(Place::Empty), Just(Place::Parked), Just(Place::Taken)];
+    prop_oneof![
+        4 => (1_u16..2000).prop_map(Event::Pass),
+        4 => (0_u8..6).prop_map(Event::Initialize),
+        1 => (0_u8..6).prop_map(Event::Left),
+        3 => place.prop_map(Event::Place),
+        2 => (0_i32..3).prop_map(Event::Replicas),
+        2 => idle().prop_map(Event::Idle),
+        1 => any::<bool>().prop_map(Event::Link),
+        2 => any::<bool>().prop_map(Event::Subscribed),
+        1 => any::<bool>().prop_map(Event::Scaled),
+        2 => idle().prop_map(Event::Asked),
+        1 => any::<bool>().prop_map(Event::Problem),
+        1 => any::<bool>().prop_map(Event::Elsewhere),
+    ]
+}
+
+proptest! {
+    /// Whatever happens: each message that is held ends once, nobody waits too long, and no instance is ended while
+    /// the service does not show, cannot be heard, or somebody waits.
+    #[test]
+    fn each_message_ends_once_and_nothing_is_ended_too_early(events in proptest::collection::vec(event(), 1..120)) {
+        let mut scene = Scene::new(1, Place::Empty);
+        scene.obeys = false;
+        let mut open = std::collections::BTreeSet::new();
+        for event in events {
+            let mut out = Vec::new();
+            let (sleeper, now) = (&mut scene.sleeper, scene.now);
+            match event {
+                Event::Pass(ms) => {
+                    scene.now += Duration::from_millis(ms.into());
+                    sleeper.step(scene.now, &mut out);
+                }
+                Event::Initialize(client) => {
+                    scene.next_id += 1;
+                    let held = Held {
+                        client: ClientId::new(&format!("c{client}")).unwrap(),
+                        id: RequestId::number(scene.next_id),
+                        payload: Bytes::from_static(b"{}"),
+                        since: now,
+                    };
+                    open.insert(held.id.as_json().to_owned());
+                    sleeper.initialize(held, true, now, &mut out);
+                }
+                Event::Left(client) => sleeper.client_left(&format!("c{client}"), &mut out),
+                Event::Place(place) => { sleeper.facts.place = place; sleeper.step(now, &mut out); }
+                Event::Replicas(replicas) => { sleeper.facts.replicas = replicas; sleeper.step(now, &mut out); }
+                Event::Idle(idle) => { sleeper.facts.idle = idle; sleeper.step(now, &mut out); }
+                Event::Link(true) => { sleeper.facts.link = true; sleeper.step(now, &mut out); }
+                Event::Link(false) => sleeper.unlinked(),
+                Event::Subscribed(granted) => sleeper.subscribed(granted, now, &mut out),
+                Event::Scaled(done) => {
+                    if let Some((replicas, _)) = sleeper.scaling {
+                        sleeper.scaled(replicas, done, now, &mut out);
+                    }
+                }
+                Event::Asked(idle) => sleeper.asked(idle, now, &mut out),
+                Event::Problem(problem) => {
+                    sleeper.facts.problem = problem.then(|| "x".to_owned());
+                    sleeper.step(now, &mut out);
+                }
+                Event::Elsewhere(there) => {
+                    sleeper.facts.elsewhere = there.then(|| ServerId::new("weather-1").unwrap()).into_iter().collect();
+                    sleeper.step(now, &mut out);
+                }
+            }
+            for action in out {
+                match action {
+                    Action::Drop(held) | Action::Forward(held) | Action::Refuse(held, _) => {
+                        prop_assert!(open.remove(held.id.as_json()), "{held:?} ends twice");
+                    }
+                    Action::Scale(0) => {
+                        prop_assert_eq!(scene.sleeper.facts.place, Place::Parked);
+                        prop_assert_eq!(scene.sleeper.control, Control::On);
+                        prop_assert!(scene.sleeper.waiting().is_empty());
+                    }
+                    _ => {}
+                }
+            }
+            prop_assert_eq!(open.len(), scene.sleeper.waiting().len());
+        }
+        // At last everybody has an answer.
+        let mut out = Vec::new();
+        scene.sleeper.step(scene.now + WAKE_TIMEOUT, &mut out);
+        prop_assert!(scene.sleeper.waiting().is_empty());
+    }
+}

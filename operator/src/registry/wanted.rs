@@ -1,0 +1,235 @@
+//! What the reconciles tell the registry's keeper, and what it tells them.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use k8s_openapi::ByteString;
+use mcp_mqtt_transport::{
+    presence::{Online, Rbac},
+    topic::{ServerId, ServerName},
+};
+use tokio::sync::Notify;
+use url::Url;
+
+use crate::{
+    controller::{
+        resolve::ReferenceMemory,
+        scope::{ServiceRef, lock},
+        validate::{
+            Sleep, ValidService,
+            broker::{Source, ValidBroker},
+            references::Kind,
+        },
+    },
+    names,
+    salt::Salt,
+    settings::Settings,
+};
+
+/// Key of the operator's own default broker.
+const DEFAULT: &str = "default";
+
+/// A service, as far as the registry is concerned.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wanted {
+    /// The name by which clients find it.
+    pub server_name: ServerName,
+    /// Its own server id.
+    pub standby: ServerId,
+    /// Its presence while it sleeps.
+    pub parked: Bytes,
+    /// Instances wanted.
+    pub replicas: i32,
+    /// When it sleeps; none: never.
+    pub sleep: Option<Sleep>,
+    /// Its broker.
+    pub broker: Broker,
+}
+
+/// A broker, and how the operator gets in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broker {
+    /// The same for all services with the same URL and the same credentials.
+    pub key: String,
+    /// Its URL.
+    pub url: Url,
+    /// Files of a gateway and where they come from, with the namespace of the service.
+    pub files: Vec<(&'static str, Origin)>,
+    /// Whether it is the operator's own default.
+    pub is_default: bool,
+}
+
+/// Where a credential comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// A key of an object.
+    Object {
+        /// Of which kind.
+        kind: Kind,
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// The key.
+        key: String,
+    },
+    /// A key of the operator's own default Secret.
+    Default(String),
+    /// A token that only pods get.
+    Token,
+    /// A text.
+    Text(String),
+}
+
+impl Wanted {
+    /// Of a service that is valid, and whose references were resolved.
+    pub fn of(
+        service: &ValidService,
+        settings: &Settings,
+        references: &ReferenceMemory,
+        default_secret: Option<&std::collections::BTreeMap<String, ByteString>>,
+        salt: &Salt,
+    ) -> Option<Self> {
+        let (namespace, name) = (&service.identity.namespace, &service.identity.name);
+        let rbac: Option<Rbac> =
+            service.gateway.rbac.as_deref().and_then(|rbac| serde_json::from_str(rbac).ok());
+        let parked = Online::new(&service.server_name, &service.gateway.description, rbac.as_ref()).parked();
+        Some(Self {
+            server_name: ServerName::new(&service.server_name).ok()?,
+            standby: ServerId::new(&names::standby_id(&settings.cluster_name, namespace, name)).ok()?,
+            parked: parked.to_payload(),
+            replicas: service.replicas,
+            sleep: service.autoscaling.as_ref().and_then(|autoscaling| autoscaling.sleep),
+            broker: Broker::of(&service.broker, namespace, references, default_secret, salt),
+        })
+    }
+}
+
+impl Broker {
+    fn of(
+        broker: &ValidBroker,
+        namespace: &str,
+        references: &ReferenceMemory,
+        default_secret: Option<&std::collections::BTreeMap<String, ByteString>>,
+        salt: &Salt,
+    ) -> Self {
+        let mut contents = vec![broker.url.to_string()];
+        let mut files = Vec::with_capacity(broker.files.len());
+        let object = |kind, name: &str, key: &str| Origin::Object {
+            kind,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            key: key.to_owned(),
+        };
+        for file in &broker.files {
+            let (content, origin) = match &file.source {
+                Source::Secret { key, field: None, .. } => {
+                    let hash = default_secret.map(|data| salt.hash_data(data)).unwrap_or_default();
+                    (format!("{key} {hash}"), Origin::Default(key.clone()))
+                }
+                Source::Secret { name, key, field: Some(_) } => {
+                    let hash = references.content_hash(Kind::Secret, namespace, name);
+                    (format!("{key} {hash}"), object(Kind::Secret, name, key))
+                }
+                Source::ConfigMap { name, key } => {
+                    let hash = references.content_hash(Kind::ConfigMap, namespace, name);
+                    (format!("{key} {hash}"), object(Kind::ConfigMap, name, key))
+                }
+                Source::Token { audience, .. } => (audience.clone(), Origin::Token),
+                Source::Text(text) => (text.clone(), Origin::Text(text.clone())),
+            };
+            contents.push(format!("{} {content}", file.name));
+            files.push((file.name, origin));
+        }
+        Self {
+            // New credentials of the default broker are read at the next connect: it stays the same connection.
+            key: if broker.is_default {
+                DEFAULT.to_owned()
+            } else {
+                salt.hash(contents.join("\n").as_bytes())
+            },
+            url: broker.url.clone(),
+            files,
+            is_default: broker.is_default,
+        }
+    }
+}
+
+/// What the broker says of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Why the broker says nothing, for some time now.
+    pub unreachable: Option<String>,
+    /// Pods whose gateways call themselves registered, and which the broker's registry has not shown for some time.
+    pub missing: Vec<String>,
+    /// Whether the service sleeps, and can be woken.
+    pub sleeps: bool,
+}
+
+/// Between the reconciles and the keeper; cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Registry(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    told: Mutex<Told>,
+    news: Notify,
+    seen: Mutex<HashMap<ServiceRef, Seen>>,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    known: HashMap<ServiceRef, Wanted>,
+    /// Those of which something is new: bounded by the services there are.
+    new: HashMap<ServiceRef, Option<Wanted>>,
+}
+
+impl Registry {
+    /// A service is like this now.
+    pub fn tell(&self, service: &ServiceRef, wanted: Wanted) {
+        let mut told = lock(&self.0.told);
+        match told.known.entry(service.clone()) {
+            Entry::Occupied(known) if *known.get() == wanted => return,
+            Entry::Occupied(mut known) => drop(known.insert(wanted.clone())),
+            Entry::Vacant(known) => drop(known.insert(wanted.clone())),
+        }
+        told.new.insert(service.clone(), Some(wanted));
+        drop(told);
+        self.0.news.notify_one();
+    }
+
+    /// The service is gone.
+    pub fn forget(&self, service: &ServiceRef) {
+        let mut told = lock(&self.0.told);
+        if told.known.remove(service).is_some() {
+            told.new.insert(service.clone(), None);
+            drop(told);
+            self.0.news.notify_one();
+        }
+        lock(&self.0.seen).remove(service);
+    }
+
+    /// What the broker says of it; none: nothing yet.
+    pub fn seen(&self, service: &ServiceRef) -> Option<Seen> {
+        lock(&self.0.seen).get(service).cloned()
+    }
+
+    /// What is new, once there is something.
+    pub(super) async fn news(&self) -> Vec<(ServiceRef, Option<Wanted>)> {
+        loop {
+            let new = std::mem::take(&mut lock(&self.0.told).new);
+            if !new.is_empty() {
+                return new.into_iter().collect();
+            }
+            self.0.news.notified().await;
+        }
+    }
+
+    /// Says what the broker says.
+    pub(super) fn show(&self, service: &ServiceRef, seen: Seen) {
+        lock(&self.0.seen).insert(service.clone(), seen);
+    }
+}

@@ -1,0 +1,313 @@
+//! Services that sleep, and the registry, at a real API server and real brokers. No pod runs here: a gateway of this
+//! test's own takes the place of one, when and if the test wants it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use mcp_mqtt_tests::{
+    broker::Mosquitto,
+    cluster::{PATIENCE, Space, eventually},
+    gateway::{Gateway, Options, call},
+    operator::Operator,
+};
+use mcp_mqtt_transport::{
+    client::{Client, ClientOptions, Instance, OpenError, Session, Unhandled},
+    jsonrpc::RpcError,
+    mqtt::{ConnectOptions, Connection, Event, Filter, Publication, Qos},
+    presence::Online,
+    topic::{self, ClientId, ServerId, ServerName},
+    user_property::{self, UserProperties},
+};
+use serde_json::{Value, json, value::RawValue};
+use tokio::time::timeout;
+
+const NAME: &str = "weather";
+
+/// A service that sleeps, at this broker; its pods wait for a scheduler that is not there.
+fn sleepy(broker: &Mosquitto) -> Value {
+    json!({
+        "replicas": 0,
+        "autoscaling": {"minReplicas": 0, "maxReplicas": 3, "idleSeconds": 1, "wakeTimeoutSeconds": 50},
+        "transport": {"stdio": {"command": ["node", "server.js"]}},
+        "server": {"image": "registry.example/weather:3", "imagePullPolicy": "Never"},
+        "podTemplate": {"spec": {"schedulerName": "nobody"}},
+        "broker": {"url": broker.url().as_str().trim_end_matches('/')},
+    })
+}
+
+fn server_name(space: &Space) -> Result<ServerName> {
+    Ok(ServerName::new(&format!("{}/{NAME}", space.namespace))?)
+}
+
+fn standby(space: &Space) -> Result<ServerId> {
+    Ok(ServerId::new(&format!("kubernetes.{}.{NAME}_service", space.namespace))?)
+}
+
+async fn client(broker: &Mosquitto) -> Result<Client> {
+    let id = ClientId::new(&format!("client-{:08x}", fastrand::u32(..)))?;
+    Ok(Client::connect(ClientOptions::new(broker.url(), id)).await?)
+}
+
+/// The instances of the service, once there are some that fulfil this.
+async fn instances(
+    space: &Space,
+    broker: &Mosquitto,
+    condition: impl FnMut(&[Instance]) -> bool,
+) -> Result<Vec<Instance>> {
+    let client = client(broker).await?;
+    let mut watch = client.watch(server_name(space)?.as_str()).await?;
+    let found = timeout(PATIENCE, watch.until(condition)).await;
+    let seen = watch.instances();
+    client.close(PATIENCE).await?;
+    found.with_context(|| format!("the registry has {seen:?}"))?.context("the connection is over")
+}
+
+/// The service as it sleeps in the registry.
+async fn asleep(space: &Space, broker: &Mosquitto) -> Result<Instance> {
+    let only_parked = |all: &[Instance]| all.len() == 1 && all[0].online.is_parked();
+    instances(space, broker, only_parked).await?.pop().context("one")
+}
+
+/// A gateway as the operator would start it in a pod.
+fn pod(space: &Space, broker: &Mosquitto, pod: &str) -> Result<Gateway> {
+    Options::new(&broker.url())
+        .server_name(server_name(space)?.as_str())
+        .server_id(&format!("kubernetes.{}.{pod}", space.namespace))
+        .arg(&format!("--standby-id={}", standby(space)?))
+        .start()
+}
+
+async fn initialize(client: &Client, instance: &Instance) -> Result<Session, OpenError> {
+    let capabilities = RawValue::from_string("{}".to_owned()).expect("an object");
+    client.open_session(instance, &capabilities, std::sync::Arc::new(Unhandled), PATIENCE).await
+}
+
+/// The error that the operator itself said.
+fn told(error: &OpenError) -> Option<&RpcError> {
+    match error {
+        OpenError::Initialize(error) => error.rpc(),
+        _ => None,
+    }
+}
+
+async fn echoes(session: &Session) -> Result<()> {
+    let answer = call(session, "echo", json!({"message": "awake"})).await?;
+    ensure!(answer == "awake", "{answer}");
+    Ok(())
+}
+
+async fn replicas(space: &Space, wanted: i64) -> Result<()> {
+    eventually(PATIENCE, async || {
+        let service = space.services().get(NAME).await.ok()?;
+        (service.data["spec"]["replicas"] == wanted).then_some(())
+    })
+    .await
+    .with_context(|| format!("it is not to have {wanted} instances"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_without_instances_is_found_and_the_first_initialize_wakes_it() -> Result<()> {
+    let (space, broker) = (Space::new("wake").await?, Mosquitto::start().await?);
+    let operator = Operator::start(&space, &[]).await?;
+    space.create(NAME, &sleepy(&broker)).await?;
+    let instance = asleep(&space, &broker).await?;
+    ensure!(instance.server_id == standby(&space)?, "{instance:?}");
+    let said = space.condition(NAME, "Registered", "True", "Asleep").await?;
+    ensure!(said.contains("wakes it"), "{said}");
+    space.condition(NAME, "Ready", "True", "Asleep").await?;
+
+    let client = client(&broker).await?;
+    let wake = async {
+        replicas(&space, 1).await?;
+        let pod = pod(&space, &broker, "weather-1")?;
+        pod.wait_ready().await?;
+        anyhow::Ok(pod)
+    };
+    let (session, pod) = tokio::join!(initialize(&client, &instance), wake);
+    let (session, pod) = (session?, pod?);
+    echoes(&session).await?;
+    let awake = instances(&space, &broker, |all| all.len() == 1 && !all[0].online.is_parked()).await?;
+    ensure!(awake[0].server_id == standby(&space)?, "{awake:?}");
+    // Who comes later goes to the instance straight, and one more instance has a place of its own.
+    let another = self::client(&broker).await?;
+    echoes(&initialize(&another, &awake[0]).await?).await?;
+    let second = self::pod(&space, &broker, "weather-2")?;
+    second.wait_ready().await?;
+    instances(&space, &broker, |all| all.len() == 2).await?;
+    drop((pod, second));
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_that_is_killed_in_the_middle_of_a_wake_loses_no_message() -> Result<()> {
+    let (space, broker) = (Space::new("killed").await?, Mosquitto::start().await?);
+    let operator = Operator::start(&space, &[]).await?;
+    space.create(NAME, &sleepy(&broker)).await?;
+    let instance = asleep(&space, &broker).await?;
+    space.condition(NAME, "Ready", "True", "Asleep").await?;
+    let (early, late) = (client(&broker).await?, client(&broker).await?);
+    let restart = async {
+        replicas(&space, 1).await?;
+        operator.kill().await?;
+        // One was held by the operator that is gone, one comes while there is none.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let operator = Operator::start(&space, &[]).await?;
+        let pod = pod(&space, &broker, "weather-1")?;
+        pod.wait_ready().await?;
+        anyhow::Ok((operator, pod))
+    };
+    let come_late = async {
+        replicas(&space, 1).await.ok();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        initialize(&late, &instance).await
+    };
+    let (first, second, rest) = tokio::join!(initialize(&early, &instance), come_late, restart);
+    let (operator, _pod) = rest?;
+    echoes(&first?).await?;
+    echoes(&second?).await?;
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_the_pods_from_starting_is_the_answer() -> Result<()> {
+    let (space, broker) = (Space::new("hopeless").await?, Mosquitto::start().await?);
+    let operator = Operator::start(&space, &[]).await?;
+    let mut spec = sleepy(&broker);
+    spec["podTemplate"] = json!({});
+    space.create(NAME, &spec).await?;
+    let instance = asleep(&space, &broker).await?;
+    let client = client(&broker).await?;
+    for _ in 0..2 {
+        let start = Instant::now();
+        let error = initialize(&client, &instance).await.expect_err("no image of the sidecar");
+        let rpc = told(&error).context("the operator's own words")?.clone();
+        println!("refused after {:?}: {}", start.elapsed(), rpc.message);
+        ensure!(rpc.reason() == Some("wake-failed") && rpc.message.contains("ErrImageNeverPull"), "{rpc:?}");
+    }
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_is_relieved_leaves_the_presence_alone() -> Result<()> {
+    let (space, broker) = (Space::new("relieved").await?, Mosquitto::start().await?);
+    let operator = Operator::start(&space, &[]).await?;
+    space.create(NAME, &sleepy(&broker)).await?;
+    let instance = asleep(&space, &broker).await?;
+    let client = client(&broker).await?;
+    let wake = async {
+        replicas(&space, 1).await?;
+        pod(&space, &broker, "weather-1")
+    };
+    let (session, pod) = tokio::join!(initialize(&client, &instance), wake);
+    echoes(&session?).await?;
+    let mut pod = pod?;
+    let watching = self::client(&broker).await?;
+    let mut watch = watching.watch(server_name(&space)?.as_str()).await?;
+    watch.until(|all| all.len() == 1).await;
+    let gap = tokio::spawn(async move { watch.until(<[Instance]>::is_empty).await });
+    // By hand: nobody asks an instance that is no pod whether it is idle.
+    client.close(PATIENCE).await?;
+    pod.wait_for("no session", |status| status.sessions == 0).await?;
+    space.patch(NAME, json!({"spec": {"replicas": 0}})).await?;
+    pod.wait_for("relieved", |status| status.broker.reason == "Relieved").await?;
+    pod.terminate()?;
+    pod.wait_ended().await?;
+    asleep(&space, &broker).await?;
+    space.condition(NAME, "Ready", "True", "Asleep").await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    ensure!(!gap.is_finished(), "for a moment the registry did not show it");
+    gap.abort();
+    operator.stop().await?;
+    space.remove().await
+}
+
+/// The user properties of a retained message.
+async fn properties(connection: &mut Connection, topic: &str) -> Result<UserProperties> {
+    connection.publisher.subscribe(vec![Filter::new(topic, Qos::AtLeastOnce)], PATIENCE).await?;
+    let event = timeout(PATIENCE, connection.events.recv()).await?;
+    connection.publisher.unsubscribe(vec![topic.to_owned()])?.await?;
+    match event {
+        Some(Event::Received(received)) => Ok(received.user_properties),
+        other => anyhow::bail!("no presence but {other:?}"),
+    }
+}
+
+async fn retain(connection: &Connection, topic: &str, payload: Bytes, mark: &UserProperties) -> Result<()> {
+    let publication = Publication {
+        retain: true,
+        user_properties: mark.clone(),
+        ..Publication::new(topic, payload, Qos::AtLeastOnce)
+    };
+    Ok(connection.publisher.publish_confirmed(publication, PATIENCE).await?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_stands_behind_is_cleared_and_what_is_cleared_by_mistake_comes_back() -> Result<()> {
+    let (space, mut broker) = (Space::new("true").await?, Mosquitto::start().await?);
+    let operator = Operator::start(&space, &[]).await?;
+    space.create(NAME, &sleepy(&broker)).await?;
+    let instance = asleep(&space, &broker).await?;
+    let mut meddler = Connection::open(&ConnectOptions::new(broker.url(), "meddler")).await?;
+    let (name, place) =
+        (server_name(&space)?, topic::server_presence(&instance.server_id, &instance.server_name));
+    let mark = properties(&mut meddler, &place).await?;
+    ensure!(user_property::find(&mark, user_property::KEEPER).is_some(), "{mark:?}");
+    let online = Online::new(name.as_str(), "", None).to_payload();
+    let id = |name: &str| ServerId::new(&format!("kubernetes.{}.{name}", space.namespace));
+    let stranger = topic::server_presence(&id("stranger-1")?, &name);
+    retain(&meddler, &stranger, online.clone(), &Vec::new()).await?;
+    for ghost in ["ghost-1", "ghost_service"] {
+        retain(&meddler, &topic::server_presence(&id(ghost)?, &name), online.clone(), &mark).await?;
+    }
+    let start = Instant::now();
+    let left = instances(&space, &broker, |all| all.len() == 2).await?;
+    println!("ghosts are cleared after {:?}", start.elapsed());
+    ensure!(left.iter().any(|instance| instance.server_id.as_str().ends_with("stranger-1")), "{left:?}");
+
+    retain(&meddler, &place, Bytes::new(), &mark).await?;
+    instances(&space, &broker, |all| all.iter().any(|instance| instance.online.is_parked())).await?;
+    // A broker that has forgotten all is told all again.
+    broker.restart().await?;
+    asleep(&space, &broker).await?;
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_cannot_be_reached_concerns_its_own_services_only() -> Result<()> {
+    let (space, broker) = (Space::new("brokers").await?, Mosquitto::start().await?);
+    let mut gone = Mosquitto::start().await?;
+    gone.kill()?;
+    let operator = Operator::start(&space, &[]).await?;
+    space.create("elsewhere", &sleepy(&gone)).await?;
+    space.create(NAME, &sleepy(&broker)).await?;
+    asleep(&space, &broker).await?;
+    space.condition(NAME, "Ready", "True", "Asleep").await?;
+    let told = |status: &Value| status["conditions"][2]["message"].as_str().unwrap_or_default().to_owned();
+    space.status("elsewhere", |status| told(status).contains("cannot reach the broker at 127.0.0.1")).await?;
+    gone.restart().await?;
+    space.condition("elsewhere", "Ready", "True", "Asleep").await?;
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_may_sleep_no_more_or_goes_leaves_nothing_in_the_registry() -> Result<()> {
+    let (space, broker) = (Space::new("leaves").await?, Mosquitto::start().await?);
+    let operator = Operator::start(&space, &[]).await?;
+    space.create(NAME, &sleepy(&broker)).await?;
+    asleep(&space, &broker).await?;
+    let awake = json!({"minReplicas": 1, "maxReplicas": 3, "idleSeconds": null, "wakeTimeoutSeconds": null});
+    space.patch(NAME, json!({"spec": {"autoscaling": awake}})).await?;
+    instances(&space, &broker, <[Instance]>::is_empty).await?;
+    space.patch(NAME, json!({"spec": {"autoscaling": {"minReplicas": 0}}})).await?;
+    asleep(&space, &broker).await?;
+    space.services().delete(NAME, &kube::api::DeleteParams::default()).await?;
+    instances(&space, &broker, <[Instance]>::is_empty).await?;
+    operator.stop().await?;
+    space.remove().await
+}

@@ -1,0 +1,106 @@
+//! The registry is true: what nobody stands behind goes, and what somebody stands behind comes back.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use mcp_mqtt_tests::platform::{PATIENCE, Platform, everything_over_stdio};
+use mcp_mqtt_transport::{
+    client::Instance,
+    mqtt::{ConnectOptions, Connection, Event, Filter, Publication, Qos},
+    presence::Online,
+    topic::{self, ServerId},
+    user_property::{self, Component, UserProperties},
+};
+
+/// A connection that registers nothing and may write anywhere.
+async fn meddler(platform: &Platform) -> Result<Connection> {
+    let id = format!("meddler-{:08x}", fastrand::u32(..));
+    Ok(Connection::open(&ConnectOptions::new(platform.broker.clone(), &id)).await?)
+}
+
+/// The user properties of the retained presence of an instance.
+async fn properties(connection: &mut Connection, topic: &str) -> Result<UserProperties> {
+    let filter = Filter::new(topic, Qos::AtLeastOnce);
+    connection.publisher.subscribe(vec![filter], PATIENCE).await?;
+    let event = tokio::time::timeout(PATIENCE, connection.events.recv()).await?;
+    connection.publisher.unsubscribe(vec![topic.to_owned()])?.await?;
+    match event {
+        Some(Event::Received(received)) => Ok(received.user_properties),
+        other => anyhow::bail!("no presence but {other:?}"),
+    }
+}
+
+async fn retain(
+    connection: &Connection,
+    topic: String,
+    payload: Bytes,
+    user_properties: UserProperties,
+) -> Result<()> {
+    let publication =
+        Publication { retain: true, user_properties, ..Publication::new(topic, payload, Qos::AtLeastOnce) };
+    Ok(connection.publisher.publish_confirmed(publication, PATIENCE).await?)
+}
+
+/// A server id of the same cluster and namespace.
+fn sibling(id: &ServerId, pod: &str) -> Result<ServerId> {
+    let mut parts = id.as_str().splitn(3, '.');
+    let (cluster, namespace) = parts.next().zip(parts.next()).context("cluster and namespace")?;
+    Ok(ServerId::new(&format!("{cluster}.{namespace}.{pod}"))?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_presence_that_nobody_stands_behind_is_cleared_and_a_strangers_is_left_alone() -> Result<()> {
+    let platform = Platform::get().await?;
+    let service = platform.deploy("haunted", everything_over_stdio()).await?;
+    let live = service.registered(1).await?.pop().context("an instance")?;
+    let mut meddler = meddler(&platform).await?;
+    let name = service.server_name();
+    let ours = properties(&mut meddler, &topic::server_presence(&live.server_id, &name)).await?;
+    let online = Online::new(name.as_str(), "", None).to_payload();
+    let strangers = user_property::of_publish(Component::Server, "stranger");
+    let stranger = topic::server_presence(&sibling(&live.server_id, "stranger-1")?, &name);
+    retain(&meddler, stranger.clone(), online.clone(), strangers.clone()).await?;
+    let watching = platform.client().await?;
+    let mut watch = watching.watch(name.as_str()).await?;
+    for ghost in ["ghost-1", "ghost_service"] {
+        let ghost = topic::server_presence(&sibling(&live.server_id, ghost)?, &name);
+        retain(&meddler, ghost, online.clone(), ours.clone()).await?;
+    }
+    service.until(&mut watch, |all| all.len() == 4).await?;
+    let start = Instant::now();
+    service.until(&mut watch, |all| all.len() == 2).await?;
+    let cleared = start.elapsed();
+    println!("what nobody stands behind is cleared after {cleared:?}");
+    ensure!(cleared < Duration::from_secs(5), "only after {cleared:?}");
+    let left = watch.instances();
+    watching.close(PATIENCE).await?;
+    ensure!(left.iter().any(|instance| instance.server_id == live.server_id), "{left:?}");
+    retain(&meddler, stranger, Bytes::new(), strangers).await?;
+    service.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_presence_that_was_cleared_by_mistake_comes_back() -> Result<()> {
+    let platform = Platform::get().await?;
+    let service = platform.deploy("erased", everything_over_stdio()).await?;
+    let live = service.registered(1).await?.pop().context("an instance")?;
+    let meddler = meddler(&platform).await?;
+    let topic = topic::server_presence(&live.server_id, &service.server_name());
+    let properties = user_property::of_publish(Component::Server, "somebody");
+    let watching = platform.client().await?;
+    let mut watch = watching.watch(service.server_name().as_str()).await?;
+    service.until(&mut watch, |all| all.len() == 1).await?;
+    let mut back = Vec::new();
+    for _ in 0..3 {
+        retain(&meddler, topic.clone(), Bytes::new(), properties.clone()).await?;
+        let start = Instant::now();
+        service.until(&mut watch, <[Instance]>::is_empty).await?;
+        service.until(&mut watch, |all| all.len() == 1).await?;
+        back.push(start.elapsed());
+    }
+    watching.close(PATIENCE).await?;
+    println!("a cleared presence is back after {back:?}");
+    service.status(|status| status["registered"] == 1 && status["instances"][0].is_string()).await?;
+    service.remove().await
+}

@@ -1,0 +1,165 @@
+//! Services that sleep when nobody uses them, and wake with the first `initialize`: nobody who calls one is turned
+//! away, and the registry shows it throughout.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use futures::future::try_join_all;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams},
+};
+use mcp_mqtt_tests::platform::{
+    Deployed, NAMESPACE, PATIENCE, Platform, call, everything_over_http, text, with,
+};
+use mcp_mqtt_transport::{
+    client::{Client, Instance, OpenError, Session, Unhandled},
+    jsonrpc::RpcError,
+};
+use serde_json::{Value, json, value::RawValue};
+
+/// A service that sleeps after so many seconds.
+fn sleepy(idle: u32, change: Value) -> Value {
+    let autoscaling =
+        json!({ "minReplicas": 0, "maxReplicas": 2, "idleSeconds": idle, "wakeTimeoutSeconds": 110 });
+    with(with(everything_over_http(), json!({ "autoscaling": autoscaling })), change)
+}
+
+async fn open(client: &Client, instance: &Instance) -> Result<Session, OpenError> {
+    let capabilities = RawValue::from_string("{}".to_owned()).expect("an object");
+    client.open_session(instance, &capabilities, Arc::new(Unhandled), PATIENCE).await
+}
+
+/// The error that the operator itself said.
+fn told(error: &OpenError) -> Option<&RpcError> {
+    match error {
+        OpenError::Initialize(error) => error.rpc(),
+        _ => None,
+    }
+}
+
+async fn echoes(session: &Session) -> Result<()> {
+    let answer = call(session, "echo", json!({ "message": "awake" })).await?;
+    ensure!(text(&answer)? == "Echo: awake", "{answer}");
+    Ok(())
+}
+
+/// Waits until it sleeps: its status says so, no pod is left, and the registry has its one presence.
+async fn asleep(service: &Deployed) -> Result<Instance> {
+    let ready = |status: &Value| status["conditions"][1].clone();
+    let rests = |status: &Value| ready(status)["reason"] == "Asleep" && status["ready"] == "0/0";
+    let status = service.status(rests).await?;
+    ensure!(ready(&status)["status"] == "True", "{status}");
+    let gone = async {
+        while !service.pods().list(&ListParams::default()).await?.items.is_empty() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(PATIENCE, gone).await.context("its pods stay")??;
+    let instance = service.registered(1).await?.pop().context("a presence")?;
+    ensure!(instance.online.is_parked(), "{instance:?}");
+    Ok(instance)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_nobody_uses_sleeps_and_the_first_call_wakes_it() -> Result<()> {
+    let platform = Platform::get().await?;
+    let service = platform.deploy("drowsy", sleepy(3, json!({}))).await?;
+    // From now on the registry is never without it.
+    let watching = platform.client().await?;
+    let mut watch = watching.watch(service.server_name().as_str()).await?;
+    service.until(&mut watch, |all| all.len() == 1).await?;
+    let gap = tokio::spawn(async move { watch.until(<[Instance]>::is_empty).await });
+    let mut woken = Vec::new();
+    for round in 0..3 {
+        let instance = asleep(&service).await?;
+        let client = platform.client().await?;
+        let start = Instant::now();
+        let session = open(&client, &instance).await?;
+        woken.push(start.elapsed());
+        echoes(&session).await?;
+        let awake = service.registered(1).await?.pop().context("a presence")?;
+        ensure!(awake.server_id == instance.server_id && !awake.online.is_parked(), "{awake:?}");
+        ensure!(service.api().get(&service.name).await?.spec.replicas == 1, "round {round}");
+        service.status(|status| status["sessions"] == 1 && status["ready"] == "1/1").await?;
+        client.close(PATIENCE).await?;
+    }
+    println!("from the first initialize to its answer: {woken:?}");
+    ensure!(!gap.is_finished(), "for a moment the registry did not show it");
+    gap.abort();
+    service.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_clients_that_come_at_once_are_all_answered() -> Result<()> {
+    const CLIENTS: usize = 100;
+    let platform = Platform::get().await?;
+    let room = json!({ "replicas": 0, "gateway": { "maxSessions": CLIENTS } });
+    let service = platform.deploy_asleep("crowded", sleepy(60, room)).await?;
+    let instance = asleep(&service).await?;
+    let mut clients = Vec::with_capacity(CLIENTS);
+    for _ in 0..CLIENTS {
+        clients.push(platform.client().await?);
+    }
+    let start = Instant::now();
+    let sessions = try_join_all(clients.iter().map(|client| open(client, &instance))).await?;
+    println!("{CLIENTS} clients are answered {:?} after they asked a sleeping service", start.elapsed());
+    try_join_all(sessions.iter().map(echoes)).await?;
+    for client in clients {
+        client.close(PATIENCE).await?;
+    }
+    service.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_that_dies_in_the_middle_of_a_wake_loses_nobody() -> Result<()> {
+    const CLIENTS: usize = 10;
+    let platform = Platform::get().await?;
+    let service = platform.deploy_asleep("orphaned", sleepy(60, json!({ "replicas": 0 }))).await?;
+    let instance = asleep(&service).await?;
+    let mut clients = Vec::with_capacity(CLIENTS);
+    for _ in 0..CLIENTS {
+        clients.push(platform.client().await?);
+    }
+    let opening = try_join_all(clients.iter().map(|client| open(client, &instance)));
+    let operators = Api::<Pod>::namespaced(platform.kube.clone(), NAMESPACE);
+    let kill = async {
+        // Half of them while it wakes, the others while there is no operator.
+        let ours = ListParams::default().labels("app.kubernetes.io/component=operator");
+        for pod in operators.list(&ours).await? {
+            let name = pod.metadata.name.context("a name")?;
+            operators.delete(&name, &DeleteParams::default().grace_period(0)).await?;
+        }
+        anyhow::Ok(())
+    };
+    let start = Instant::now();
+    let (sessions, killed) = tokio::join!(opening, kill);
+    killed?;
+    println!("answered {:?} after they asked, with the operator killed meanwhile", start.elapsed());
+    try_join_all(sessions?.iter().map(echoes)).await?;
+    for client in clients {
+        client.close(PATIENCE).await?;
+    }
+    service.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_wakes_what_cannot_start_is_told_why() -> Result<()> {
+    let platform = Platform::get().await?;
+    let image = json!({ "replicas": 0, "server": { "image": "localhost/no-such-server:1", "imagePullPolicy": "Never" } });
+    let service = platform.deploy_asleep("broken", sleepy(60, image)).await?;
+    let instance = asleep(&service).await?;
+    let client = platform.client().await?;
+    let start = Instant::now();
+    let error = open(&client, &instance).await.expect_err("there is no such image");
+    println!("refused after {:?}: {error}", start.elapsed());
+    let rpc = told(&error).context("the operator's own words")?;
+    ensure!(rpc.reason() == Some("wake-failed") && rpc.message.contains("ErrImageNeverPull"), "{rpc:?}");
+    client.close(PATIENCE).await?;
+    service.remove().await
+}
