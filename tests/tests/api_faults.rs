@@ -163,8 +163,7 @@ async fn watches_that_are_too_old_are_opened_anew_and_miss_nothing() -> Result<(
     /// McpServices, Deployments, ServiceAccounts, PodDisruptionBudgets, autoscalers, Pods, Secrets, ConfigMaps.
     const WATCHES: usize = 8;
     let (space, link) = (Space::new("expired").await?, ApiLink::open().await?);
-    let operator =
-        Operator::spawn_behind(&link, &space, &["--leader-election", "false"]).await?.ready().await?;
+    let operator = Operator::spawn_behind(&link, &space, &["--leader-election", "false"]).await?;
     space.create(NAME, &spec()).await?;
     accepted(&space, NAME).await?;
     calm(&space).await?;
