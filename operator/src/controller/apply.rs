@@ -73,9 +73,9 @@ pub enum ApplyError {
         /// Its name.
         name: String,
         /// The first field that was taken.
-        field: String,
+        field: Box<str>,
         /// Who wrote it last.
-        rival: String,
+        rival: Box<str>,
         /// How long it is left alone.
         wait: Duration,
     },
@@ -330,8 +330,8 @@ impl Step<'_> {
             kind,
             namespace,
             name: name.to_owned(),
-            field,
-            rival: rival.unwrap_or_else(|| "somebody".to_owned()),
+            field: field.into(),
+            rival: rival.map_or_else(|| "somebody".into(), String::into_boxed_str),
             // A sentence that changes each second would be written each time.
             wait: Duration::from_secs(wait.as_secs().div_ceil(30) * 30),
         })

@@ -111,7 +111,7 @@ mod tests;
 
 /// How long the status waits for what comes of a Deployment that was applied: its controller takes milliseconds, and
 /// seconds when there are hundreds.
-const HOLD: Duration = Duration::from_secs(2);
+const HOLD: Duration = Duration::from_secs(5);
 /// A gateway that was not asked yet is asked within the second, unless hundreds are silent.
 const UNASKED: Duration = Duration::from_secs(5);
 

@@ -37,9 +37,9 @@ impl Contests {
             None => 0,
             Some(mended) => {
                 let wait = wait(mended.times);
-                let passed = now.duration_since(mended.last);
-                if passed < wait {
-                    return Err(wait - passed);
+                let rest = wait.saturating_sub(now.duration_since(mended.last));
+                if !rest.is_zero() {
+                    return Err(rest);
                 }
                 mended.times
             }

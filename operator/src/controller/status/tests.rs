@@ -297,11 +297,11 @@ fn a_status_waits_for_what_comes_of_the_deployment_but_not_for_long() {
     for behind in
         [json!({}), json!({"observedGeneration": 1, "updatedReplicas": 1}), json!({"observedGeneration": 2})]
     {
-        assert_eq!(held(&behind, pods(), Some(500)), Some(Duration::from_millis(1500)), "{behind}");
-        assert_eq!(held(&behind, pods(), Some(2500)), None, "it takes too long");
+        assert_eq!(held(&behind, pods(), Some(500)), Some(Duration::from_millis(4500)), "{behind}");
+        assert_eq!(held(&behind, pods(), Some(5500)), None, "it takes too long");
         assert_eq!(held(&behind, pods(), None), None, "nothing was applied");
     }
-    assert_eq!(held(&made, Vec::new(), Some(500)), Some(Duration::from_millis(1500)), "no pod was seen");
+    assert_eq!(held(&made, Vec::new(), Some(500)), Some(Duration::from_millis(4500)), "no pod was seen");
     let metadata = metadata();
     let problem = Problem { reason: "NameTaken".to_owned(), message: String::new() };
     let refused =
