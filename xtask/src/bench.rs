@@ -13,7 +13,7 @@ pub(crate) enum Bench {
     /// Calls through the gateway beside the broker's plain echo.
     #[default]
     Gateway,
-    /// A thousand McpServices at a real API server: time, requests, writes, processor time, memory.
+    /// A thousand `McpServices` at a real API server: time, requests, writes, processor time, memory.
     Operator(operator::Arguments),
 }
 

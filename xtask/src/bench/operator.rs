@@ -25,10 +25,10 @@ const LAST_WORDS: usize = 20;
 /// How much is measured.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// McpServices created at once.
+    /// `McpServices` created at once.
     #[arg(long, default_value_t = 1000)]
     objects: usize,
-    /// McpServices in memory at the end; 0 leaves this part out.
+    /// `McpServices` in memory at the end; 0 leaves this part out.
     #[arg(long, default_value_t = 10_000)]
     many: usize,
 }
