@@ -370,6 +370,7 @@ impl Part<'_> {
             ),
             references: controller::resolve::ReferenceMemory::default(),
             applied: controller::apply::AppliedMemory::default(),
+            contests: controller::apply::Contests::default(),
             statuses: controller::status::StatusMemory::default(),
             failures: Failures::default(),
         });

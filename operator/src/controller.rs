@@ -9,11 +9,13 @@ pub mod build;
 pub mod fetch;
 mod news;
 pub mod ownership;
+pub mod pods;
 pub mod problems;
 pub mod resolve;
 pub mod scale_in;
 pub mod scope;
 pub mod status;
+pub mod triggers;
 pub mod validate;
 pub mod watches;
 
@@ -23,7 +25,7 @@ pub(crate) mod fixtures;
 use std::{future::Future, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt};
-use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Resource, ResourceExt,
     core::error_boundary::InvalidObject,
@@ -42,20 +44,14 @@ use self::{
     resolve::{ResolveError, resolve},
     scope::{Guarded, Scope, ServiceRef, seconds, synced},
     status::{Outcome, Seen, build_status, patch_status},
+    triggers::triggers,
     validate::{ValidateError, references::Kind, validate},
     watches::Watches,
 };
-use crate::{
-    crd::McpService,
-    metrics::Outcome as Counted,
-    observe::{pods_of, service_of},
-    registry::wanted::Wanted,
-};
+use crate::{crd::McpService, metrics::Outcome as Counted, registry::wanted::Wanted};
 
 /// A service at rest is looked at this often all the same: what a watch missed is found then.
 const RESYNC: Duration = Duration::from_mins(10);
-/// Events of one service within this are one reconcile: a pod alone tells of five changes while it starts.
-const DEBOUNCE: Duration = Duration::from_millis(50);
 
 /// A reconcile that did not come to its end; it is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -85,33 +81,17 @@ pub async fn run(
     concurrency: u16,
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
-    let Watches {
-        services,
-        deployments,
-        service_accounts,
-        disruption_budgets,
-        autoscalers,
-        pods,
-        secrets,
-        config_maps,
-        default_broker_secret,
-    } = watches;
+    let Watches { services, children, secrets, config_maps, default_broker_secret } = watches;
     let owned = |kind: Kind| {
         let scope = scope.clone();
         move |metadata: &ObjectMeta| of_reference(&scope, kind, metadata)
     };
     let (of_secret, of_config_map) = (owned(Kind::Secret), owned(Kind::ConfigMap));
-    let config = Config::default().concurrency(concurrency).debounce(DEBOUNCE);
     let mut controller = Controller::for_stream(services, scope.stores.services.clone())
-        .with_config(config)
-        .owns_stream(deployments)
-        .owns_stream(service_accounts)
-        .owns_stream(disruption_budgets)
-        .owns_stream(autoscalers)
-        .watches_stream(pods, |pod: Pod| service_of(&pod))
+        .with_config(Config::default().concurrency(concurrency))
         .watches_stream(secrets, move |secret| of_secret(&secret.metadata))
         .watches_stream(config_maps, move |map| of_config_map(&map.metadata))
-        .reconcile_on(changed)
+        .reconcile_on(triggers(&scope, children, changed))
         .graceful_shutdown_on(stop);
     if let Some(secret) = default_broker_secret {
         controller = controller.reconcile_all_on(secret.map(|_| ()));
@@ -163,14 +143,14 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
         }
     };
     let outcome = outcome.map_or_else(Outcome::Refused, Outcome::Accepted);
-    tell(&scope, &service, &reference, &outcome, &progress).await?;
+    let held = tell(&scope, &service, &reference, &outcome, &progress).await?;
     scope.metrics.reconciled(counted, seconds(begin));
     if matches!(outcome, Outcome::Refused(_)) {
         // What was refused waits for a change; but quotas, webhooks and others' objects change unseen.
         return Ok(Action::requeue(scope.failures.pause(&reference)));
     }
     scope.failures.forget(&reference);
-    Ok(Action::requeue(progress.look_again.unwrap_or(RESYNC)))
+    Ok(Action::requeue(progress.look_again.into_iter().chain(held).min().unwrap_or(RESYNC)))
 }
 
 /// Why the steps ended early.
@@ -208,17 +188,23 @@ async fn accept(
     Ok(apply(scope, &valid.identity, resources, progress).await?)
 }
 
-/// The status step, and the Events that go with a change of it.
+/// The status step, and the Events that go with a change of it; when to look again, where it is too early to tell.
 async fn tell(
     scope: &Scope,
     service: &Guarded,
     reference: &ServiceRef,
     outcome: &Outcome<'_>,
     progress: &Progress,
-) -> Result<(), ReconcileError> {
+) -> Result<Option<Duration>, ReconcileError> {
     let (metadata, readable) = (service.meta(), service.0.as_ref().ok());
     let last = scope.statuses.last(reference, metadata, readable.and_then(|service| service.status.as_ref()));
     let seen = see(scope, service, readable);
+    let namespace = reference.namespace.as_deref().unwrap_or_default();
+    let applied = scope.applied.age("Deployment", namespace, &crate::names::child(&reference.name));
+    if let Some(held) = status::hold(outcome, &seen, last.as_ref(), applied) {
+        news::tell_changes(scope, service, &progress.changes).await;
+        return Ok(Some(held));
+    }
     let status = build_status(outcome, &seen, last.as_ref(), k8s_openapi::jiff::Timestamp::now());
     let written =
         patch_status(&scope.client, &scope.statuses, reference, metadata, last.as_ref(), &status).await;
@@ -229,18 +215,18 @@ async fn tell(
             }
         }
         // It was deleted in the meantime.
-        Err(kube::Error::Api(answer)) if answer.is_not_found() => return Ok(()),
+        Err(kube::Error::Api(answer)) if answer.is_not_found() => return Ok(None),
         Err(source) => return Err(ReconcileError::Status { service: reference.clone(), source }),
     }
     news::tell_changes(scope, service, &progress.changes).await;
     news::tell_conditions(scope, service, last.as_ref(), &status).await;
-    Ok(())
+    Ok(None)
 }
 
 fn see<'a>(scope: &Scope, service: &'a Guarded, readable: Option<&McpService>) -> Seen<'a> {
     let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
     let reference = ServiceRef::from_obj(service);
-    let pods = pods_of(&scope.stores.pods, &reference);
+    let pods = scope.stores.pods.of(&reference);
     Seen {
         deployment: watched_deployment(scope, &namespace, &name),
         pods: Seen::pods(pods, &scope.observations),
@@ -295,10 +281,7 @@ fn report(
             );
         }
         Err(ControllerError::QueueError(error)) => {
-            scope.metrics.watch_failed();
-            tracing::warn!(
-                "a watch failed and is opened anew: {error}; does the operator's role allow list and watch of it?"
-            );
+            triggers::tell_failed(scope, &error);
         }
         Err(ControllerError::RunnerError(error)) => tracing::error!("the controller: {error}"),
     }

@@ -2,14 +2,14 @@
 //! that does not answer delays nobody else, and a service is reconciled only when something changed.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use k8s_openapi::api::core::v1::Pod;
-use kube::{ResourceExt, runtime::reflector::Store};
+use kube::ResourceExt;
 use mcp_mqtt_sidecar::{config::ADMIN_PORT, status::GatewayStatus};
 use tokio::{sync::mpsc, time::Instant};
 
@@ -24,7 +24,8 @@ use crate::{
 const TICK: Duration = Duration::from_secs(1);
 /// One answer may take this long: the gateway's admin thread does nothing else.
 const ANSWER: Duration = Duration::from_secs(2);
-/// Gateways asked at one time: five hundred settled ones are asked in far less than their interval of five seconds.
+/// Gateways asked at one time, a new one as soon as another has answered: an answer takes a millisecond, so that
+/// thousands of settled ones are asked in less than their interval of five seconds.
 const CONCURRENCY: usize = 32;
 /// A gateway's status has a few hundred bytes.
 const MAX_BODY: usize = 64 * 1024;
@@ -64,11 +65,6 @@ pub fn service_of(pod: &Pod) -> Option<ServiceRef> {
     Some(ServiceRef::new(name).within(&pod.namespace()?))
 }
 
-/// The pods of a service, those on their way out too.
-pub fn pods_of(pods: &Store<Pod>, service: &ServiceRef) -> Vec<Arc<Pod>> {
-    pods.state_filter(|pod| service_of(pod).as_ref() == Some(service))
-}
-
 /// Whether the pod is on its way out.
 pub fn leaves(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_some()
@@ -78,6 +74,11 @@ pub fn leaves(pod: &Pod) -> bool {
 pub fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// Whether the pod's gateway runs, so that it is asked.
+pub fn is_asked(pod: &Pod) -> bool {
+    address(pod).is_some()
 }
 
 /// Asks the gateways of the pods in a store, for as long as it is polled.
@@ -110,21 +111,25 @@ impl Observer {
         let http = HttpGet::new(ANSWER, MAX_BODY);
         let mut pending = Pending::default();
         let mut asked = HashSet::new();
+        let mut due: VecDeque<(String, Arc<Pod>)> = VecDeque::new();
         let mut answers = FuturesUnordered::new();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            while asked.len() < CONCURRENCY
+                && let Some((uid, pod)) = due.pop_front()
+            {
+                asked.insert(uid.clone());
+                let http = &http;
+                answers.push(async move { (uid, ask(http, &pod).await, pod) });
+            }
             tokio::select! {
                 _ = ticks.tick() => {
-                    let pods = self.stores.pods.state();
+                    let pods = self.stores.pods.all();
                     self.metrics.knows("McpService", &self.watched, self.stores.services.len());
                     self.metrics.knows("Pod", &self.watched, pods.len());
                     self.forget_all_but(&pods);
-                    for (uid, pod) in self.due(&pods, &asked) {
-                        asked.insert(uid.clone());
-                        let http = &http;
-                        answers.push(async move { (uid, ask(http, &pod).await, pod) });
-                    }
+                    due = self.due(&pods, &asked);
                 }
                 Some((uid, status, pod)) = answers.next() => {
                     asked.remove(&uid);
@@ -137,7 +142,7 @@ impl Observer {
 
     /// Whom to ask now: those that were not asked for the longest time first, so that the silent ones, which hold
     /// their places until the time is over, keep nobody out for good.
-    fn due(&self, pods: &[Arc<Pod>], asked: &HashSet<String>) -> Vec<(String, Arc<Pod>)> {
+    fn due(&self, pods: &[Arc<Pod>], asked: &HashSet<String>) -> VecDeque<(String, Arc<Pod>)> {
         let mut due: Vec<(Option<Instant>, String, Arc<Pod>)> = pods
             .iter()
             .filter(|pod| self.is_due(pod))
@@ -147,7 +152,6 @@ impl Observer {
             })
             .collect();
         due.sort_by_key(|(at, ..)| *at);
-        due.truncate(CONCURRENCY.saturating_sub(asked.len()));
         due.into_iter().map(|(_, uid, pod)| (uid, pod)).collect()
     }
 

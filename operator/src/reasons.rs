@@ -59,6 +59,8 @@ pub const EVENT_APPLIED: &str = "Applied";
 /// Event: an object was deleted.
 pub const EVENT_DELETED: &str = "Deleted";
 
+/// `Accepted=False`: somebody else keeps changing what the operator applied.
+pub const FIELDS_CONTESTED: &str = "FieldsContested";
 /// `Accepted=False`: the API server refuses the Deployment.
 pub const DEPLOYMENT_REJECTED: &str = "DeploymentRejected";
 /// `Accepted=False`: the API server refuses the `ServiceAccount`.

@@ -1,7 +1,7 @@
 //! A cluster's API server, for suites that judge objects: a namespace of a test's own, the CRD of this checkout, the
 //! audit log.
 
-use std::{collections::BTreeMap, env, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::{
@@ -18,6 +18,8 @@ use kube::{
 use mcp_mqtt_operator::crd::{self, McpService};
 use serde_json::{Value, json};
 use tokio::{sync::OnceCell, time::timeout};
+
+use crate::audit::{Audit, Request};
 
 /// How long anything may take before a test calls it hung.
 pub const PATIENCE: Duration = Duration::from_mins(1);
@@ -176,29 +178,22 @@ impl Space {
         gone.with_context(|| format!("{} {name} does not go", K::kind(&())))
     }
 
-    /// Every line of the audit log that is a write in this namespace by this field manager or user agent, so far.
+    /// Every write in this namespace by this user agent, so far.
     ///
     /// # Errors
     /// When the cluster is not one of `cargo xtask cluster`.
     pub fn audited_writes(&self, user_agent: &str) -> Result<Vec<String>> {
-        let log = audit_log()?;
-        let text =
-            std::fs::read_to_string(&log).with_context(|| format!("no audit log at {}", log.display()))?;
-        let mut writes = Vec::new();
-        for line in text.lines().filter(|line| line.contains(&self.namespace)) {
-            let Ok(event) = serde_json::from_str::<Value>(line) else { continue };
-            let verb = event["verb"].as_str().unwrap_or_default();
-            let by = event["userAgent"].as_str().unwrap_or_default();
-            let done = event["stage"] == "ResponseComplete";
-            if done
-                && by.starts_with(user_agent)
-                && event["objectRef"]["namespace"] == self.namespace.as_str()
-                && !matches!(verb, "get" | "list" | "watch")
-            {
-                writes.push(format!("{verb} {}", event["requestURI"].as_str().unwrap_or_default()));
-            }
-        }
-        Ok(writes)
+        let requests = Audit::from_start()?.read(&self.namespace)?;
+        let ours = |request: &Request| {
+            request.is_write()
+                && request.namespace == self.namespace
+                && request.user_agent.starts_with(user_agent)
+        };
+        Ok(requests
+            .iter()
+            .filter(|request| ours(request))
+            .map(|it| format!("{} {}", it.verb, it.uri))
+            .collect())
     }
 
     /// Versions of all objects that an `McpService` brings about, by kind and name: two of these are alike if
@@ -289,12 +284,6 @@ fn service(name: &str, spec: &Value) -> Result<DynamicObject> {
     Ok(serde_json::from_value(json!({
         "apiVersion": "mcp-mqtt.io/v1alpha1", "kind": "McpService", "metadata": {"name": name}, "spec": spec,
     }))?)
-}
-
-/// The audit log of a cluster of `cargo xtask cluster`: beside its kubeconfig.
-fn audit_log() -> Result<PathBuf> {
-    let kubeconfig = PathBuf::from(env::var_os("KUBECONFIG").context("KUBECONFIG is not set")?);
-    Ok(kubeconfig.parent().context("odd KUBECONFIG")?.join("log/audit.log"))
 }
 
 /// Installs the CRD of this checkout, once a process.

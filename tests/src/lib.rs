@@ -1,5 +1,7 @@
 //! The harness of the suites: a real broker, real MCP servers and clients, a real cluster.
 //!
+//! - [`api_link`]: between an operator and the API server, for faults
+//! - [`audit`]: the API server's audit log
 //! - [`baseline`]: what a gateway holds of the machine
 //! - [`binaries`]: the project's own binaries, as cargo built them
 //! - [`broker`]: Mosquitto on a loopback port
@@ -17,6 +19,8 @@
 //! - [`servers`]: MCP servers that are not ours
 //! - [`helm`]: helm, on the chart of this checkout
 
+pub mod api_link;
+pub mod audit;
 pub mod baseline;
 pub mod binaries;
 pub mod broker;

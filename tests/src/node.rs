@@ -26,6 +26,45 @@ pub fn kill_container(container_id: &str) -> Result<()> {
     bail!("container {id} has no process on this machine; this test wants the cluster of `cargo xtask test`")
 }
 
+/// A program of the cluster's, by the name it was started under (`kube-apiserver`): the one in this process's network.
+///
+/// # Errors
+/// When there is none on this machine.
+pub fn component(name: &str) -> Result<u32> {
+    let network = fs::read_link("/proc/self/ns/net")?;
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
+        let command_line = fs::read(path.join("cmdline")).unwrap_or_default();
+        let first = command_line.split(|byte| *byte == 0).next().unwrap_or_default();
+        if first == name.as_bytes() && fs::read_link(path.join("ns/net")).is_ok_and(|link| link == network) {
+            return Ok(pid);
+        }
+    }
+    bail!("no {name} runs on this machine; this wants a cluster of `cargo xtask cluster`")
+}
+
+/// Halts a process where it stands, until it goes on.
+///
+/// # Errors
+/// When it has ended.
+pub fn halt(pid: u32) -> Result<()> {
+    send(pid, Signal::STOP)
+}
+
+/// Lets a halted process go on.
+///
+/// # Errors
+/// When it has ended.
+pub fn go_on(pid: u32) -> Result<()> {
+    send(pid, Signal::CONT)
+}
+
+fn send(pid: u32, signal: Signal) -> Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("odd process id")?;
+    kill_process(pid, signal).context("no signal reaches the process")
+}
+
 /// Whether `/proc/<pid>/status` is of the first process of its PID namespace.
 fn is_first(status: &str) -> bool {
     let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));

@@ -13,19 +13,30 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{binaries, cluster::Space};
+use crate::{api_link::ApiLink, binaries, cluster::Space};
 
 /// From its start to its first answer, on a machine that has other things to do.
 const START: Duration = Duration::from_mins(1);
 /// From SIGTERM to its end; its own deadline is 10 s.
 const STOP: Duration = Duration::from_secs(20);
+/// Between two looks whether it is ready.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Image of the sidecar that no node has: API suites need no pod that runs.
 pub const SIDECAR_IMAGE: &str = "localhost/no-such-sidecar:1";
 /// The default broker of the operator under test.
 pub const BROKER: &str = "mqtt://broker.invalid:1883";
 
-/// A running operator that watches one namespace. It is killed when it is dropped.
+/// What becomes of its log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Log {
+    /// It stands on the test's stderr.
+    Told,
+    /// It is read, as a container runtime does, and dropped.
+    Dropped,
+}
+
+/// A running operator. It is killed when it is dropped.
 pub struct Operator {
     child: Child,
     address: String,
@@ -38,15 +49,7 @@ impl Operator {
     /// # Errors
     /// When it does not within a minute; its log is on the test's stderr.
     pub async fn start(space: &Space, arguments: &[&str]) -> Result<Self> {
-        let mut operator = Self::spawn(space, arguments).await?;
-        timeout(START, operator.leading()).await.context("the operator does not lead")??;
-        let ready = async {
-            while !operator.get("/readyz").await.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        timeout(START, ready).await.context("the operator is not ready")?;
-        Ok(operator)
+        Self::spawn(space, arguments).await?.ready().await
     }
 
     /// Starts it and waits for its admin port only: it may have to wait for the Lease.
@@ -54,12 +57,25 @@ impl Operator {
     /// # Errors
     /// As [`start`](Self::start).
     pub async fn spawn(space: &Space, arguments: &[&str]) -> Result<Self> {
-        let mut child = Command::new(binaries::operator())
-            .args(["run", "--sidecar-image", SIDECAR_IMAGE, "--sidecar-image-pull-policy", "Never"])
-            .args(["--watch-namespaces", &space.namespace, "--namespace", &space.namespace])
-            .args(["--admin-address", "127.0.0.1:0", "--default-broker-url", BROKER])
-            .args(["--log", "info,mcp_mqtt_operator=debug"])
-            .args(arguments)
+        Self::launch(command(space, arguments), Log::Told).await
+    }
+
+    /// As [`spawn`](Self::spawn), with a link between it and the API server.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn spawn_behind(link: &ApiLink, space: &Space, arguments: &[&str]) -> Result<Self> {
+        let mut command = command(space, arguments);
+        command.env("KUBECONFIG", link.kubeconfig());
+        Self::launch(command, Log::Told).await
+    }
+
+    /// Starts it by a command of one's own and waits for its admin port.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn launch(mut command: Command, log: Log) -> Result<Self> {
+        let mut child = command
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
@@ -70,7 +86,12 @@ impl Operator {
         let (bound, mut address) = watch::channel(None);
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
-                eprintln!("operator: {line}");
+                if log == Log::Told {
+                    eprintln!("operator: {line}");
+                }
+                if *lead.borrow() {
+                    continue;
+                }
                 let line: Value = serde_json::from_str(&line).unwrap_or_default();
                 match line["message"].as_str() {
                     Some("starting") => drop(bound.send(line["address"].as_str().map(str::to_owned))),
@@ -83,6 +104,29 @@ impl Operator {
             timeout(START, address.wait_for(Option::is_some)).await.context("the operator says nothing")?;
         let address = address.context("the operator ended at once")?.clone().unwrap_or_default();
         Ok(Self { child, address, leads })
+    }
+
+    /// Waits until it leads and watches.
+    ///
+    /// # Errors
+    /// When it does not within a minute.
+    pub async fn ready(mut self) -> Result<Self> {
+        timeout(START, self.leading()).await.context("the operator does not lead")??;
+        let ready = async {
+            while !self.get("/readyz").await.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        timeout(START, ready).await.context("the operator is not ready")?;
+        Ok(self)
+    }
+
+    /// Its process.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn process(&self) -> Result<u32> {
+        self.child.id().context("the operator has ended")
     }
 
     /// Waits until it leads.
@@ -103,9 +147,19 @@ impl Operator {
     /// # Errors
     /// When it does not answer.
     pub async fn writes(&self) -> Result<u64> {
+        self.counter("mcp_mqtt_operator_writes_total").await
+    }
+
+    /// One of its counters, all labels together.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn counter(&self, name: &str) -> Result<u64> {
         let metrics = self.get("/metrics").await?;
-        let writes = metrics.lines().filter(|line| line.starts_with("mcp_mqtt_operator_writes_total"));
-        writes
+        let lines = metrics
+            .lines()
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
+        lines
             .map(|line| line.rsplit(' ').next().unwrap_or_default().parse::<u64>().context("odd metric"))
             .sum()
     }
@@ -148,8 +202,29 @@ impl Operator {
         Ok(())
     }
 
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    /// When it does not within a minute.
+    pub async fn ended(mut self) -> Result<()> {
+        timeout(START, self.child.wait()).await.context("the operator does not end")??;
+        Ok(())
+    }
+
     fn signal(&self, signal: Signal) -> Result<()> {
         let id = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         kill_process(id.context("the operator has ended")?, signal).context("no signal reaches the operator")
     }
+}
+
+/// An operator that watches one namespace.
+fn command(space: &Space, arguments: &[&str]) -> Command {
+    let mut command = Command::new(binaries::operator());
+    command
+        .args(["run", "--sidecar-image", SIDECAR_IMAGE, "--sidecar-image-pull-policy", "Never"])
+        .args(["--watch-namespaces", &space.namespace, "--namespace", &space.namespace])
+        .args(["--admin-address", "127.0.0.1:0", "--default-broker-url", BROKER])
+        .args(["--log", "info,mcp_mqtt_operator=debug"])
+        .args(arguments);
+    command
 }

@@ -55,6 +55,15 @@ pub(crate) fn ensure(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// The operator as its image has it: the static binary, compiled where it is not.
+///
+/// # Errors
+/// When it does not compile.
+pub(crate) fn operator_binary() -> Result<PathBuf> {
+    product::compile()?;
+    Ok(product::binary("mcp-mqtt-operator"))
+}
+
 /// The broker's image alone: it has a shell, which makes it good for looking around in a cluster.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 //! Project tasks: `cargo xtask help` lists them.
 
+mod bench;
 mod chart;
 mod cluster;
 mod crds;
@@ -43,8 +44,11 @@ enum Command {
         #[arg(long)]
         only: Option<suite::Part>,
     },
-    /// Calls through the gateway beside the broker's plain echo, as a table.
-    Bench,
+    /// Figures, as a table: of the gateway, unless something else is named.
+    Bench {
+        #[command(subcommand)]
+        what: Option<bench::Bench>,
+    },
     /// Fuzz what strangers write: topics, messages, streams.
     Fuzz(fuzz::FuzzArgs),
     /// Gateways under load for a while, with one fault after the other.
@@ -117,7 +121,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Demo { cluster } => demo::run(&cluster::Cluster::named(&cluster)?),
         Command::Test { only } => suite::run(only),
-        Command::Bench => suite::bench(),
+        Command::Bench { what } => what.unwrap_or_default().run(),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Soak { minutes, seed } => suite::soak(minutes, seed),
         Command::Mcp(arguments) => mcp::main(&arguments),

@@ -26,7 +26,7 @@ const CLUSTER_SUITES: [&str; 3] = ["api_*", "chart_*", "e2e_*"];
 const TESTS_AT_ONCE: &str = "4";
 
 /// The cargo setting that names what runs a test's binary.
-const RUNNER: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER";
+pub(crate) const RUNNER: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER";
 
 /// A part of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -103,16 +103,6 @@ fn in_cluster() -> Result<()> {
     cluster.down()
 }
 
-/// `cargo xtask bench`: calls through the gateway beside the broker's plain echo.
-///
-/// # Errors
-/// When something cannot be built or does not answer.
-pub(crate) fn bench() -> Result<()> {
-    packages::ensure(&[packages::BROKER])?;
-    cargo(&["build", "--release", "--package", "mcp-mqtt-sidecar", "--package", "mcp-mqtt-tests", "--bins"])?;
-    cargo(&["bench", "--package", "mcp-mqtt-tests", "--bench", "gateway"])
-}
-
 /// `cargo xtask soak`: gateways under load, with random faults, and an account at the end.
 ///
 /// # Errors
@@ -174,11 +164,14 @@ fn modified(path: &Path) -> Option<std::time::SystemTime> {
     path.metadata().ok()?.modified().ok()
 }
 
-fn cargo(arguments: &[&str]) -> Result<()> {
+/// Runs cargo before the reader's eyes.
+///
+/// # Errors
+/// When it fails.
+pub(crate) fn cargo(arguments: &[&str]) -> Result<()> {
     run_cargo(workspace::cargo().args(arguments))
 }
 
-/// Runs cargo before the reader's eyes.
 fn run_cargo(command: &mut Command) -> Result<()> {
     let words: Vec<String> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
     let line = format!("cargo {}", words.join(" "));

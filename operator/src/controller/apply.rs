@@ -18,10 +18,11 @@ use kube::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
+mod contest;
 mod memory;
 
-pub use self::memory::AppliedMemory;
 use self::memory::{BEHIND, Memory, Record};
+pub use self::{contest::Contests, memory::AppliedMemory};
 use super::{
     build::{Applied, Prepared, Resources},
     ownership, scale_in,
@@ -59,6 +60,24 @@ pub enum ApplyError {
         name: String,
         /// In the API server's words.
         message: String,
+    },
+    /// Somebody else writes the same fields again and again.
+    #[error(
+        "{rival} keeps changing the {kind} {namespace}/{name} where this McpService has its say ({field}): make the change in the McpService, or have {rival} leave it alone; it is mended again in {wait:?}"
+    )]
+    Contested {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// The first field that was taken.
+        field: Box<str>,
+        /// Who wrote it last.
+        rival: Box<str>,
+        /// How long it is left alone.
+        wait: Duration,
     },
     /// It is on its way out, with its former owner or by hand; it can be made anew when it is gone.
     #[error("{kind} {namespace}/{name} is being deleted; it is made anew when it is gone")]
@@ -99,6 +118,7 @@ impl ApplyError {
                 "HorizontalPodAutoscaler" => reasons::AUTOSCALER_REJECTED,
                 _ => reasons::SECRET_REJECTED,
             }),
+            Self::Contested { .. } => Some(reasons::FIELDS_CONTESTED),
             Self::Leaving { .. } | Self::Api { .. } => None,
         }
     }
@@ -250,8 +270,11 @@ impl Step<'_> {
         if let Some(live) = &live {
             self.check_owner(kind, live)?;
             let applied = live.annotations.as_ref().and_then(|annotations| annotations.get(APPLIED_HASH));
-            if applied == Some(&hash) && ownership::owns_all(live, &desired) {
-                return Ok(());
+            if applied == Some(&hash) {
+                let Some(field) = ownership::first_lost(live, &desired) else { return Ok(()) };
+                if let Err(wait) = self.scope.contests.mend(&key, Instant::now()) {
+                    return Err(self.contested::<K>(kind, &name, field, wait).await?);
+                }
             }
         }
         let api: Api<K> = Api::namespaced(self.scope.client.clone(), &self.identity.namespace);
@@ -285,6 +308,33 @@ impl Step<'_> {
         }
         self.scope.applied.remember(key, Record { hash, before, after, at: Instant::now() });
         Ok(())
+    }
+
+    /// Says who the rival is. Of others' entries the watch keeps nothing: the object is asked for.
+    async fn contested<K>(
+        &mut self,
+        kind: &'static str,
+        name: &str,
+        field: String,
+        wait: Duration,
+    ) -> Result<ApplyError, ApplyError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + DeserializeOwned + Clone + Debug,
+    {
+        let namespace = self.identity.namespace.clone();
+        let api: Api<K> = Api::namespaced(self.scope.client.clone(), &namespace);
+        let live =
+            api.get_metadata_opt(name).await.map_err(|source| self.api_error("get", kind, name, source))?;
+        let rival = live.and_then(|live| contest::rival(&live.metadata));
+        Ok(ApplyError::Contested {
+            kind,
+            namespace,
+            name: name.to_owned(),
+            field: field.into(),
+            rival: rival.map_or_else(|| "somebody".into(), String::into_boxed_str),
+            // A sentence that changes each second would be written each time.
+            wait: Duration::from_secs(wait.as_secs().div_ceil(30) * 30),
+        })
     }
 
     async fn delete<K>(
@@ -366,6 +416,10 @@ impl Step<'_> {
     /// What the object itself is refused for, told from what passes by itself.
     fn refused(&self, verb: &'static str, kind: &'static str, name: &str, source: kube::Error) -> ApplyError {
         match source {
+            kube::Error::Api(status) if is_namespace_leaving(&status) => {
+                let namespace = self.identity.namespace.clone();
+                ApplyError::Leaving { kind, namespace, name: name.to_owned() }
+            }
             kube::Error::Api(status) if REFUSALS.contains(&status.code) => ApplyError::Rejected {
                 kind,
                 namespace: self.identity.namespace.clone(),
@@ -375,6 +429,12 @@ impl Step<'_> {
             source => self.api_error(verb, kind, name, source),
         }
     }
+}
+
+/// Whether the namespace is being deleted: all in it goes, and nothing is to come.
+fn is_namespace_leaving(status: &kube::core::Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 /// The object as it is sent, with a hash of itself.

@@ -19,19 +19,22 @@ use crate::{
 /// The API server refuses longer notes.
 const MAX_NOTE: usize = 1000;
 
-/// An Event for each write.
+/// One Event for all writes of a reconcile that are alike: an Event is a write, too.
 pub(super) async fn tell_changes(scope: &Scope, service: &Guarded, changes: &[Change]) {
-    for change in changes {
-        let note = format!("{} {} {}", change.what, change.kind, change.name);
+    for alike in changes.chunk_by(|one, next| one.what == next.what) {
+        let what = alike[0].what;
+        let names: Vec<String> =
+            alike.iter().map(|change| format!("{} {}", change.kind, change.name)).collect();
         // What it is about tells one Event from another: without it they would be counted as one.
-        let about = ObjectReference {
+        let about = |change: &Change| ObjectReference {
             kind: Some(change.kind.to_owned()),
             name: Some(change.name.clone()),
             namespace: service.meta().namespace.clone(),
             ..ObjectReference::default()
         };
-        let event =
-            Event { secondary: Some(about), ..event(EventType::Normal, change.what, "Reconcile", note) };
+        let secondary = if let [only] = alike { Some(about(only)) } else { None };
+        let note = format!("{what} {}", names.join(", "));
+        let event = Event { secondary, ..event(EventType::Normal, what, "Reconcile", note) };
         tell(scope, service, event).await;
     }
 }
@@ -72,9 +75,11 @@ fn turns<'a>(last: Option<&McpServiceStatus>, now: &'a McpServiceStatus) -> Vec<
         });
         // That it is on its way, or waits for another condition, is no news.
         let passing = condition.reason == reasons::NOT_ACCEPTED || reasons::passes(&condition.reason);
+        // What was applied has told as much.
+        let first = before.is_none() && condition.reason == reasons::ACCEPTED;
         // One cause is one Event, though it keeps the instance both from being ready and from being registered.
         let told = turns.iter().any(|turn: &Turn<'_>| turn.reason == condition.reason);
-        if same || passing || told {
+        if same || passing || first || told {
             continue;
         }
         let good = condition.status == "True" || condition.reason == reasons::SCALED_TO_ZERO;
@@ -135,6 +140,10 @@ mod tests {
         let unreachable = status(&[("Ready", "False", "BrokerUnreachable")]);
         let refused = status(&[("Ready", "False", "BrokerRefusedCredentials")]);
         assert_eq!(reasons_of(None, &ready), ["Ready"]);
+        let accepted = status(&[("Accepted", "True", "Accepted")]);
+        let rejected = status(&[("Accepted", "False", "DeploymentRejected")]);
+        assert_eq!(reasons_of(None, &accepted), Vec::<String>::new());
+        assert_eq!(reasons_of(Some(&rejected), &accepted), ["Accepted"]);
         assert_eq!(reasons_of(Some(&ready), &rolling), Vec::<String>::new());
         let draining = status(&[("Ready", "True", "DrainingSessions")]);
         assert_eq!(reasons_of(Some(&ready), &draining), ["DrainingSessions"]);

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     names::{FIELD_MANAGER, POD_DELETION_COST},
-    observe::{Observations, ask_now, leaves, pods_of},
+    observe::{Observations, ask_now, leaves},
 };
 
 /// Gateways asked, and pods written, at one time.
@@ -28,7 +28,7 @@ const CONCURRENCY: usize = 32;
 /// not answer counts as it did when it answered last: the scale-in does not wait for either.
 pub async fn weigh(scope: &Scope, identity: &Identity) {
     let service = ServiceRef::new(&identity.name).within(&identity.namespace);
-    let mut pods = pods_of(&scope.stores.pods, &service);
+    let mut pods = scope.stores.pods.of(&service);
     pods.retain(|pod| !leaves(pod));
     ask_now(&pods, &scope.observations, CONCURRENCY).await;
     let api: Api<PartialObjectMeta<Pod>> = Api::namespaced(scope.client.clone(), &identity.namespace);

@@ -9,7 +9,7 @@ use std::{
 use k8s_openapi::api::{
     apps::v1::Deployment,
     autoscaling::v2::HorizontalPodAutoscaler,
-    core::v1::{ConfigMap, Pod, Secret, ServiceAccount},
+    core::v1::{ConfigMap, Secret, ServiceAccount},
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
@@ -24,7 +24,12 @@ use kube::{
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::sync::watch;
 
-use super::{apply::AppliedMemory, resolve::ReferenceMemory, status::StatusMemory};
+use super::{
+    apply::{AppliedMemory, Contests},
+    pods::Pods,
+    resolve::ReferenceMemory,
+    status::StatusMemory,
+};
 use crate::{
     crd::McpService, metrics::Metrics, observe::Observations, registry::Registry, salt::Salt,
     settings::Settings,
@@ -54,7 +59,7 @@ pub struct Stores {
     /// What we made.
     pub autoscalers: Store<PartialObjectMeta<HorizontalPodAutoscaler>>,
     /// The instances.
-    pub pods: Store<Pod>,
+    pub pods: Pods,
     /// All Secrets' metadata: what services refer to, and the copies that we made.
     pub secrets: Store<PartialObjectMeta<Secret>>,
     /// All `ConfigMaps`' metadata.
@@ -87,6 +92,8 @@ pub struct Scope {
     pub references: ReferenceMemory,
     /// What was applied and is not in the stores yet.
     pub applied: AppliedMemory,
+    /// Objects that somebody else keeps changing.
+    pub contests: Contests,
     /// Statuses that were written and are not in the stores yet.
     pub statuses: StatusMemory,
     /// Failures in a row, by service.
@@ -126,7 +133,7 @@ impl Stores {
             ("ServiceAccounts", first_list(stores.service_accounts)),
             ("PodDisruptionBudgets", first_list(stores.disruption_budgets)),
             ("HorizontalPodAutoscalers", first_list(stores.autoscalers)),
-            ("Pods", first_list(stores.pods)),
+            ("Pods", first_list(stores.pods.store().clone())),
             ("Secrets", first_list(stores.secrets)),
             ("ConfigMaps", first_list(stores.config_maps)),
         ];

@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     fmt::Write as _,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use k8s_openapi::{
@@ -28,7 +29,7 @@ use super::{
 use crate::{
     crd::{McpService, McpServiceStatus, status::ServerStatus},
     names::{FIELD_MANAGER, POD_TEMPLATE_HASH, SERVICE_LABEL, child},
-    observe::{Observation, Observations, is_ready, leaves},
+    observe::{Observation, Observations, is_asked, is_ready, leaves},
     reasons, registry,
 };
 
@@ -85,6 +86,17 @@ impl Seen<'_> {
         pods
     }
 
+    /// Whether the Deployment's controller has made of its newest state what it makes: pods, ready or not.
+    fn is_under_way(&self) -> bool {
+        let wanted = usize::try_from(self.replicas).unwrap_or_default();
+        self.deployment.as_deref().is_some_and(|deployment| {
+            let status = deployment.status.as_ref();
+            let updated = status.and_then(|status| status.updated_replicas).unwrap_or_default();
+            let observed = status.and_then(|status| status.observed_generation);
+            observed == deployment.metadata.generation && updated >= self.replicas
+        }) && self.staying().count() >= wanted
+    }
+
     fn gateways(&self) -> impl Iterator<Item = &GatewayStatus> {
         self.pods.iter().filter_map(|(_, seen)| seen.as_ref()?.status.as_ref().ok())
     }
@@ -125,6 +137,39 @@ fn revision(pod: &Pod) -> Option<&str> {
 
 #[cfg(test)]
 mod tests;
+
+/// How long the status waits for what comes of a Deployment that was applied: its controller takes milliseconds, and
+/// seconds when there are hundreds.
+const HOLD: Duration = Duration::from_secs(5);
+/// A gateway that was not asked yet is asked within the second, unless hundreds are silent.
+const UNASKED: Duration = Duration::from_secs(5);
+
+/// Whether it is too early for a status (pure), and for how long: one word later it would be another one, and both
+/// would be written. `applied` is how long ago the Deployment was.
+pub fn hold(
+    outcome: &Outcome<'_>,
+    seen: &Seen<'_>,
+    last: Option<&McpServiceStatus>,
+    applied: Option<Duration>,
+) -> Option<Duration> {
+    if matches!(outcome, Outcome::Refused(_)) {
+        return None;
+    }
+    if let Some(rest) = applied.and_then(|applied| HOLD.checked_sub(applied))
+        && !seen.is_under_way()
+    {
+        return Some(rest.max(Duration::from_millis(1)));
+    }
+    // An operator that has just started knows of no registration yet; what its predecessor wrote still holds.
+    let told = last.is_some_and(|last| {
+        let accepted = last.conditions.iter().find(|condition| condition.type_ == reasons::ACCEPTED);
+        last.observed_generation == seen.metadata.generation
+            && accepted.is_some_and(|accepted| accepted.status == "True")
+    });
+    let unasked =
+        |(pod, seen): (&Pod, Option<&Observation>)| seen.is_none() && is_ready(pod) && is_asked(pod);
+    (told && seen.staying().any(unasked)).then_some(UNASKED)
+}
 
 /// The status (pure). Conditions keep the time at which they last turned.
 pub fn build_status(
@@ -397,9 +442,15 @@ impl StatusMemory {
         metadata: &ObjectMeta,
         watched: Option<&McpServiceStatus>,
     ) -> Option<McpServiceStatus> {
-        let memory = lock(&self.0);
-        let written = memory.get(service).filter(|written| written.before == metadata.resource_version);
-        written.map(|written| written.status.clone()).or_else(|| watched.cloned())
+        let mut memory = lock(&self.0);
+        match memory.get(service) {
+            Some(written) if written.before == metadata.resource_version => Some(written.status.clone()),
+            Some(_) => {
+                memory.remove(service); // the store has caught up
+                watched.cloned()
+            }
+            None => watched.cloned(),
+        }
     }
 
     /// The service is gone.

@@ -22,10 +22,15 @@ use kube::{
 use serde::de::DeserializeOwned;
 
 use super::{
-    ownership, resolve,
+    ownership,
+    pods::{Index, Pods},
+    resolve,
     scope::{Guarded, Stores},
 };
 use crate::names::{POD_DELETION_COST, SERVICE_ANNOTATION, SERVICE_LABEL};
+
+/// Objects in a page of a first list: they are held whole until they are trimmed.
+const PAGE: u32 = 100;
 
 /// A watch's objects: all that are touched, deleted ones too.
 pub type Objects<K> = BoxStream<'static, Result<K, watcher::Error>>;
@@ -34,6 +39,18 @@ pub type Objects<K> = BoxStream<'static, Result<K, watcher::Error>>;
 pub struct Watches {
     /// By generation: our own status writes are no news.
     pub services: Objects<Guarded>,
+    /// What we made, and what came of it.
+    pub children: Children,
+    /// All Secrets, by their metadata.
+    pub secrets: Objects<PartialObjectMeta<Secret>>,
+    /// All `ConfigMaps`, by their metadata.
+    pub config_maps: Objects<PartialObjectMeta<ConfigMap>>,
+    /// The default broker's Secret.
+    pub default_broker_secret: Option<Objects<Secret>>,
+}
+
+/// Streams of what we made, and of what came of it.
+pub struct Children {
     /// What we made.
     pub deployments: Objects<Deployment>,
     /// What we made.
@@ -44,12 +61,6 @@ pub struct Watches {
     pub autoscalers: Objects<PartialObjectMeta<HorizontalPodAutoscaler>>,
     /// The instances.
     pub pods: Objects<Pod>,
-    /// All Secrets, by their metadata.
-    pub secrets: Objects<PartialObjectMeta<Secret>>,
-    /// All `ConfigMaps`, by their metadata.
-    pub config_maps: Objects<PartialObjectMeta<ConfigMap>>,
-    /// The default broker's Secret.
-    pub default_broker_secret: Option<Objects<Secret>>,
 }
 
 /// The default broker's Secret: namespace and name.
@@ -66,8 +77,8 @@ pub fn watch(
     namespace: Option<&str>,
     default_secret: Option<&DefaultSecret<'_>>,
 ) -> (Stores, Watches) {
-    let everything = watcher::Config::default();
-    let ours = watcher::Config::default().labels(SERVICE_LABEL);
+    let everything = watcher::Config::default().page_size(PAGE);
+    let ours = everything.clone().labels(SERVICE_LABEL);
 
     let (services, writer) = reflector::store();
     let stream = watcher::watcher(api::<Guarded>(client, namespace), everything.clone())
@@ -88,7 +99,11 @@ pub fn watch(
             let replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas);
             deployment.spec = Some(DeploymentSpec { replicas, ..DeploymentSpec::default() });
         });
-    let (pods, pod_stream) = full(client, namespace, ours.clone(), trim_pod);
+    let index = Index::default();
+    let noted = index.clone();
+    let pod_events = watcher::watcher(api::<Pod>(client, namespace), ours.clone()).modify(trim_pod);
+    let (pods, pod_stream) = into_store(pod_events.inspect_ok(move |event| noted.note(event)));
+    let pods = Pods::new(pods, index);
     let (service_accounts, service_account_stream) =
         metadata(client, namespace, ours.clone(), |object| ownership::trim(&mut object.metadata));
     let (disruption_budgets, disruption_budget_stream) =
@@ -123,11 +138,13 @@ pub fn watch(
         },
         Watches {
             services: service_stream,
-            deployments: deployment_stream,
-            service_accounts: service_account_stream,
-            disruption_budgets: disruption_budget_stream,
-            autoscalers: autoscaler_stream,
-            pods: pod_stream,
+            children: Children {
+                deployments: deployment_stream,
+                service_accounts: service_account_stream,
+                disruption_budgets: disruption_budget_stream,
+                autoscalers: autoscaler_stream,
+                pods: pod_stream,
+            },
             secrets: secret_stream,
             config_maps: config_map_stream,
             default_broker_secret: default_stream,

@@ -61,7 +61,7 @@ impl Watched {
     /// The pods, by their services.
     pub fn pods(&self) -> HashMap<ServiceRef, Vec<Arc<Pod>>> {
         let mut pods = HashMap::<ServiceRef, Vec<Arc<Pod>>>::new();
-        for pod in self.stores.pods.state() {
+        for pod in self.stores.pods.all() {
             if let Some(service) = service_of(&pod) {
                 pods.entry(service).or_default().push(pod);
             }

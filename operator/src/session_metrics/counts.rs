@@ -7,8 +7,11 @@ use kube::{ResourceExt, runtime::reflector::Store};
 
 use super::Metric;
 use crate::{
-    controller::scope::{Guarded, ServiceRef},
-    observe::{Observations, is_ready, leaves, pods_of},
+    controller::{
+        pods::Pods,
+        scope::{Guarded, ServiceRef},
+    },
+    observe::{Observations, is_ready, leaves},
 };
 
 /// The services that are served, their pods, and what these say.
@@ -22,7 +25,7 @@ pub struct Watched {
     /// The services.
     pub services: Store<Guarded>,
     /// Their pods.
-    pub pods: Store<Pod>,
+    pub pods: Pods,
     /// What the gateways say.
     pub observations: Arc<Observations>,
 }
@@ -86,7 +89,7 @@ impl Counts {
             name: name.to_owned(),
         })?;
         let seen = |pod: &Pod| watched.observations.get(&pod.uid()?);
-        let mut pods = pods_of(&watched.pods, &service);
+        let mut pods = watched.pods.of(&service);
         // One that starts has no sessions; one whose gateway was asked counts, whatever the kubelet says of it.
         pods.retain(|pod| !leaves(pod) && (is_ready(pod) || seen(pod).is_some()));
         let answers = pods.iter().filter_map(|pod| {
@@ -124,13 +127,12 @@ fn estimate(sum: u64, answered: usize, running: usize) -> Option<u64> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use k8s_openapi::api::core::v1::Pod;
     use kube::runtime::{reflector, watcher::Event};
     use mcp_mqtt_sidecar::status::{GatewayStatus, reason};
     use serde_json::json;
 
     use super::*;
-    use crate::controller::{fixtures, problems::tests::gateway};
+    use crate::controller::{fixtures, pods::Index, problems::tests::gateway};
 
     /// The service `meteo/weather` with these gateways: sessions and requests in flight, or silence.
     pub(crate) fn counts(gateways: &[Option<(u32, u32)>]) -> Counts {
@@ -138,9 +140,10 @@ pub(crate) mod tests {
         let service = kube::core::DeserializeGuard(Ok(fixtures::service(fixtures::STDIO)));
         writer.apply_watcher_event(&Event::Apply(service));
         let (pods, mut writer) = reflector::store::<Pod>();
+        let index = Index::default();
         let observations = Observations::default();
-        for (index, said) in gateways.iter().enumerate() {
-            let name = format!("weather-{index}");
+        for (number, said) in gateways.iter().enumerate() {
+            let name = format!("weather-{number}");
             let pod = json!({
                 "metadata": {
                     "name": name, "namespace": "meteo", "uid": name,
@@ -148,7 +151,9 @@ pub(crate) mod tests {
                 },
                 "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
             });
-            writer.apply_watcher_event(&Event::Apply(serde_json::from_value(pod).unwrap()));
+            let event = Event::Apply(serde_json::from_value(pod).unwrap());
+            index.note(&event);
+            writer.apply_watcher_event(&event);
             let status = said.map(|(sessions, in_flight)| GatewayStatus {
                 sessions,
                 in_flight,
@@ -157,6 +162,7 @@ pub(crate) mod tests {
             observations.set(&name, status.ok_or_else(|| "silence".to_owned()));
         }
         let observations = Arc::new(observations);
+        let pods = Pods::new(pods, index);
         Counts::new(vec![Watched { namespace: None, services, pods, observations }])
     }
 

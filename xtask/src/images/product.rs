@@ -18,6 +18,8 @@ use crate::{
 
 /// A build directory of its own: in the usual one, other flags would have cargo build everything anew at each change.
 const DIRECTORY: &str = "static";
+/// Cargo's profile of what goes into images.
+const PROFILE: &str = "image";
 /// Binary, package and image have one name.
 pub(super) const BINARIES: &[&str] = &["mcp-mqtt-sidecar", "mcp-mqtt-operator"];
 
@@ -29,7 +31,7 @@ pub(super) fn compile() -> Result<()> {
     let mut cargo = cargo();
     cargo
         .current_dir(root())
-        .args(["build", "--release", "--locked", "--target", &triple(), "--target-dir"])
+        .args(["build", "--profile", PROFILE, "--locked", "--target", &triple(), "--target-dir"])
         .arg(target(DIRECTORY))
         .args(BINARIES.iter().flat_map(|name| ["--package", name, "--bin", name]))
         // Static, C library and all: the images have no other file.
@@ -58,9 +60,14 @@ pub(super) fn compile() -> Result<()> {
     Ok(())
 }
 
+/// Where a binary stands that is compiled.
+pub(super) fn binary(name: &str) -> PathBuf {
+    target(DIRECTORY).join(triple()).join(PROFILE).join(name)
+}
+
 /// Builds the image of a binary that is compiled.
 pub(super) fn ensure(name: &str) -> Result<PathBuf> {
-    let binary = target(DIRECTORY).join(triple()).join("release").join(name);
+    let binary = binary(name);
     let dockerfile = directory(name)?.join("Dockerfile");
     let fingerprint = Fingerprint::default().path(&dockerfile)?.path(&binary)?.finish();
     archive(name, &fingerprint, |_| {

@@ -64,6 +64,22 @@ impl AppliedMemory {
         }
     }
 
+    /// Whether this is what the API server answered to our own last apply.
+    pub fn is_own(&self, kind: &'static str, metadata: &ObjectMeta) -> bool {
+        let (Some(namespace), Some(name)) = (metadata.namespace.clone(), metadata.name.clone()) else {
+            return false;
+        };
+        let records = lock(&self.0);
+        let after = records.get(&(kind, namespace, name)).and_then(|record| record.after.as_ref());
+        after.is_some() && after == metadata.resource_version.as_ref()
+    }
+
+    /// How long ago the object was applied; none: not by this operator.
+    pub fn age(&self, kind: &'static str, namespace: &str, name: &str) -> Option<Duration> {
+        let records = lock(&self.0);
+        Some(records.get(&(kind, namespace.to_owned(), name.to_owned()))?.at.elapsed())
+    }
+
     pub(super) fn remember(&self, key: Key, record: Record) {
         lock(&self.0).insert(key, record);
     }
@@ -108,6 +124,23 @@ mod tests {
         );
         assert_eq!(memory.ask(&key(), Some(&meta("6")), "h"), Memory::Silent, "somebody changed it");
         assert_eq!(memory.ask(&key(), Some(&meta("5")), "other"), Memory::Silent, "something else is wanted");
+    }
+
+    #[test]
+    fn our_own_write_is_known_when_it_comes_back() {
+        let memory = AppliedMemory::default();
+        let seen = |version: &str| ObjectMeta {
+            namespace: Some("meteo".to_owned()),
+            name: Some("weather".to_owned()),
+            ..meta(version)
+        };
+        assert!(!memory.is_own("Deployment", &seen("5")));
+        memory.remember(key(), record(None, "5"));
+        assert!(memory.is_own("Deployment", &seen("5")));
+        assert!(!memory.is_own("Deployment", &seen("6")), "somebody changed it since");
+        assert!(!memory.is_own("Secret", &seen("5")));
+        assert!(memory.age("Deployment", "meteo", "weather").is_some());
+        assert!(memory.age("Deployment", "meteo", "tides").is_none());
     }
 
     #[test]

@@ -323,3 +323,55 @@ fn what_the_broker_does_not_show_is_not_registered_whatever_its_gateway_says() {
                     the broker (no route)";
     assert_eq!(told(&with_registry(2, pods(), away), "Registered"), words("True", "Registered", expected));
 }
+
+/// How long the status waits, of a Deployment with this status that was applied this long ago.
+fn held(
+    deployment: &Value,
+    pods: Vec<(Arc<Pod>, Option<Observation>)>,
+    applied_ago: Option<u64>,
+) -> Option<Duration> {
+    let metadata = metadata();
+    let mut seen = seen(&metadata, 1, pods);
+    let value = json!({"metadata": {"generation": 2}, "status": deployment});
+    seen.deployment = Some(Arc::new(serde_json::from_value(value).unwrap()));
+    hold(&Outcome::Accepted(&applied()), &seen, None, applied_ago.map(Duration::from_millis))
+}
+
+#[test]
+fn a_status_waits_for_what_comes_of_the_deployment_but_not_for_long() {
+    let made = json!({"observedGeneration": 2, "updatedReplicas": 1});
+    let pods = || vec![(starting_pod("a"), None)];
+    assert_eq!(held(&made, pods(), Some(500)), None, "there is nothing to wait for");
+    for behind in
+        [json!({}), json!({"observedGeneration": 1, "updatedReplicas": 1}), json!({"observedGeneration": 2})]
+    {
+        assert_eq!(held(&behind, pods(), Some(500)), Some(Duration::from_millis(4500)), "{behind}");
+        assert_eq!(held(&behind, pods(), Some(5500)), None, "it takes too long");
+        assert_eq!(held(&behind, pods(), None), None, "nothing was applied");
+    }
+    assert_eq!(held(&made, Vec::new(), Some(500)), Some(Duration::from_millis(4500)), "no pod was seen");
+    let metadata = metadata();
+    let problem = Problem { reason: "NameTaken".to_owned(), message: String::new() };
+    let refused =
+        hold(&Outcome::Refused(&problem), &seen(&metadata, 1, Vec::new()), None, Some(Duration::ZERO));
+    assert_eq!(refused, None, "a refusal is told at once");
+}
+
+#[test]
+fn an_operator_that_has_just_started_asks_before_it_takes_back_what_its_predecessor_wrote() {
+    let gateway = json!([{"name": "gateway", "ready": true, "restartCount": 0, "image": "", "imageID": "", "state": {"running": {}}}]);
+    let status_of_pod = json!({
+        "phase": "Running", "podIP": "10.0.0.1", "initContainerStatuses": gateway,
+        "conditions": [{"type": "Ready", "status": "True"}],
+    });
+    let running = Arc::new(pod("a", &status_of_pod));
+    let last = status(1, vec![(running.clone(), Some(registered(0)))]);
+    let metadata = metadata();
+    let hold = |pods, last| hold(&Outcome::Accepted(&applied()), &seen(&metadata, 1, pods), last, None);
+    assert_eq!(hold(vec![(running.clone(), None)], Some(&last)), Some(UNASKED));
+    assert_eq!(hold(vec![(running.clone(), Some(registered(0)))], Some(&last)), None);
+    assert_eq!(hold(vec![(running.clone(), None)], None), None, "there is nothing to take back");
+    assert_eq!(hold(vec![(starting_pod("a"), None)], Some(&last)), None, "it is not asked");
+    let older = McpServiceStatus { observed_generation: Some(6), ..last.clone() };
+    assert_eq!(hold(vec![(running, None)], Some(&older)), None, "another generation has to be told");
+}

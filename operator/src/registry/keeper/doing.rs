@@ -22,7 +22,7 @@ use crate::{
     controller::scope::ServiceRef,
     crd::McpService,
     names::FIELD_MANAGER,
-    observe::{ask_now, pods_of},
+    observe::ask_now,
     registry::{
         held::{IN_ALL, Refusal},
         sleeper::Action,
@@ -217,7 +217,7 @@ impl Keeper {
         let Some(watched) = self.setting.watched.iter().find(|watched| watched.watches(reference)) else {
             return;
         };
-        let pods = pods_of(&watched.stores.pods, reference);
+        let pods = watched.stores.pods.of(reference);
         let (observations, reference) = (watched.observations.clone(), reference.clone());
         self.done.push(Box::pin(async move {
             ask_now(&pods, &observations, CONCURRENCY).await;

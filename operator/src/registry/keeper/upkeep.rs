@@ -98,7 +98,7 @@ impl Keeper {
         };
         match minted {
             Minted::Pod { pod, .. } => {
-                watched.stores.pods.get(&ObjectRef::new(pod).within(namespace)).is_some()
+                watched.stores.pods.store().get(&ObjectRef::new(pod).within(namespace)).is_some()
             }
             Minted::Service { service, .. } => {
                 let reference = ServiceRef::new(service).within(namespace);
