@@ -91,6 +91,11 @@ pub struct RunArgs {
     #[command(flatten)]
     pub session_metrics: SessionMetricsArgs,
 
+    /// Keep a `NetworkPolicy` for each `McpService`, which lets only these through to its pods, and only to the
+    /// gateway's port: a JSON list of Kubernetes' `NetworkPolicyPeer`, the operator's own pods among them.
+    #[arg(long, env = "MCP_MQTT_NETWORK_POLICY_FROM", value_name = "JSON")]
+    pub network_policy_from: Option<String>,
+
     /// Log format.
     #[arg(long, env = "MCP_MQTT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json, value_name = "FORMAT")]
     pub log_format: LogFormat,
@@ -205,6 +210,7 @@ impl RunArgs {
         blank(&mut broker.default_broker_token_username);
         blank(&mut self.session_metrics.session_metrics_service);
         blank(&mut self.identity);
+        blank(&mut self.network_policy_from);
         for list in [&mut self.watch_namespaces, &mut self.image_pull_secrets] {
             for item in list.iter_mut() {
                 *item = item.trim().to_owned();

@@ -90,6 +90,7 @@ pub async fn run(
         service_accounts,
         disruption_budgets,
         autoscalers,
+        network_policies,
         pods,
         secrets,
         config_maps,
@@ -107,6 +108,7 @@ pub async fn run(
         .owns_stream(service_accounts)
         .owns_stream(disruption_budgets)
         .owns_stream(autoscalers)
+        .owns_stream(network_policies)
         .watches_stream(pods, |pod: Pod| service_of(&pod))
         .watches_stream(secrets, move |secret| of_secret(&secret.metadata))
         .watches_stream(config_maps, move |map| of_config_map(&map.metadata))

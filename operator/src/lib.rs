@@ -12,6 +12,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod census;
 pub mod check;
 pub mod cli;
 pub mod controller;

@@ -14,6 +14,7 @@ use mcp_mqtt_sidecar::{config::ADMIN_PORT, status::GatewayStatus};
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
+    census::Census,
     controller::scope::{ServiceRef, Stores, lock},
     http_get::HttpGet,
     metrics::Metrics,
@@ -109,6 +110,7 @@ impl Observer {
     pub async fn run(self) {
         let http = HttpGet::new(ANSWER, MAX_BODY);
         let mut pending = Pending::default();
+        let mut census = Census::default();
         let mut asked = HashSet::new();
         let mut answers = FuturesUnordered::new();
         let mut ticks = tokio::time::interval(TICK);
@@ -118,6 +120,7 @@ impl Observer {
                 _ = ticks.tick() => {
                     let pods = self.stores.pods.state();
                     self.metrics.knows("McpService", &self.watched, self.stores.services.len());
+                    census.take(&self.stores.services, &self.watched, &self.metrics);
                     self.metrics.knows("Pod", &self.watched, pods.len());
                     self.forget_all_but(&pods);
                     for (uid, pod) in self.due(&pods, &asked) {

@@ -63,5 +63,7 @@ pub const SERVICE_ACCOUNT_REJECTED: &str = "ServiceAccountRejected";
 pub const DISRUPTION_BUDGET_REJECTED: &str = "PodDisruptionBudgetRejected";
 /// `Accepted=False`: the API server refuses the `HorizontalPodAutoscaler`.
 pub const AUTOSCALER_REJECTED: &str = "HorizontalPodAutoscalerRejected";
+/// `Accepted=False`: the API server refuses the `NetworkPolicy`.
+pub const NETWORK_POLICY_REJECTED: &str = "NetworkPolicyRejected";
 /// `Accepted=False`: the API server refuses the copy of the default broker's Secret.
 pub const SECRET_REJECTED: &str = "SecretRejected";

@@ -16,6 +16,7 @@
 //! - [`raw`]: an MQTT client for what no proper MCP client does
 //! - [`servers`]: MCP servers that are not ours
 //! - [`helm`]: helm, on the chart of this checkout
+//! - [`monitoring`]: what Prometheus is asked by the chart's alerts and its dashboard
 
 pub mod baseline;
 pub mod binaries;
@@ -27,6 +28,7 @@ pub mod cluster;
 pub mod gateway;
 pub mod helm;
 pub mod load;
+pub mod monitoring;
 pub mod node;
 pub mod operator;
 pub mod platform;

@@ -97,6 +97,7 @@ impl ApplyError {
                 "ServiceAccount" => reasons::SERVICE_ACCOUNT_REJECTED,
                 "PodDisruptionBudget" => reasons::DISRUPTION_BUDGET_REJECTED,
                 "HorizontalPodAutoscaler" => reasons::AUTOSCALER_REJECTED,
+                "NetworkPolicy" => reasons::NETWORK_POLICY_REJECTED,
                 _ => reasons::SECRET_REJECTED,
             }),
             Self::Leaving { .. } | Self::Api { .. } => None,
@@ -145,6 +146,7 @@ pub async fn apply(
         deployment,
         disruption_budget,
         autoscaler,
+        network_policy,
         state: PhantomData,
     } = resources;
     let stores = &scope.stores;
@@ -156,12 +158,14 @@ pub async fn apply(
     }
     let copy = names::broker_secret(&identity.name);
     step.keep("Secret", &copy, broker_secret.as_ref(), &stores.secrets).await?;
+    // Before the pods are there.
+    let child = names::child(&identity.name);
+    step.keep("NetworkPolicy", &child, network_policy.as_ref(), &stores.network_policies).await?;
     if shrinks(&deployment, stores.deployments.get(&ObjectRef::from_obj(&deployment)).as_deref()) {
         // Boxed: it is large, and seldom.
         Box::pin(scale_in::weigh(scope, identity)).await;
     }
     step.apply("Deployment", &deployment, live(&stores.deployments, &deployment)).await?;
-    let child = names::child(&identity.name);
     let budgets = &stores.disruption_budgets;
     step.keep("PodDisruptionBudget", &child, disruption_budget.as_ref(), budgets).await?;
     step.keep("HorizontalPodAutoscaler", &child, autoscaler.as_ref(), &stores.autoscalers).await?;
@@ -171,6 +175,7 @@ pub async fn apply(
         deployment,
         disruption_budget,
         autoscaler,
+        network_policy,
         state: PhantomData,
     })
 }

@@ -6,6 +6,7 @@ mod broker_secret;
 mod deployment;
 mod disruption_budget;
 mod gateway;
+mod network_policy;
 mod pod;
 mod server;
 mod service_account;
@@ -21,6 +22,7 @@ use k8s_openapi::{
         apps::v1::Deployment,
         autoscaling::v2::HorizontalPodAutoscaler,
         core::v1::{Secret, ServiceAccount},
+        networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -69,6 +71,8 @@ pub struct Resources<State> {
     pub disruption_budget: Option<PodDisruptionBudget>,
     /// With `spec.autoscaling`.
     pub autoscaler: Option<HorizontalPodAutoscaler>,
+    /// Where the operator is told who may ask gateways.
+    pub network_policy: Option<NetworkPolicy>,
     /// How far they are.
     pub state: PhantomData<State>,
 }
@@ -99,6 +103,10 @@ pub fn build(service: &ValidService, surroundings: Surroundings<'_>) -> Resource
         deployment: deployment::build_deployment(service, surroundings, broker_secret.as_ref()),
         disruption_budget: disruption_budget::build_disruption_budget(service),
         autoscaler: autoscaler::build_autoscaler(service),
+        network_policy: network_policy::build_network_policy(
+            service,
+            surroundings.settings.network_policy_from.as_deref(),
+        ),
         broker_secret,
         state: PhantomData,
     }

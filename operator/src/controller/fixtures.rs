@@ -58,6 +58,7 @@ pub(crate) fn settings() -> Settings {
             secret: None,
             token: None,
         }),
+        network_policy_from: None,
     }
 }
 

@@ -10,6 +10,7 @@ use k8s_openapi::api::{
     apps::v1::Deployment,
     autoscaling::v2::HorizontalPodAutoscaler,
     core::v1::{ConfigMap, Pod, Secret, ServiceAccount},
+    networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
@@ -50,6 +51,8 @@ pub struct Stores {
     pub disruption_budgets: Store<PartialObjectMeta<PodDisruptionBudget>>,
     /// What we made.
     pub autoscalers: Store<PartialObjectMeta<HorizontalPodAutoscaler>>,
+    /// What we made.
+    pub network_policies: Store<PartialObjectMeta<NetworkPolicy>>,
     /// The instances.
     pub pods: Store<Pod>,
     /// All Secrets' metadata: what services refer to, and the copies that we made.
@@ -121,6 +124,7 @@ impl Stores {
             ("ServiceAccounts", first_list(stores.service_accounts)),
             ("PodDisruptionBudgets", first_list(stores.disruption_budgets)),
             ("HorizontalPodAutoscalers", first_list(stores.autoscalers)),
+            ("NetworkPolicies", first_list(stores.network_policies)),
             ("Pods", first_list(stores.pods)),
             ("Secrets", first_list(stores.secrets)),
             ("ConfigMaps", first_list(stores.config_maps)),

@@ -7,6 +7,7 @@ use k8s_openapi::{
         apps::v1::{Deployment, DeploymentSpec},
         autoscaling::v2::HorizontalPodAutoscaler,
         core::v1::{ConfigMap, Pod, PodSpec, Secret, ServiceAccount},
+        networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
     },
 };
@@ -42,6 +43,8 @@ pub struct Watches {
     pub disruption_budgets: Objects<PartialObjectMeta<PodDisruptionBudget>>,
     /// What we made.
     pub autoscalers: Objects<PartialObjectMeta<HorizontalPodAutoscaler>>,
+    /// What we made.
+    pub network_policies: Objects<PartialObjectMeta<NetworkPolicy>>,
     /// The instances.
     pub pods: Objects<Pod>,
     /// All Secrets, by their metadata.
@@ -94,6 +97,8 @@ pub fn watch(
     let (disruption_budgets, disruption_budget_stream) =
         metadata(client, namespace, ours.clone(), |object| ownership::trim(&mut object.metadata));
     let (autoscalers, autoscaler_stream) =
+        metadata(client, namespace, ours.clone(), |object| ownership::trim(&mut object.metadata));
+    let (network_policies, network_policy_stream) =
         metadata(client, namespace, ours, |object| ownership::trim(&mut object.metadata));
     let (secrets, secret_stream) = metadata(client, namespace, everything.clone(), |object| {
         resolve::trim(&mut object.metadata);
@@ -116,6 +121,7 @@ pub fn watch(
             service_accounts,
             disruption_budgets,
             autoscalers,
+            network_policies,
             pods,
             secrets,
             config_maps,
@@ -127,6 +133,7 @@ pub fn watch(
             service_accounts: service_account_stream,
             disruption_budgets: disruption_budget_stream,
             autoscalers: autoscaler_stream,
+            network_policies: network_policy_stream,
             pods: pod_stream,
             secrets: secret_stream,
             config_maps: config_map_stream,

@@ -123,6 +123,10 @@ spec:
       topologySpreadConstraints:
       - labelSelector: {matchLabels: {mcp-mqtt.io/service: weather}}
         maxSkew: 1
+        topologyKey: topology.kubernetes.io/zone
+        whenUnsatisfiable: ScheduleAnyway
+      - labelSelector: {matchLabels: {mcp-mqtt.io/service: weather}}
+        maxSkew: 1
         topologyKey: kubernetes.io/hostname
         whenUnsatisfiable: ScheduleAnyway
       volumes:
