@@ -194,8 +194,13 @@ enum Change {
 fn change(last: Option<&Result<GatewayStatus, String>>, now: &Result<GatewayStatus, String>) -> Change {
     match (last, now) {
         (Some(Ok(last)), Ok(now)) => {
-            // Requests in flight come and go too fast to be told anywhere.
-            let alike = GatewayStatus { sessions: now.sessions, in_flight: now.in_flight, ..last.clone() };
+            // Requests in flight and refusals come and go too fast to be told anywhere.
+            let alike = GatewayStatus {
+                sessions: now.sessions,
+                in_flight: now.in_flight,
+                refused_sessions: now.refused_sessions,
+                ..last.clone()
+            };
             if alike != *now {
                 Change::Rest
             } else if last.sessions != now.sessions {
@@ -276,6 +281,7 @@ mod tests {
             draining: false,
             sessions,
             in_flight: 0,
+            refused_sessions: 0,
             server: None,
             workers: Vec::new(),
         }
@@ -287,7 +293,10 @@ mod tests {
         assert_eq!(change(None, &now), Change::Rest);
         assert_eq!(change(Some(&Ok(status(2))), &now), Change::None);
         assert_eq!(change(Some(&Ok(status(1))), &now), Change::Sessions);
-        assert_eq!(change(Some(&Ok(GatewayStatus { in_flight: 9, ..status(2) })), &now), Change::None);
+        assert_eq!(
+            change(Some(&Ok(GatewayStatus { in_flight: 9, refused_sessions: 1, ..status(2) })), &now),
+            Change::None
+        );
         assert_eq!(change(Some(&Ok(GatewayStatus { draining: true, ..status(2) })), &now), Change::Rest);
         assert_eq!(change(Some(&Err("refused".to_owned())), &now), Change::Rest);
         assert_eq!(change(Some(&Err("refused".to_owned())), &Err("refused".to_owned())), Change::None);

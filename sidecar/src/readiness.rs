@@ -29,6 +29,7 @@ impl Board {
             draining: false,
             sessions: 0,
             in_flight: 0,
+            refused_sessions: 0,
             server: None,
             workers: Vec::new(),
         };
@@ -142,6 +143,7 @@ impl Board {
         }
         status.sessions = u32::try_from(self.metrics.sessions.get()).unwrap_or_default();
         status.in_flight = u32::try_from(self.metrics.in_flight.get()).unwrap_or_default();
+        status.refused_sessions = self.metrics.refused_sessions.count();
         status
     }
 

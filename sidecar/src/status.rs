@@ -21,6 +21,10 @@ pub struct GatewayStatus {
     pub sessions: u32,
     /// Client requests waiting for an answer now.
     pub in_flight: u32,
+    /// `initialize` requests of the last minute that were refused, as all sessions were taken that there may be. A
+    /// gateway of an older version says nothing of it.
+    #[serde(default)]
+    pub refused_sessions: u32,
     /// What the MCP server said of itself in its `initialize` result.
     pub server: Option<ServerInfo>,
     /// The connections that carry sessions beside the registering one. Readiness does not wait for them: without them

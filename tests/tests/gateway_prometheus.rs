@@ -44,6 +44,7 @@ async fn every_query_of_the_dashboard_shows_what_a_gateway_and_an_operator_say()
     let session = open(&client, &gateway.instance()).await?;
     call(&session, "echo", json!({"message": "x"})).await?;
     ensure!(open(&other, &gateway.instance()).await.is_err(), "one session is all");
+    ensure!(gateway.status().await?.refused_sessions == 1, "{:?}", gateway.status().await?);
 
     let service = json!({"namespace": "meteo", "pod": "weather-1", "mcp_service": "weather"});
     let prometheus = Prometheus::start(&[

@@ -198,6 +198,7 @@ pub(crate) mod tests {
             draining: false,
             sessions: 0,
             in_flight: 0,
+            refused_sessions: 0,
             server: None,
             workers: Vec::new(),
         }
