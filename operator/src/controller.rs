@@ -91,6 +91,7 @@ pub async fn run(
         disruption_budgets,
         autoscalers,
         network_policies,
+        scaled_objects,
         pods,
         secrets,
         config_maps,
@@ -114,6 +115,9 @@ pub async fn run(
         .watches_stream(config_maps, move |map| of_config_map(&map.metadata))
         .reconcile_on(changed)
         .graceful_shutdown_on(stop);
+    if let Some(objects) = scaled_objects {
+        controller = controller.owns_stream(objects);
+    }
     if let Some(secret) = default_broker_secret {
         controller = controller.reconcile_all_on(secret.map(|_| ()));
     }

@@ -18,6 +18,7 @@ pub mod cli;
 pub mod controller;
 pub mod crd;
 pub mod http_get;
+pub mod keda;
 pub mod leader;
 pub mod metrics;
 pub mod names;

@@ -20,6 +20,8 @@ pub struct Settings {
     pub default_broker: Option<DefaultBroker>,
     /// Whom a service's `NetworkPolicy` lets through to its gateways; none: services have no such policy.
     pub network_policy_from: Option<Vec<NetworkPolicyPeer>>,
+    /// Where KEDA finds its external scaler; none: services are scaled without KEDA.
+    pub keda_scaler: Option<String>,
 }
 
 /// The broker of services that name none.
@@ -94,6 +96,11 @@ impl Settings {
                 .map(serde_json::from_str)
                 .transpose()
                 .map_err(SettingsError::NetworkPolicyFrom)?,
+            keda_scaler: args
+                .keda
+                .keda_scaler_service
+                .as_ref()
+                .map(|service| format!("{service}.{}.svc:{}", args.namespace, args.keda.keda_scaler_port)),
         })
     }
 }

@@ -79,7 +79,8 @@ serves it (a cluster has one).
 */}}
 {{- define "mcp-mqtt-operator.sessionMetrics" -}}
 {{- $enabled := .Values.autoscaling.sessionMetrics.enabled -}}
-{{- $wanted := kindIs "invalid" $enabled | ternary (not .Values.watchNamespaces) $enabled -}}
+{{- $default := not (or .Values.watchNamespaces (eq .Values.autoscaling.metrics "keda")) -}}
+{{- $wanted := kindIs "invalid" $enabled | ternary $default $enabled -}}
 {{- $there := lookup "apiregistration.k8s.io/v1" "APIService" "" "v1beta2.custom.metrics.k8s.io" -}}
 {{- $owner := dig "metadata" "annotations" "meta.helm.sh/release-name" "" $there -}}
 {{- $home := dig "metadata" "annotations" "meta.helm.sh/release-namespace" "" $there -}}
@@ -142,6 +143,10 @@ wins over a value.
 {{- if eq (include "mcp-mqtt-operator.sessionMetrics" .) "served" }}
 - name: MCP_MQTT_SESSION_METRICS_SERVICE
   value: {{ include "mcp-mqtt-operator.fullname" . }}-metrics
+{{- end }}
+{{- if eq .Values.autoscaling.metrics "keda" }}
+- name: MCP_MQTT_KEDA_SCALER_SERVICE
+  value: {{ include "mcp-mqtt-operator.fullname" . }}-scaler
 {{- end }}
 {{- if .Values.networkPolicy.enabled }}
 {{- $namespace := dict "matchLabels" (dict "kubernetes.io/metadata.name" (include "mcp-mqtt-operator.namespace" .)) }}

@@ -42,6 +42,12 @@ says why; a test holds that.
 - apiGroups: [autoscaling]
   resources: [horizontalpodautoscalers]
   verbs: [get, list, watch, create, patch, delete]
+{{- if eq .Values.autoscaling.metrics "keda" }}
+# A ScaledObject where an McpService has spec.autoscaling; deleted when it has none any more.
+- apiGroups: [keda.sh]
+  resources: [scaledobjects]
+  verbs: [get, list, watch, create, patch, delete]
+{{- end }}
 # A NetworkPolicy for each McpService with networkPolicy.enabled; deleted when that is turned off.
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]

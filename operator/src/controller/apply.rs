@@ -97,6 +97,7 @@ impl ApplyError {
                 "ServiceAccount" => reasons::SERVICE_ACCOUNT_REJECTED,
                 "PodDisruptionBudget" => reasons::DISRUPTION_BUDGET_REJECTED,
                 "HorizontalPodAutoscaler" => reasons::AUTOSCALER_REJECTED,
+                "ScaledObject" => reasons::SCALED_OBJECT_REJECTED,
                 "NetworkPolicy" => reasons::NETWORK_POLICY_REJECTED,
                 _ => reasons::SECRET_REJECTED,
             }),
@@ -146,6 +147,7 @@ pub async fn apply(
         deployment,
         disruption_budget,
         autoscaler,
+        scaled_object,
         network_policy,
         state: PhantomData,
     } = resources;
@@ -169,12 +171,16 @@ pub async fn apply(
     let budgets = &stores.disruption_budgets;
     step.keep("PodDisruptionBudget", &child, disruption_budget.as_ref(), budgets).await?;
     step.keep("HorizontalPodAutoscaler", &child, autoscaler.as_ref(), &stores.autoscalers).await?;
+    if let Some(objects) = &stores.scaled_objects {
+        step.keep("ScaledObject", &child, scaled_object.as_ref(), objects).await?;
+    }
     Ok(Resources {
         service_account,
         broker_secret,
         deployment,
         disruption_budget,
         autoscaler,
+        scaled_object,
         network_policy,
         state: PhantomData,
     })

@@ -59,6 +59,7 @@ pub(crate) fn settings() -> Settings {
             token: None,
         }),
         network_policy_from: None,
+        keda_scaler: None,
     }
 }
 

@@ -26,7 +26,10 @@ use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered}
 use tokio::sync::watch;
 
 use super::{apply::AppliedMemory, resolve::ReferenceMemory, status::StatusMemory};
-use crate::{crd::McpService, metrics::Metrics, observe::Observations, salt::Salt, settings::Settings};
+use crate::{
+    crd::McpService, keda::scaled_object::ScaledObject, metrics::Metrics, observe::Observations, salt::Salt,
+    settings::Settings,
+};
 
 /// An `McpService` as it is watched: one that cannot be read hides none of the others.
 pub type Guarded = DeserializeGuard<McpService>;
@@ -53,6 +56,8 @@ pub struct Stores {
     pub autoscalers: Store<PartialObjectMeta<HorizontalPodAutoscaler>>,
     /// What we made.
     pub network_policies: Store<PartialObjectMeta<NetworkPolicy>>,
+    /// What we made, with KEDA.
+    pub scaled_objects: Option<Store<PartialObjectMeta<ScaledObject>>>,
     /// The instances.
     pub pods: Store<Pod>,
     /// All Secrets' metadata: what services refer to, and the copies that we made.
@@ -129,6 +134,9 @@ impl Stores {
             ("Secrets", first_list(stores.secrets)),
             ("ConfigMaps", first_list(stores.config_maps)),
         ];
+        if let Some(objects) = stores.scaled_objects {
+            waits.push(("ScaledObjects (is KEDA installed?)", first_list(objects)));
+        }
         if let Some(secret) = stores.default_broker_secret {
             waits.push(("the default broker's Secret", first_list(secret)));
         }

@@ -26,7 +26,10 @@ use super::{
     ownership, resolve,
     scope::{Guarded, Stores},
 };
-use crate::names::{POD_DELETION_COST, SERVICE_ANNOTATION, SERVICE_LABEL};
+use crate::{
+    keda::scaled_object::ScaledObject,
+    names::{POD_DELETION_COST, SERVICE_ANNOTATION, SERVICE_LABEL},
+};
 
 /// A watch's objects: all that are touched, deleted ones too.
 pub type Objects<K> = BoxStream<'static, Result<K, watcher::Error>>;
@@ -45,6 +48,8 @@ pub struct Watches {
     pub autoscalers: Objects<PartialObjectMeta<HorizontalPodAutoscaler>>,
     /// What we made.
     pub network_policies: Objects<PartialObjectMeta<NetworkPolicy>>,
+    /// What we made, with KEDA.
+    pub scaled_objects: Option<Objects<PartialObjectMeta<ScaledObject>>>,
     /// The instances.
     pub pods: Objects<Pod>,
     /// All Secrets, by their metadata.
@@ -63,11 +68,12 @@ pub struct DefaultSecret<'a> {
     pub name: &'a str,
 }
 
-/// Watches one namespace, or (`None`) all.
+/// Watches one namespace, or (`None`) all; with KEDA, its objects too.
 pub fn watch(
     client: &Client,
     namespace: Option<&str>,
     default_secret: Option<&DefaultSecret<'_>>,
+    keda: bool,
 ) -> (Stores, Watches) {
     let everything = watcher::Config::default();
     let ours = watcher::Config::default().labels(SERVICE_LABEL);
@@ -99,7 +105,14 @@ pub fn watch(
     let (autoscalers, autoscaler_stream) =
         metadata(client, namespace, ours.clone(), |object| ownership::trim(&mut object.metadata));
     let (network_policies, network_policy_stream) =
-        metadata(client, namespace, ours, |object| ownership::trim(&mut object.metadata));
+        metadata(client, namespace, ours.clone(), |object| ownership::trim(&mut object.metadata));
+    let (scaled_objects, scaled_object_stream) = keda
+        .then(|| {
+            metadata::<ScaledObject>(client, namespace, ours, |object| {
+                ownership::trim(&mut object.metadata);
+            })
+        })
+        .unzip();
     let (secrets, secret_stream) = metadata(client, namespace, everything.clone(), |object| {
         resolve::trim(&mut object.metadata);
         ownership::trim(&mut object.metadata);
@@ -122,6 +135,7 @@ pub fn watch(
             disruption_budgets,
             autoscalers,
             network_policies,
+            scaled_objects,
             pods,
             secrets,
             config_maps,
@@ -134,6 +148,7 @@ pub fn watch(
             disruption_budgets: disruption_budget_stream,
             autoscalers: autoscaler_stream,
             network_policies: network_policy_stream,
+            scaled_objects: scaled_object_stream,
             pods: pod_stream,
             secrets: secret_stream,
             config_maps: config_map_stream,

@@ -73,6 +73,18 @@ impl Counts {
         names
     }
 
+    /// How many instances it is to have.
+    ///
+    /// # Errors
+    /// No such service.
+    pub fn replicas(&self, namespace: &str, name: &str) -> Result<i32, CountError> {
+        let service = ServiceRef::new(name).within(namespace);
+        let found = self.of_namespace(namespace).and_then(|watched| watched.services.get(&service));
+        let readable = found.and_then(|found| found.0.as_ref().ok().map(|service| service.spec.replicas));
+        readable
+            .ok_or_else(|| CountError::NoService { namespace: namespace.to_owned(), name: name.to_owned() })
+    }
+
     /// How much of it the service has. A gateway that does not answer counts as the others do on average, as long as
     /// at least half of them answer.
     ///

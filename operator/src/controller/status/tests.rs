@@ -61,6 +61,7 @@ fn applied() -> Resources<Applied> {
         deployment: Deployment::default(),
         disruption_budget: None,
         autoscaler: None,
+        scaled_object: None,
         network_policy: None,
         state: std::marker::PhantomData,
     }
