@@ -1,5 +1,6 @@
 //! The harness of the suites: a real broker, real MCP servers and clients, a real cluster.
 //!
+//! - [`autoscalers`]: metrics-server and KEDA, as processes on the cluster's node
 //! - [`baseline`]: what a gateway holds of the machine
 //! - [`binaries`]: the project's own binaries, as cargo built them
 //! - [`broker`]: Mosquitto on a loopback port
@@ -18,6 +19,7 @@
 //! - [`helm`]: helm, on the chart of this checkout
 //! - [`monitoring`]: what Prometheus is asked by the chart's alerts and its dashboard
 
+pub mod autoscalers;
 pub mod baseline;
 pub mod binaries;
 pub mod broker;

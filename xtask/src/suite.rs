@@ -87,6 +87,7 @@ fn in_cluster() -> Result<()> {
     eprintln!("\n{}", heading("Suites on a cluster"));
     packages::ensure(&[packages::PROMETHEUS])?;
     cluster::check()?;
+    cluster::ensure_autoscalers()?;
     let cluster = Cluster::named(CLUSTER)?;
     cluster.down()?;
     cluster.up()?;
