@@ -21,7 +21,7 @@ use crate::{
     controller::{
         self,
         scope::{Failures, Scope, ServiceRef, Unsynced},
-        watches::{self, DefaultSecret},
+        watches::{self, DefaultSecret, Optional},
     },
     keda,
     leader::{Candidate, Leadership},
@@ -327,8 +327,15 @@ impl Part<'_> {
     ) -> (Unsynced, Watched) {
         let secret = self.settings.default_broker.as_ref().and_then(|broker| broker.secret.as_deref());
         let secret = secret.map(|name| DefaultSecret { namespace: &self.args.namespace, name });
-        let (stores, watches) =
-            watches::watch(self.client, namespace, secret.as_ref(), self.settings.keda_scaler.is_some());
+        let (stores, watches) = watches::watch(
+            self.client,
+            namespace,
+            secret.as_ref(),
+            Optional {
+                keda: self.settings.keda_scaler.is_some(),
+                network_policies: self.args.network_policy_from.is_some(),
+            },
+        );
         let (unsynced, follow_sync) = stores.follow_sync();
         let observations = Arc::new(Observations::default());
         let counted = Watched {

@@ -96,7 +96,8 @@ pub struct RunArgs {
     pub keda: KedaArgs,
 
     /// Keep a `NetworkPolicy` for each `McpService`, which lets only these through to its pods, and only to the
-    /// gateway's port: a JSON list of Kubernetes' `NetworkPolicyPeer`, the operator's own pods among them.
+    /// gateway's port: a JSON list of Kubernetes' `NetworkPolicyPeer`, the operator's own pods among them. `null`: keep
+    /// none, and take away those that were made before.
     #[arg(long, env = "MCP_MQTT_NETWORK_POLICY_FROM", value_name = "JSON")]
     pub network_policy_from: Option<String>,
 

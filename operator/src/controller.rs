@@ -109,12 +109,14 @@ pub async fn run(
         .owns_stream(service_accounts)
         .owns_stream(disruption_budgets)
         .owns_stream(autoscalers)
-        .owns_stream(network_policies)
         .watches_stream(pods, |pod: Pod| service_of(&pod))
         .watches_stream(secrets, move |secret| of_secret(&secret.metadata))
         .watches_stream(config_maps, move |map| of_config_map(&map.metadata))
         .reconcile_on(changed)
         .graceful_shutdown_on(stop);
+    if let Some(policies) = network_policies {
+        controller = controller.owns_stream(policies);
+    }
     if let Some(objects) = scaled_objects {
         controller = controller.owns_stream(objects);
     }

@@ -95,7 +95,8 @@ impl Settings {
                 .as_deref()
                 .map(serde_json::from_str)
                 .transpose()
-                .map_err(SettingsError::NetworkPolicyFrom)?,
+                .map_err(SettingsError::NetworkPolicyFrom)?
+                .flatten(),
             keda_scaler: args
                 .keda
                 .keda_scaler_service
@@ -151,6 +152,7 @@ mod tests {
         let labels = peers[0].pod_selector.as_ref().unwrap().match_labels.as_ref().unwrap();
         assert_eq!(labels["app"], "asker");
         assert_eq!(settings(&["--network-policy-from", ""]).unwrap().network_policy_from, None);
+        assert_eq!(settings(&["--network-policy-from", "null"]).unwrap().network_policy_from, None);
         let error = settings(&["--network-policy-from", "everybody"]).unwrap_err().to_string();
         assert!(error.contains("--network-policy-from is no JSON list"), "{error}");
     }

@@ -142,7 +142,7 @@ async fn the_network_policy_comes_and_goes_with_the_operators_setting() -> Resul
     })
     .await?;
     operator.stop().await?;
-    let operator = Operator::start(&space, &[]).await?;
+    let operator = Operator::start(&space, &["--network-policy-from", "null"]).await?;
     space.disappears::<NetworkPolicy>(NAME).await?;
     operator.stop().await?;
     space.remove().await

@@ -148,13 +148,11 @@ wins over a value.
 - name: MCP_MQTT_KEDA_SCALER_SERVICE
   value: {{ include "mcp-mqtt-operator.fullname" . }}-scaler
 {{- end }}
-{{- if .Values.networkPolicy.enabled }}
 {{- $namespace := dict "matchLabels" (dict "kubernetes.io/metadata.name" (include "mcp-mqtt-operator.namespace" .)) }}
 {{- $pods := dict "matchLabels" (include "mcp-mqtt-operator.selectorLabels" (dict "root" . "component" "operator") | fromYaml) }}
 {{- $operator := dict "namespaceSelector" $namespace "podSelector" $pods }}
 - name: MCP_MQTT_NETWORK_POLICY_FROM
-  value: {{ prepend .Values.networkPolicy.metricsFrom $operator | toJson | quote }}
-{{- end }}
+  value: {{ .Values.networkPolicy.enabled | ternary (prepend .Values.networkPolicy.metricsFrom $operator) nil | toJson | quote }}
 - name: MCP_MQTT_LOG
   value: {{ .Values.log.level | quote }}
 - name: MCP_MQTT_LOG_FORMAT

@@ -162,7 +162,9 @@ pub async fn apply(
     step.keep("Secret", &copy, broker_secret.as_ref(), &stores.secrets).await?;
     // Before the pods are there.
     let child = names::child(&identity.name);
-    step.keep("NetworkPolicy", &child, network_policy.as_ref(), &stores.network_policies).await?;
+    if let Some(policies) = &stores.network_policies {
+        step.keep("NetworkPolicy", &child, network_policy.as_ref(), policies).await?;
+    }
     if shrinks(&deployment, stores.deployments.get(&ObjectRef::from_obj(&deployment)).as_deref()) {
         // Boxed: it is large, and seldom.
         Box::pin(scale_in::weigh(scope, identity)).await;

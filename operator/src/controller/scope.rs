@@ -55,7 +55,7 @@ pub struct Stores {
     /// What we made.
     pub autoscalers: Store<PartialObjectMeta<HorizontalPodAutoscaler>>,
     /// What we made.
-    pub network_policies: Store<PartialObjectMeta<NetworkPolicy>>,
+    pub network_policies: Option<Store<PartialObjectMeta<NetworkPolicy>>>,
     /// What we made, with KEDA.
     pub scaled_objects: Option<Store<PartialObjectMeta<ScaledObject>>>,
     /// The instances.
@@ -129,11 +129,13 @@ impl Stores {
             ("ServiceAccounts", first_list(stores.service_accounts)),
             ("PodDisruptionBudgets", first_list(stores.disruption_budgets)),
             ("HorizontalPodAutoscalers", first_list(stores.autoscalers)),
-            ("NetworkPolicies", first_list(stores.network_policies)),
             ("Pods", first_list(stores.pods)),
             ("Secrets", first_list(stores.secrets)),
             ("ConfigMaps", first_list(stores.config_maps)),
         ];
+        if let Some(policies) = stores.network_policies {
+            waits.push(("NetworkPolicies", first_list(policies)));
+        }
         if let Some(objects) = stores.scaled_objects {
             waits.push(("ScaledObjects (is KEDA installed?)", first_list(objects)));
         }

@@ -47,7 +47,7 @@ pub struct Watches {
     /// What we made.
     pub autoscalers: Objects<PartialObjectMeta<HorizontalPodAutoscaler>>,
     /// What we made.
-    pub network_policies: Objects<PartialObjectMeta<NetworkPolicy>>,
+    pub network_policies: Option<Objects<PartialObjectMeta<NetworkPolicy>>>,
     /// What we made, with KEDA.
     pub scaled_objects: Option<Objects<PartialObjectMeta<ScaledObject>>>,
     /// The instances.
@@ -68,12 +68,21 @@ pub struct DefaultSecret<'a> {
     pub name: &'a str,
 }
 
-/// Watches one namespace, or (`None`) all; with KEDA, its objects too.
+/// Kinds that are watched only where they are made: an older chart gives no permission for them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Optional {
+    /// `ScaledObjects`.
+    pub keda: bool,
+    /// `NetworkPolicies`.
+    pub network_policies: bool,
+}
+
+/// Watches one namespace, or (`None`) all.
 pub fn watch(
     client: &Client,
     namespace: Option<&str>,
     default_secret: Option<&DefaultSecret<'_>>,
-    keda: bool,
+    optional: Optional,
 ) -> (Stores, Watches) {
     let everything = watcher::Config::default();
     let ours = watcher::Config::default().labels(SERVICE_LABEL);
@@ -104,9 +113,16 @@ pub fn watch(
         metadata(client, namespace, ours.clone(), |object| ownership::trim(&mut object.metadata));
     let (autoscalers, autoscaler_stream) =
         metadata(client, namespace, ours.clone(), |object| ownership::trim(&mut object.metadata));
-    let (network_policies, network_policy_stream) =
-        metadata(client, namespace, ours.clone(), |object| ownership::trim(&mut object.metadata));
-    let (scaled_objects, scaled_object_stream) = keda
+    let (network_policies, network_policy_stream) = optional
+        .network_policies
+        .then(|| {
+            metadata::<NetworkPolicy>(client, namespace, ours.clone(), |object| {
+                ownership::trim(&mut object.metadata);
+            })
+        })
+        .unzip();
+    let (scaled_objects, scaled_object_stream) = optional
+        .keda
         .then(|| {
             metadata::<ScaledObject>(client, namespace, ours, |object| {
                 ownership::trim(&mut object.metadata);
