@@ -94,7 +94,11 @@ impl Served {
             .arg(format!("--metrics-bind-address=127.0.0.1:{metrics}"))
             .arg(format!("--health-probe-bind-address=127.0.0.1:{health}"))
             .arg(format!("--metrics-service-bind-address=127.0.0.1:{grpc}"))
-            .envs([("POD_NAMESPACE", "keda"), ("KEDA_CLUSTER_OBJECT_NAMESPACE", "keda"), ("WATCH_NAMESPACE", "")]);
+            .envs([
+                ("POD_NAMESPACE", "keda"),
+                ("KEDA_CLUSTER_OBJECT_NAMESPACE", "keda"),
+                ("WATCH_NAMESPACE", ""),
+            ]);
         served.spawn(operator)?;
         let mut adapter = with_cluster_dns("keda-adapter", &directory)?;
         let kubeconfigs =
