@@ -156,7 +156,7 @@ pub struct SessionMetricsArgs {
 /// KEDA: where another adapter owns `custom.metrics.k8s.io`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 pub struct KedaArgs {
-    /// Make a `ScaledObject` of each McpService's `spec.autoscaling` in place of a `HorizontalPodAutoscaler`, and answer
+    /// Make a `ScaledObject` of each `McpService`'s `spec.autoscaling` in place of a `HorizontalPodAutoscaler`, and answer
     /// KEDA behind this Service of the operator's namespace.
     #[arg(long, env = "MCP_MQTT_KEDA_SCALER_SERVICE", requires = "pod_ip", value_name = "SERVICE")]
     pub keda_scaler_service: Option<String>,
