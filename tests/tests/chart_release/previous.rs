@@ -93,7 +93,7 @@ async fn an_upgrade_from_the_previous_chart_drains_sessions_and_loses_nothing() 
     let none = RawValue::from_string("{}".to_owned())?;
     let session = quiet.open_session(&instance, &none, std::sync::Arc::new(Unhandled), PATIENCE).await?;
     sleep(AROUND).await;
-    let long = tokio::spawn({
+    let slow_call = tokio::spawn({
         let session = session.clone();
         async move { call(&session, "trigger-long-running-operation", json!({"duration": 6, "steps": 2})).await }
     });
@@ -106,7 +106,7 @@ async fn an_upgrade_from_the_previous_chart_drains_sessions_and_loses_nothing() 
     })
     .await?;
     ready(&client, TOOLS, "everything", 2).await?;
-    let answer = long.await?.context("a call that was under way when its instance had to go")?;
+    let answer = slow_call.await?.context("a call that was under way when its instance had to go")?;
     ensure!(text(&answer)?.contains("completed"), "{answer}");
     session.wait_ended().await;
     sleep(AROUND).await;

@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File},
-    path::PathBuf,
+    path::Path,
 };
 
 use anyhow::{Context, Result};
@@ -77,14 +77,14 @@ pub(crate) fn ensure() -> Result<()> {
     Ok(())
 }
 
-fn write_keda_crds(into: &PathBuf) -> Result<()> {
+fn write_keda_crds(into: &Path) -> Result<()> {
     let keda = go::directory_of(&root().join(KEDA_MODULE), "github.com/kedacore/keda/v2")?;
     let mut all = String::new();
     for name in KEDA_CRDS {
         let file = keda.join(format!("config/crd/bases/keda.sh_{name}.yaml"));
         let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         all.push_str(&text);
-        all.push_str("\n");
+        all.push('\n');
     }
     fs::write(into, all).with_context(|| format!("cannot write {}", into.display()))
 }
