@@ -5,10 +5,18 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use axum::{Router, extract::State, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    routing::get,
+};
 use tokio::net::TcpListener;
 
 use crate::{controller::scope::lock, metrics::Metrics};
+
+/// What Prometheus is told of the text that it gets: as plain text it would refuse the type `info`.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What keeps the operator from being ready; empty: nothing does.
 #[derive(Debug, Clone)]
@@ -64,7 +72,9 @@ pub async fn serve(
         )
         .route(
             "/metrics",
-            get(|State((_, metrics)): State<(Readiness, Arc<Metrics>)>| async move { metrics.encode() }),
+            get(|State((_, metrics)): State<(Readiness, Arc<Metrics>)>| async move {
+                ([(CONTENT_TYPE, OPENMETRICS)], metrics.encode())
+            }),
         )
         .with_state((readiness, metrics));
     tokio::spawn(async move {

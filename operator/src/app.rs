@@ -17,12 +17,13 @@ use tokio::{
 
 use crate::{
     admin::{self, AdminError, Readiness},
-    cli::{RunArgs, SessionMetricsArgs},
+    cli::{KedaArgs, RunArgs, SessionMetricsArgs},
     controller::{
         self,
         scope::{Failures, Scope, ServiceRef, Unsynced},
-        watches::{self, DefaultSecret},
+        watches::{self, DefaultSecret, Optional},
     },
+    keda,
     leader::{Candidate, Leadership},
     metrics::Metrics,
     names::{self, FIELD_MANAGER},
@@ -31,7 +32,8 @@ use crate::{
     salt::{Salt, SaltError},
     session_metrics::{
         counts::{Counts, Watched},
-        server::{self, Place},
+        endpoint::Place,
+        server,
     },
     settings::{Settings, SettingsError},
     telemetry::{self, TelemetryError},
@@ -265,9 +267,11 @@ async fn work(
         metrics,
     };
     // Not before all is known: an autoscaler that hears of no sessions ends instances.
+    let counts = Counts::new(watched.into_iter().map(counted).collect());
     tokio::select! {
         () = keeper::run(setting) => {}
-        () = session_metrics(args, client, Counts::new(watched.into_iter().map(counted).collect())) => {}
+        () = session_metrics(args, client.clone(), counts.clone()) => {}
+        () = keda_scaler(args, client, counts) => {}
         () = stopped(stop) => {}
     }
     let ended = async { while tasks.join_next().await.is_some() {} };
@@ -299,6 +303,20 @@ async fn session_metrics(args: &RunArgs, client: Client, counts: Counts) {
         address: (*ip, *session_metrics_port).into(),
     };
     server::serve(client, counts, place).await;
+}
+
+/// Answers KEDA, where the chart has made a way for it.
+async fn keda_scaler(args: &RunArgs, client: Client, counts: Counts) {
+    let KedaArgs { keda_scaler_service: Some(service), keda_scaler_port } = &args.keda else {
+        return std::future::pending().await;
+    };
+    let Some(ip) = args.session_metrics.pod_ip else { return std::future::pending().await };
+    let place = Place {
+        namespace: args.namespace.clone(),
+        service: service.clone(),
+        address: (ip, *keda_scaler_port).into(),
+    };
+    keda::server::serve(client, counts, place).await;
 }
 
 /// Ready as soon as all watches are; until then readiness names those that are not.
@@ -337,7 +355,15 @@ impl Part<'_> {
     ) -> (Unsynced, instances::Watched) {
         let secret = self.settings.default_broker.as_ref().and_then(|broker| broker.secret.as_deref());
         let secret = secret.map(|name| DefaultSecret { namespace: &self.args.namespace, name });
-        let (stores, watches) = watches::watch(self.client, namespace, secret.as_ref());
+        let (stores, watches) = watches::watch(
+            self.client,
+            namespace,
+            secret.as_ref(),
+            Optional {
+                keda: self.settings.keda_scaler.is_some(),
+                network_policies: self.args.network_policy_from.is_some(),
+            },
+        );
         let (unsynced, follow_sync) = stores.follow_sync();
         let observations = Arc::new(Observations::default());
         let (sender, changed) = mpsc::channel::<ServiceRef>(CHANGED_CAPACITY);

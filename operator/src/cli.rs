@@ -91,6 +91,16 @@ pub struct RunArgs {
     #[command(flatten)]
     pub session_metrics: SessionMetricsArgs,
 
+    /// KEDA in the autoscaler's place.
+    #[command(flatten)]
+    pub keda: KedaArgs,
+
+    /// Keep a `NetworkPolicy` for each `McpService`, which lets only these through to its pods, and only to the
+    /// gateway's port: a JSON list of Kubernetes' `NetworkPolicyPeer`, the operator's own pods among them. `null`: keep
+    /// none, and take away those that were made before.
+    #[arg(long, env = "MCP_MQTT_NETWORK_POLICY_FROM", value_name = "JSON")]
+    pub network_policy_from: Option<String>,
+
     /// Log format.
     #[arg(long, env = "MCP_MQTT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json, value_name = "FORMAT")]
     pub log_format: LogFormat,
@@ -141,6 +151,19 @@ pub struct SessionMetricsArgs {
     /// Address of the operator itself, as the API server reaches it.
     #[arg(long, env = "POD_IP", value_name = "ADDRESS")]
     pub pod_ip: Option<std::net::IpAddr>,
+}
+
+/// KEDA: where another adapter owns `custom.metrics.k8s.io`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+pub struct KedaArgs {
+    /// Make a `ScaledObject` of each `McpService`'s `spec.autoscaling` in place of a `HorizontalPodAutoscaler`, and answer
+    /// KEDA behind this Service of the operator's namespace.
+    #[arg(long, env = "MCP_MQTT_KEDA_SCALER_SERVICE", requires = "pod_ip", value_name = "SERVICE")]
+    pub keda_scaler_service: Option<String>,
+
+    /// Port of that Service and of the operator behind it.
+    #[arg(long, env = "MCP_MQTT_KEDA_SCALER_PORT", default_value_t = 9091, value_name = "PORT")]
+    pub keda_scaler_port: u16,
 }
 
 /// When the kubelet pulls an image.
@@ -205,6 +228,8 @@ impl RunArgs {
         blank(&mut broker.default_broker_token_username);
         blank(&mut self.session_metrics.session_metrics_service);
         blank(&mut self.identity);
+        blank(&mut self.network_policy_from);
+        blank(&mut self.keda.keda_scaler_service);
         for list in [&mut self.watch_namespaces, &mut self.image_pull_secrets] {
             for item in list.iter_mut() {
                 *item = item.trim().to_owned();

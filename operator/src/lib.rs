@@ -13,11 +13,13 @@
 
 pub mod admin;
 pub mod app;
+pub mod census;
 pub mod check;
 pub mod cli;
 pub mod controller;
 pub mod crd;
 pub mod http_get;
+pub mod keda;
 pub mod leader;
 pub mod metrics;
 pub mod names;

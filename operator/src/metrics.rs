@@ -62,6 +62,13 @@ struct ObjectLabels {
     watched: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServiceLabels {
+    watched: String,
+    ready: String,
+    reason: String,
+}
+
 /// All counters.
 #[derive(Debug)]
 pub struct Metrics {
@@ -71,6 +78,7 @@ pub struct Metrics {
     writes: Family<WriteLabels, Counter>,
     gateways: Family<AnswerLabel, Counter>,
     objects: Family<ObjectLabels, Gauge>,
+    services: Family<ServiceLabels, Gauge>,
     watch_failures: Counter,
     leader: Gauge,
     asleep: Gauge,
@@ -110,6 +118,9 @@ impl Metrics {
         let help =
             "Objects that the operator knows, by kind and by the namespace that is watched (* for all)";
         registry.register("objects", help, objects.clone());
+        let services = Family::default();
+        let help = "McpServices by the status and the reason of their condition Ready";
+        registry.register("services", help, services.clone());
         let watch_failures = Counter::default();
         registry.register(
             "watch_failures",
@@ -141,6 +152,7 @@ impl Metrics {
             writes,
             gateways,
             objects,
+            services,
             watch_failures,
             leader,
             asleep,
@@ -172,6 +184,13 @@ impl Metrics {
     pub fn knows(&self, kind: &'static str, watched: &str, number: usize) {
         let labels = ObjectLabels { kind, watched: watched.to_owned() };
         self.objects.get_or_create(&labels).set(i64::try_from(number).unwrap_or(i64::MAX));
+    }
+
+    /// How many services are ready, or not, for this reason.
+    pub fn counted(&self, watched: &str, ready: &str, reason: &str, number: usize) {
+        let labels =
+            ServiceLabels { watched: watched.to_owned(), ready: ready.to_owned(), reason: reason.to_owned() };
+        self.services.get_or_create(&labels).set(i64::try_from(number).unwrap_or(i64::MAX));
     }
 
     /// A watch failed.

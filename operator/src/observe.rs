@@ -14,6 +14,7 @@ use mcp_mqtt_sidecar::{config::ADMIN_PORT, status::GatewayStatus};
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
+    census::Census,
     controller::scope::{ServiceRef, Stores, lock},
     http_get::HttpGet,
     metrics::Metrics,
@@ -110,6 +111,7 @@ impl Observer {
     pub async fn run(self) {
         let http = HttpGet::new(ANSWER, MAX_BODY);
         let mut pending = Pending::default();
+        let mut census = Census::default();
         let mut asked = HashSet::new();
         let mut due: VecDeque<(String, Arc<Pod>)> = VecDeque::new();
         let mut answers = FuturesUnordered::new();
@@ -127,6 +129,7 @@ impl Observer {
                 _ = ticks.tick() => {
                     let pods = self.stores.pods.all();
                     self.metrics.knows("McpService", &self.watched, self.stores.services.len());
+                    census.take(&self.stores.services, &self.watched, &self.metrics);
                     self.metrics.knows("Pod", &self.watched, pods.len());
                     self.forget_all_but(&pods);
                     due = self.due(&pods, &asked);
@@ -195,8 +198,13 @@ enum Change {
 fn change(last: Option<&Result<GatewayStatus, String>>, now: &Result<GatewayStatus, String>) -> Change {
     match (last, now) {
         (Some(Ok(last)), Ok(now)) => {
-            // Requests in flight come and go too fast to be told anywhere.
-            let alike = GatewayStatus { sessions: now.sessions, in_flight: now.in_flight, ..last.clone() };
+            // Requests in flight and refusals come and go too fast to be told anywhere.
+            let alike = GatewayStatus {
+                sessions: now.sessions,
+                in_flight: now.in_flight,
+                refused_sessions: now.refused_sessions,
+                ..last.clone()
+            };
             if alike != *now {
                 Change::Rest
             } else if last.sessions != now.sessions {
@@ -278,6 +286,7 @@ mod tests {
             sessions,
             in_flight: 0,
             idle_seconds: None,
+            refused_sessions: 0,
             server: None,
             workers: Vec::new(),
         }
@@ -289,7 +298,10 @@ mod tests {
         assert_eq!(change(None, &now), Change::Rest);
         assert_eq!(change(Some(&Ok(status(2))), &now), Change::None);
         assert_eq!(change(Some(&Ok(status(1))), &now), Change::Sessions);
-        assert_eq!(change(Some(&Ok(GatewayStatus { in_flight: 9, ..status(2) })), &now), Change::None);
+        assert_eq!(
+            change(Some(&Ok(GatewayStatus { in_flight: 9, refused_sessions: 1, ..status(2) })), &now),
+            Change::None
+        );
         assert_eq!(change(Some(&Ok(GatewayStatus { draining: true, ..status(2) })), &now), Change::Rest);
         assert_eq!(change(Some(&Err("refused".to_owned())), &now), Change::Rest);
         assert_eq!(change(Some(&Err("refused".to_owned())), &Err("refused".to_owned())), Change::None);

@@ -23,17 +23,23 @@ pub enum Metric {
     Sessions,
     /// Client requests that wait for an answer now.
     InFlight,
+    /// Sessions refused within the last minute, as all were taken.
+    Refused,
+    /// Sessions open now and those refused within the last minute: what would be open if there were room.
+    Wanted,
 }
 
 impl Metric {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Sessions, Self::InFlight];
+    pub const ALL: [Self; 4] = [Self::Sessions, Self::InFlight, Self::Refused, Self::Wanted];
 
     /// As it is called in the API.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sessions => "mcp_sessions",
             Self::InFlight => "mcp_requests_in_flight",
+            Self::Refused => "mcp_sessions_refused",
+            Self::Wanted => "mcp_sessions_wanted",
         }
     }
 

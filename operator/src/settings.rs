@@ -1,11 +1,12 @@
 //! The operator's own settings, checked once at start.
 
+use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use url::Url;
 
 use crate::cli::{PullPolicy, RunArgs};
 
 /// What the builders need to know of the operator.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// First part of every MQTT client id.
     pub cluster_name: String,
@@ -17,6 +18,10 @@ pub struct Settings {
     pub image_pull_secrets: Vec<String>,
     /// The broker of services that name none.
     pub default_broker: Option<DefaultBroker>,
+    /// Whom a service's `NetworkPolicy` lets through to its gateways; none: services have no such policy.
+    pub network_policy_from: Option<Vec<NetworkPolicyPeer>>,
+    /// Where KEDA finds its external scaler; none: services are scaled without KEDA.
+    pub keda_scaler: Option<String>,
 }
 
 /// The broker of services that name none.
@@ -53,6 +58,9 @@ pub enum SettingsError {
     /// Both a Secret with a password and a token.
     #[error("--default-broker-token-… need --default-broker-url")]
     TokenWithoutBroker,
+    /// The peers of network policies.
+    #[error("--network-policy-from is no JSON list of NetworkPolicyPeer: {0}")]
+    NetworkPolicyFrom(serde_json::Error),
 }
 
 impl Settings {
@@ -82,6 +90,18 @@ impl Settings {
             sidecar_image_pull_policy: args.sidecar_image_pull_policy,
             image_pull_secrets: args.image_pull_secrets.clone(),
             default_broker,
+            network_policy_from: args
+                .network_policy_from
+                .as_deref()
+                .map(serde_json::from_str)
+                .transpose()
+                .map_err(SettingsError::NetworkPolicyFrom)?
+                .flatten(),
+            keda_scaler: args
+                .keda
+                .keda_scaler_service
+                .as_ref()
+                .map(|service| format!("{service}.{}.svc:{}", args.namespace, args.keda.keda_scaler_port)),
         })
     }
 }
@@ -113,7 +133,7 @@ mod tests {
     fn settings(args: &[&str]) -> Result<Settings, SettingsError> {
         let all = ["mcp-mqtt-operator", "run", "--sidecar-image", "example/sidecar:1"].iter().chain(args);
         let Command::Run(run) = Cli::try_parse_from(all).unwrap().command else { panic!("not `run`") };
-        Settings::new(&run)
+        Settings::new(&run.without_blanks())
     }
 
     #[test]
@@ -123,6 +143,18 @@ mod tests {
                 .unwrap();
         let broker = settings.default_broker.unwrap();
         assert_eq!((broker.url.as_str(), broker.secret.as_deref()), ("mqtt://broker:1883", Some("creds")));
+    }
+
+    #[test]
+    fn peers_of_network_policies_are_read_as_kubernetes_writes_them() {
+        let peer = r#"[{"podSelector": {"matchLabels": {"app": "asker"}}}]"#;
+        let peers = settings(&["--network-policy-from", peer]).unwrap().network_policy_from.unwrap();
+        let labels = peers[0].pod_selector.as_ref().unwrap().match_labels.as_ref().unwrap();
+        assert_eq!(labels["app"], "asker");
+        assert_eq!(settings(&["--network-policy-from", ""]).unwrap().network_policy_from, None);
+        assert_eq!(settings(&["--network-policy-from", "null"]).unwrap().network_policy_from, None);
+        let error = settings(&["--network-policy-from", "everybody"]).unwrap_err().to_string();
+        assert!(error.contains("--network-policy-from is no JSON list"), "{error}");
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod https;
 pub mod install;
 pub mod metrics;
 pub mod readiness;
+mod recent;
 pub mod registrar;
 pub mod shim;
 pub mod status;

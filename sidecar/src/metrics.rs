@@ -14,7 +14,7 @@ use prometheus_client::{
     registry::{Metric, Registry, Unit},
 };
 
-use crate::config::Timeouts;
+use crate::{bridge::refusal::Refusal, config::Timeouts, recent::Recent};
 
 /// Prefix of every metric but the build's: `<project>_<component>`.
 const PREFIX: &str = "mcp_mqtt_gateway";
@@ -172,6 +172,8 @@ pub struct Metrics {
     pub spans_dropped: Counter,
     /// Worker connections that were opened after the first of each.
     pub worker_reconnects: Counter,
+    /// Sessions refused of late because all were taken.
+    pub refused_sessions: Recent,
     connections: Family<RoleLabel, Gauge>,
     worker_sessions: Family<WorkerLabel, Gauge>,
     sessions_ended: Family<ReasonLabel, Counter>,
@@ -268,6 +270,7 @@ impl Metrics {
             worker_reconnects: Counter::default(),
             connections: Family::default(),
             worker_sessions: Family::default(),
+            refused_sessions: Recent::new(),
             spans_exported: Counter::default(),
             spans_dropped: Counter::default(),
             sessions_ended: Family::default(),
@@ -331,6 +334,9 @@ impl Metrics {
     /// A request was not taken.
     pub fn refused(&self, reason: &'static str) {
         self.refused.get_or_create(&ReasonLabel { reason }).inc();
+        if reason == Refusal::MAX_SESSIONS {
+            self.refused_sessions.note();
+        }
     }
 
     /// A session ended.

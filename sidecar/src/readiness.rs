@@ -35,6 +35,7 @@ impl Board {
             sessions: 0,
             in_flight: 0,
             idle_seconds: None,
+            refused_sessions: 0,
             server: None,
             workers: Vec::new(),
         };
@@ -161,6 +162,7 @@ impl Board {
         let idle = self.busy.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
         status.idle_seconds = (status.sessions == 0).then_some(idle.as_secs());
         status.in_flight = u32::try_from(self.metrics.in_flight.get()).unwrap_or_default();
+        status.refused_sessions = self.metrics.refused_sessions.count();
         status
     }
 

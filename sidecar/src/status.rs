@@ -24,6 +24,10 @@ pub struct GatewayStatus {
     /// For how long there has been no session, in seconds; none while there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_seconds: Option<u64>,
+    /// `initialize` requests of the last minute that were refused, as all sessions were taken that there may be. A
+    /// gateway of an older version says nothing of it.
+    #[serde(default)]
+    pub refused_sessions: u32,
     /// What the MCP server said of itself in its `initialize` result.
     pub server: Option<ServerInfo>,
     /// The connections that carry sessions beside the registering one. Readiness does not wait for them: without them

@@ -204,6 +204,7 @@ impl Space {
     pub async fn versions(&self) -> Result<BTreeMap<String, String>> {
         use k8s_openapi::api::{
             core::v1::{Secret, ServiceAccount},
+            networking::v1::NetworkPolicy,
             policy::v1::PodDisruptionBudget,
         };
         async fn add<K>(api: Api<K>, all: &mut BTreeMap<String, String>) -> Result<()>
@@ -222,6 +223,7 @@ impl Space {
         add(self.api::<ServiceAccount>(), &mut all).await?;
         add(self.api::<Secret>(), &mut all).await?;
         add(self.api::<PodDisruptionBudget>(), &mut all).await?;
+        add(self.api::<NetworkPolicy>(), &mut all).await?;
         Ok(all)
     }
 

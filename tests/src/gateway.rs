@@ -391,6 +391,11 @@ impl Gateway {
         fs::read_to_string(self.dir.path().join("gateway.log")).unwrap_or_default()
     }
 
+    /// Where it serves `/metrics` and the rest.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.id()

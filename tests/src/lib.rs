@@ -2,6 +2,7 @@
 //!
 //! - [`api_link`]: between an operator and the API server, for faults
 //! - [`audit`]: the API server's audit log
+//! - [`autoscalers`]: metrics-server and KEDA, as processes on the cluster's node
 //! - [`baseline`]: what a gateway holds of the machine
 //! - [`binaries`]: the project's own binaries, as cargo built them
 //! - [`broker`]: Mosquitto on a loopback port
@@ -18,9 +19,11 @@
 //! - [`raw`]: an MQTT client for what no proper MCP client does
 //! - [`servers`]: MCP servers that are not ours
 //! - [`helm`]: helm, on the chart of this checkout
+//! - [`monitoring`]: what Prometheus is asked by the chart's alerts and its dashboard
 
 pub mod api_link;
 pub mod audit;
+pub mod autoscalers;
 pub mod baseline;
 pub mod binaries;
 pub mod broker;
@@ -31,6 +34,7 @@ pub mod cluster;
 pub mod gateway;
 pub mod helm;
 pub mod load;
+pub mod monitoring;
 pub mod node;
 pub mod operator;
 pub mod platform;

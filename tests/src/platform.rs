@@ -40,6 +40,15 @@ impl Platform {
     /// # Errors
     /// When there is no cluster (`cargo xtask test` brings one up), or helm refuses.
     pub async fn get() -> Result<Self> {
+        Self::with(&[]).await
+    }
+
+    /// [`Self::get`] with further values: `name=value`.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn with(values: &[&str]) -> Result<Self> {
+        let further: Vec<&str> = values.iter().flat_map(|value| ["--set", *value]).collect();
         let kube = Kube::try_default().await.context("no cluster; run the suite by: cargo xtask test")?;
         // Tests of several binaries may start at one time; helm takes one change of a release at a time.
         let lock = File::create(workspace().join("target/platform.lock"))?;
@@ -50,7 +59,7 @@ impl Platform {
             ["upgrade", "--install", "mcp-mqtt", &chart.to_string_lossy(), "--namespace", NAMESPACE];
         let more =
             ["--create-namespace", "--values", &values.to_string_lossy(), "--wait", "--timeout", "120s"];
-        helm::helm_ok(&[&arguments[..], &more[..]].concat()).await?;
+        helm::helm_ok(&[&arguments[..], &more[..], &further[..]].concat()).await?;
         let service =
             Api::<KubeService>::namespaced(kube.clone(), NAMESPACE).get("mcp-mqtt-mosquitto").await?;
         let address =
@@ -129,6 +138,11 @@ pub struct Deployed {
 }
 
 impl Deployed {
+    /// The API server.
+    pub fn kube(&self) -> Kube {
+        self.platform.kube.clone()
+    }
+
     /// The `McpServices` of its namespace.
     pub fn api(&self) -> Api<McpService> {
         Api::namespaced(self.platform.kube.clone(), &self.namespace)

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{ConfigMap, Secret, ServiceAccount},
+    networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
@@ -117,6 +118,32 @@ async fn the_disruption_budget_comes_and_goes_with_the_second_replica() -> Resul
     space.appears::<PodDisruptionBudget>(NAME).await?;
     space.patch(NAME, json!({"spec": {"replicas": 1}})).await?;
     space.disappears::<PodDisruptionBudget>(NAME).await?;
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test]
+async fn the_network_policy_comes_and_goes_with_the_operators_setting() -> Result<()> {
+    let space = Space::new("netpol").await?;
+    let asker = json!({"podSelector": {"matchLabels": {"app": "asker"}}});
+    let operator = Operator::start(&space, &["--network-policy-from", &json!([asker]).to_string()]).await?;
+    space.create(NAME, &with(&json!({}))).await?;
+    let policy: NetworkPolicy = space.appears(NAME).await?;
+    let spec = serde_json::to_value(&policy.spec)?;
+    ensure!(spec["podSelector"]["matchLabels"] == json!({"mcp-mqtt.io/service": NAME}), "{spec}");
+    ensure!(spec["policyTypes"] == json!(["Ingress"]) && spec["egress"].is_null(), "{spec}");
+    let expected = json!([{"from": [asker], "ports": [{"port": 8079, "protocol": "TCP"}]}]);
+    ensure!(spec["ingress"] == expected, "{spec}");
+    // One that is taken away comes back; one that the operator is not to make any more goes.
+    space.api::<NetworkPolicy>().delete(NAME, &DeleteParams::default()).await?;
+    eventually(PATIENCE, async || {
+        let now = space.api::<NetworkPolicy>().get_opt(NAME).await.ok()??;
+        (now.uid() != policy.uid()).then_some(())
+    })
+    .await?;
+    operator.stop().await?;
+    let operator = Operator::start(&space, &["--network-policy-from", "null"]).await?;
+    space.disappears::<NetworkPolicy>(NAME).await?;
     operator.stop().await?;
     space.remove().await
 }

@@ -3,11 +3,13 @@
 //! The node is one Go binary (`tests/cluster`) that boots everything and is the first process of its namespaces. Here
 //! stand its building, its start and end, and the ways into its network.
 
+mod autoscalers;
 mod binary;
 mod cgroups;
 mod check;
 mod commands;
 mod enter;
+mod go;
 mod journal;
 mod pause;
 mod process;
@@ -23,6 +25,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 pub(crate) use self::{
+    autoscalers::ensure as ensure_autoscalers,
     check::check,
     commands::{Commands, Through},
     enter::exec,

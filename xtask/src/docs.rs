@@ -110,9 +110,8 @@ methods that MCP does not know are `other`. A series appears with its first samp
 ";
 
 const ALERTS: &str = "
-Worth an alert: `mcp_mqtt_gateway_registered == 0` for some minutes (`/readyz` and the conditions of the McpService say
-why), `mcp_mqtt_gateway_sessions` near `mcp_mqtt_gateway_sessions_limit`, and a rate of
-`mcp_mqtt_gateway_requests_total{outcome=~\"timed_out|failed\"}` or `mcp_mqtt_gateway_messages_dropped_total`.
+The chart has alerts on them (`metrics.prometheusRule`), each with its section in [the runbook](runbook.md), and a
+dashboard (`metrics.dashboard`). Its PodMonitor adds the label `mcp_service`.
 
 ";
 
@@ -137,6 +136,7 @@ fn operator_sample() -> String {
     metrics.wrote("Pod", "apply");
     metrics.asked_gateway(true);
     metrics.knows("Pod", "*", 0);
+    metrics.counted("*", "True", "Ready", 0);
     metrics.encode()
 }
 

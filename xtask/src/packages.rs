@@ -66,6 +66,13 @@ pub(crate) const FUZZER: &[Package] =
 pub(crate) const BROKER: &[Package] =
     &[Package { name: "mosquitto", provides: &["mosquitto"], why: "is the broker of the tests" }];
 
+/// What judges the chart's alerts and the queries of its dashboard.
+pub(crate) const PROMETHEUS: &[Package] = &[Package {
+    name: "prometheus",
+    provides: &["prometheus", "promtool"],
+    why: "runs the alerts and queries of the tests",
+}];
+
 /// What runs the MCP servers and clients that are not ours.
 pub(crate) const SERVERS: &[Package] = &[
     Package { name: "nodejs", provides: &["node|nodejs"], why: "runs MCP servers and clients from npm" },

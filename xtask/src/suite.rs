@@ -76,7 +76,7 @@ fn checks() -> Result<()> {
 /// What needs this machine only: a broker on loopback, real servers, real processes.
 fn local() -> Result<()> {
     eprintln!("\n{}", heading("Suites on this machine"));
-    packages::ensure(&[packages::BROKER, packages::SERVERS])?;
+    packages::ensure(&[packages::BROKER, packages::SERVERS, packages::PROMETHEUS])?;
     npm_ci("tests/clients")?;
     cargo(&["build", "--workspace", "--bins"])?;
     cargo(&["test", "--workspace"])
@@ -85,7 +85,9 @@ fn local() -> Result<()> {
 /// What needs a cluster: a new one, so that no run depends on the one before.
 fn in_cluster() -> Result<()> {
     eprintln!("\n{}", heading("Suites on a cluster"));
+    packages::ensure(&[packages::PROMETHEUS])?;
     cluster::check()?;
+    cluster::ensure_autoscalers()?;
     let cluster = Cluster::named(CLUSTER)?;
     cluster.down()?;
     cluster.up()?;

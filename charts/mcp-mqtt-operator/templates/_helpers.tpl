@@ -79,7 +79,8 @@ serves it (a cluster has one).
 */}}
 {{- define "mcp-mqtt-operator.sessionMetrics" -}}
 {{- $enabled := .Values.autoscaling.sessionMetrics.enabled -}}
-{{- $wanted := kindIs "invalid" $enabled | ternary (not .Values.watchNamespaces) $enabled -}}
+{{- $default := not (or .Values.watchNamespaces (eq .Values.autoscaling.metrics "keda")) -}}
+{{- $wanted := kindIs "invalid" $enabled | ternary $default $enabled -}}
 {{- $there := lookup "apiregistration.k8s.io/v1" "APIService" "" "v1beta2.custom.metrics.k8s.io" -}}
 {{- $owner := dig "metadata" "annotations" "meta.helm.sh/release-name" "" $there -}}
 {{- $home := dig "metadata" "annotations" "meta.helm.sh/release-namespace" "" $there -}}
@@ -143,6 +144,15 @@ wins over a value.
 - name: MCP_MQTT_SESSION_METRICS_SERVICE
   value: {{ include "mcp-mqtt-operator.fullname" . }}-metrics
 {{- end }}
+{{- if eq .Values.autoscaling.metrics "keda" }}
+- name: MCP_MQTT_KEDA_SCALER_SERVICE
+  value: {{ include "mcp-mqtt-operator.fullname" . }}-scaler
+{{- end }}
+{{- $namespace := dict "matchLabels" (dict "kubernetes.io/metadata.name" (include "mcp-mqtt-operator.namespace" .)) }}
+{{- $pods := dict "matchLabels" (include "mcp-mqtt-operator.selectorLabels" (dict "root" . "component" "operator") | fromYaml) }}
+{{- $operator := dict "namespaceSelector" $namespace "podSelector" $pods }}
+- name: MCP_MQTT_NETWORK_POLICY_FROM
+  value: {{ .Values.networkPolicy.enabled | ternary (prepend .Values.networkPolicy.metricsFrom $operator) nil | toJson | quote }}
 - name: MCP_MQTT_LOG
   value: {{ .Values.log.level | quote }}
 - name: MCP_MQTT_LOG_FORMAT

@@ -46,6 +46,16 @@ says why; a test holds that.
 - apiGroups: [autoscaling]
   resources: [horizontalpodautoscalers]
   verbs: [get, list, watch, create, patch, delete]
+{{- if eq .Values.autoscaling.metrics "keda" }}
+# A ScaledObject where an McpService has spec.autoscaling; deleted when it has none any more.
+- apiGroups: [keda.sh]
+  resources: [scaledobjects]
+  verbs: [get, list, watch, create, patch, delete]
+{{- end }}
+# A NetworkPolicy for each McpService with networkPolicy.enabled; deleted when that is turned off.
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch, create, patch, delete]
 # Secrets that McpServices refer to: watched by their metadata, read when they change, because a new content must reach
 # the pods by a rolling update. Written: only `<name>-broker`, the copy of the default broker's credentials, deleted
 # when the McpService no longer uses that broker. RBAC cannot bound this by a name pattern.

@@ -116,6 +116,8 @@ impl ApplyError {
                 "ServiceAccount" => reasons::SERVICE_ACCOUNT_REJECTED,
                 "PodDisruptionBudget" => reasons::DISRUPTION_BUDGET_REJECTED,
                 "HorizontalPodAutoscaler" => reasons::AUTOSCALER_REJECTED,
+                "ScaledObject" => reasons::SCALED_OBJECT_REJECTED,
+                "NetworkPolicy" => reasons::NETWORK_POLICY_REJECTED,
                 _ => reasons::SECRET_REJECTED,
             }),
             Self::Contested { .. } => Some(reasons::FIELDS_CONTESTED),
@@ -165,6 +167,8 @@ pub async fn apply(
         deployment,
         disruption_budget,
         autoscaler,
+        scaled_object,
+        network_policy,
         state: PhantomData,
     } = resources;
     let stores = &scope.stores;
@@ -176,21 +180,30 @@ pub async fn apply(
     }
     let copy = names::broker_secret(&identity.name);
     step.keep("Secret", &copy, broker_secret.as_ref(), &stores.secrets).await?;
+    // Before the pods are there.
+    let child = names::child(&identity.name);
+    if let Some(policies) = &stores.network_policies {
+        step.keep("NetworkPolicy", &child, network_policy.as_ref(), policies).await?;
+    }
     if shrinks(&deployment, stores.deployments.get(&ObjectRef::from_obj(&deployment)).as_deref()) {
         // Boxed: it is large, and seldom.
         Box::pin(scale_in::weigh(scope, identity)).await;
     }
     step.apply("Deployment", &deployment, live(&stores.deployments, &deployment)).await?;
-    let child = names::child(&identity.name);
     let budgets = &stores.disruption_budgets;
     step.keep("PodDisruptionBudget", &child, disruption_budget.as_ref(), budgets).await?;
     step.keep("HorizontalPodAutoscaler", &child, autoscaler.as_ref(), &stores.autoscalers).await?;
+    if let Some(objects) = &stores.scaled_objects {
+        step.keep("ScaledObject", &child, scaled_object.as_ref(), objects).await?;
+    }
     Ok(Resources {
         service_account,
         broker_secret,
         deployment,
         disruption_budget,
         autoscaler,
+        scaled_object,
+        network_policy,
         state: PhantomData,
     })
 }

@@ -6,7 +6,9 @@ mod broker_secret;
 mod deployment;
 mod disruption_budget;
 mod gateway;
+mod network_policy;
 mod pod;
+mod scaled_object;
 mod server;
 mod service_account;
 
@@ -21,13 +23,14 @@ use k8s_openapi::{
         apps::v1::Deployment,
         autoscaling::v2::HorizontalPodAutoscaler,
         core::v1::{Secret, ServiceAccount},
+        networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
 use super::validate::ValidService;
-use crate::{names, salt::Salt, settings::Settings};
+use crate::{keda::scaled_object::ScaledObject, names, salt::Salt, settings::Settings};
 
 /// Name of the init container that brings the binary.
 pub const INSTALL: &str = "install";
@@ -69,6 +72,10 @@ pub struct Resources<State> {
     pub disruption_budget: Option<PodDisruptionBudget>,
     /// With `spec.autoscaling`.
     pub autoscaler: Option<HorizontalPodAutoscaler>,
+    /// In its place, with KEDA.
+    pub scaled_object: Option<ScaledObject>,
+    /// Where the operator is told who may ask gateways.
+    pub network_policy: Option<NetworkPolicy>,
     /// How far they are.
     pub state: PhantomData<State>,
 }
@@ -94,11 +101,17 @@ pub fn build(service: &ValidService, surroundings: Surroundings<'_>) -> Resource
         .then_some(surroundings.default_broker_secret)
         .flatten()
         .map(|data| broker_secret::build_broker_secret(service, data));
+    let keda = surroundings.settings.keda_scaler.as_deref();
     Resources {
         service_account: service_account::build_service_account(service),
         deployment: deployment::build_deployment(service, surroundings, broker_secret.as_ref()),
         disruption_budget: disruption_budget::build_disruption_budget(service),
-        autoscaler: autoscaler::build_autoscaler(service),
+        autoscaler: keda.is_none().then(|| autoscaler::build_autoscaler(service)).flatten(),
+        scaled_object: keda.and_then(|scaler| scaled_object::build_scaled_object(service, scaler)),
+        network_policy: network_policy::build_network_policy(
+            service,
+            surroundings.settings.network_policy_from.as_deref(),
+        ),
         broker_secret,
         state: PhantomData,
     }

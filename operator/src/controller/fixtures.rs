@@ -58,6 +58,8 @@ pub(crate) fn settings() -> Settings {
             secret: None,
             token: None,
         }),
+        network_policy_from: None,
+        keda_scaler: None,
     }
 }
 

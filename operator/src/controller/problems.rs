@@ -199,6 +199,7 @@ pub(crate) mod tests {
             sessions: 0,
             in_flight: 0,
             idle_seconds: None,
+            refused_sessions: 0,
             server: None,
             workers: Vec::new(),
         }

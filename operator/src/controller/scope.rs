@@ -10,6 +10,7 @@ use k8s_openapi::api::{
     apps::v1::Deployment,
     autoscaling::v2::HorizontalPodAutoscaler,
     core::v1::{ConfigMap, Secret, ServiceAccount},
+    networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
@@ -31,8 +32,8 @@ use super::{
     status::StatusMemory,
 };
 use crate::{
-    crd::McpService, metrics::Metrics, observe::Observations, registry::Registry, salt::Salt,
-    settings::Settings,
+    crd::McpService, keda::scaled_object::ScaledObject, metrics::Metrics, observe::Observations,
+    registry::Registry, salt::Salt, settings::Settings,
 };
 
 /// An `McpService` as it is watched: one that cannot be read hides none of the others.
@@ -58,6 +59,10 @@ pub struct Stores {
     pub disruption_budgets: Store<PartialObjectMeta<PodDisruptionBudget>>,
     /// What we made.
     pub autoscalers: Store<PartialObjectMeta<HorizontalPodAutoscaler>>,
+    /// What we made.
+    pub network_policies: Option<Store<PartialObjectMeta<NetworkPolicy>>>,
+    /// What we made, with KEDA.
+    pub scaled_objects: Option<Store<PartialObjectMeta<ScaledObject>>>,
     /// The instances.
     pub pods: Pods,
     /// All Secrets' metadata: what services refer to, and the copies that we made.
@@ -137,6 +142,12 @@ impl Stores {
             ("Secrets", first_list(stores.secrets)),
             ("ConfigMaps", first_list(stores.config_maps)),
         ];
+        if let Some(policies) = stores.network_policies {
+            waits.push(("NetworkPolicies", first_list(policies)));
+        }
+        if let Some(objects) = stores.scaled_objects {
+            waits.push(("ScaledObjects (is KEDA installed?)", first_list(objects)));
+        }
         if let Some(secret) = stores.default_broker_secret {
             waits.push(("the default broker's Secret", first_list(secret)));
         }

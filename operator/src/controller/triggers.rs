@@ -36,11 +36,19 @@ pub fn triggers(
     children: Children,
     changed: impl Stream<Item = ServiceRef> + Send + 'static,
 ) -> impl Stream<Item = ServiceRef> + Send + 'static {
-    let Children { deployments, service_accounts, disruption_budgets, autoscalers, pods } = children;
+    let Children {
+        deployments,
+        service_accounts,
+        disruption_budgets,
+        autoscalers,
+        network_policies,
+        scaled_objects,
+        pods,
+    } = children;
     let stores = &scope.stores;
     let changed = changed.map(|service| (service, soon()));
     let pods = of_watch(scope, pods, |_, pod| Some((service_of(&pod)?, soon())));
-    let all: [BoxStream<'static, Trigger>; 6] = [
+    let mut all: Vec<BoxStream<'static, Trigger>> = vec![
         owned(scope, "Deployment", deployments, &stores.deployments, is_unobserved),
         owned(scope, "ServiceAccount", service_accounts, &stores.service_accounts, |_| false),
         owned(scope, "PodDisruptionBudget", disruption_budgets, &stores.disruption_budgets, |_| false),
@@ -48,6 +56,12 @@ pub fn triggers(
         pods,
         changed.boxed(),
     ];
+    if let Some((policies, store)) = network_policies.zip(stores.network_policies.as_ref()) {
+        all.push(owned(scope, "NetworkPolicy", policies, store, |_| false));
+    }
+    if let Some((objects, store)) = scaled_objects.zip(stores.scaled_objects.as_ref()) {
+        all.push(owned(scope, "ScaledObject", objects, store, |_| false));
+    }
     let requests =
         futures::stream::select_all(all).map(|(message, run_at)| ScheduleRequest { message, run_at });
     scheduler(requests)

@@ -286,7 +286,9 @@ fn autoscaling(spec: &AutoscalingSpec, max_sessions: i32) -> Result<ValidAutosca
             None => None,
         };
     let in_flight = spec.in_flight.as_ref().map(|target| target.target_per_replica);
-    let targets = [(Metric::Sessions, sessions), (Metric::InFlight, in_flight)];
+    let refused_count = spec.sessions.as_ref().is_some_and(|target| target.include_refused);
+    let of_sessions = if refused_count { Metric::Wanted } else { Metric::Sessions };
+    let targets = [(of_sessions, sessions), (Metric::InFlight, in_flight)];
     Ok(ValidAutoscaling {
         min_replicas: spec.min_replicas.max(1), // at none the autoscaler rests by itself
         sleep: sleep(spec)?,

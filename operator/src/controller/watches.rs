@@ -7,6 +7,7 @@ use k8s_openapi::{
         apps::v1::{Deployment, DeploymentSpec},
         autoscaling::v2::HorizontalPodAutoscaler,
         core::v1::{ConfigMap, Pod, PodSpec, Secret, ServiceAccount},
+        networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
     },
 };
@@ -27,7 +28,10 @@ use super::{
     resolve,
     scope::{Guarded, Stores},
 };
-use crate::names::{POD_DELETION_COST, SERVICE_ANNOTATION, SERVICE_LABEL};
+use crate::{
+    keda::scaled_object::ScaledObject,
+    names::{POD_DELETION_COST, SERVICE_ANNOTATION, SERVICE_LABEL},
+};
 
 /// Objects in a page of a first list: they are held whole until they are trimmed.
 const PAGE: u32 = 100;
@@ -59,6 +63,10 @@ pub struct Children {
     pub disruption_budgets: Objects<PartialObjectMeta<PodDisruptionBudget>>,
     /// What we made.
     pub autoscalers: Objects<PartialObjectMeta<HorizontalPodAutoscaler>>,
+    /// What we made.
+    pub network_policies: Option<Objects<PartialObjectMeta<NetworkPolicy>>>,
+    /// What we made, with KEDA.
+    pub scaled_objects: Option<Objects<PartialObjectMeta<ScaledObject>>>,
     /// The instances.
     pub pods: Objects<Pod>,
 }
@@ -71,11 +79,21 @@ pub struct DefaultSecret<'a> {
     pub name: &'a str,
 }
 
+/// Kinds that are watched only where they are made: an older chart gives no permission for them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Optional {
+    /// `ScaledObjects`.
+    pub keda: bool,
+    /// `NetworkPolicies`.
+    pub network_policies: bool,
+}
+
 /// Watches one namespace, or (`None`) all.
 pub fn watch(
     client: &Client,
     namespace: Option<&str>,
     default_secret: Option<&DefaultSecret<'_>>,
+    optional: Optional,
 ) -> (Stores, Watches) {
     let everything = watcher::Config::default().page_size(PAGE);
     let ours = everything.clone().labels(SERVICE_LABEL);
@@ -109,7 +127,23 @@ pub fn watch(
     let (disruption_budgets, disruption_budget_stream) =
         metadata(client, namespace, ours.clone(), |object| ownership::trim(&mut object.metadata));
     let (autoscalers, autoscaler_stream) =
-        metadata(client, namespace, ours, |object| ownership::trim(&mut object.metadata));
+        metadata(client, namespace, ours.clone(), |object| ownership::trim(&mut object.metadata));
+    let (network_policies, network_policy_stream) = optional
+        .network_policies
+        .then(|| {
+            metadata::<NetworkPolicy>(client, namespace, ours.clone(), |object| {
+                ownership::trim(&mut object.metadata);
+            })
+        })
+        .unzip();
+    let (scaled_objects, scaled_object_stream) = optional
+        .keda
+        .then(|| {
+            metadata::<ScaledObject>(client, namespace, ours, |object| {
+                ownership::trim(&mut object.metadata);
+            })
+        })
+        .unzip();
     let (secrets, secret_stream) = metadata(client, namespace, everything.clone(), |object| {
         resolve::trim(&mut object.metadata);
         ownership::trim(&mut object.metadata);
@@ -131,6 +165,8 @@ pub fn watch(
             service_accounts,
             disruption_budgets,
             autoscalers,
+            network_policies,
+            scaled_objects,
             pods,
             secrets,
             config_maps,
@@ -143,6 +179,8 @@ pub fn watch(
                 service_accounts: service_account_stream,
                 disruption_budgets: disruption_budget_stream,
                 autoscalers: autoscaler_stream,
+                network_policies: network_policy_stream,
+                scaled_objects: scaled_object_stream,
                 pods: pod_stream,
             },
             secrets: secret_stream,

@@ -71,6 +71,13 @@ pub struct SessionsTarget {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub target_utilization: Option<i32>,
+
+    /// Whether sessions that were refused within the last minute, because all were taken, count as if they were open:
+    /// a burst is then met in one step, while otherwise the number of instances grows by what the open sessions are
+    /// over the target. A client that asks again and again counts each time, so `maxReplicas` has to be one that you
+    /// can afford.
+    #[serde(default)]
+    pub include_refused: bool,
 }
 
 /// How many requests an instance should be working on.

@@ -96,7 +96,8 @@ mod tests {
             resources["resources"].as_array().unwrap().iter().map(|r| r["name"].as_str().unwrap()).collect();
         assert_eq!(
             names,
-            ["mcpservices.mcp-mqtt.io/mcp_sessions", "mcpservices.mcp-mqtt.io/mcp_requests_in_flight"]
+            ["mcp_sessions", "mcp_requests_in_flight", "mcp_sessions_refused", "mcp_sessions_wanted"]
+                .map(|name| format!("mcpservices.mcp-mqtt.io/{name}"))
         );
         assert_eq!(group()["preferredVersion"]["groupVersion"], "custom.metrics.k8s.io/v1beta2");
     }

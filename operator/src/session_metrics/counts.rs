@@ -76,6 +76,18 @@ impl Counts {
         names
     }
 
+    /// How many instances it is to have.
+    ///
+    /// # Errors
+    /// No such service.
+    pub fn replicas(&self, namespace: &str, name: &str) -> Result<i32, CountError> {
+        let service = ServiceRef::new(name).within(namespace);
+        let found = self.of_namespace(namespace).and_then(|watched| watched.services.get(&service));
+        let readable = found.and_then(|found| found.0.as_ref().ok().map(|service| service.spec.replicas));
+        readable
+            .ok_or_else(|| CountError::NoService { namespace: namespace.to_owned(), name: name.to_owned() })
+    }
+
     /// How much of it the service has. A gateway that does not answer counts as the others do on average, as long as
     /// at least half of them answer.
     ///
@@ -94,10 +106,12 @@ impl Counts {
         pods.retain(|pod| !leaves(pod) && (is_ready(pod) || seen(pod).is_some()));
         let answers = pods.iter().filter_map(|pod| {
             let status = seen(pod)?.status.ok()?;
-            Some(u64::from(match metric {
-                Metric::Sessions => status.sessions,
-                Metric::InFlight => status.in_flight,
-            }))
+            Some(match metric {
+                Metric::Sessions => u64::from(status.sessions),
+                Metric::InFlight => u64::from(status.in_flight),
+                Metric::Refused => u64::from(status.refused_sessions),
+                Metric::Wanted => u64::from(status.sessions) + u64::from(status.refused_sessions),
+            })
         });
         let (answered, sum) = answers.fold((0, 0), |(count, sum), more| (count + 1, sum + more));
         estimate(sum, answered, pods.len()).ok_or_else(|| CountError::TooFewAnswers {
@@ -157,6 +171,7 @@ pub(crate) mod tests {
             let status = said.map(|(sessions, in_flight)| GatewayStatus {
                 sessions,
                 in_flight,
+                refused_sessions: 2,
                 ..gateway((reason::BACKEND_READY, true), (reason::REGISTERED, true))
             });
             observations.set(&name, status.ok_or_else(|| "silence".to_owned()));
@@ -171,6 +186,8 @@ pub(crate) mod tests {
         let counts = counts(&[Some((3, 1)), Some((4, 0))]);
         assert_eq!(counts.of("meteo", "weather", Metric::Sessions), Ok(7));
         assert_eq!(counts.of("meteo", "weather", Metric::InFlight), Ok(1));
+        assert_eq!(counts.of("meteo", "weather", Metric::Refused), Ok(4));
+        assert_eq!(counts.of("meteo", "weather", Metric::Wanted), Ok(11));
         assert_eq!(counts.services("meteo"), ["weather"]);
         assert!(counts.services("other").is_empty());
     }

@@ -1,7 +1,7 @@
-//! Endpoint: leads the API's Service to the leader. The Service has no selector, because only one of several operators
-//! knows the numbers; the leader writes itself into the Service's `EndpointSlice`.
+//! Endpoint: leads a Service to the leader. The Service has no selector, because only one of several operators knows
+//! the numbers; the leader writes itself into the Service's `EndpointSlice`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::{
     api::{
@@ -17,28 +17,38 @@ use kube::{
 
 use crate::names::FIELD_MANAGER;
 
-/// Name of the port, in the Service and here.
-const PORT_NAME: &str = "https";
+/// Where something is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The operator's namespace.
+    pub namespace: String,
+    /// The Service in front of it.
+    pub service: String,
+    /// The operator's own address, as other pods reach it.
+    pub address: SocketAddr,
+}
 
-/// Makes this operator the one behind the Service.
+impl Place {
+    /// What to listen on: the port, on every address of this family.
+    pub fn listen(&self) -> SocketAddr {
+        let any: IpAddr = if self.address.is_ipv4() { [0, 0, 0, 0].into() } else { [0; 16].into() };
+        (any, self.address.port()).into()
+    }
+}
+
+/// Makes this operator the one behind the Service, whose port has this name.
 ///
 /// # Errors
 /// The API server's; 404: there is no such Service.
-pub async fn publish(
-    client: &Client,
-    namespace: &str,
-    service: &str,
-    address: IpAddr,
-    port: u16,
-) -> Result<(), kube::Error> {
-    let service = Api::<Service>::namespaced(client.clone(), namespace).get(service).await?;
-    let slice = slice(&service, address, port);
-    let api: Api<EndpointSlice> = Api::namespaced(client.clone(), namespace);
+pub async fn publish(client: &Client, place: &Place, port_name: &str) -> Result<(), kube::Error> {
+    let service = Api::<Service>::namespaced(client.clone(), &place.namespace).get(&place.service).await?;
+    let slice = slice(&service, place.address, port_name);
+    let api: Api<EndpointSlice> = Api::namespaced(client.clone(), &place.namespace);
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
     api.patch(&slice.name_any(), &parameters, &Patch::Apply(&slice)).await.map(drop)
 }
 
-fn slice(service: &Service, address: IpAddr, port: u16) -> EndpointSlice {
+fn slice(service: &Service, address: SocketAddr, port_name: &str) -> EndpointSlice {
     let name = service.name_any();
     let kind = if address.is_ipv4() { "IPv4" } else { "IPv6" };
     // An address type cannot be changed: another one is another slice.
@@ -64,13 +74,13 @@ fn slice(service: &Service, address: IpAddr, port: u16) -> EndpointSlice {
         },
         address_type: kind.to_owned(),
         endpoints: vec![Endpoint {
-            addresses: vec![address.to_string()],
+            addresses: vec![address.ip().to_string()],
             conditions: Some(EndpointConditions { ready: Some(true), ..EndpointConditions::default() }),
             ..Endpoint::default()
         }],
         ports: Some(vec![EndpointPort {
-            name: Some(PORT_NAME.to_owned()),
-            port: Some(port.into()),
+            name: Some(port_name.to_owned()),
+            port: Some(address.port().into()),
             protocol: Some("TCP".to_owned()),
             ..EndpointPort::default()
         }]),
@@ -105,7 +115,7 @@ mod tests {
             "endpoints": [{"addresses": ["fd00::7"], "conditions": {"ready": true}}],
             "ports": [{"name": "https", "port": 6443, "protocol": "TCP"}],
         });
-        let slice = slice(&service, "fd00::7".parse().unwrap(), 6443);
+        let slice = slice(&service, "[fd00::7]:6443".parse().unwrap(), "https");
         assert_eq!(serde_json::to_value(slice).unwrap(), expected);
     }
 }

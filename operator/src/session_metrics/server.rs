@@ -28,7 +28,7 @@ use super::{
     GROUP, Metric, VERSION, answers,
     certificate::{self, Certificate, CertificateError, RENEWAL},
     counts::{CountError, Counts},
-    endpoint,
+    endpoint::{self, Place},
     requester::{Authorizer, Proxying, ProxyingError},
 };
 
@@ -43,16 +43,8 @@ const RETRY: Duration = Duration::from_secs(30);
 /// How often it is looked whether the API server proxies as before: its authority may be rotated.
 const REFRESH: Duration = Duration::from_mins(10);
 
-/// Where the API is served.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// The operator's namespace.
-    pub namespace: String,
-    /// The Service in front of it.
-    pub service: String,
-    /// The operator's own address, as other pods reach it.
-    pub address: SocketAddr,
-}
+/// Name of the port, in the Service and in its `EndpointSlice`.
+const PORT_NAME: &str = "https";
 
 /// It cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -107,8 +99,7 @@ async fn serve_until_renewal(
     place: &Place,
 ) -> Result<(), ServeError> {
     let Place { namespace, service, address } = place;
-    let any =
-        SocketAddr::new(if address.is_ipv4() { [0, 0, 0, 0].into() } else { [0; 16].into() }, address.port());
+    let any = place.listen();
     let listener =
         TcpListener::bind(any).await.map_err(|source| ServeError::Listen { address: any, source })?;
     let made = Certificate::new(&format!("{service}.{namespace}.svc"))?;
@@ -117,9 +108,7 @@ async fn serve_until_renewal(
     let tls = TlsAcceptor::from(Arc::new(tls_config(&made, &api.proxying)?));
     let published = |what| move |source| ServeError::Publish { what, source };
     certificate::publish(client, &made.authority).await.map_err(published("the authority (APIService)"))?;
-    endpoint::publish(client, namespace, service, address.ip(), address.port())
-        .await
-        .map_err(published("the address (EndpointSlice)"))?;
+    endpoint::publish(client, place, PORT_NAME).await.map_err(published("the address (EndpointSlice)"))?;
     tracing::info!(%address, "serving {GROUP}/{VERSION}");
     tokio::select! {
         () = accept(listener, tls, api.clone()) => {}

@@ -46,12 +46,15 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// [`Self::reason`] of a session for which there is no room.
+    pub const MAX_SESSIONS: &str = "max-sessions";
+
     /// The stable word.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Draining => "draining",
             Self::BackendDown => "backend-down",
-            Self::MaxSessions(_) => "max-sessions",
+            Self::MaxSessions(_) => Self::MAX_SESSIONS,
             Self::Subscription(_) => "subscription-refused",
             Self::NoSession => "no-session",
             Self::NotInitialized => "not-initialized",

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::{ONE_AT_A_TIME, site::namespace};
 
 /// Kinds whose API comes with the Prometheus Operator, which is not on this cluster.
-const NOT_SERVED: [&str; 2] = ["ServiceMonitor", "PodMonitor"];
+const NOT_SERVED: [&str; 3] = ["ServiceMonitor", "PodMonitor", "PrometheusRule"];
 
 #[tokio::test]
 async fn the_api_server_takes_every_object_of_every_rendering() -> Result<()> {

@@ -5,6 +5,7 @@
 mod cycle;
 mod dry_run;
 mod namespaced;
+mod previous;
 mod site;
 
 /// Releases share the CRD and the cluster's roles: one test at a time.

@@ -10,6 +10,7 @@ use mcp_mqtt_tests::platform::{
 };
 use mcp_mqtt_transport::client::{Client, Instance, Session, Unhandled};
 use serde_json::{Value, json, value::RawValue};
+use tokio::time::Instant;
 
 /// Opens a session with this very instance.
 async fn open(client: &Client, instance: &Instance) -> Result<Session> {
@@ -123,6 +124,36 @@ async fn kubernetes_own_autoscaler_goes_by_the_sessions() -> Result<()> {
     until_instances(&service, 1).await?;
     echoes(&last, "alone").await?;
     ensure!(service.api().get(&service.name).await?.spec.replicas == 1, "who wrote it?");
+    for client in clients {
+        client.close(PATIENCE).await?;
+    }
+    service.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_are_refused_count_where_they_are_to() -> Result<()> {
+    let platform = Platform::get().await?;
+    // What is open alone would never ask for more than one instance.
+    let spec = json!({
+        "gateway": { "maxSessions": 2 },
+        "autoscaling": { "maxReplicas": 2, "sessions": { "targetPerReplica": 2, "includeRefused": true } },
+    });
+    let service = platform.deploy("refusing", with(everything_over_stdio(), spec)).await?;
+    let clients = clients(&platform, 3).await?;
+    let only = service.registered(1).await?.pop().context("an instance")?;
+    let mut sessions = Vec::new();
+    for client in &clients[..2] {
+        sessions.push(open(client, &only).await?);
+    }
+    let begun = Instant::now();
+    while service.live_pods().await?.len() < 2 {
+        ensure!(begun.elapsed() < PATIENCE, "nobody heeds those that are refused");
+        ensure!(open(&clients[2], &only).await.is_err(), "two sessions are all");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let instances = service.registered(2).await?;
+    let other = instances.iter().find(|instance| **instance != only).context("another instance")?;
+    echoes(&open(&clients[2], other).await?, "at last").await?;
     for client in clients {
         client.close(PATIENCE).await?;
     }

@@ -2,19 +2,14 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead, BufReader},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process::{Child, ChildStderr, Command, Stdio},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use crate::{
-    fingerprint::Fingerprint,
-    progress::Step,
-    workspace::{find_program, program, root, target},
-};
+use super::go::{self, Build};
+use crate::workspace::{root, target};
 
 /// The file that says which versions are built.
 const VERSION_SOURCE: &str = "tests/cluster/go.mod";
@@ -78,94 +73,19 @@ fn source() -> PathBuf {
 
 /// Of everything the binary is built from.
 pub(super) fn fingerprint() -> Result<String> {
-    let source = source();
-    let mut files: Vec<PathBuf> = fs::read_dir(&source)
-        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
-        .with_context(|| format!("cannot list {}", source.display()))?;
-    files.retain(|file| {
-        file.extension()
-            .is_some_and(|extension| extension == "go" || extension == "mod" || extension == "sum")
-    });
-    files.sort();
-    let mut fingerprint = Fingerprint::default();
-    for file in files {
-        fingerprint =
-            fingerprint.text(&file.file_name().unwrap_or_default().to_string_lossy()).path(&file)?;
-    }
-    Ok(fingerprint.finish())
+    go::fingerprint(&source())
 }
 
 fn build(source: &Path) -> Result<()> {
-    if find_program("go").is_none() {
-        bail!(
-            "Go is missing: the cluster's Kubernetes is built from its Go modules, once.\n\
-             Install Go 1.25 or newer (https://go.dev/dl), or use a cluster of your own (kind, minikube, any other)."
-        );
-    }
     let version = version()?;
-    let flags = linker_flags(&version, &version_of("helm.sh/helm/v4")?);
-    let step = Step::start(format!("Building Kubernetes {version} (once; about 5 min on two processors)"));
-    step.detail("resolving modules");
-    let total = packages(source)?;
-
-    // Built beside and moved over: a cluster that is up keeps the binary it has.
-    let fresh = directory().join("kubernetes.new");
-    let mut build = go(source)
-        .args(["build", "-v", "-trimpath", "-buildvcs=false", "-ldflags", &flags, "-o"])
-        .arg(&fresh)
-        .arg(".")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("cannot run go")?;
-    let said = follow(&mut build, &step, total)?;
-    let status = build.wait().context("cannot wait for go")?;
-    if !status.success() {
-        bail!("building Kubernetes failed ({status}):\n{}", said.join("\n"));
-    }
-    fs::rename(&fresh, path()).with_context(|| format!("cannot write {}", path().display()))?;
-    step.done(format!("Kubernetes {version} is built"));
-    Ok(())
-}
-
-fn go(source: &Path) -> Command {
-    let mut go = program("go");
-    go.current_dir(source).env("CGO_ENABLED", "0").env("GOWORK", "off");
-    go
-}
-
-/// How many packages go into the binary.
-fn packages(source: &Path) -> Result<usize> {
-    let output = go(source).args(["list", "-deps", "."]).output().context("cannot run go")?;
-    if !output.status.success() {
-        bail!(
-            "the modules of the cluster cannot be had; is there a way to a Go module proxy?\n{}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).lines().count())
-}
-
-/// Shows how far the compiler is; returns the last lines that were no package, which are the errors.
-fn follow(build: &mut Child, step: &Step, total: usize) -> Result<Vec<String>> {
-    let said: ChildStderr = build.stderr.take().context("go was started without its output")?;
-    let mut compiled = 0;
-    let mut errors = Vec::new();
-    for line in BufReader::new(said).lines() {
-        let line = line.context("cannot read what go says")?;
-        if line.starts_with('#') || line.contains(' ') {
-            errors.push(line);
-        } else {
-            compiled += 1;
-            step.detail(if line.starts_with("mcp-mqtt.io/") {
-                "linking".to_owned()
-            } else {
-                format!("{compiled} of {total} packages")
-            });
-        }
-    }
-    Ok(errors.split_off(errors.len().saturating_sub(40)))
+    go::build(&Build {
+        what: &format!("Kubernetes {version}"),
+        takes: "about 5 min on two processors",
+        source,
+        package: ".",
+        linker_flags: &linker_flags(&version, &version_of("helm.sh/helm/v4")?),
+        into: &path(),
+    })
 }
 
 /// Without these the versions are empty, and clients complain.
@@ -174,7 +94,7 @@ fn linker_flags(kubernetes: &str, helm: &str) -> String {
     let mut numbers = kubernetes.trim_start_matches('v').split('.');
     let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
     format!(
-        "-s -w -X {package}.gitVersion={kubernetes} -X {package}.gitMajor={major} -X {package}.gitMinor={minor} \
+        "-X {package}.gitVersion={kubernetes} -X {package}.gitMajor={major} -X {package}.gitMinor={minor} \
          -X helm.sh/helm/v4/internal/version.version={helm}"
     )
 }

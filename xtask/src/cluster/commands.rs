@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use anyhow::{Result, ensure};
 use clap::{Args, Subcommand};
 
-use super::{Cluster, DEFAULT, Event, VARIABLE, binary, check, enter, pause};
+use super::{Cluster, DEFAULT, Event, VARIABLE, autoscalers, binary, check, enter, pause};
 use crate::{progress::human, workspace::program};
 
 /// `cargo xtask cluster …`
@@ -25,6 +25,8 @@ pub(crate) enum Commands {
     Status,
     /// Build what clusters are made of, and bring none up.
     Build,
+    /// Build metrics-server and KEDA, for the suites that meet them.
+    Autoscalers,
     /// Check this part itself: a throwaway cluster goes through its whole life, killed ones included.
     Check,
 }
@@ -62,6 +64,7 @@ impl Commands {
                 binary::ensure()?;
                 pause::ensure().map(drop)
             }
+            Self::Autoscalers => autoscalers::ensure(),
             Self::Check => check(),
         }
     }

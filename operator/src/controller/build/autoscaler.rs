@@ -46,7 +46,8 @@ pub(super) fn build_autoscaler(service: &ValidService) -> Option<HorizontalPodAu
     })
 }
 
-fn this(service: &ValidService) -> CrossVersionObjectReference {
+/// The service, as autoscalers refer to it.
+pub(super) fn this(service: &ValidService) -> CrossVersionObjectReference {
     let owner = &service.identity.owner;
     CrossVersionObjectReference {
         api_version: Some(owner.api_version.clone()),

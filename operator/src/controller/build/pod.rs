@@ -57,7 +57,7 @@ pub(super) fn build_pod_template(
             ]),
             containers: vec![server::build_server(service)],
             termination_grace_period_seconds: Some(drain_seconds + GRACE_BEYOND_DRAIN_SECONDS),
-            topology_spread_constraints: Some(vec![spread(service)]),
+            topology_spread_constraints: spread(service),
             volumes: Some(volumes(service)),
             ..PodSpec::default()
         }),
@@ -100,18 +100,24 @@ fn image_pull_secrets(surroundings: Surroundings<'_>) -> Option<Vec<LocalObjectR
         .then(|| secrets.iter().map(|name| LocalObjectReference { name: name.clone() }).collect())
 }
 
-/// Instances on different nodes where that is possible; a small cluster runs them all the same.
-fn spread(service: &ValidService) -> TopologySpreadConstraint {
-    TopologySpreadConstraint {
+/// Instances in different zones and on different nodes where that is possible; a small cluster runs them all the same.
+/// Whoever has a mind of their own on it (`podTemplate`, an empty list too) is not to find ours among theirs.
+fn spread(service: &ValidService) -> Option<Vec<TopologySpreadConstraint>> {
+    let spec = service.pod_template.as_ref().and_then(|fragment| fragment.spec.as_ref());
+    if spec.is_some_and(|spec| spec.topology_spread_constraints.is_some()) {
+        return None;
+    }
+    let over = |topology_key: &str| TopologySpreadConstraint {
         label_selector: Some(LabelSelector {
             match_labels: Some(names::selector(&service.identity.name)),
             ..LabelSelector::default()
         }),
         max_skew: 1,
-        topology_key: "kubernetes.io/hostname".to_owned(),
+        topology_key: topology_key.to_owned(),
         when_unsatisfiable: "ScheduleAnyway".to_owned(),
         ..TopologySpreadConstraint::default()
-    }
+    };
+    Some(vec![over("topology.kubernetes.io/zone"), over("kubernetes.io/hostname")])
 }
 
 fn volumes(service: &ValidService) -> Vec<Volume> {
@@ -171,5 +177,48 @@ fn projection(file: &BrokerFile) -> VolumeProjection {
             }),
             ..VolumeProjection::default()
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::{
+        controller::{
+            fetch::Fetched,
+            fixtures::{STDIO, built, settings},
+        },
+        settings::Settings,
+    };
+
+    fn pod(template: &str) -> Value {
+        let settings = Settings { image_pull_secrets: vec!["ours".to_owned()], ..settings() };
+        let spec = format!("{STDIO}\npodTemplate: {{spec: {template}}}");
+        let deployment = built(&spec, &settings, &Fetched::default()).deployment;
+        serde_json::to_value(deployment).unwrap()["spec"]["template"]["spec"].clone()
+    }
+
+    #[test]
+    fn instances_spread_over_zones_and_nodes_unless_told_otherwise() {
+        let keys = |pod: &Value| -> Vec<String> {
+            let all = pod["topologySpreadConstraints"].as_array().cloned().unwrap_or_default();
+            all.iter().map(|one| format!("{} {}", one["topologyKey"], one["whenUnsatisfiable"])).collect()
+        };
+        let ours = [
+            r#""topology.kubernetes.io/zone" "ScheduleAnyway""#,
+            r#""kubernetes.io/hostname" "ScheduleAnyway""#,
+        ];
+        assert_eq!(keys(&pod("{}")), ours);
+        let theirs = "{topologySpreadConstraints: [{topologyKey: rack, whenUnsatisfiable: DoNotSchedule, maxSkew: 2}]}";
+        assert_eq!(keys(&pod(theirs)), [r#""rack" "DoNotSchedule""#]);
+        assert_eq!(keys(&pod("{topologySpreadConstraints: []}")), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_services_own_pull_secrets_stand_beside_the_gateways_and_its_priority_holds() {
+        let pod = pod("{priorityClassName: high, imagePullSecrets: [{name: theirs}]}");
+        assert_eq!(pod["imagePullSecrets"], json!([{"name": "ours"}, {"name": "theirs"}]));
+        assert_eq!(pod["priorityClassName"], "high");
     }
 }

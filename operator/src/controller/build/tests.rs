@@ -123,6 +123,10 @@ spec:
       topologySpreadConstraints:
       - labelSelector: {matchLabels: {mcp-mqtt.io/service: weather}}
         maxSkew: 1
+        topologyKey: topology.kubernetes.io/zone
+        whenUnsatisfiable: ScheduleAnyway
+      - labelSelector: {matchLabels: {mcp-mqtt.io/service: weather}}
+        maxSkew: 1
         topologyKey: kubernetes.io/hostname
         whenUnsatisfiable: ScheduleAnyway
       volumes:
@@ -499,6 +503,9 @@ fn without_a_metric_the_autoscaler_goes_by_four_fifths_of_the_sessions() {
     let autoscaler = value(&of(&format!("{STDIO}\nautoscaling: {{maxReplicas: 3}}")).autoscaler);
     assert_eq!(autoscaler["spec"]["metrics"][0]["object"]["target"]["averageValue"], "80");
     assert_eq!(autoscaler["spec"]["minReplicas"], 1);
+    let refused = "autoscaling: {maxReplicas: 3, sessions: {targetPerReplica: 7, includeRefused: true}}";
+    let autoscaler = value(&of(&format!("{STDIO}\n{refused}")).autoscaler);
+    assert_eq!(autoscaler["spec"]["metrics"][0]["object"]["metric"]["name"], "mcp_sessions_wanted");
     let cpu = "autoscaling: {maxReplicas: 3, resources: [{name: cpu, target: {type: Utilization, averageUtilization: 60}}]}";
     let autoscaler = value(&of(&format!("{STDIO}\n{cpu}")).autoscaler);
     assert_eq!(autoscaler["spec"]["metrics"].as_array().unwrap().len(), 1, "{autoscaler}");

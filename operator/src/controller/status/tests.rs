@@ -62,6 +62,8 @@ fn applied() -> Resources<Applied> {
         deployment: Deployment::default(),
         disruption_budget: None,
         autoscaler: None,
+        scaled_object: None,
+        network_policy: None,
         state: std::marker::PhantomData,
     }
 }
