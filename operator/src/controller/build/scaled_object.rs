@@ -23,7 +23,8 @@ pub(super) fn build_scaled_object(service: &ValidService, scaler: &str) -> Optio
         metadata: metadata(service, service.child_name()),
         spec: ScaledObjectSpec {
             scale_target_ref: this(service),
-            min_replica_count: autoscaling.min_replicas,
+            // Where it may sleep, KEDA leaves none at none: the scaler calls it active only while it has instances.
+            min_replica_count: if autoscaling.sleep.is_some() { 0 } else { autoscaling.min_replicas },
             max_replica_count: autoscaling.max_replicas,
             advanced: autoscaling
                 .behavior
