@@ -81,7 +81,7 @@ pub async fn run(
     concurrency: u16,
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
-    let Watches { services, children, secrets, config_maps, default_broker_secret } = watches;
+    let Watches { services, children, secrets, config_maps, default_broker_secret, relisted } = watches;
     let owned = |kind: Kind| {
         let scope = scope.clone();
         move |metadata: &ObjectMeta| of_reference(&scope, kind, metadata)
@@ -92,6 +92,10 @@ pub async fn run(
         .watches_stream(secrets, move |secret| of_secret(&secret.metadata))
         .watches_stream(config_maps, move |map| of_config_map(&map.metadata))
         .reconcile_on(triggers(&scope, children, changed))
+        .reconcile_all_on(futures::stream::unfold(relisted, async |mut relisted| {
+            relisted.changed().await.ok()?;
+            Some(((), relisted))
+        }))
         .graceful_shutdown_on(stop);
     if let Some(secret) = default_broker_secret {
         controller = controller.reconcile_all_on(secret.map(|_| ()));

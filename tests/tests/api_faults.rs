@@ -160,7 +160,7 @@ async fn a_leader_killed_in_mid_reconcile_is_followed_and_nothing_is_done_twice(
 
 #[tokio::test]
 async fn watches_that_are_too_old_are_opened_anew_and_miss_nothing() -> Result<()> {
-    /// McpServices, Deployments, ServiceAccounts, PodDisruptionBudgets, autoscalers, Pods, Secrets, ConfigMaps.
+    // Of McpServices, Deployments, ServiceAccounts, PodDisruptionBudgets, autoscalers, Pods, Secrets, ConfigMaps.
     const WATCHES: usize = 8;
     let (space, link) = (Space::new("expired").await?, ApiLink::open().await?);
     let operator = Operator::spawn_behind(&link, &space, &["--leader-election", "false"]).await?;

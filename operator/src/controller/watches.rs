@@ -1,5 +1,7 @@
 //! The watches: one stream a kind, each into its store, trimmed to what is read of it.
 
+use std::sync::Arc;
+
 use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
 use k8s_openapi::{
     NamespaceResourceScope,
@@ -21,6 +23,7 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 
 use super::{
     ownership,
@@ -35,6 +38,9 @@ use crate::{
 
 /// Objects in a page of a first list: they are held whole until they are trimmed.
 const PAGE: u32 = 100;
+
+/// Counts up with each list but the first.
+type Relist = Arc<watch::Sender<u64>>;
 
 /// A watch's objects: all that are touched, deleted ones too.
 pub type Objects<K> = BoxStream<'static, Result<K, watcher::Error>>;
@@ -51,6 +57,8 @@ pub struct Watches {
     pub config_maps: Objects<PartialObjectMeta<ConfigMap>>,
     /// The default broker's Secret.
     pub default_broker_secret: Option<Objects<Secret>>,
+    /// Counts the lists that came after a watch was too old: what was deleted meanwhile is in none, and no object tells.
+    pub relisted: watch::Receiver<u64>,
 }
 
 /// Streams of what we made, and of what came of it.
@@ -97,6 +105,8 @@ pub fn watch(
 ) -> (Stores, Watches) {
     let everything = watcher::Config::default().page_size(PAGE);
     let ours = everything.clone().labels(SERVICE_LABEL);
+    let (relist, relisted) = watch::channel(0);
+    let relist = &Arc::new(relist);
 
     let (services, writer) = reflector::store();
     let stream = watcher::watcher(api::<Guarded>(client, namespace), everything.clone())
@@ -111,7 +121,7 @@ pub fn watch(
     let service_stream = stream.boxed();
 
     let (deployments, deployment_stream) =
-        full(client, namespace, ours.clone(), |deployment: &mut Deployment| {
+        full(client, namespace, ours.clone(), relist, |deployment: &mut Deployment| {
             ownership::trim(&mut deployment.metadata);
             // Ownership and hash tell whether it is as it should be; its size tells whether it is about to shrink.
             let replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas);
@@ -120,18 +130,18 @@ pub fn watch(
     let index = Index::default();
     let noted = index.clone();
     let pod_events = watcher::watcher(api::<Pod>(client, namespace), ours.clone()).modify(trim_pod);
-    let (pods, pod_stream) = into_store(pod_events.inspect_ok(move |event| noted.note(event)));
+    let (pods, pod_stream) = into_store(pod_events.inspect_ok(move |event| noted.note(event)), relist);
     let pods = Pods::new(pods, index);
     let (service_accounts, service_account_stream) =
-        metadata(client, namespace, ours.clone(), |object| ownership::trim(&mut object.metadata));
+        metadata(client, namespace, ours.clone(), relist, |object| ownership::trim(&mut object.metadata));
     let (disruption_budgets, disruption_budget_stream) =
-        metadata(client, namespace, ours.clone(), |object| ownership::trim(&mut object.metadata));
+        metadata(client, namespace, ours.clone(), relist, |object| ownership::trim(&mut object.metadata));
     let (autoscalers, autoscaler_stream) =
-        metadata(client, namespace, ours.clone(), |object| ownership::trim(&mut object.metadata));
+        metadata(client, namespace, ours.clone(), relist, |object| ownership::trim(&mut object.metadata));
     let (network_policies, network_policy_stream) = optional
         .network_policies
         .then(|| {
-            metadata::<NetworkPolicy>(client, namespace, ours.clone(), |object| {
+            metadata::<NetworkPolicy>(client, namespace, ours.clone(), relist, |object| {
                 ownership::trim(&mut object.metadata);
             })
         })
@@ -139,21 +149,21 @@ pub fn watch(
     let (scaled_objects, scaled_object_stream) = optional
         .keda
         .then(|| {
-            metadata::<ScaledObject>(client, namespace, ours, |object| {
+            metadata::<ScaledObject>(client, namespace, ours, relist, |object| {
                 ownership::trim(&mut object.metadata);
             })
         })
         .unzip();
-    let (secrets, secret_stream) = metadata(client, namespace, everything.clone(), |object| {
+    let (secrets, secret_stream) = metadata(client, namespace, everything.clone(), relist, |object| {
         resolve::trim(&mut object.metadata);
         ownership::trim(&mut object.metadata);
     });
     let (config_maps, config_map_stream) =
-        metadata(client, namespace, everything, |object| resolve::trim(&mut object.metadata));
+        metadata(client, namespace, everything, relist, |object| resolve::trim(&mut object.metadata));
     let (default_broker_secret, default_stream) = default_secret
         .map(|secret| {
             let only = watcher::Config::default().fields(&format!("metadata.name={}", secret.name));
-            full(client, Some(secret.namespace), only, |secret: &mut Secret| {
+            full(client, Some(secret.namespace), only, relist, |secret: &mut Secret| {
                 ownership::trim(&mut secret.metadata);
             })
         })
@@ -186,6 +196,7 @@ pub fn watch(
             secrets: secret_stream,
             config_maps: config_map_stream,
             default_broker_secret: default_stream,
+            relisted,
         },
     )
 }
@@ -201,6 +212,7 @@ fn full<K>(
     client: &Client,
     namespace: Option<&str>,
     config: watcher::Config,
+    relist: &Relist,
     trim: impl FnMut(&mut K) + Send + 'static,
 ) -> (Store<K>, Objects<K>)
 where
@@ -212,13 +224,14 @@ where
         + Sync
         + 'static,
 {
-    into_store(watcher::watcher(api::<K>(client, namespace), config).modify(trim))
+    into_store(watcher::watcher(api::<K>(client, namespace), config).modify(trim), relist)
 }
 
 fn metadata<K>(
     client: &Client,
     namespace: Option<&str>,
     config: watcher::Config,
+    relist: &Relist,
     trim: impl FnMut(&mut PartialObjectMeta<K>) + Send + 'static,
 ) -> (Store<PartialObjectMeta<K>>, Objects<PartialObjectMeta<K>>)
 where
@@ -230,17 +243,29 @@ where
         + Sync
         + 'static,
 {
-    into_store(watcher::watcher(api::<PartialObjectMeta<K>>(client, namespace), config).modify(trim))
+    into_store(watcher::watcher(api::<PartialObjectMeta<K>>(client, namespace), config).modify(trim), relist)
 }
 
 fn into_store<K>(
     events: impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send + 'static,
+    relist: &Relist,
 ) -> (Store<K>, Objects<K>)
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + Sync + 'static,
 {
     let (store, writer) = reflector::store();
-    let objects = events.default_backoff().reflect(writer).touched_objects().into_stream();
+    let (relist, mut lists) = (relist.clone(), 0_u32);
+    let noted = move |event: &watcher::Event<K>| {
+        if matches!(event, watcher::Event::InitDone) {
+            if lists > 0 {
+                relist.send_modify(|count| *count += 1);
+            }
+            lists = lists.saturating_add(1);
+        }
+    };
+    // After the store: whoever looks then finds the new list.
+    let events = events.default_backoff().reflect(writer).inspect_ok(noted);
+    let objects = events.touched_objects().into_stream();
     (store, objects.boxed())
 }
 

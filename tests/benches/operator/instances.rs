@@ -96,6 +96,8 @@ fn gateway(namespace: &str, service: &str, pod: &str) -> GatewayStatus {
         draining: false,
         sessions: 0,
         in_flight: 0,
+        idle_seconds: None,
+        refused_sessions: 0,
         server: Some(ServerInfo {
             name: "weather".to_owned(),
             version: "3.0.0".to_owned(),
