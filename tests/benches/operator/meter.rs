@@ -68,7 +68,7 @@ impl Meter {
         let all = (last.at - self.begin).as_secs_f64() * cores as f64;
         Ok(Cost {
             parts: parts.map(|((name, _), (before, after))| (*name, after.saturating_sub(*before))).collect(),
-            busy: (last.busy - first.busy).as_secs_f64() / all,
+            busy: last.busy.saturating_sub(first.busy).as_secs_f64() / all,
         })
     }
 }
@@ -84,7 +84,7 @@ fn busy() -> Duration {
     let ticks: Vec<u64> = fields.filter_map(|field| field.parse().ok()).collect();
     // user nice system idle iowait irq softirq …; stolen time is nobody's.
     let idle: u64 = ticks.iter().skip(3).take(2).sum();
-    Duration::from_millis((ticks.iter().take(7).sum::<u64>() - idle) * 10)
+    Duration::from_millis(ticks.iter().take(7).sum::<u64>().saturating_sub(idle) * 10)
 }
 
 /// What the operator asked of the API server.
