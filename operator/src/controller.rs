@@ -238,6 +238,7 @@ fn see<'a>(scope: &Scope, service: &'a Guarded, readable: Option<&McpService>) -
         server_name: readable.map(validate::server_name),
         replicas: readable.map_or(0, |service| service.spec.replicas),
         registry: scope.registry.seen(&reference),
+        awaits_registry: scope.registry.awaits(&reference),
     }
 }
 

@@ -313,8 +313,8 @@ async fn prepare(kube: &Client) -> Result<()> {
     crd.metadata.annotations = Some(release.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
     let api = Api::<CustomResourceDefinition>::all(kube.clone());
     let name = crd.name_any();
-    // Its own manager, so that nobody else's fields are taken away.
-    match api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&crd)).await {
+    // As Helm: another chart's CRD is no conflict with it then.
+    match api.patch(&name, &PatchParams::apply("helm").force(), &Patch::Apply(&crd)).await {
         Ok(_) => {}
         Err(kube::Error::Api(answer)) => {
             bail!("the API server refuses the CRD: {}", answer.message)

@@ -48,13 +48,20 @@ async fn at_rest_it_writes_nothing_also_after_a_restart() -> Result<()> {
         ensure!(space.versions().await? == versions, "objects changed");
         anyhow::Ok(())
     };
+    // The last that comes to be known: there is no broker at that address.
+    let told = async || {
+        let message = space.condition("parked", "Ready", "False", "ScaledToZero").await.ok()?;
+        message.contains("cannot ask the broker").then_some(())
+    };
+    eventually(PATIENCE, told).await.context("that there is no broker")?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     quiet(&operator, Duration::from_mins(1)).await.context("at rest")?;
     operator.stop().await?;
 
     let before = writes(&space)?.len();
     let operator = Operator::start(&space, &[]).await?;
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    // Longer than it takes to know again that there is no broker.
+    tokio::time::sleep(Duration::from_secs(20)).await;
     let audited = writes(&space)?.split_off(before);
     ensure!(audited.is_empty(), "a restart writes {audited:#?}");
     operator.stop().await?;

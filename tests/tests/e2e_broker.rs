@@ -37,7 +37,13 @@ async fn after_a_restart_of_the_broker_every_instance_registers_again() -> Resul
         }
     };
     tokio::time::timeout(PATIENCE, back).await.context("the instances do not come back")?;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    let before = load.answered();
+    let again = async {
+        while load.answered() == before {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, again).await.context("no client is answered again")?;
     let account = load.finish().await?;
     ensure!(account.sessions > 8, "no client opened a session again: {account:?}");
     assert_eq!(service.live_pods().await?, pods_before, "a broker's restart is no reason to restart pods");

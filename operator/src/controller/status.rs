@@ -63,6 +63,8 @@ pub struct Seen<'a> {
     pub replicas: i32,
     /// What the broker says; none: it has not been asked yet.
     pub registry: Option<registry::wanted::Seen>,
+    /// Whether it is about to say something, as this operator has just started.
+    pub awaits_registry: bool,
 }
 
 impl Seen<'_> {
@@ -140,8 +142,11 @@ mod tests;
 
 /// How long the status waits for what comes of a Deployment that was applied: its controller takes milliseconds, and
 /// seconds when there are hundreds.
-const HOLD: Duration = Duration::from_secs(5);
-/// A gateway that was not asked yet is asked within the second, unless hundreds are silent.
+const HOLD: Duration = Duration::from_secs(2);
+/// What is said where the operator has no connection to the broker of a service.
+const UNASKABLE: &str = "cannot ask the broker";
+/// A gateway that was not asked yet is asked within the second, unless hundreds are silent; a broker is connected to, or
+/// found to be out of reach, within seconds.
 const UNASKED: Duration = Duration::from_secs(5);
 
 /// Whether it is too early for a status (pure), and for how long: one word later it would be another one, and both
@@ -168,7 +173,15 @@ pub fn hold(
     });
     let unasked =
         |(pod, seen): (&Pod, Option<&Observation>)| seen.is_none() && is_ready(pod) && is_asked(pod);
-    (told && seen.staying().any(unasked)).then_some(UNASKED)
+    let from_registry = |last: &McpServiceStatus| last.conditions.iter().any(is_from_registry);
+    let silent = seen.awaits_registry && last.is_some_and(from_registry);
+    (told && (silent || seen.staying().any(unasked))).then_some(UNASKED)
+}
+
+/// Whether only the broker can have told it.
+fn is_from_registry(condition: &Condition) -> bool {
+    [reasons::ASLEEP, reasons::PRESENCE_MISSING].contains(&condition.reason.as_str())
+        || condition.message.contains(UNASKABLE)
 }
 
 /// The status (pure). Conditions keep the time at which they last turned.
@@ -316,7 +329,7 @@ fn registered_condition(outcome: &Outcome<'_>, seen: &Seen<'_>) -> Judgment {
     let mut text = format!("{registered} of {wanted} instances in the broker's registry");
     let unreachable = seen.registry.as_ref().and_then(|registry| registry.unreachable.as_ref());
     if let Some(why) = unreachable.filter(|_| registered > 0) {
-        let _ = write!(text, ", by the gateways' word: the operator itself cannot ask the broker ({why})");
+        let _ = write!(text, ", by the gateways' word: the operator itself {UNASKABLE} ({why})");
     }
     if registered >= wanted {
         return holds(reasons::REGISTERED, text);
@@ -342,7 +355,7 @@ fn nothing_runs(outcome: &Outcome<'_>, seen: &Seen<'_>) -> Option<Judgment> {
         ));
     }
     let unreachable = seen.registry.as_ref().and_then(|registry| registry.unreachable.as_ref());
-    let why = unreachable.map(|why| format!(", and the operator cannot ask the broker ({why})"));
+    let why = unreachable.map(|why| format!(", and the operator {UNASKABLE} ({why})"));
     Some(fails(
         reasons::SCALED_TO_ZERO,
         format!("spec.replicas is 0; clients find no instance{}", why.unwrap_or_default()),

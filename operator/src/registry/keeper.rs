@@ -391,7 +391,10 @@ impl Keeper {
             missing: service.missing(),
             sleeps: service.sleeper.sleeps(),
         };
-        if self.setting.registry.seen(reference).as_ref() == Some(&seen) {
+        let before = self.setting.registry.seen(reference);
+        // Nothing is known yet.
+        let silent = before.is_none() && seen.unreachable.is_none() && !broker.presences.settled();
+        if silent || before.as_ref() == Some(&seen) {
             return;
         }
         let watched = self.setting.watched.iter().find(|watched| watched.watches(reference));

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -169,15 +170,25 @@ pub struct Seen {
     pub sleeps: bool,
 }
 
+/// So long after its start an operator waits for what brokers say: twice what a connection may take before it is told.
+const FIRST_WORD: Duration = Duration::from_secs(30);
+
 /// Between the reconciles and the keeper; cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Registry(Arc<Shared>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    since: Instant,
     told: Mutex<Told>,
     news: Notify,
     seen: Mutex<HashMap<ServiceRef, Seen>>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { since: Instant::now(), told: Mutex::default(), news: Notify::new(), seen: Mutex::default() }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -215,6 +226,13 @@ impl Registry {
     /// What the broker says of it; none: nothing yet.
     pub fn seen(&self, service: &ServiceRef) -> Option<Seen> {
         lock(&self.0.seen).get(service).cloned()
+    }
+
+    /// Whether the broker is about to say something of it: this operator has just started.
+    pub fn awaits(&self, service: &ServiceRef) -> bool {
+        self.0.since.elapsed() < FIRST_WORD
+            && lock(&self.0.told).known.contains_key(service)
+            && !lock(&self.0.seen).contains_key(service)
     }
 
     /// What is new, once there is something.

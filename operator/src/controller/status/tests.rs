@@ -52,6 +52,7 @@ fn seen(metadata: &ObjectMeta, replicas: i32, pods: Vec<(Arc<Pod>, Option<Observ
         server_name: Some("meteo/weather".to_owned()),
         replicas,
         registry: None,
+        awaits_registry: false,
     }
 }
 
@@ -347,11 +348,11 @@ fn a_status_waits_for_what_comes_of_the_deployment_but_not_for_long() {
     for behind in
         [json!({}), json!({"observedGeneration": 1, "updatedReplicas": 1}), json!({"observedGeneration": 2})]
     {
-        assert_eq!(held(&behind, pods(), Some(500)), Some(Duration::from_millis(4500)), "{behind}");
+        assert_eq!(held(&behind, pods(), Some(500)), Some(Duration::from_millis(1500)), "{behind}");
         assert_eq!(held(&behind, pods(), Some(5500)), None, "it takes too long");
         assert_eq!(held(&behind, pods(), None), None, "nothing was applied");
     }
-    assert_eq!(held(&made, Vec::new(), Some(500)), Some(Duration::from_millis(4500)), "no pod was seen");
+    assert_eq!(held(&made, Vec::new(), Some(500)), Some(Duration::from_millis(1500)), "no pod was seen");
     let metadata = metadata();
     let problem = Problem { reason: "NameTaken".to_owned(), message: String::new() };
     let refused =
@@ -376,4 +377,17 @@ fn an_operator_that_has_just_started_asks_before_it_takes_back_what_its_predeces
     assert_eq!(hold(vec![(starting_pod("a"), None)], Some(&last)), None, "it is not asked");
     let older = McpServiceStatus { observed_generation: Some(6), ..last.clone() };
     assert_eq!(hold(vec![(running, None)], Some(&older)), None, "another generation has to be told");
+}
+
+#[test]
+fn what_a_predecessor_learned_from_the_broker_stands_until_the_broker_has_spoken_again() {
+    let asleep = with_registry(0, Vec::new(), registry::wanted::Seen { sleeps: true, ..shown() });
+    let metadata = metadata();
+    let hold = |awaits_registry, last| {
+        let seen = Seen { awaits_registry, ..seen(&metadata, 0, Vec::new()) };
+        hold(&Outcome::Accepted(&applied()), &seen, Some(last), None)
+    };
+    assert_eq!(hold(true, &asleep), Some(UNASKED));
+    assert_eq!(hold(false, &asleep), None, "it has spoken, or it will not");
+    assert_eq!(hold(true, &status(0, Vec::new())), None, "nothing of that came from the broker");
 }
