@@ -2,7 +2,7 @@
 // k8s.io than the cluster, so it has a module of its own.
 module mcp-mqtt.io/tests/metrics-server
 
-go 1.26.0
+go 1.26.4
 
 tool sigs.k8s.io/metrics-server/cmd/metrics-server
 
