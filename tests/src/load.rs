@@ -42,8 +42,15 @@ pub struct Work {
 #[derive(Debug)]
 pub struct Load {
     stop: Arc<AtomicBool>,
-    answered: Arc<AtomicU64>,
+    counts: Arc<Counts>,
     clients: JoinSet<Account>,
+}
+
+/// What can be seen while they are at it.
+#[derive(Debug, Default)]
+struct Counts {
+    answered: AtomicU64,
+    sessions: AtomicU64,
 }
 
 /// What became of the requests.
@@ -79,7 +86,7 @@ impl Load {
     /// Starts so many clients with this work.
     pub fn start_with(broker: &Url, server: &ServerName, clients: usize, work: &Work) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let answered = Arc::new(AtomicU64::new(0));
+        let counts = Arc::new(Counts::default());
         let mut running = JoinSet::new();
         for n in 0..clients {
             let client = LoadClient {
@@ -89,19 +96,24 @@ impl Load {
                 slow: n % 4 == 3,
                 dies_in: work.dies_in.filter(|_| n % 4 == 1),
                 calls: n,
-                answered: Arc::clone(&answered),
+                counts: Arc::clone(&counts),
                 stop: Arc::clone(&stop),
                 account: Account::default(),
                 last_answer: Instant::now(),
             };
             running.spawn(client.run());
         }
-        Self { stop, answered, clients: running }
+        Self { stop, counts, clients: running }
     }
 
     /// Requests answered with a result so far.
     pub fn answered(&self) -> u64 {
-        self.answered.load(Ordering::Relaxed)
+        self.counts.answered.load(Ordering::Relaxed)
+    }
+
+    /// Sessions opened so far.
+    pub fn sessions(&self) -> u64 {
+        self.counts.sessions.load(Ordering::Relaxed)
     }
 
     /// Lets every client finish its request, and adds up.
@@ -159,7 +171,7 @@ struct LoadClient {
     dies_in: Option<u32>,
     /// So far; where it stands in its work.
     calls: usize,
-    answered: Arc<AtomicU64>,
+    counts: Arc<Counts>,
     stop: Arc<AtomicBool>,
     account: Account,
     last_answer: Instant,
@@ -192,6 +204,7 @@ impl LoadClient {
             match opened {
                 Ok(session) => {
                     self.account.sessions += 1;
+                    self.counts.sessions.fetch_add(1, Ordering::Relaxed);
                     self.use_session(&session).await?;
                     session.close();
                 }
@@ -232,7 +245,7 @@ impl LoadClient {
         match result {
             Ok(Ok(_)) => {
                 self.account.answered += 1;
-                self.answered.fetch_add(1, Ordering::Relaxed);
+                self.counts.answered.fetch_add(1, Ordering::Relaxed);
                 self.account.longest_gap = self.account.longest_gap.max(self.last_answer.elapsed());
                 self.last_answer = Instant::now();
                 true

@@ -9,6 +9,7 @@ use kube::{
     api::{DeleteParams, ListParams},
 };
 use mcp_mqtt_tests::{
+    cluster::eventually,
     load::Load,
     platform::{NAMESPACE, PATIENCE, Platform, call, everything_over_http, text, with},
 };
@@ -20,32 +21,28 @@ async fn after_a_restart_of_the_broker_every_instance_registers_again() -> Resul
     let service = platform.deploy("restart", with(everything_over_http(), json!({ "replicas": 2 }))).await?;
     let pods_before = service.live_pods().await?;
     let load = Load::start(&platform.broker, &service.server_name(), 8);
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    eventually(PATIENCE, async || (load.sessions() == 8).then_some(())).await.context("not all have a session")?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let sessions = load.sessions();
 
     let pods = Api::<Pod>::namespaced(platform.kube.clone(), NAMESPACE);
     let brokers = pods.list(&ListParams::default().labels("app.kubernetes.io/component=mosquitto")).await?;
     let broker = brokers.items.first().and_then(|pod| pod.metadata.name.clone()).context("no broker pod")?;
     pods.delete(&broker, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await?;
 
-    // The new broker knows nothing: what stands in its registry came after the restart.
-    let back = async {
-        loop {
-            if service.registered(2).await.is_ok() {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, back).await.context("the instances do not come back")?;
+    // The old one goes on for a moment after it was deleted. But sessions end only with it: one more than before is one
+    // on the new broker, which knows nothing, so that what stands in its registry then came after the restart.
+    eventually(PATIENCE, async || (load.sessions() > sessions).then_some(()))
+        .await
+        .context("no client opens a session again")?;
+    eventually(PATIENCE, async || service.registered(2).await.ok())
+        .await
+        .context("the instances do not come back")?;
     let before = load.answered();
-    let again = async {
-        while load.answered() == before {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, again).await.context("no client is answered again")?;
-    let account = load.finish().await?;
-    ensure!(account.sessions > 8, "no client opened a session again: {account:?}");
+    eventually(PATIENCE, async || (load.answered() > before).then_some(()))
+        .await
+        .context("no client is answered again")?;
+    load.finish().await?;
     assert_eq!(service.live_pods().await?, pods_before, "a broker's restart is no reason to restart pods");
     let status = service.status(|status| status["registered"] == 2).await?;
     ensure!(status["ready"] == "2/2", "{status}");

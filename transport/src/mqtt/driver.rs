@@ -217,7 +217,9 @@ impl Driver {
         if over(clock.disconnected, LINGER) {
             return Err(CloseReason::Wanted);
         }
-        if self.link.disconnect_deadline().is_some_and(|by| now >= by) {
+        // It is for DISCONNECT to go out; how long the broker may take to close after it, we decide.
+        let disconnect_by = self.link.disconnect_deadline().filter(|_| clock.disconnected.is_none());
+        if disconnect_by.is_some_and(|by| now >= by) {
             return Err(CloseReason::DisconnectTimedOut);
         }
         if clock.blocked.is_some() && self.wire.take_progress() {
@@ -229,16 +231,21 @@ impl Driver {
         if over(clock.paused, PATIENCE) {
             return Err(CloseReason::Overwhelmed);
         }
-        if over(Some(clock.pinged), clock.keep_alive) && !self.last {
-            // The answer to the last one may stand behind megabytes that have not been read, or are still coming.
-            if !clock.heard && clock.paused.is_none() {
-                return Err(CloseReason::KeepAlive(clock.keep_alive));
+        // Every deadline that has passed is taken away or put off here: one that stays would keep us spinning.
+        if over(Some(clock.pinged), clock.keep_alive) {
+            clock.pinged = now;
+            if !self.last {
+                // The answer to the last one may stand behind megabytes that have not been read, or are still coming.
+                if !clock.heard && clock.paused.is_none() {
+                    return Err(CloseReason::KeepAlive(clock.keep_alive));
+                }
+                clock.heard = false;
+                PingReq::write(self.wire.output()).map_err(|error| codec_error(&error))?;
+                self.wire.hurry();
             }
-            (clock.heard, clock.pinged) = (false, now);
-            PingReq::write(self.wire.output()).map_err(|error| codec_error(&error))?;
-            self.wire.hurry();
         }
         if clock.ack_due.is_some_and(|due| now >= due) {
+            clock.ack_due = None;
             self.wire.hurry();
         }
         self.timer.as_mut().reset(clock.next(self.link.disconnect_deadline()));

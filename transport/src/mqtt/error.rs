@@ -124,7 +124,7 @@ pub enum CloseReason {
     /// The broker broke a rule of MQTT.
     #[error("the broker broke the protocol: {0}")]
     Protocol(String),
-    /// What arrived was not taken from [`Events`](super::Events) for so long that more could not be kept.
+    /// What arrived was not taken from [`Events`](super::Events) for ten minutes, in which nothing more was read.
     #[error("what the broker sent was not taken for too long")]
     Overwhelmed,
 }

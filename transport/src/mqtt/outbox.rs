@@ -142,9 +142,11 @@ impl Outbox {
         }
     }
 
-    /// All publications that are left at the end of the connection, the oldest first: those that were sent and not
-    /// acknowledged, and those that wait.
-    pub(super) fn take_publications(&mut self) -> Vec<Publication> {
+    /// Nothing more will be sent or answered: who waits learns it by the end of its channel. All publications that
+    /// are left, the oldest first: those that were sent and not acknowledged, and those that wait.
+    pub(super) fn close(&mut self) -> Vec<Publication> {
+        self.phase = Phase::Closed;
+        self.waiting_bytes = 0;
         let sent = self.window.take_oldest_first().into_iter().filter_map(|ack| match ack {
             Ack::Publish { publication, .. } => Some(publication),
             Ack::Filters(_) => None,
@@ -154,14 +156,6 @@ impl Outbox {
             _ => None,
         });
         sent.chain(waiting).collect()
-    }
-
-    /// Nothing more will be sent or answered: who waits learns it by the end of its channel.
-    pub(super) fn close(&mut self) {
-        self.phase = Phase::Closed;
-        self.waiting = VecDeque::new();
-        self.waiting_bytes = 0;
-        self.window.take_oldest_first();
     }
 
     /// Writes the next packet, if there is one that can go.

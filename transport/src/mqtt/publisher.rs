@@ -155,7 +155,7 @@ impl Publisher {
     /// most one second after DISCONNECT went out). Nobody has to read the events meanwhile.
     ///
     /// # Errors
-    /// [`PublishError::Timeout`] when it was not done by the deadline; the connection is cut then, and the will
+    /// [`PublishError::Timeout`] when DISCONNECT was not out by the deadline; the connection is cut then, and the will
     /// published. [`PublishError::Closed`] when it was over before DISCONNECT went out.
     pub async fn disconnect(&self, deadline: Duration) -> Result<(), PublishError> {
         self.link.start_disconnect(Instant::now() + deadline);
@@ -362,12 +362,7 @@ impl Link {
 
     /// The connection is over; everybody who waits learns it. How many publications may not have arrived.
     pub(super) fn close(&self, reason: CloseReason) -> usize {
-        let undelivered = {
-            let mut outbox = self.outbox();
-            let undelivered = outbox.take_publications();
-            outbox.close();
-            undelivered
-        };
+        let undelivered = self.outbox().close();
         let count = undelivered.len();
         *self.undelivered.lock().unwrap_or_else(PoisonError::into_inner) = undelivered;
         self.closed.send_replace(Some(reason));

@@ -13,6 +13,21 @@ fn publication(payload: impl Into<bytes::Bytes>) -> Publication {
     Publication::new("t", payload, Qos::AtLeastOnce)
 }
 
+/// More than the sockets of both sides hold; at QoS 0, so that no acknowledgement is missing.
+fn flood(connection: &Connection) {
+    for _ in 0..15 {
+        let large = Publication::new("t", vec![0; 1 << 20], Qos::AtMostOnce);
+        connection.publisher.try_publish(large).expect("room");
+    }
+}
+
+/// What this thread, on which both sides run, has used of its processor.
+fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
+    let nanoseconds = stat.split(' ').next().and_then(|first| first.parse().ok()).expect("its first figure");
+    Duration::from_nanos(nanoseconds)
+}
+
 async fn closed(connection: &mut Connection) -> CloseReason {
     loop {
         match timeout(LONG, connection.events.recv()).await.expect("in time") {
@@ -115,6 +130,28 @@ async fn a_broker_that_does_not_close_after_disconnect_is_left_after_a_second() 
 }
 
 #[tokio::test]
+async fn the_deadline_of_a_disconnect_is_for_it_to_go_out_not_for_the_broker_to_close() {
+    let broker = FakeBroker::start().await;
+    let (mut connection, mut peer) = broker.connected(&[]).await;
+    assert_eq!(connection.publisher.disconnect(Duration::from_millis(200)).await, Ok(()));
+    assert_eq!(closed(&mut connection).await, CloseReason::Wanted);
+    assert_eq!(peer.packet().await.head, 0xE0);
+}
+
+#[tokio::test]
+async fn a_ping_that_falls_due_after_disconnect_is_neither_sent_nor_spun_on() {
+    let broker = FakeBroker::start().await;
+    let (connection, mut peer) = broker.connected(&server_keep_alive(1)).await;
+    sleep(Duration::from_millis(500)).await;
+    let before = cpu_time();
+    assert_eq!(connection.publisher.disconnect(LONG).await, Ok(()));
+    let used = cpu_time() - before;
+    assert!(used < Duration::from_millis(100), "{used:?} to wait for a second");
+    assert_eq!(peer.packet().await.head, 0xE0);
+    assert_eq!(peer.try_packet().await.expect("not reset"), None);
+}
+
+#[tokio::test]
 async fn a_disconnect_that_cannot_be_done_is_cut_at_its_deadline() {
     let broker = FakeBroker::start().await;
     let (mut connection, mut peer) = broker.connected(&receive_maximum(1)).await;
@@ -187,13 +224,24 @@ async fn a_link_that_takes_no_bytes_ends_the_connection_though_no_ping_can_be_se
     let broker = FakeBroker::start().await;
     let (mut connection, peer) = broker.connected(&server_keep_alive(1)).await;
     let start = Instant::now();
-    // More than the sockets of both sides hold; at QoS 0, so that no acknowledgement is missing.
-    for _ in 0..15 {
-        let large = Publication::new("t", vec![0; 1 << 20], Qos::AtMostOnce);
-        connection.publisher.try_publish(large).expect("room");
-    }
+    flood(&connection);
     let reason = closed(&mut connection).await;
     assert!(matches!(reason, CloseReason::KeepAlive(_)), "{reason}");
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     drop(peer);
+}
+
+#[tokio::test]
+async fn an_acknowledgement_that_a_blocked_link_does_not_take_is_not_spun_on() {
+    let broker = FakeBroker::start().await;
+    let (mut connection, mut peer) = broker.connected(&[]).await;
+    flood(&connection);
+    sleep(Duration::from_millis(200)).await;
+    peer.send(&publish("in", Some(1), &[], b"x")).await;
+    let event = timeout(LONG, connection.events.recv()).await.expect("in time");
+    assert!(matches!(event, Some(Event::Received(_))), "{event:?}");
+    let before = cpu_time();
+    sleep(Duration::from_millis(500)).await;
+    let used = cpu_time() - before;
+    assert!(used < Duration::from_millis(50), "{used:?} to wait for half a second");
 }
