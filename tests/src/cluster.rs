@@ -43,6 +43,15 @@ static READY: OnceCell<()> = OnceCell::const_new();
 /// An `McpService` that was refused, in the API server's words.
 pub type Refusal = String;
 
+/// The smallest spec there is, with an image that does not exist: for what is about objects, not pods.
+pub fn smallest(replicas: i32) -> Value {
+    json!({
+        "replicas": replicas,
+        "transport": {"stdio": {"command": ["node", "server.js"]}},
+        "server": {"image": "registry.example/weather:3", "imagePullPolicy": "Never"},
+    })
+}
+
 impl Space {
     /// Makes a namespace, on a cluster that has the CRD of this checkout.
     ///

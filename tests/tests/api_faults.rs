@@ -17,7 +17,7 @@ use kube::{
 };
 use mcp_mqtt_tests::{
     api_link::{ApiLink, Manner},
-    cluster::{PATIENCE, Space, eventually},
+    cluster::{PATIENCE, Space, eventually, smallest},
     operator::Operator,
 };
 use serde_json::{Value, json};
@@ -31,14 +31,6 @@ const TAKEOVER: Duration = Duration::from_secs(40);
 const OUTAGE: Duration = Duration::from_secs(30);
 /// No write for so long, and there will be none.
 const CALM: Duration = Duration::from_secs(5);
-
-fn spec() -> Value {
-    json!({
-        "replicas": 0,
-        "transport": {"stdio": {"command": ["node", "server.js"]}},
-        "server": {"image": "registry.example/weather:3", "imagePullPolicy": "Never"},
-    })
-}
 
 fn by(manager: &str) -> PatchParams {
     PatchParams { field_manager: Some(manager.to_owned()), ..PatchParams::default() }
@@ -82,7 +74,7 @@ async fn what_happened_while_the_api_server_was_gone_is_made_good_once_it_is_bac
     for manner in [Manner::Silent, Manner::Refusing] {
         let (space, link) = (Space::new("outage").await?, ApiLink::open().await?);
         let operator = Operator::spawn_behind(&link, &space, &["--leader-election", "false"]).await?;
-        space.create(NAME, &spec()).await?;
+        space.create(NAME, &smallest(0)).await?;
         accepted(&space, NAME).await?;
         calm(&space).await?;
 
@@ -93,7 +85,7 @@ async fn what_happened_while_the_api_server_was_gone_is_made_good_once_it_is_bac
             .patch(NAME, &by("somebody"), &Patch::Merge(json!({"spec": {"replicas": 1}})))
             .await?;
         space.api::<ServiceAccount>().delete(NAME, &DeleteParams::default()).await?;
-        space.create("tides", &spec()).await?;
+        space.create("tides", &smallest(0)).await?;
         tokio::time::sleep(OUTAGE).await;
         ensure!(space.api::<Deployment>().get_opt("tides").await?.is_none(), "the API server was not gone");
 
@@ -120,7 +112,7 @@ async fn a_leader_that_is_cut_off_gives_way_and_the_next_one_goes_on() -> Result
     link.behave(Manner::Silent);
     link.cut();
     tokio::time::timeout(TAKEOVER, second.leading()).await.context("nobody takes over")??;
-    space.create(NAME, &spec()).await?;
+    space.create(NAME, &smallest(0)).await?;
     accepted(&space, NAME).await?;
     link.behave(Manner::Open);
     first.ended().await.context("it still believes that it leads")?;
@@ -139,7 +131,7 @@ async fn a_leader_killed_in_mid_reconcile_is_followed_and_nothing_is_done_twice(
     // The Deployment is made, and the leader does not live to hear of it.
     let path = format!("/namespaces/{}/deployments/{NAME}", space.namespace);
     link.behave(Manner::KeepsAnswer("PATCH", path.clone()));
-    space.create(NAME, &spec()).await?;
+    space.create(NAME, &smallest(0)).await?;
     link.requested("PATCH", &path).await?;
     let deployment: Deployment = space.appears(NAME).await?;
     ensure!(space.services().get(NAME).await?.data["status"].is_null(), "it was through already");
@@ -164,7 +156,7 @@ async fn watches_that_are_too_old_are_opened_anew_and_miss_nothing() -> Result<(
     const WATCHES: usize = 8;
     let (space, link) = (Space::new("expired").await?, ApiLink::open().await?);
     let operator = Operator::spawn_behind(&link, &space, &["--leader-election", "false"]).await?;
-    space.create(NAME, &spec()).await?;
+    space.create(NAME, &smallest(0)).await?;
     accepted(&space, NAME).await?;
     calm(&space).await?;
     let before = applies(&space, "deployments")?;
@@ -185,7 +177,7 @@ async fn watches_that_are_too_old_are_opened_anew_and_miss_nothing() -> Result<(
     eventually(PATIENCE * 3, async || deployments.get_opt(NAME).await.ok()?)
         .await
         .context("the Deployment is not made anew")?;
-    space.create("tides", &spec()).await?;
+    space.create("tides", &smallest(0)).await?;
     accepted(&space, "tides").await?;
     operator.stop().await?;
     space.remove().await
@@ -195,7 +187,7 @@ async fn watches_that_are_too_old_are_opened_anew_and_miss_nothing() -> Result<(
 async fn somebody_who_writes_the_same_fields_is_told_of_and_not_fought() -> Result<()> {
     let space = Space::new("contest").await?;
     let operator = Operator::start(&space, &[]).await?;
-    space.create(NAME, &spec()).await?;
+    space.create(NAME, &smallest(0)).await?;
     accepted(&space, NAME).await?;
     let rival = Patch::Merge(json!({"spec": {"replicas": 2}}));
     let api = space.api::<Deployment>();
@@ -231,7 +223,7 @@ async fn a_namespace_that_is_deleted_takes_all_along_and_nobody_else() -> Result
     let both = format!("{},{}", going.namespace, staying.namespace);
     let operator = Operator::start(&staying, &["--watch-namespaces", &both]).await?;
     for name in ["one", "two", "three"] {
-        going.create(name, &spec()).await?;
+        going.create(name, &smallest(0)).await?;
         accepted(&going, name).await?;
     }
     Api::<Namespace>::all(going.kube.clone()).delete(&going.namespace, &DeleteParams::default()).await?;
@@ -240,7 +232,7 @@ async fn a_namespace_that_is_deleted_takes_all_along_and_nobody_else() -> Result
         .await
         .context("the namespace does not go")?;
     calm(&going).await?;
-    staying.create(NAME, &spec()).await?;
+    staying.create(NAME, &smallest(0)).await?;
     accepted(&staying, NAME).await?;
     operator.stop().await?;
     staying.remove().await
@@ -260,7 +252,7 @@ async fn what_a_quota_refuses_is_told_and_made_when_there_is_room() -> Result<()
     let counted = async || quotas.get("none-left").await.ok()?.status?.hard;
     eventually(PATIENCE, counted).await.context("the quota is not counted")?;
     let operator = Operator::start(&space, &[]).await?;
-    space.create(NAME, &spec()).await?;
+    space.create(NAME, &smallest(0)).await?;
     let said = space.condition(NAME, "Accepted", "False", "DeploymentRejected").await?;
     ensure!(said.contains("exceeded quota: none-left"), "{said}");
     space.apply::<ResourceQuota>(quota("5")).await?;
@@ -292,7 +284,7 @@ async fn what_admission_refuses_is_told_in_its_own_words_and_made_when_it_is_tak
     bindings.create(&PostParams::default(), &binding).await?;
     refuses(&space).await.context("the policy does not take effect")?;
     let operator = Operator::start(&space, &[]).await?;
-    space.create(NAME, &spec()).await?;
+    space.create(NAME, &smallest(0)).await?;
     let said = space.condition(NAME, "Accepted", "False", "DeploymentRejected").await?;
     ensure!(said.contains("each Deployment names its team"), "{said}");
 

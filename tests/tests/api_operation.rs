@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease};
 use mcp_mqtt_tests::{
-    cluster::{PATIENCE, Space, eventually},
+    cluster::{PATIENCE, Space, eventually, smallest},
     operator::Operator,
 };
 use serde_json::{Value, json};
@@ -14,14 +14,6 @@ use serde_json::{Value, json};
 const USER_AGENT: &str = "mcp-mqtt-operator/";
 /// A follower takes over within 15 s; the machine may have other things to do.
 const TAKEOVER: Duration = Duration::from_secs(25);
-
-fn spec(replicas: i32) -> Value {
-    json!({
-        "replicas": replicas,
-        "transport": {"stdio": {"command": ["node", "server.js"]}},
-        "server": {"image": "registry.example/weather:3", "imagePullPolicy": "Never"},
-    })
-}
 
 /// Writes but for the Lease, which a leader renews.
 fn writes(space: &Space) -> Result<Vec<String>> {
@@ -32,8 +24,8 @@ fn writes(space: &Space) -> Result<Vec<String>> {
 #[tokio::test]
 async fn at_rest_it_writes_nothing_also_after_a_restart() -> Result<()> {
     let space = Space::new("rest").await?;
-    space.create("parked", &spec(0)).await?;
-    space.create("wanting", &spec(2)).await?;
+    space.create("parked", &smallest(0)).await?;
+    space.create("wanting", &smallest(2)).await?;
     let operator = Operator::start(&space, &[]).await?;
     space.condition("parked", "Ready", "False", "ScaledToZero").await?;
     space.condition("wanting", "Ready", "False", "ErrImageNeverPull").await?;
@@ -91,7 +83,7 @@ async fn of_two_operators_one_works_and_the_other_takes_over() -> Result<()> {
         "a stopped leader was waited for: {:?}",
         begin.elapsed()
     );
-    space.create("weather", &spec(0)).await?;
+    space.create("weather", &smallest(0)).await?;
     space.appears::<Deployment>("weather").await?;
 
     // A killed leader is waited for, but not for long.
@@ -112,8 +104,8 @@ async fn of_two_operators_one_works_and_the_other_takes_over() -> Result<()> {
 async fn it_sees_its_own_namespaces_only() -> Result<()> {
     let (mine, other) = (Space::new("mine").await?, Space::new("other").await?);
     let operator = Operator::start(&mine, &[]).await?;
-    other.create("weather", &spec(0)).await?;
-    mine.create("weather", &spec(0)).await?;
+    other.create("weather", &smallest(0)).await?;
+    mine.create("weather", &smallest(0)).await?;
     mine.appears::<Deployment>("weather").await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     ensure!(other.api::<Deployment>().get_opt("weather").await?.is_none(), "it works elsewhere");

@@ -15,7 +15,7 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams},
 };
 use mcp_mqtt_tests::{
-    cluster::{PATIENCE, Space, eventually},
+    cluster::{PATIENCE, Space, eventually, smallest},
     operator::Operator,
 };
 use serde_json::{Value, json};
@@ -23,17 +23,8 @@ use serde_json::{Value, json};
 const NAME: &str = "weather";
 const HASH: &str = "mcp-mqtt.io/references-hash";
 
-/// The smallest spec, without a pod: most of this is about objects.
-fn parked() -> Value {
-    json!({
-        "replicas": 0,
-        "transport": {"stdio": {"command": ["node", "server.js"]}},
-        "server": {"image": "registry.example/weather:3", "imagePullPolicy": "Never"},
-    })
-}
-
 fn with(patch: &Value) -> Value {
-    let mut spec = parked();
+    let mut spec = smallest(0);
     spec.as_object_mut().unwrap().extend(patch.as_object().unwrap().clone());
     spec
 }
@@ -199,7 +190,7 @@ async fn an_object_that_cannot_be_read_stops_nothing_for_the_others() -> Result<
     let operator = Operator::start(&space, &[]).await?;
     let said = space.condition("malformed", "Accepted", "False", "InvalidSpec").await?;
     ensure!(said.contains("Quantity"), "{said}");
-    space.create(NAME, &parked()).await?;
+    space.create(NAME, &smallest(0)).await?;
     space.condition(NAME, "Accepted", "True", "Accepted").await?;
     space.patch("malformed", json!({"spec": {"server": {"resources": null}}})).await?;
     space.condition("malformed", "Accepted", "True", "Accepted").await?;
@@ -219,7 +210,7 @@ async fn an_object_of_somebody_else_is_never_taken_over() -> Result<()> {
         },
     });
     let theirs: Deployment = space.apply(theirs).await?;
-    space.create(NAME, &parked()).await?;
+    space.create(NAME, &smallest(0)).await?;
     let said = space.condition(NAME, "Accepted", "False", "NameTaken").await?;
     ensure!(
         said.contains(&format!("Deployment {}/{NAME} exists and does not belong", space.namespace)),
@@ -302,7 +293,7 @@ async fn what_pods_read_must_exist_and_reaches_them_when_it_changes() -> Result<
 async fn a_change_that_pods_need_changes_their_template_and_nothing_else_does() -> Result<()> {
     let space = Space::new("rollout").await?;
     let operator = Operator::start(&space, &[]).await?;
-    space.create(NAME, &parked()).await?;
+    space.create(NAME, &smallest(0)).await?;
     space.condition(NAME, "Accepted", "True", "Accepted").await?;
     let mut last = template(&space.appears::<Deployment>(NAME).await?);
     for (patch, rolls) in [
@@ -406,7 +397,7 @@ async fn the_default_brokers_credentials_are_copied_renewed_and_taken_away() -> 
         secret("hub", &[("username", "gateway"), ("password", password), ("unrelated", "x")])
     };
     let operator = Operator::start(&space, &["--default-broker-secret", "hub"]).await?;
-    space.create(NAME, &parked()).await?;
+    space.create(NAME, &smallest(0)).await?;
     let said = space.condition(NAME, "Accepted", "False", "ReferenceNotFound").await?;
     ensure!(said.contains("default broker needs the Secret hub"), "{said}");
 

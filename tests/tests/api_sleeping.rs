@@ -24,6 +24,29 @@ use tokio::time::timeout;
 
 const NAME: &str = "weather";
 
+/// A service that sleeps, with a broker and an operator of its own.
+struct Scene {
+    space: Space,
+    broker: Mosquitto,
+    operator: Operator,
+    /// As it stands in the registry.
+    instance: Instance,
+}
+
+impl Scene {
+    async fn asleep(test: &str) -> Result<Self> {
+        Self::asleep_with(test, sleepy).await
+    }
+
+    async fn asleep_with(test: &str, spec: impl FnOnce(&Mosquitto) -> Value) -> Result<Self> {
+        let (space, broker) = (Space::new(test).await?, Mosquitto::start().await?);
+        let operator = Operator::start(&space, &[]).await?;
+        space.create(NAME, &spec(&broker)).await?;
+        let instance = asleep(&space, &broker).await?;
+        Ok(Self { space, broker, operator, instance })
+    }
+}
+
 /// A service that sleeps, at this broker; its pods wait for a scheduler that is not there.
 fn sleepy(broker: &Mosquitto) -> Value {
     json!({
@@ -108,10 +131,7 @@ async fn replicas(space: &Space, wanted: i64) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_without_instances_is_found_and_the_first_initialize_wakes_it() -> Result<()> {
-    let (space, broker) = (Space::new("wake").await?, Mosquitto::start().await?);
-    let operator = Operator::start(&space, &[]).await?;
-    space.create(NAME, &sleepy(&broker)).await?;
-    let instance = asleep(&space, &broker).await?;
+    let Scene { space, broker, operator, instance } = Scene::asleep("wake").await?;
     ensure!(instance.server_id == standby(&space)?, "{instance:?}");
     let said = space.condition(NAME, "Registered", "True", "Asleep").await?;
     ensure!(said.contains("wakes it"), "{said}");
@@ -142,10 +162,7 @@ async fn a_service_without_instances_is_found_and_the_first_initialize_wakes_it(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_that_is_killed_in_the_middle_of_a_wake_loses_no_message() -> Result<()> {
-    let (space, broker) = (Space::new("killed").await?, Mosquitto::start().await?);
-    let operator = Operator::start(&space, &[]).await?;
-    space.create(NAME, &sleepy(&broker)).await?;
-    let instance = asleep(&space, &broker).await?;
+    let Scene { space, broker, operator, instance } = Scene::asleep("killed").await?;
     space.condition(NAME, "Ready", "True", "Asleep").await?;
     let (early, late) = (client(&broker).await?, client(&broker).await?);
     let restart = async {
@@ -173,12 +190,12 @@ async fn an_operator_that_is_killed_in_the_middle_of_a_wake_loses_no_message() -
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_keeps_the_pods_from_starting_is_the_answer() -> Result<()> {
-    let (space, broker) = (Space::new("hopeless").await?, Mosquitto::start().await?);
-    let operator = Operator::start(&space, &[]).await?;
-    let mut spec = sleepy(&broker);
-    spec["podTemplate"] = json!({});
-    space.create(NAME, &spec).await?;
-    let instance = asleep(&space, &broker).await?;
+    let unscheduled = |broker: &Mosquitto| {
+        let mut spec = sleepy(broker);
+        spec["podTemplate"] = json!({});
+        spec
+    };
+    let Scene { space, broker, operator, instance } = Scene::asleep_with("hopeless", unscheduled).await?;
     let client = client(&broker).await?;
     for _ in 0..2 {
         let start = Instant::now();
@@ -193,10 +210,7 @@ async fn what_keeps_the_pods_from_starting_is_the_answer() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_that_is_relieved_leaves_the_presence_alone() -> Result<()> {
-    let (space, broker) = (Space::new("relieved").await?, Mosquitto::start().await?);
-    let operator = Operator::start(&space, &[]).await?;
-    space.create(NAME, &sleepy(&broker)).await?;
-    let instance = asleep(&space, &broker).await?;
+    let Scene { space, broker, operator, instance } = Scene::asleep("relieved").await?;
     let client = client(&broker).await?;
     let wake = async {
         replicas(&space, 1).await?;
@@ -247,10 +261,7 @@ async fn retain(connection: &Connection, topic: &str, payload: Bytes, mark: &Use
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_stands_behind_is_cleared_and_what_is_cleared_by_mistake_comes_back() -> Result<()> {
-    let (space, mut broker) = (Space::new("true").await?, Mosquitto::start().await?);
-    let operator = Operator::start(&space, &[]).await?;
-    space.create(NAME, &sleepy(&broker)).await?;
-    let instance = asleep(&space, &broker).await?;
+    let Scene { space, mut broker, operator, instance } = Scene::asleep("true").await?;
     let mut meddler = Connection::open(&ConnectOptions::new(broker.url(), "meddler")).await?;
     let (name, place) =
         (server_name(&space)?, topic::server_presence(&instance.server_id, &instance.server_name));
@@ -297,10 +308,7 @@ async fn a_broker_that_cannot_be_reached_concerns_its_own_services_only() -> Res
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_may_sleep_no_more_or_goes_leaves_nothing_in_the_registry() -> Result<()> {
-    let (space, broker) = (Space::new("leaves").await?, Mosquitto::start().await?);
-    let operator = Operator::start(&space, &[]).await?;
-    space.create(NAME, &sleepy(&broker)).await?;
-    asleep(&space, &broker).await?;
+    let Scene { space, broker, operator, .. } = Scene::asleep("leaves").await?;
     let awake = json!({"minReplicas": 1, "maxReplicas": 3, "idleSeconds": null, "wakeTimeoutSeconds": null});
     space.patch(NAME, json!({"spec": {"autoscaling": awake}})).await?;
     instances(&space, &broker, <[Instance]>::is_empty).await?;

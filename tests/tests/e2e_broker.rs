@@ -21,7 +21,9 @@ async fn after_a_restart_of_the_broker_every_instance_registers_again() -> Resul
     let service = platform.deploy("restart", with(everything_over_http(), json!({ "replicas": 2 }))).await?;
     let pods_before = service.live_pods().await?;
     let load = Load::start(&platform.broker, &service.server_name(), 8);
-    eventually(PATIENCE, async || (load.sessions() == 8).then_some(())).await.context("not all have a session")?;
+    eventually(PATIENCE, async || (load.sessions() == 8).then_some(()))
+        .await
+        .context("not all have a session")?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let sessions = load.sessions();
 

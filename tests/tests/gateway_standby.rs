@@ -63,15 +63,20 @@ async fn client(broker: &Mosquitto, id: &str, gateway: &Gateway) -> Result<Raw> 
     Ok(raw)
 }
 
+/// A gateway that found the service asleep when it started, and whoever holds the place; its server does not run yet.
+async fn waking(broker: &Mosquitto) -> Result<(Gateway, Raw)> {
+    let mut gateway = pod(broker, "north.meteo.weather-1").start_without_server()?;
+    let holder = Raw::connect_deaf(&broker.url(), "holder", &gateway).await?;
+    say(&holder, &place(), parked(), true, None).await?;
+    gateway.kill()?;
+    gateway.start_again()?;
+    Ok((gateway, holder))
+}
+
 #[tokio::test]
 async fn who_stands_in_answers_what_was_held_once_and_shows_itself_without_a_gap() -> Result<()> {
     let broker = Mosquitto::start().await?;
-    let gateway = pod(&broker, "north.meteo.weather-1").start_without_server()?;
-    let mut holder = Raw::connect_deaf(&broker.url(), "holder", &gateway).await?;
-    say(&holder, &place(), parked(), true, None).await?;
-    let mut gateway = gateway;
-    gateway.kill()?;
-    gateway.start_again()?;
+    let (mut gateway, mut holder) = waking(&broker).await?;
     gateway.wait_for("the service's id", |status| status.server_id == STANDBY).await?;
     watch(&holder).await?;
     ensure!(Online::parse(&holder.receive().await?.payload)?.is_parked());
@@ -97,12 +102,7 @@ async fn who_stands_in_answers_what_was_held_once_and_shows_itself_without_a_gap
 #[tokio::test]
 async fn who_is_relieved_leaves_the_place_and_who_has_sessions_keeps_it() -> Result<()> {
     let broker = Mosquitto::start().await?;
-    let gateway = pod(&broker, "north.meteo.weather-1").start_without_server()?;
-    let mut holder = Raw::connect_deaf(&broker.url(), "holder", &gateway).await?;
-    say(&holder, &place(), parked(), true, None).await?;
-    let mut gateway = gateway;
-    gateway.kill()?;
-    gateway.start_again()?;
+    let (mut gateway, mut holder) = waking(&broker).await?;
     gateway.start_server()?;
     gateway
         .wait_for("the service's id, ready", |status| status.server_id == STANDBY && status.ready())
