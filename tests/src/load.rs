@@ -11,7 +11,8 @@ use std::{
 
 use anyhow::{Result, bail, ensure};
 use mcp_mqtt_transport::{
-    client::{RequestError, Session},
+    client::{RequestError, Session, SessionEnd},
+    jsonrpc::RpcError,
     topic::ServerName,
 };
 use serde_json::{Value, json};
@@ -33,6 +34,8 @@ pub struct Work {
     pub quick: Vec<(&'static str, Value)>,
     /// What every fourth client calls.
     pub slow: (&'static str, Value),
+    /// How long a client rests after each answer.
+    pub rest: Duration,
     /// Every fourth client (another one) dies now and then in the middle of a call: once in so many, without a
     /// goodbye.
     pub dies_in: Option<u32>,
@@ -60,6 +63,8 @@ pub struct Account {
     pub answered: u64,
     /// Answered with an error, or ended by an explicit end of the session or the connection.
     pub refused: u64,
+    /// Of these, what the server may have begun with: all but what the gateway says it never took.
+    pub cut: u64,
     /// Neither, for a long time.
     pub lost: u64,
     /// Sessions that were opened.
@@ -68,6 +73,8 @@ pub struct Account {
     pub deaths: u64,
     /// The longest time without a result, as one client saw it.
     pub longest_gap: Duration,
+    /// The longest time from the end of a client's session to its next one.
+    pub longest_move: Duration,
     /// Why requests were refused or lost, each kind once.
     pub reasons: Vec<String>,
 }
@@ -78,6 +85,7 @@ impl Load {
         let work = Work {
             quick: vec![("echo", json!({ "message": "load" }))],
             slow: ("trigger-long-running-operation", json!({ "duration": 1, "steps": 1 })),
+            rest: Duration::ZERO,
             dies_in: None,
         };
         Self::start_with(broker, server, clients, &work)
@@ -100,6 +108,7 @@ impl Load {
                 stop: Arc::clone(&stop),
                 account: Account::default(),
                 last_answer: Instant::now(),
+                left: None,
             };
             running.spawn(client.run());
         }
@@ -144,13 +153,16 @@ impl Load {
 
 impl Account {
     fn add(&mut self, other: Self) {
-        let Self { answered, refused, lost, sessions, deaths, longest_gap, reasons } = other;
+        let Self { answered, refused, cut, lost, sessions, deaths, longest_gap, longest_move, reasons } =
+            other;
         self.answered += answered;
         self.refused += refused;
+        self.cut += cut;
         self.lost += lost;
         self.sessions += sessions;
         self.deaths += deaths;
         self.longest_gap = self.longest_gap.max(longest_gap);
+        self.longest_move = self.longest_move.max(longest_move);
         for reason in reasons {
             self.note(reason);
         }
@@ -175,6 +187,8 @@ struct LoadClient {
     stop: Arc<AtomicBool>,
     account: Account,
     last_answer: Instant,
+    /// When its session ended, while it has none.
+    left: Option<Instant>,
 }
 
 impl LoadClient {
@@ -205,7 +219,12 @@ impl LoadClient {
                 Ok(session) => {
                     self.account.sessions += 1;
                     self.counts.sessions.fetch_add(1, Ordering::Relaxed);
-                    self.use_session(&session).await?;
+                    if let Some(left) = self.left.take() {
+                        self.account.longest_move = self.account.longest_move.max(left.elapsed());
+                    }
+                    let used = self.use_session(&session).await;
+                    self.left = Some(Instant::now());
+                    used?;
                     session.close();
                 }
                 Err(error) => {
@@ -223,6 +242,9 @@ impl LoadClient {
     /// Requests one after the other, until one is not answered with a result.
     async fn use_session(&mut self, session: &Session) -> Result<()> {
         while !self.stopped() && self.request(session).await {
+            if !self.work.rest.is_zero() {
+                tokio::time::sleep(self.work.rest).await;
+            }
             if self.dies_in.is_some_and(|calls| fastrand::u32(..calls) == 0) {
                 self.account.deaths += 1;
                 // What is dropped with the error is the connection, without a word.
@@ -255,6 +277,7 @@ impl LoadClient {
                     RequestError::Timeout(_) => self.account.lost += 1,
                     _ => self.account.refused += 1,
                 }
+                self.account.cut += u64::from(may_have_begun(&error));
                 self.account.note(format!("tools/call: {error}"));
                 false
             }
@@ -265,4 +288,11 @@ impl LoadClient {
             }
         }
     }
+}
+
+/// Whether the server may have seen the request: not after a gateway's goodbye, which comes behind all answers, and not
+/// where the gateway says that it takes no more.
+fn may_have_begun(error: &RequestError) -> bool {
+    let refused = error.rpc().and_then(RpcError::reason) == Some("draining");
+    !refused && !matches!(error, RequestError::Ended(SessionEnd::Disconnected) | RequestError::Timeout(_))
 }

@@ -20,7 +20,7 @@ use mcp_mqtt_tests::{
     cluster::{PATIENCE, Space, eventually, smallest},
     operator::Operator,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 const NAME: &str = "weather";
 /// How the operator calls itself towards the API server.

@@ -8,7 +8,7 @@ use mcp_mqtt_tests::{
     cluster::{PATIENCE, Space, eventually, smallest},
     operator::Operator,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// How the operator calls itself towards the API server.
 const USER_AGENT: &str = "mcp-mqtt-operator/";

@@ -85,7 +85,7 @@ async fn sigterm_drains_and_a_call_beyond_the_deadline_gets_its_error_before_the
     let begun = Instant::now();
     gateway.terminate()?;
     let error = timeout(PATIENCE, slow).await??.expect_err("it takes too long");
-    assert_eq!(reason(&error), Some("draining"), "{error}");
+    assert_eq!(reason(&error), Some("drained"), "{error}");
     assert!(begun.elapsed() >= Duration::from_millis(700), "not before the deadline");
     assert_eq!(timeout(PATIENCE, session.wait_ended()).await?, SessionEnd::Disconnected);
     assert!(gateway.wait_ended().await?.success());

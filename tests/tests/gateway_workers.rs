@@ -255,7 +255,7 @@ async fn a_drain_says_all_on_the_workers_before_the_presence_goes() -> Result<()
     assert_eq!(heard, ["a error", "a goodbye", "b error", "b goodbye", "c error", "c goodbye"]);
     for (_client, session, waiting) in sessions {
         let error = timeout(PATIENCE, waiting).await??.expect_err("drained");
-        assert_eq!(reason(&error), Some("draining"), "{error}");
+        assert_eq!(reason(&error), Some("drained"), "{error}");
         assert_eq!(timeout(PATIENCE, session.wait_ended()).await?, SessionEnd::Disconnected);
     }
     assert!(gateway.wait_ended().await?.success());

@@ -1,6 +1,8 @@
 //! `cargo xtask bench`: what is measured, and what each needs to run.
 
+mod measurement;
 mod operator;
+mod rollout;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -15,6 +17,8 @@ pub(crate) enum Bench {
     Gateway,
     /// A thousand `McpServices` at a real API server: time, requests, writes, processor time, memory.
     Operator(operator::Arguments),
+    /// Calls under way while instances are taken away: a rolling update, a scale-in, a drained node, an upgrade.
+    Rollout(rollout::Arguments),
 }
 
 impl Bench {
@@ -26,6 +30,7 @@ impl Bench {
         match self {
             Self::Gateway => gateway(),
             Self::Operator(arguments) => operator::run(&arguments),
+            Self::Rollout(arguments) => rollout::run(&arguments),
         }
     }
 }

@@ -189,7 +189,7 @@ impl EndReason {
     pub fn refusal(&self) -> Option<Refusal> {
         match self {
             Self::ClientLeft | Self::BrokerLost => None,
-            Self::Drained => Some(Refusal::Draining),
+            Self::Drained => Some(Refusal::Drained),
             Self::ConnectionLost => Some(Refusal::ConnectionLost),
             Self::Backend(end) => Some(Refusal::Backend(self.as_str(), end.to_string())),
             Self::Replaced(_)

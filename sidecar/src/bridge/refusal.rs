@@ -5,8 +5,10 @@ use mcp_mqtt_transport::jsonrpc::{Message, ParseErrorKind, RequestId, code};
 /// Why the gateway answers a request itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// The instance is being drained.
+    /// The instance is being drained: the request went nowhere, and may be repeated elsewhere.
     Draining,
+    /// The drain's deadline came before the answer: the request may have had its effect.
+    Drained,
     /// The MCP server does not answer at present.
     BackendDown,
     /// As many sessions are open as may be.
@@ -53,6 +55,7 @@ impl Refusal {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Draining => "draining",
+            Self::Drained => "drained",
             Self::BackendDown => "backend-down",
             Self::MaxSessions(_) => Self::MAX_SESSIONS,
             Self::Subscription(_) => "subscription-refused",
@@ -78,6 +81,10 @@ impl Refusal {
     pub fn message(&self) -> String {
         match self {
             Self::Draining => "this instance is shutting down: initialize at another one".to_owned(),
+            Self::Drained => {
+                "this instance shut down before the answer came; the request may have had its effect"
+                    .to_owned()
+            }
             Self::BackendDown => {
                 "the MCP server behind this gateway does not answer at present: try again".to_owned()
             }

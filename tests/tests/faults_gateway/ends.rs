@@ -174,11 +174,11 @@ async fn sigterm_at_every_point_of_a_session_leaves_nobody_waiting_and_nothing_b
         let told = timeout(PATIENCE, waiting).await.with_context(|| format!("{point:?} hangs"))???;
         let expected: &[&str] = match point {
             // By its server, and then the session is over at once; or at the deadline.
-            Point::Opening => &["opened", "ended by the server", "draining"],
+            Point::Opening => &["opened", "ended by the server", "drained"],
             Point::ShortCall => &["slept"],
-            Point::LongCall | Point::Asking | Point::Flooding => &["draining"],
+            Point::LongCall | Point::Asking | Point::Flooding => &["drained"],
             Point::Idle => &["ended by the server"],
-            Point::Reinitializing => &["draining", "session-ended", "ended by the server"],
+            Point::Reinitializing => &["drained", "draining", "session-ended", "ended by the server"],
         };
         assert!(expected.contains(&told.as_str()), "{point:?}: {told}");
         assert!(gateway.wait_ended().await?.success(), "{point:?}");

@@ -328,7 +328,7 @@ fn at_the_deadline_of_a_drain_what_is_in_flight_gets_its_error() {
         (Drain, &[]),
         (
             End(EndReason::Drained),
-            &["c < 1 error draining", "c < notifications/disconnected", "unsubscribe c", "ended c drained"],
+            &["c < 1 error drained", "c < notifications/disconnected", "unsubscribe c", "ended c drained"],
         ),
     ]);
 }

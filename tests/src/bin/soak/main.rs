@@ -115,7 +115,7 @@ fn report(tallies: &[Tally], elapsed: Duration) {
 }
 
 fn tell(account: &Account) {
-    let Account { answered, refused, lost, sessions, deaths, longest_gap, reasons } = account;
+    let Account { answered, refused, lost, sessions, deaths, longest_gap, reasons, .. } = account;
     println!("\nRequests:\n");
     println!("  {answered:>9}  answered");
     println!("  {refused:>9}  refused or ended, and told so");

@@ -74,6 +74,7 @@ impl Stage {
                 ("sleep", json!({"ms": 200})),
             ],
             slow: ("sleep", json!({"ms": 1000})),
+            rest: Duration::ZERO,
             dies_in: Some(100),
         };
         Ok(Load::start_with(&self.broker.url(), &ServerName::new(SERVER_NAME)?, clients, &work))

@@ -1,0 +1,88 @@
+//! `cargo xtask bench rollout`: what clients notice of everything that takes instances away on purpose: a new template,
+//! a scale-in, a node that is drained, a new release of the product. On the cluster, with the chart installed, a real MCP
+//! server and clients that call it throughout.
+//!
+//! The table goes to stdout; stderr tells how far it is, a line each, for whoever shows it.
+
+mod changes;
+mod report;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use clap::Parser;
+use mcp_mqtt_tests::{
+    load::{Load, Work},
+    platform::{Platform, everything_over_http, with},
+};
+use serde_json::json;
+
+use self::{
+    changes::{CHANGES, Change},
+    report::Row,
+};
+
+/// Instances under load.
+const REPLICAS: usize = 4;
+/// Seconds that every fourth client's calls take.
+const SLOW_SECONDS: u32 = 3;
+/// Seconds that a drain waits for calls in flight: well above the slow ones.
+const DRAIN_SECONDS: u32 = 30;
+/// Between an answer and the next call of a client: what is measured is the change, not the machine's limit.
+const REST: Duration = Duration::from_millis(200);
+/// How long the clients run before a change and after it.
+const AROUND: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Parser)]
+struct Args {
+    /// Clients at one time; every fourth calls a tool that takes three seconds.
+    #[arg(long, default_value_t = 64)]
+    clients: usize,
+    /// What cargo adds.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(measure(args.clients))
+}
+
+async fn measure(clients: usize) -> Result<()> {
+    let mut rows = Vec::new();
+    for change in CHANGES {
+        let row = under_load(change, clients).await?;
+        eprintln!("{row}");
+        rows.push(row);
+    }
+    println!("{}", report::table(clients, &rows));
+    let (lost, cut) = rows.iter().fold((0, 0), |(lost, cut), row| (lost + row.seen.lost, cut + row.seen.cut));
+    ensure!(lost == 0 && cut == 0, "{lost} calls were never answered, {cut} were cut off");
+    Ok(())
+}
+
+/// The clients, the change among them, and what they saw.
+async fn under_load(change: Change, clients: usize) -> Result<Row> {
+    let platform = Platform::get().await?;
+    let spec = json!({ "replicas": REPLICAS, "drain": { "timeoutSeconds": DRAIN_SECONDS } });
+    eprintln!("{change}: {REPLICAS} instances");
+    let service = platform.deploy("rollout", with(everything_over_http(), spec)).await?;
+    let work = Work {
+        quick: vec![("echo", json!({ "message": "hello" }))],
+        slow: ("trigger-long-running-operation", json!({ "duration": SLOW_SECONDS, "steps": SLOW_SECONDS })),
+        rest: REST,
+        dies_in: None,
+    };
+    eprintln!("{change}: {clients} clients");
+    let load = Load::start_with(&platform.broker, &service.server_name(), clients, &work);
+    tokio::time::sleep(AROUND).await;
+    eprintln!("{change}: under way");
+    let begin = Instant::now();
+    change.make(&service).await?;
+    let took = begin.elapsed();
+    tokio::time::sleep(AROUND).await;
+    let seen = load.stop().await?;
+    service.remove().await?;
+    Ok(Row { change, took, seen })
+}

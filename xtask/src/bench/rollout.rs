@@ -1,0 +1,34 @@
+//! `cargo xtask bench rollout`: the product on a cluster of its own, and clients that call throughout while instances are
+//! taken away.
+
+use anyhow::Result;
+use clap::Args;
+
+use super::measurement::{CLUSTER, Measurement};
+use crate::{cluster::Cluster, images};
+
+/// How much load there is.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Clients at one time; every fourth calls a tool that takes three seconds.
+    #[arg(long, default_value_t = 64)]
+    clients: usize,
+}
+
+/// Runs it and prints its table.
+///
+/// # Errors
+/// When something cannot be built, a call is cut off, or one is never answered.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let cluster = Cluster::named(CLUSTER)?;
+    cluster.down()?;
+    cluster.up()?;
+    images::ensure(&cluster)?;
+    Measurement {
+        bench: "rollout",
+        arguments: vec![format!("--clients={}", arguments.clients)],
+        environment: Vec::new(),
+        what: "what clients notice of rollouts",
+    }
+    .run(&cluster)
+}
