@@ -1,4 +1,7 @@
-//! `cargo xtask test`: everything there is, in the order in which it is cheapest to fail.
+//! `cargo xtask test`: everything there is, in the order in which it is cheapest to fail; the suites side by side, as
+//! most of them wait most of the time.
+
+mod lanes;
 
 use std::{
     path::Path,
@@ -7,7 +10,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
+use self::lanes::Lane;
 use crate::{
     chart,
     cluster::{self, Cluster},
@@ -16,13 +21,24 @@ use crate::{
     workspace::{self, find_program, program, root},
 };
 
-/// The suites' own cluster: made anew for each run.
-const CLUSTER: &str = "test";
+/// The suites' own clusters, made anew for each run. Two, as what takes a whole cluster for itself (its operator, its
+/// broker, its autoscalers) would be in the way of the rest.
+const CLUSTERS: [&str; 2] = ["test", "test-whole"];
 
-/// The suites that need it, in the order of their names: the API, the chart, the product as a whole.
-const CLUSTER_SUITES: [&str; 3] = ["api_*", "chart_*", "e2e_*"];
+/// What runs on each of them: steps one after the other, the suites of a step at the same time.
+const CLUSTER_SUITES: [&[&[&str]]; 2] = [
+    &[
+        &["api_admission", "api_faults", "api_operation", "api_reconcile", "api_sleeping", "chart_render"],
+        &["e2e_services"],
+    ],
+    &[&["chart_release"], &["e2e_broker"], &["e2e_autoscalers"]],
+];
 
-/// Tests of a suite at one time: they wait for the cluster more than they work, whatever the machine's cores.
+/// One set of features for all there is to build: with two, cargo would build much of it twice, and would change the
+/// programs that one suite runs under the hands of another.
+const FEATURES: [&str; 2] = ["--features", "mcp-mqtt-tests/cluster"];
+
+/// Tests of a suite at one time: they wait more than they work, whatever the machine's cores.
 const TESTS_AT_ONCE: &str = "4";
 
 /// The cargo setting that names what runs a test's binary.
@@ -39,21 +55,21 @@ pub(crate) enum Part {
     Cluster,
 }
 
-/// Checks, then suites: without a cluster, then with one; or one part alone.
+/// Checks, then suites: those that need no cluster beside those that do; or one part alone.
 ///
 /// # Errors
-/// The first that fails.
+/// What fails.
 pub(crate) fn run(only: Option<Part>) -> Result<()> {
     let start = Instant::now();
-    let wanted = |part| only.is_none_or(|only| only == part);
-    if wanted(Part::Checks) {
-        checks()?;
-    }
-    if wanted(Part::Local) {
-        local()?;
-    }
-    if wanted(Part::Cluster) {
-        in_cluster()?;
+    match only {
+        Some(Part::Checks) => checks()?,
+        Some(Part::Local) => local(&Suites::build()?)?,
+        Some(Part::Cluster) => in_clusters(&Suites::build()?, || Ok(()))?,
+        None => {
+            checks()?;
+            let suites = Suites::build()?;
+            in_clusters(&suites, || local(&suites))?;
+        }
     }
     eprintln!("\n{}", heading(&format!("All of it passed, in {}", human(start.elapsed()))));
     Ok(())
@@ -73,36 +89,87 @@ fn checks() -> Result<()> {
     cargo(&["deny", "--log-level", "error", "check", "bans", "licenses", "sources"])
 }
 
-/// What needs this machine only: a broker on loopback, real servers, real processes.
-fn local() -> Result<()> {
-    eprintln!("\n{}", heading("Suites on this machine"));
-    packages::ensure(&[packages::BROKER, packages::SERVERS, packages::PROMETHEUS])?;
-    npm_ci("tests/clients")?;
-    cargo(&["build", "--workspace", "--bins"])?;
-    cargo(&["test", "--workspace"])
+/// The test binaries, by whether they need a cluster.
+struct Suites {
+    local: Vec<String>,
 }
 
-/// What needs a cluster: a new one, so that no run depends on the one before.
-fn in_cluster() -> Result<()> {
-    eprintln!("\n{}", heading("Suites on a cluster"));
-    packages::ensure(&[packages::PROMETHEUS])?;
-    cluster::check()?;
-    cluster::ensure_autoscalers()?;
-    let cluster = Cluster::named(CLUSTER)?;
-    cluster.down()?;
-    cluster.up()?;
-    images::ensure(&cluster)?;
+impl Suites {
+    /// Builds all of them, and the programs that they run.
+    fn build() -> Result<Self> {
+        eprintln!("\n{}", heading("Building"));
+        packages::ensure(&[packages::BROKER, packages::SERVERS, packages::PROMETHEUS])?;
+        npm_ci("tests/clients")?;
+        run_cargo(workspace::cargo().args(["build", "--workspace", "--bins"]).args(FEATURES))?;
+        run_cargo(workspace::cargo().args(["test", "--workspace", "--no-run"]).args(FEATURES))?;
+        Self::look()
+    }
+
+    /// Asks cargo for them; every one that is meant for a cluster has to be one that we run there.
+    fn look() -> Result<Self> {
+        let output = workspace::cargo()
+            .args(["metadata", "--no-deps", "--format-version=1"])
+            .current_dir(root())
+            .output()
+            .context("cannot run cargo metadata")?;
+        ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+        let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata")?;
+        let named: Vec<&str> = CLUSTER_SUITES.concat().concat();
+        let mut local = Vec::new();
+        let packages = metadata["packages"].as_array().into_iter().flatten();
+        for target in packages.flat_map(|package| package["targets"].as_array().into_iter().flatten()) {
+            let name = target["name"].as_str().unwrap_or_default();
+            let is_suite = target["kind"][0] == "test";
+            let needs_cluster = target["required-features"][0] == "cluster";
+            match (is_suite, needs_cluster) {
+                (true, true) => ensure!(
+                    named.contains(&name),
+                    "{name} needs a cluster, and CLUSTER_SUITES in xtask/src/suite.rs does not say which"
+                ),
+                (true, false) => local.push(name.to_owned()),
+                _ => {}
+            }
+        }
+        Ok(Self { local })
+    }
+}
+
+/// What needs this machine only: a broker on loopback, real servers, real processes.
+fn local(suites: &Suites) -> Result<()> {
+    eprintln!("\n{}", heading("Suites on this machine"));
     let mut test = workspace::cargo();
-    test.args(["test", "--package", "mcp-mqtt-tests", "--features", "cluster"]);
-    for suite in CLUSTER_SUITES {
+    test.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins"]).args(FEATURES);
+    for suite in &suites.local {
         test.args(["--test", suite]);
     }
+    run_cargo(test.env("RUST_TEST_THREADS", TESTS_AT_ONCE))?;
+    run_cargo(workspace::cargo().args(["test", "--workspace", "--doc"]).args(FEATURES))
+}
+
+/// What needs a cluster: new ones, so that no run depends on the one before. `meanwhile` has the terminal.
+fn in_clusters(_built: &Suites, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+    eprintln!("\n{}", heading("Clusters"));
+    cluster::check()?;
+    cluster::ensure_autoscalers()?;
     let xtask = workspace::this_program()?;
-    test.env("RUST_TEST_THREADS", TESTS_AT_ONCE);
-    test.env(RUNNER, format!("{} in-cluster --cluster {CLUSTER} --", xtask.display()));
-    // A failed run leaves its cluster to look at: cargo xtask kubectl --cluster test …
-    run_cargo(&mut test)?;
-    cluster.down()
+    let mut lanes = Vec::new();
+    for (name, steps) in CLUSTERS.iter().zip(CLUSTER_SUITES) {
+        let cluster = Cluster::named(name)?;
+        cluster.down()?;
+        cluster.up()?;
+        images::ensure(&cluster)?;
+        let command = |suite: &&str| {
+            let mut test = workspace::cargo();
+            test.args(["test", "--workspace", "--no-fail-fast", "--test", suite]).args(FEATURES);
+            test.current_dir(root()).env("RUST_TEST_THREADS", TESTS_AT_ONCE);
+            test.env(RUNNER, format!("{} in-cluster --cluster {name} --", xtask.display()));
+            test
+        };
+        lanes.push(Lane { steps: steps.iter().map(|step| step.iter().map(command).collect()).collect() });
+    }
+    // A failed run leaves its clusters to look at: cargo xtask kubectl --cluster test …
+    lanes::run(lanes, meanwhile)?;
+    CLUSTERS.iter().try_for_each(|name| Cluster::named(name)?.down())
 }
 
 /// `cargo xtask soak`: gateways under load, with random faults, and an account at the end.
@@ -175,8 +242,7 @@ pub(crate) fn cargo(arguments: &[&str]) -> Result<()> {
 }
 
 fn run_cargo(command: &mut Command) -> Result<()> {
-    let words: Vec<String> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
-    let line = format!("cargo {}", words.join(" "));
+    let line = line_of(command);
     eprintln!("$ {line}");
     let status = command
         .current_dir(root())
@@ -185,4 +251,23 @@ fn run_cargo(command: &mut Command) -> Result<()> {
         .with_context(|| format!("cannot run {line}"))?;
     ensure!(status.success(), "failed ({status}): {line}");
     Ok(())
+}
+
+/// The command as a person types it.
+fn line_of(command: &Command) -> String {
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default();
+    let words = std::iter::once(program).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_suite_is_run_somewhere() {
+        let suites = Suites::look().expect("all are known");
+        assert!(suites.local.iter().any(|suite| suite == "gateway_wire"), "{:?}", suites.local);
+        assert!(!suites.local.iter().any(|suite| suite.starts_with("e2e_")), "{:?}", suites.local);
+    }
 }

@@ -39,7 +39,7 @@ impl Measurement<'_> {
     /// # Errors
     /// When it does not compile or does not end well; the cluster stands then.
     pub(crate) fn run(self, cluster: &Cluster) -> Result<()> {
-        let step = Step::start(&format!("Measuring {}", self.what));
+        let step = Step::start(format!("Measuring {}", self.what));
         // Each of its waits has a limit of its own.
         let mut command = workspace::cargo();
         command
@@ -81,7 +81,7 @@ impl Measurement<'_> {
                 last.join("\n")
             );
         }
-        step.done(&format!("Measured: {}", self.what));
+        step.done(format!("Measured: {}", self.what));
         cluster.down()?;
         println!("{table}");
         Ok(())
