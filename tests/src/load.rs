@@ -11,9 +11,9 @@ use std::{
 
 use anyhow::{Result, bail, ensure};
 use mcp_mqtt_transport::{
-    client::{RequestError, Session, SessionEnd},
+    client::{Instance, RequestError, Session, SessionEnd},
     jsonrpc::RpcError,
-    topic::ServerName,
+    topic::{ServerId, ServerName},
 };
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -26,6 +26,12 @@ const LOST_AFTER: Duration = Duration::from_secs(90);
 
 /// Pause of a client that finds no instance, or was refused, before it tries again.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a client that has just come waits for the instances that there are, to choose among.
+const SETTLED: Duration = Duration::from_millis(200);
+
+/// How long a client waits for an instance to come.
+const NONE_COMES: Duration = Duration::from_secs(5);
 
 /// What the clients do.
 #[derive(Debug, Clone)]
@@ -109,6 +115,7 @@ impl Load {
                 account: Account::default(),
                 last_answer: Instant::now(),
                 left: None,
+                avoided: None,
             };
             running.spawn(client.run());
         }
@@ -189,6 +196,8 @@ struct LoadClient {
     last_answer: Instant,
     /// When its session ended, while it has none.
     left: Option<Instant>,
+    /// The instance that it comes from: it would send it away again.
+    avoided: Option<ServerId>,
 }
 
 impl LoadClient {
@@ -210,8 +219,15 @@ impl LoadClient {
     /// One connection, with one session after the other, until it ends.
     async fn life(&mut self) -> Result<()> {
         let client = platform::connect(&self.broker).await?;
+        let mut watch = client.watch(self.server.as_str()).await?;
+        tokio::time::sleep(SETTLED).await;
         while !self.stopped() {
-            let found = client.find(&self.server, Duration::from_secs(5)).await?;
+            let Some(found) = self.choose(watch.instances()) else {
+                let comes = tokio::time::timeout(NONE_COMES, watch.changed()).await.unwrap_or(false);
+                ensure!(comes, "no instance of {} comes", self.server);
+                continue;
+            };
+            self.avoided = Some(found.server_id.clone());
             let none = serde_json::value::RawValue::from_string("{}".to_owned())?;
             let handler = Arc::new(mcp_mqtt_transport::client::Unhandled);
             let opened = client.open_session(&found, &none, handler, LOST_AFTER).await;
@@ -237,6 +253,13 @@ impl LoadClient {
         }
         client.close(LOST_AFTER).await?;
         Ok(())
+    }
+
+    /// Any of the instances, another one than the last if there is another.
+    fn choose(&self, instances: Vec<Instance>) -> Option<Instance> {
+        let avoided = |instance: &Instance| self.avoided.as_ref() == Some(&instance.server_id);
+        let (old, others): (Vec<_>, Vec<_>) = instances.into_iter().partition(avoided);
+        fastrand::choice(others).or(old.into_iter().next())
     }
 
     /// Requests one after the other, until one is not answered with a result.

@@ -25,6 +25,9 @@ pub const NAMESPACE: &str = "mcp-mqtt";
 /// How long anything in the cluster may take before a test calls it hung.
 pub const PATIENCE: Duration = Duration::from_mins(2);
 
+/// The registry is as it is when nothing has changed in it for so long.
+const SETTLED: Duration = Duration::from_millis(300);
+
 /// The installed product.
 #[derive(Clone)]
 pub struct Platform {
@@ -159,14 +162,24 @@ impl Deployed {
             .expect("a namespace and a name make one")
     }
 
-    /// Waits until exactly so many instances stand in the registry.
+    /// Waits until exactly so many instances stand in the registry, for more than the moment in which a client that has
+    /// just come hears of one after the other.
     ///
     /// # Errors
     /// After [`PATIENCE`]; the message has the service's status.
     pub async fn registered(&self, instances: usize) -> Result<Vec<Instance>> {
         let client = self.platform.client().await?;
         let mut watch = client.watch(self.server_name().as_str()).await?;
-        let found = self.until(&mut watch, |all| all.len() == instances).await;
+        let found = async {
+            loop {
+                let found = self.until(&mut watch, |all| all.len() == instances).await?;
+                let unchanged = timeout(SETTLED, watch.changed()).await.is_err();
+                if unchanged {
+                    return Ok::<_, anyhow::Error>(found);
+                }
+            }
+        }
+        .await;
         client.close(PATIENCE).await?;
         found.with_context(|| format!("{instances} instances were wanted"))
     }
