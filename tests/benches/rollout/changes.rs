@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::REPLICAS;
 
-/// Between two tries to evict a pod that its PodDisruptionBudget protects for now.
+/// Between two tries to evict a pod that its `PodDisruptionBudget` protects for now.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// Something that takes instances away on purpose.
@@ -87,7 +87,7 @@ async fn replaced(service: &Deployed, before: &[String]) -> Result<()> {
     service.registered(before.len()).await.map(drop)
 }
 
-/// Evicts a pod as soon as its PodDisruptionBudget allows, and waits until it is gone.
+/// Evicts a pod as soon as its `PodDisruptionBudget` allows, and waits until it is gone.
 async fn evict(service: &Deployed, pod: &str) -> Result<()> {
     let pods = service.pods();
     eventually(2 * PATIENCE, async || match pods.evict(pod, &EvictParams::default()).await {

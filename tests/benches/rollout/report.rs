@@ -55,14 +55,10 @@ pub(crate) fn table(clients: usize, rows: &[Row]) -> String {
         "answered",
         "move s",
     );
-    for row in rows {
-        text.push_str(&format!("{row}\n"));
-    }
+    text.extend(rows.iter().map(|row| format!("{row}\n")));
     let reasons: std::collections::BTreeSet<&str> =
         rows.iter().flat_map(|row| row.seen.reasons.iter().map(String::as_str)).collect();
     text.push_str("\nWhat the clients were told:\n");
-    for reason in reasons {
-        text.push_str(&format!("  {reason}\n"));
-    }
+    text.extend(reasons.into_iter().map(|reason| format!("  {reason}\n")));
     text
 }
