@@ -6,10 +6,15 @@ use std::{
     sync::OnceLock,
 };
 
-/// The sidecar (gateway, shim, installer) of the profile that the running test was built with.
+/// Names the sidecar's binary, for a measurement of the one that is shipped.
+const SIDECAR_BINARY: &str = "MCP_MQTT_SIDECAR_BINARY";
+
+/// The sidecar (gateway, shim, installer) of the profile that the running test was built with, unless another is named.
 pub fn sidecar() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| built("mcp-mqtt-sidecar"))
+    PATH.get_or_init(|| {
+        std::env::var_os(SIDECAR_BINARY).map_or_else(|| built("mcp-mqtt-sidecar"), PathBuf::from)
+    })
 }
 
 /// The operator.

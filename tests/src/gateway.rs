@@ -42,6 +42,7 @@ pub struct Options {
     backend: Option<String>,
     gateway: Vec<String>,
     server: Vec<String>,
+    shim: Vec<String>,
     alone: Option<Vec<String>>,
 }
 
@@ -65,6 +66,7 @@ impl Options {
             backend: None,
             gateway: Vec::new(),
             server: Vec::new(),
+            shim: Vec::new(),
             alone: None,
         }
     }
@@ -115,6 +117,13 @@ impl Options {
     #[must_use]
     pub fn server_arg(mut self, arg: &str) -> Self {
         self.server.push(arg.to_owned());
+        self
+    }
+
+    /// Another argument of the stub server's shim: `--name=value`.
+    #[must_use]
+    pub fn shim_arg(mut self, arg: &str) -> Self {
+        self.shim.push(arg.to_owned());
         self
     }
 
@@ -198,7 +207,7 @@ impl Gateway {
     /// It cannot be started.
     pub fn start_server(&mut self) -> Result<()> {
         let mut command = Command::new(binaries::sidecar());
-        command.args(["shim", "run", "--stop-grace=500ms"]);
+        command.args(["shim", "run", "--stop-grace=500ms"]).args(&self.options.shim);
         command.arg(format!("--socket={}", self.dir.path().join("shim.sock").display()));
         command.arg("--").arg(binaries::stub_server()).args(&self.options.server);
         self.shim = Some(spawn(command, &self.dir.path().join("shim.log"))?);

@@ -4,21 +4,37 @@ mod measurement;
 mod operator;
 mod rollout;
 
+use std::process::Command;
+
 use anyhow::Result;
 use clap::Subcommand;
 
-use crate::{packages, suite::cargo};
+use crate::{
+    images, packages,
+    suite::{cargo, run_cargo},
+    workspace,
+};
 
 /// What is measured.
-#[derive(Debug, Default, Subcommand)]
+#[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
-    /// Calls through the gateway beside the broker's plain echo.
-    #[default]
-    Gateway,
+    /// Calls through the gateway beside the broker's plain echo, and what its sessions cost.
+    #[command(disable_help_flag = true)]
+    Gateway {
+        /// Of the measurement itself: `--help` lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
+        options: Vec<String>,
+    },
     /// A thousand `McpServices` at a real API server: time, requests, writes, processor time, memory.
     Operator(operator::Arguments),
     /// Calls under way while instances are taken away: a rolling update, a scale-in, a drained node, an upgrade.
     Rollout(rollout::Arguments),
+}
+
+impl Default for Bench {
+    fn default() -> Self {
+        Self::Gateway { options: Vec::new() }
+    }
 }
 
 impl Bench {
@@ -28,15 +44,18 @@ impl Bench {
     /// When something cannot be built, or does not answer.
     pub(crate) fn run(self) -> Result<()> {
         match self {
-            Self::Gateway => gateway(),
+            Self::Gateway { options } => gateway(&options),
             Self::Operator(arguments) => operator::run(&arguments),
             Self::Rollout(arguments) => rollout::run(&arguments),
         }
     }
 }
 
-fn gateway() -> Result<()> {
-    packages::ensure(&[packages::BROKER])?;
-    cargo(&["build", "--release", "--package", "mcp-mqtt-sidecar", "--package", "mcp-mqtt-tests", "--bins"])?;
-    cargo(&["bench", "--package", "mcp-mqtt-tests", "--bench", "gateway"])
+/// The gateway as it is shipped.
+fn gateway(options: &[String]) -> Result<()> {
+    packages::ensure(&[packages::BROKER, packages::SERVERS])?;
+    let binary = images::sidecar_binary()?;
+    cargo(&["build", "--release", "--package", "mcp-mqtt-tests", "--bins"])?;
+    let mut bench = Command::new(workspace::target("release/bench-gateway"));
+    run_cargo(bench.args(options).env("MCP_MQTT_SIDECAR_BINARY", binary))
 }

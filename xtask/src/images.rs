@@ -64,6 +64,15 @@ pub(crate) fn operator_binary() -> Result<PathBuf> {
     Ok(product::binary("mcp-mqtt-operator"))
 }
 
+/// The sidecar as its image has it, likewise.
+///
+/// # Errors
+/// When it does not compile.
+pub(crate) fn sidecar_binary() -> Result<PathBuf> {
+    product::compile()?;
+    Ok(product::binary("mcp-mqtt-sidecar"))
+}
+
 /// The broker's image alone: it has a shell, which makes it good for looking around in a cluster.
 ///
 /// # Errors

@@ -241,7 +241,11 @@ pub(crate) fn cargo(arguments: &[&str]) -> Result<()> {
     run_cargo(workspace::cargo().args(arguments))
 }
 
-fn run_cargo(command: &mut Command) -> Result<()> {
+/// As [`cargo`], for a command that needs more than arguments.
+///
+/// # Errors
+/// When it fails.
+pub(crate) fn run_cargo(command: &mut Command) -> Result<()> {
     let line = line_of(command);
     eprintln!("$ {line}");
     let status = command

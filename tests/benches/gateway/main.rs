@@ -1,47 +1,140 @@
-//! `cargo xtask bench`: `tools/call` through the gateway and a stdio server against the same broker's plain echo
-//! (client → broker → echo → broker → client), in turn, in one run. Both sides use the same client loop, the same
-//! QoS 1 and payloads of the same size, so the ratio is what the gateway and the server's pipes cost.
+//! `cargo xtask bench gateway`: what a gateway costs, beside the same broker's plain echo.
+//!
+//! - [`compare`]: `tools/call` by transport, clients, payload and QoS, and at a load that stays the same
+//! - [`rounds`]: one round of it; [`client`]: the client of both sides, so that the ratio is what gateway and server cost
+//! - [`idle`]: sessions that are held; [`opening`]: how long one takes to open
+//! - [`restart`]: the broker ends under a thousand clients; [`isolation`]: what one slow session does to the others
+//! - [`stage`]: the processes: broker, gateway and server, [`echo`]; [`http_server`]: a server over HTTP
+//! - [`meter`]: processor time and memory of a process; [`report`]: what people read
 
-mod peers;
+mod client;
+mod compare;
+mod echo;
+mod http_server;
+mod idle;
+mod isolation;
+mod meter;
+mod opening;
 mod report;
+mod restart;
 mod rounds;
+mod stage;
 
 use std::time::Duration;
 
 use anyhow::Result;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use url::Url;
 
-/// Rounds of each side per row; the median of the rounds is shown.
-const ROUNDS: usize = 5;
+use self::stage::Stage;
 
-/// Length of one round.
-const ROUND: Duration = Duration::from_secs(2);
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench gateway", about = "What a gateway costs, beside the broker's plain echo")]
+struct Cli {
+    #[command(flatten)]
+    plan: Plan,
+    /// What the bench starts as processes of their own.
+    #[command(subcommand)]
+    helper: Option<Helper>,
+    /// What cargo adds.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
 
-/// Clients at one time, a row each.
-const CLIENTS: [usize; 3] = [1, 8, 32];
+/// What is measured, and for how long.
+#[derive(Debug, Args)]
+struct Plan {
+    /// These parts alone.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
+    only: Vec<Part>,
+    /// Calls in every combination of transport, clients, payload and QoS (about an hour).
+    #[arg(long)]
+    all: bool,
+    /// Rounds of each side per row; their median is shown.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// Length of one round, in seconds.
+    #[arg(long, default_value_t = 1.2)]
+    seconds: f64,
+    /// Sessions that are held, and clients that come back; with --all also 10000 held.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=15000))]
+    sessions: u16,
+}
 
-fn main() -> Result<()> {
-    let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match (args.next().as_deref(), args.next()) {
-        (Some("echo"), Some(url)) => runtime.block_on(peers::serve_echo(&url.parse()?)),
-        _ => runtime.block_on(compare()),
+/// A part of the measurement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Calls one after the other, by transport, clients, payload and QoS.
+    Calls,
+    /// Calls at a load that does not depend on the number of clients.
+    Load,
+    /// Memory and descriptors: with nothing to do, and of idle sessions.
+    Idle,
+    /// How long a session takes to open on stdio.
+    Opening,
+    /// How long clients are without answers when the broker is started anew.
+    Restart,
+    /// What the others notice of one slow session.
+    Isolation,
+}
+
+#[derive(Debug, Subcommand)]
+#[command(hide = true)]
+enum Helper {
+    #[command(hide = true)]
+    Echo { broker: Url },
+    #[command(hide = true)]
+    HttpServer,
+}
+
+impl Plan {
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+
+    fn idle_counts(&self) -> Vec<usize> {
+        let many = self.all.then_some(10_000);
+        [usize::from(self.sessions)].into_iter().chain(many).collect()
+    }
+
+    fn length(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds)
     }
 }
 
-async fn compare() -> Result<()> {
-    let stage = peers::Stage::up().await?;
-    println!("{}", report::machine());
-    println!("{}", stage.footprint()?);
-    println!("{}", report::header());
-    for clients in CLIENTS {
-        let mut pairs = Vec::with_capacity(ROUNDS);
-        for _ in 0..ROUNDS {
-            let echo = rounds::run(&stage.url, &rounds::Peer::Echo, clients, ROUND).await?;
-            let gateway = rounds::run(&stage.url, &peers::Stage::gateway_peer(), clients, ROUND).await?;
-            pairs.push((echo, gateway));
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match cli.helper {
+            Some(Helper::Echo { broker }) => echo::serve(&broker).await,
+            Some(Helper::HttpServer) => http_server::serve().await,
+            None => measure(&cli.plan).await,
         }
-        println!("{}", report::row(clients, &pairs));
+    })
+}
+
+async fn measure(plan: &Plan) -> Result<()> {
+    let stage = Stage::set().await?;
+    println!("{}", report::machine());
+    println!("{}", report::binary()?);
+    if plan.wants(Part::Calls) {
+        compare::calls(&stage, plan).await?;
     }
-    println!("{}", stage.footprint()?);
+    if plan.wants(Part::Load) {
+        compare::load(&stage, plan).await?;
+    }
+    if plan.wants(Part::Isolation) {
+        isolation::slow_session(&stage, plan).await?;
+    }
+    if plan.wants(Part::Idle) {
+        idle::sessions(&stage, plan).await?;
+    }
+    if plan.wants(Part::Opening) {
+        opening::sessions(&stage).await?;
+    }
+    if plan.wants(Part::Restart) {
+        restart::broker(&stage, plan.sessions.into()).await?;
+    }
     Ok(())
 }

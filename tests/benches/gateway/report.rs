@@ -1,8 +1,12 @@
-//! The table that people read.
+//! What people read.
 
 use std::{fs, time::Duration};
 
-use crate::rounds::Measured;
+use anyhow::Result;
+use mcp_mqtt_tests::binaries;
+use mcp_mqtt_transport::mqtt::Qos;
+
+use crate::{compare::Row, rounds::Measured};
 
 /// One line about the machine.
 pub(crate) fn machine() -> String {
@@ -16,48 +20,125 @@ pub(crate) fn machine() -> String {
     format!("machine: {cores} × {model}, Linux {}", kernel.trim())
 }
 
-/// The head of the table.
-pub(crate) fn header() -> String {
-    format!(
-        "{:>7} │ {:>9} {:>9} {:>9} │ {:>9} {:>9} {:>9} │ {:>9} {:>9}\n{:>7} │ {:>9} {:>9} {:>9} │ {:>9} {:>9} {:>9} │ {:>9} {:>9}",
-        "",
-        "echo",
-        "echo",
-        "echo",
-        "gateway",
-        "gateway",
-        "gateway",
-        "p50",
-        "calls/s",
-        "clients",
-        "p50 µs",
-        "p99 µs",
-        "calls/s",
-        "p50 µs",
-        "p99 µs",
-        "calls/s",
-        "× echo",
-        "× echo"
-    )
+/// One line about the binary.
+pub(crate) fn binary() -> Result<String> {
+    #[expect(clippy::cast_precision_loss, reason = "megabytes")]
+    let megabytes = fs::metadata(binaries::sidecar())?.len() as f64 / 1e6;
+    Ok(format!("gateway: {megabytes:.1} MB on disk"))
 }
 
-/// One row: medians over the rounds, and the medians of the ratios taken pair by pair.
-pub(crate) fn row(clients: usize, pairs: &[(Measured, Measured)]) -> String {
-    let median_of = |value: &dyn Fn(&(Measured, Measured)) -> f64| {
-        let mut values: Vec<f64> = pairs.iter().map(value).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
-    let micros = |duration: Duration| duration.as_secs_f64() * 1e6;
-    format!(
-        "{clients:>7} │ {:>9.0} {:>9.0} {:>9.0} │ {:>9.0} {:>9.0} {:>9.0} │ {:>9.2} {:>9.2}",
-        median_of(&|(echo, _)| micros(echo.p50)),
-        median_of(&|(echo, _)| micros(echo.p99)),
-        median_of(&|(echo, _)| echo.per_second),
-        median_of(&|(_, gateway)| micros(gateway.p50)),
-        median_of(&|(_, gateway)| micros(gateway.p99)),
-        median_of(&|(_, gateway)| gateway.per_second),
-        median_of(&|(echo, gateway)| micros(gateway.p50) / micros(echo.p50)),
-        median_of(&|(echo, gateway)| gateway.per_second / echo.per_second),
-    )
+/// The medians of a row's rounds, the ratios taken pair by pair.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ratios {
+    echo: Measured,
+    gateway: Measured,
+    /// What the gateway adds to the echo's p50, in microseconds.
+    added: f64,
+    p50: f64,
+    p99: f64,
+    per_second: f64,
+}
+
+impl Ratios {
+    pub(crate) fn of(pairs: &[(Measured, Measured)]) -> Self {
+        let of_side = |side: fn(&(Measured, Measured)) -> Measured| Measured {
+            p50: median(pairs.iter().map(|pair| side(pair).p50)),
+            p99: median(pairs.iter().map(|pair| side(pair).p99)),
+            per_second: median_of(pairs.iter().map(|pair| side(pair).per_second)),
+            cpu: median(pairs.iter().map(|pair| side(pair).cpu)),
+        };
+        let ratio =
+            |of: fn(Measured) -> f64| median_of(pairs.iter().map(|(echo, gateway)| of(*gateway) / of(*echo)));
+        Self {
+            echo: of_side(|pair| pair.0),
+            gateway: of_side(|pair| pair.1),
+            added: median_of(pairs.iter().map(|(echo, gateway)| micros(gateway.p50) - micros(echo.p50))),
+            p50: ratio(|it| micros(it.p50)),
+            p99: ratio(|it| micros(it.p99)),
+            per_second: ratio(|it| it.per_second),
+        }
+    }
+}
+
+/// A line of the tables of calls.
+pub(crate) struct Bar;
+
+impl Bar {
+    pub(crate) fn head() -> String {
+        format!(
+            "{}\n{:<10} {:>7} {:>3} {:>7} │ {:>8} {:>8} {:>8} │ {:>8} {:>8} {:>8} {:>6} │ {:>6} {:>6} {:>6} {:>7}\n{}",
+            "                               │           the echo         │             the gateway           │      gateway to echo",
+            "server",
+            "payload",
+            "QoS",
+            "clients",
+            "p50 µs",
+            "p99 µs",
+            "calls/s",
+            "p50 µs",
+            "p99 µs",
+            "calls/s",
+            "CPU µs",
+            "p50 +µs",
+            "p50 ×",
+            "p99 ×",
+            "calls ×",
+            Self::foot(),
+        )
+    }
+
+    pub(crate) fn foot() -> String {
+        format!("{}┼{}┼{}┼{}", "─".repeat(31), "─".repeat(28), "─".repeat(35), "─".repeat(31))
+    }
+
+    pub(crate) fn of(row: &Row, ratios: &Ratios) -> String {
+        let Ratios { echo, gateway, added, p50, p99, per_second } = ratios;
+        format!(
+            "{:<10} {:>7} {:>3} {:>7} │ {:>8.0} {:>8.0} {:>8.0} │ {:>8.0} {:>8.0} {:>8.0} {:>6.1} │ {:>+7.0} {:>6.2} {:>6.2} {:>7.2}",
+            row.transport.name(),
+            bytes(row.shape.payload),
+            u8::from(row.shape.qos == Qos::AtLeastOnce),
+            row.shape.clients,
+            micros(echo.p50),
+            micros(echo.p99),
+            echo.per_second,
+            micros(gateway.p50),
+            micros(gateway.p99),
+            gateway.per_second,
+            micros(gateway.cpu),
+            added,
+            p50,
+            p99,
+            per_second,
+        )
+    }
+}
+
+/// `256 B`, `16 KiB`
+fn bytes(bytes: usize) -> String {
+    if bytes < 1 << 10 { format!("{bytes} B") } else { format!("{} KiB", bytes >> 10) }
+}
+
+pub(crate) fn micros(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
+}
+
+/// The one in the middle.
+pub(crate) fn median(all: impl Iterator<Item = Duration>) -> Duration {
+    let mut all: Vec<Duration> = all.collect();
+    all.sort_unstable();
+    all.get(all.len() / 2).copied().unwrap_or_default()
+}
+
+/// The one in the middle.
+pub(crate) fn median_of(all: impl Iterator<Item = f64>) -> f64 {
+    let mut all: Vec<f64> = all.collect();
+    all.sort_by(f64::total_cmp);
+    all.get(all.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+pub(crate) fn mebibytes(bytes: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let bytes = bytes as f64;
+    bytes / f64::from(1 << 20)
 }

@@ -1,0 +1,127 @@
+//! The processes under measurement: the broker, the echo, a server over HTTP, and one gateway at a time.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use mcp_mqtt_tests::{
+    broker::Mosquitto,
+    gateway::{Gateway, Options},
+};
+use mcp_mqtt_transport::mqtt::Qos;
+use url::Url;
+
+use crate::{echo, http_server::Manner};
+
+/// For the sessions of a round to end before the next begins.
+const CALM: Duration = Duration::from_millis(50);
+
+/// How a gateway reaches its server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Stdio,
+    Http(Manner),
+}
+
+impl Transport {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Stdio => "stdio",
+            Self::Http(Manner::Json) => "HTTP, JSON",
+            Self::Http(Manner::Sse) => "HTTP, SSE",
+            Self::Http(Manner::Standing) => "HTTP, standing",
+        }
+    }
+}
+
+/// What stands throughout. Dropped, it ends.
+pub(crate) struct Stage {
+    http_server: Url,
+    /// Before the broker, without which they would complain.
+    _processes: [Process; 2],
+    broker: Mosquitto,
+}
+
+impl Stage {
+    /// Starts the broker, the echo and the server over HTTP, and waits until they answer.
+    pub(crate) async fn set() -> Result<Self> {
+        let broker = Mosquitto::options().quiet().start().await?;
+        let url = broker.url();
+        let echo = Process::start(own_program()?.args(["echo", url.as_str()]))?;
+        let mut server = Process::start(own_program()?.arg("http-server").stdout(Stdio::piped()))?;
+        let http_server = server.first_line()?.parse()?;
+        echo::wait_up(&url).await?;
+        Ok(Self { http_server, _processes: [echo, server], broker })
+    }
+
+    /// The broker's address.
+    pub(crate) fn url(&self) -> Url {
+        self.broker.url()
+    }
+
+    /// A gateway with room for a bench, not yet started.
+    pub(crate) fn gateway(&self, transport: Transport, qos: Qos) -> Result<Options> {
+        let options = self.gateway_at(&self.url(), transport)?;
+        Ok(options.arg(if qos == Qos::AtLeastOnce { "--qos=1" } else { "--qos=0" }))
+    }
+
+    /// And at another broker.
+    pub(crate) fn gateway_at(&self, broker: &Url, transport: Transport) -> Result<Options> {
+        let options = Options::new(broker).arg("--log=warn").arg("--max-sessions=20000");
+        Ok(match transport {
+            Transport::Stdio => options,
+            Transport::Http(manner) => options.http(&self.http_server.join(manner.path())?),
+        })
+    }
+}
+
+/// Starts a gateway and waits until it is ready.
+pub(crate) async fn start(options: Options) -> Result<Gateway> {
+    let gateway = options.start()?;
+    gateway.wait_ready().await?;
+    Ok(gateway)
+}
+
+/// Waits until the gateway has no session left.
+pub(crate) async fn emptied(gateway: &Gateway) -> Result<()> {
+    gateway.wait_for("end of all sessions", |status| status.sessions == 0).await?;
+    tokio::time::sleep(CALM).await; // processes end, connections close
+    Ok(())
+}
+
+/// This very program, for its other faces.
+pub(crate) fn own_program() -> Result<Command> {
+    Ok(Command::new(std::env::current_exe().context("this program has no path")?))
+}
+
+/// A child that ends with its owner.
+pub(crate) struct Process(Child);
+
+impl Process {
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
+        let child = command
+            .stdin(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        Ok(Self(child))
+    }
+
+    /// What it says first, on its stdout.
+    fn first_line(&mut self) -> Result<String> {
+        let stdout = self.0.stdout.take().context("its output is not ours")?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        Ok(line.trim().to_owned())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
