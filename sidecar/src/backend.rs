@@ -110,8 +110,9 @@ pub enum BackendConfigError {
 /// The bridge's end of one backend session. Dropping it ends the session: the process is ended, HTTP gets its DELETE.
 #[derive(Debug)]
 pub struct BackendSession {
-    /// Client → server messages, in order.
-    pub to_backend: mpsc::Sender<Message>,
+    /// Client → server messages, in order. Boxed, since the channel makes room for 32 of them at once, and that stays
+    /// with a session that says nothing.
+    pub to_backend: mpsc::Sender<Box<Message>>,
     /// Tells the session to end even when its queue is full of messages that nobody reads.
     _alive: oneshot::Sender<Infallible>,
 }
@@ -120,7 +121,7 @@ pub struct BackendSession {
 #[derive(Debug)]
 pub struct FromBridge {
     /// Client → server messages, in order; ends when the bridge has dropped its end and all were taken.
-    pub messages: mpsc::Receiver<Message>,
+    pub messages: mpsc::Receiver<Box<Message>>,
     /// Resolves (with an error) when the bridge has dropped its end.
     pub dropped: oneshot::Receiver<Infallible>,
 }

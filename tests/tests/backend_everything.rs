@@ -45,7 +45,10 @@ impl Client {
     }
 
     async fn send(&self, message: &Value) {
-        timeout(PATIENCE, self.session.to_backend.send(self::message(message))).await.unwrap().unwrap();
+        timeout(PATIENCE, self.session.to_backend.send(Box::new(self::message(message))))
+            .await
+            .unwrap()
+            .unwrap();
     }
 
     async fn request(&mut self, method: &str, params: Value) -> u64 {
@@ -302,8 +305,10 @@ async fn an_http_session_that_the_server_no_longer_knows_is_lost() {
     let mut client = Client::open(&server.backend().unwrap()).await;
     client.tool("echo", json!({"message": "before"})).await;
     server.delete_session(&server.session_ids()[0]).await.unwrap();
-    let _ =
-        client.session.to_backend.try_send(message(&json!({"jsonrpc": "2.0", "id": 99, "method": "ping"})));
+    let _ = client
+        .session
+        .to_backend
+        .try_send(Box::new(message(&json!({"jsonrpc": "2.0", "id": 99, "method": "ping"}))));
     let end = client.end().await; // by the ping, or by its own stream, whose end was the first to tell
     assert!(matches!(end, BackendEnd::SessionLost(_)), "{end:?}");
 }

@@ -77,7 +77,7 @@ pub(super) async fn probe(backend: &Backend) -> Result<ServerInfo, ProbeError> {
 async fn ask(backend: &Backend, is_modern: bool) -> Result<ServerInfo, ProbeError> {
     let (events, mut from_backend) = mpsc::channel(EVENTS);
     let session = backend.open_in(is_modern, SESSION, events);
-    let asked = session.to_backend.try_send(initialize());
+    let asked = session.to_backend.try_send(Box::new(initialize()));
     debug_assert!(asked.is_ok(), "a new session has room for one message");
     let answer = wait_for_answer(&mut from_backend).await;
     drop(session);

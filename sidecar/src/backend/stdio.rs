@@ -288,7 +288,7 @@ impl Session<'_> {
 
 /// Writes what comes, as many messages at once as wait; ends when the bridge has no more, or the process does not
 /// take them.
-async fn write(mut stdin: pipe::Sender, mut messages: mpsc::Receiver<Message>) -> BackendEnd {
+async fn write(mut stdin: pipe::Sender, mut messages: mpsc::Receiver<Box<Message>>) -> BackendEnd {
     let mut waiting = Vec::new();
     let mut buffer = Vec::new();
     while messages.recv_many(&mut waiting, WRITE_BATCH).await > 0 {

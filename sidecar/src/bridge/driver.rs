@@ -422,7 +422,7 @@ impl<'a> Driver<'a> {
             Action::ToBackend { session, message } => {
                 let Some(backend) = self.backends.get(&session) else { return };
                 // A closed one is about to report its end, which answers what is in flight.
-                if let Err(TrySendError::Full(message)) = backend.to_backend.try_send(message) {
+                if let Err(TrySendError::Full(message)) = backend.to_backend.try_send(Box::new(message)) {
                     self.core.sessions.backend_busy(session, &message, now(), &mut self.actions);
                 }
             }

@@ -23,7 +23,7 @@ impl Client {
     }
 
     pub(crate) async fn send(&self, raw: &str) {
-        timeout(PATIENCE, self.session.to_backend.send(message(raw))).await.unwrap().unwrap();
+        timeout(PATIENCE, self.session.to_backend.send(Box::new(message(raw)))).await.unwrap().unwrap();
     }
 
     pub(crate) async fn event(&mut self) -> FromBackend {

@@ -85,7 +85,7 @@ async fn a_server_that_does_not_read_fills_its_own_queue_and_nobody_elses() {
         .await;
     let large = format!(r#"{{"jsonrpc":"2.0","method":"m","params":["{}"]}}"#, "x".repeat(100_000));
     let deadline = Instant::now() + PATIENCE;
-    while !matches!(deaf.session.to_backend.try_send(message(&large)), Err(TrySendError::Full(_))) {
+    while !matches!(deaf.session.to_backend.try_send(Box::new(message(&large))), Err(TrySendError::Full(_))) {
         assert!(Instant::now() < deadline, "the queue never fills");
         tokio::task::yield_now().await;
     }

@@ -17,8 +17,8 @@ use crate::{
     stage::{self, Stage, Transport},
 };
 
-/// Sessions that come and go before anything is measured: allocator, pools and tables have their first size then.
-const WARM_UP: usize = 200;
+/// Sessions that come and go before anything is measured: code, pools and tables have been used then.
+const WARM_UP: usize = 32;
 /// Clients that open their sessions at one time.
 const AT_ONCE: usize = 32;
 /// Between two looks whether the gateway has come to rest.

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures::FutureExt;
 use mcp_mqtt_transport::jsonrpc::{Kind, Message, RequestId};
 use tokio::{
     sync::{Notify, oneshot},
@@ -101,7 +102,8 @@ impl<T: Transport> Driver<T> {
 
     /// Another task of the session, which is over when this one has an error.
     pub(super) fn spawn(&mut self, task: impl Future<Output = Result<(), BackendEnd>> + Send + 'static) {
-        self.tasks.spawn(async move { (None, task.await) });
+        // An async block would hold it twice: as it came, and while it runs.
+        self.tasks.spawn(task.map(|result| (None, result)));
     }
 
     /// Serves the session to its end.
@@ -135,7 +137,7 @@ impl<T: Transport> Driver<T> {
                 }
                 () = released(&mut self.hold), if self.hold.is_some() => self.hold = None,
                 message = messages.recv(), if self.hold.is_none() && has_room => match message {
-                    Some(message) => self.dispatch(message).await,
+                    Some(message) => self.dispatch(*message).await,
                     None => return BackendEnd::Closed,
                 },
                 // Last words may still wait, and `initialize` may be about to bring a session that has to be deleted.

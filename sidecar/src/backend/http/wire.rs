@@ -139,8 +139,12 @@ impl Wire {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
         let response = self.endpoint.send(request).await?;
-        if opening && let Some(id) = response.headers().get(SESSION_ID) {
-            let _ = self.session_id.set(id.clone()); // only one `initialize` is sent
+        // Copied: as it came, it would keep all that was read with it, for as long as the session lives.
+        if opening
+            && let Some(id) = response.headers().get(SESSION_ID)
+            && let Ok(id) = HeaderValue::from_bytes(id.as_bytes())
+        {
+            let _ = self.session_id.set(id); // only one `initialize` is sent
         }
         self.judge(response).await
     }

@@ -41,7 +41,7 @@ pub(in crate::backend) async fn serve(
         end
     } else {
         for message in pump.to_server.drain(..) {
-            let _ = server.to_backend.try_send(message); // last words, as far as they fit
+            let _ = server.to_backend.try_send(Box::new(message)); // last words, as far as they fit
         }
         drop(server);
         pump.wait_for_end().await
@@ -80,7 +80,7 @@ impl Pump {
                 }
                 permit = server.to_backend.reserve(), if !self.to_server.is_empty() => {
                     match (permit, self.to_server.pop_front()) {
-                        (Ok(permit), Some(message)) => permit.send(message),
+                        (Ok(permit), Some(message)) => permit.send(Box::new(message)),
                         _ => self.to_server.clear(), // it has ended, and is about to say so
                     }
                     continue;
@@ -91,7 +91,7 @@ impl Pump {
                     None => return Some(BackendEnd::Closed),
                 },
                 message = messages.recv(), if is_idle && self.to_server.is_empty() => match message {
-                    Some(message) => self.translator.client_message(message, now(), &mut actions),
+                    Some(message) => self.translator.client_message(*message, now(), &mut actions),
                     None => return None,
                 },
                 _ = &mut dropped, if !is_idle || !self.to_server.is_empty() => return None,
