@@ -14,8 +14,8 @@ use crate::{
 
 pub(crate) const SMALL: usize = 256;
 const CLIENTS: [usize; 4] = [1, 8, 32, 128];
-const PAYLOADS: [usize; 3] = [SMALL, 16 << 10, 256 << 10];
-const TRANSPORTS: [Transport; 3] =
+pub(crate) const PAYLOADS: [usize; 3] = [SMALL, 16 << 10, 256 << 10];
+pub(crate) const TRANSPORTS: [Transport; 3] =
     [Transport::Stdio, Transport::Http(Manner::Json), Transport::Http(Manner::Sse)];
 /// Where one thing is varied: the aims speak of one client and of 32.
 const VARIED: [usize; 2] = [1, 32];

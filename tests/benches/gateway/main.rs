@@ -4,9 +4,11 @@
 //! - [`rounds`]: one round of it; [`client`]: the client of both sides, so that the ratio is what gateway and server cost
 //! - [`idle`]: sessions that are held; [`opening`]: how long one takes to open
 //! - [`restart`]: the broker ends under a thousand clients; [`isolation`]: what one slow session does to the others
+//! - [`allocations`]: how often a call asks for memory
 //! - [`stage`]: the processes: broker, gateway and server, [`echo`]; [`http_server`]: a server over HTTP
 //! - [`meter`]: processor time and memory of a process; [`report`]: what people read
 
+mod allocations;
 mod client;
 mod compare;
 mod echo;
@@ -20,7 +22,7 @@ mod restart;
 mod rounds;
 mod stage;
 
-use std::time::Duration;
+use std::{ffi::OsString, time::Duration};
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -76,6 +78,8 @@ enum Part {
     Restart,
     /// What the others notice of one slow session.
     Isolation,
+    /// How often a call asks for memory.
+    Allocations,
 }
 
 #[derive(Debug, Subcommand)]
@@ -85,6 +89,11 @@ enum Helper {
     Echo { broker: Url },
     #[command(hide = true)]
     HttpServer,
+    #[command(hide = true)]
+    Counted {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        gateway: Vec<OsString>,
+    },
 }
 
 impl Plan {
@@ -107,6 +116,7 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match cli.helper {
+            Some(Helper::Counted { gateway }) => allocations::run_counted(gateway),
             Some(Helper::Echo { broker }) => echo::serve(&broker).await,
             Some(Helper::HttpServer) => http_server::serve().await,
             None => measure(&cli.plan).await,
@@ -132,6 +142,9 @@ async fn measure(plan: &Plan) -> Result<()> {
     }
     if plan.wants(Part::Opening) {
         opening::sessions(&stage).await?;
+    }
+    if plan.wants(Part::Allocations) {
+        allocations::per_call(&stage).await?;
     }
     if plan.wants(Part::Restart) {
         restart::broker(&stage, plan.sessions.into()).await?;

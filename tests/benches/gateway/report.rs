@@ -115,7 +115,7 @@ impl Bar {
 }
 
 /// `256 B`, `16 KiB`
-fn bytes(bytes: usize) -> String {
+pub(crate) fn bytes(bytes: usize) -> String {
     if bytes < 1 << 10 { format!("{bytes} B") } else { format!("{} KiB", bytes >> 10) }
 }
 

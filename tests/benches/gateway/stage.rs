@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::Duration,
 };
 
@@ -73,8 +73,13 @@ impl Stage {
         let options = Options::new(broker).arg("--log=warn").arg("--max-sessions=20000");
         Ok(match transport {
             Transport::Stdio => options,
-            Transport::Http(manner) => options.http(&self.http_server.join(manner.path())?),
+            Transport::Http(manner) => options.http(&self.http_url(manner)?),
         })
+    }
+
+    /// The server over HTTP with these manners.
+    pub(crate) fn http_url(&self, manner: Manner) -> Result<Url> {
+        Ok(self.http_server.join(manner.path())?)
     }
 }
 
@@ -102,8 +107,12 @@ pub(crate) struct Process(Child);
 
 impl Process {
     pub(crate) fn start(command: &mut Command) -> Result<Self> {
+        Self::start_with(command, Stdio::null())
+    }
+
+    pub(crate) fn start_with(command: &mut Command, stdin: Stdio) -> Result<Self> {
         let child = command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .spawn()
             .with_context(|| format!("cannot start {}", command.get_program().display()))?;
         Ok(Self(child))
@@ -115,6 +124,13 @@ impl Process {
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
         Ok(line.trim().to_owned())
+    }
+
+    /// To ask it on its stdin, and hear it on its stdout.
+    pub(crate) fn talk(&mut self) -> Result<(ChildStdin, BufReader<ChildStdout>)> {
+        let stdin = self.0.stdin.take().context("its input is not ours")?;
+        let stdout = self.0.stdout.take().context("its output is not ours")?;
+        Ok((stdin, BufReader::new(stdout)))
     }
 }
 
