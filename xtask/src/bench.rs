@@ -6,13 +6,13 @@ mod rollout;
 
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
 
 use crate::{
     images, packages,
-    suite::{cargo, run_cargo},
-    workspace,
+    suite::cargo,
+    workspace::{self, root},
 };
 
 /// What is measured.
@@ -57,5 +57,8 @@ fn gateway(options: &[String]) -> Result<()> {
     let binary = images::sidecar_binary()?;
     cargo(&["build", "--release", "--package", "mcp-mqtt-tests", "--bins"])?;
     let mut bench = Command::new(workspace::target("release/bench-gateway"));
-    run_cargo(bench.args(options).env("MCP_MQTT_SIDECAR_BINARY", binary))
+    let status = bench.args(options).env("MCP_MQTT_SIDECAR_BINARY", binary).current_dir(root()).status();
+    let status = status.context("cannot run the measurement")?;
+    ensure!(status.success(), "the measurement did not end well ({status})");
+    Ok(())
 }

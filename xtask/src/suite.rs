@@ -241,11 +241,7 @@ pub(crate) fn cargo(arguments: &[&str]) -> Result<()> {
     run_cargo(workspace::cargo().args(arguments))
 }
 
-/// As [`cargo`], for a command that needs more than arguments.
-///
-/// # Errors
-/// When it fails.
-pub(crate) fn run_cargo(command: &mut Command) -> Result<()> {
+fn run_cargo(command: &mut Command) -> Result<()> {
     let line = line_of(command);
     eprintln!("$ {line}");
     let status = command

@@ -109,7 +109,10 @@ impl Counted {
         let backend = match transport {
             Transport::Stdio => {
                 let mut shim = Command::new(binaries::sidecar());
-                shim.args(["shim", "run", "--socket"]).arg(&socket).arg("--").arg(binaries::stub_server());
+                shim.args(["shim", "run", "--log=warn", "--socket"])
+                    .arg(&socket)
+                    .arg("--")
+                    .arg(binaries::stub_server());
                 processes.push(Process::start(&mut shim)?);
                 format!("--stdio-socket={}", socket.display())
             }

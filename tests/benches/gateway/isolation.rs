@@ -25,16 +25,16 @@ const OTHERS: usize = 32;
 const MORE: u16 = 2;
 /// Between two calls of the slow one.
 const TICK: Duration = Duration::from_millis(10);
-/// Length of its requests, or of their answers.
-const LARGE: usize = 64 << 10;
-/// Answers that it does not read before the rounds begin: more than its own side, the sockets and the broker hold.
-const UNREAD: usize = 1500;
+/// What fills the queues before the rounds begin, its own side and the sockets among them: so many bytes in each of so
+/// many calls. During the rounds its calls are as small as anybody's, since a large message is a load by itself.
+const FILL: (usize, usize) = (64 << 10, 400);
 /// And between two of these.
 const POUR: Duration = Duration::from_millis(2);
 
-/// Who is slow.
+/// What the one beside them is like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Slow {
+    /// For comparison: it is as quick as the others, and asks as often as the slow ones.
     Nobody,
     /// Its server reads nothing, and it goes on asking.
     Server,
@@ -47,7 +47,7 @@ impl Slow {
 
     fn name(self) -> &'static str {
         match self {
-            Self::Nobody => "nobody, for comparison",
+            Self::Nobody => "nobody: it is as quick as they are",
             Self::Server => "one whose server reads nothing",
             Self::Client => "one that reads no answer",
         }
@@ -57,7 +57,7 @@ impl Slow {
 /// The table.
 pub(crate) async fn slow_session(stage: &Stage, plan: &Plan) -> Result<()> {
     println!(
-        "\nIsolation: {OTHERS} clients with {LOAD} calls/s, alone and beside a slow one, in turn\n  {:<32} │ {:>8} {:>8} │ {:>8} {:>8} │ {:>6} {:>6}\n  {:<32} │ {:>8} {:>8} │ {:>8} {:>8} │ {:>6} {:>6}",
+        "\nIsolation: {OTHERS} clients with {LOAD} calls/s, alone and beside one with 100, in turn\n  {:<35} │ {:>8} {:>8} │ {:>8} {:>8} │ {:>6} {:>6}\n  {:<35} │ {:>8} {:>8} │ {:>8} {:>8} │ {:>6} {:>6}",
         "",
         "alone",
         "alone",
@@ -83,9 +83,7 @@ pub(crate) async fn slow_session(stage: &Stage, plan: &Plan) -> Result<()> {
             let alone = round().await?;
             let disturber = slow.start(&broker, &peer).await?;
             let beside = round().await?;
-            if let Some(disturber) = disturber {
-                disturber.leave().await?;
-            }
+            disturber.leave().await?;
             stage::emptied(&gateway).await?;
             pairs.push((alone, beside));
         }
@@ -96,7 +94,7 @@ pub(crate) async fn slow_session(stage: &Stage, plan: &Plan) -> Result<()> {
             )
         };
         println!(
-            "  {:<32} │ {:>8.0} {:>8.0} │ {:>8.0} {:>8.0} │ {:>6.2} {:>6.2}",
+            "  {:<35} │ {:>8.0} {:>8.0} │ {:>8.0} {:>8.0} │ {:>6.2} {:>6.2}",
             slow.name(),
             of(|pair| pair.0.p50),
             of(|pair| pair.0.p99),
@@ -111,38 +109,38 @@ pub(crate) async fn slow_session(stage: &Stage, plan: &Plan) -> Result<()> {
 
 impl Slow {
     /// Opens the slow session and brings it to where nothing moves in it any more; it goes on until it is to leave.
-    async fn start(self, broker: &Url, peer: &Peer) -> Result<Option<Disturber>> {
-        if self == Self::Nobody {
-            return Ok(None);
-        }
+    async fn start(self, broker: &Url, peer: &Peer) -> Result<Disturber> {
         // At QoS 0 its requests need no word of a broker that it does not listen to.
         let mut client = Client::connect(broker, peer, Qos::AtMostOnce).await?;
-        let request = match self {
-            Self::Nobody | Self::Server => {
+        let (bytes, calls) = FILL;
+        let filling = match self {
+            Self::Nobody => ("echo", r#"{"message":"?"}"#.to_owned()),
+            Self::Server => {
                 let stall = client.request("stall", r#"{"ms":3600000}"#);
                 client.say(stall)?;
-                ("echo", format!(r#"{{"message":"{}"}}"#, "x".repeat(LARGE)))
+                ("echo", format!(r#"{{"message":"{}"}}"#, "x".repeat(bytes)))
             }
-            Self::Client => ("big", format!(r#"{{"bytes":{LARGE}}}"#)),
+            Self::Client => ("big", format!(r#"{{"bytes":{bytes}}}"#)),
         };
         let deaf = self == Self::Client;
-        for _ in 0..if deaf { UNREAD } else { 0 } {
-            let request = client.request(request.0, &request.1);
+        for _ in 0..calls {
+            let request = client.request(filling.0, &filling.1);
             client.say(request)?;
             tokio::time::sleep(POUR).await;
+            while !deaf && client.connection.events.try_recv().is_some() {}
         }
         let (stop, mut stopped) = oneshot::channel();
         let task = tokio::spawn(async move {
             let mut tick = tokio::time::interval(TICK);
             while let Err(TryRecvError::Empty) = stopped.try_recv() {
                 tick.tick().await;
-                let request = client.request(request.0, &request.1);
+                let request = client.request("echo", r#"{"message":"?"}"#);
                 client.say(request)?;
                 while !deaf && client.connection.events.try_recv().is_some() {}
             }
             client.leave().await
         });
-        Ok(Some(Disturber { stop, task }))
+        Ok(Disturber { stop, task })
     }
 }
 
