@@ -122,7 +122,7 @@ impl Counted {
         gateway.args(["counted", "gateway", "--log=warn", &backend]);
         gateway.args([format!("--server-name={SERVER_NAME}"), format!("--broker-url={}", stage.url())]);
         gateway.arg(format!("--server-id=counted-{:x}", fastrand::u64(..)));
-        let mut gateway = Process::start_with(&mut gateway.stdout(Stdio::piped()), Stdio::piped())?;
+        let mut gateway = Process::start_with(gateway.stdout(Stdio::piped()), Stdio::piped())?;
         let (ask, told) = gateway.talk()?;
         processes.push(gateway);
         Ok(Self { ask, told, _processes: processes, _sockets: sockets })

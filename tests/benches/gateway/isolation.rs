@@ -57,10 +57,12 @@ impl Slow {
 /// The table.
 pub(crate) async fn slow_session(stage: &Stage, plan: &Plan) -> Result<()> {
     println!(
-        "\nIsolation: {OTHERS} clients with {LOAD} calls/s, alone and beside one with 100, in turn\n  {:<35} │ {:>8} {:>8} │ {:>8} {:>8} │ {:>6} {:>6}\n  {:<35} │ {:>8} {:>8} │ {:>8} {:>8} │ {:>6} {:>6}",
+        "\nIsolation: {OTHERS} clients with {LOAD} calls/s, alone and beside one with 100, in turn\n  {:<35} │ {:>8} {:>8} {:>7} │ {:>8} {:>8} {:>7} │ {:>6} {:>6}\n  {:<35} │ {:>8} {:>8} {:>7} │ {:>8} {:>8} {:>7} │ {:>6} {:>6}",
         "",
         "alone",
         "alone",
+        "alone",
+        "beside",
         "beside",
         "beside",
         "",
@@ -68,8 +70,10 @@ pub(crate) async fn slow_session(stage: &Stage, plan: &Plan) -> Result<()> {
         "who is slow",
         "p50 µs",
         "p99 µs",
+        "CPU µs",
         "p50 µs",
         "p99 µs",
+        "CPU µs",
         "p50 ×",
         "p99 ×",
     );
@@ -94,12 +98,14 @@ pub(crate) async fn slow_session(stage: &Stage, plan: &Plan) -> Result<()> {
             )
         };
         println!(
-            "  {:<35} │ {:>8.0} {:>8.0} │ {:>8.0} {:>8.0} │ {:>6.2} {:>6.2}",
+            "  {:<35} │ {:>8.0} {:>8.0} {:>7.1} │ {:>8.0} {:>8.0} {:>7.1} │ {:>6.2} {:>6.2}",
             slow.name(),
             of(|pair| pair.0.p50),
             of(|pair| pair.0.p99),
+            of(|pair| pair.0.cpu),
             of(|pair| pair.1.p50),
             of(|pair| pair.1.p99),
+            of(|pair| pair.1.cpu),
             ratio(|it| it.p50),
             ratio(|it| it.p99),
         );
