@@ -225,6 +225,27 @@ where
     store.get(&name).map(|live: Arc<L>| live.meta().clone())
 }
 
+/// What a service can own.
+trait Child:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Serialize
+    + DeserializeOwned
+    + Clone
+    + Debug
+    + 'static
+{
+}
+
+impl<K> Child for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Serialize
+        + DeserializeOwned
+        + Clone
+        + Debug
+        + 'static
+{
+}
+
 struct Step<'a> {
     scope: &'a Scope,
     identity: &'a Identity,
@@ -241,12 +262,7 @@ impl Step<'_> {
         store: &Store<PartialObjectMeta<K>>,
     ) -> Result<(), ApplyError>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Serialize
-            + DeserializeOwned
-            + Clone
-            + Debug
-            + 'static,
+        K: Child,
     {
         let live = store.get(&ObjectRef::new(name).within(&self.identity.namespace));
         let live = live.map(|live| live.metadata.clone());
@@ -263,11 +279,7 @@ impl Step<'_> {
         live: Option<ObjectMeta>,
     ) -> Result<(), ApplyError>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Serialize
-            + DeserializeOwned
-            + Clone
-            + Debug,
+        K: Child,
     {
         let name = desired.name_any();
         let key = (kind, self.identity.namespace.clone(), name.clone());
@@ -332,7 +344,7 @@ impl Step<'_> {
         wait: Duration,
     ) -> Result<ApplyError, ApplyError>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + DeserializeOwned + Clone + Debug,
+        K: Child,
     {
         let namespace = self.identity.namespace.clone();
         let api: Api<K> = Api::namespaced(self.scope.client.clone(), &namespace);
@@ -357,7 +369,7 @@ impl Step<'_> {
         live: Option<&ObjectMeta>,
     ) -> Result<(), ApplyError>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + DeserializeOwned + Clone + Debug,
+        K: Child,
     {
         self.scope.applied.drop_record(&(kind, self.identity.namespace.clone(), name.to_owned()));
         let Some(live) = live.filter(|live| live.deletion_timestamp.is_none() && self.owns(live)) else {

@@ -231,26 +231,6 @@ fn a_condition_keeps_the_time_at_which_it_turned() {
 }
 
 #[test]
-fn a_store_that_is_behind_does_not_make_us_write_again() {
-    let memory = StatusMemory::default();
-    let service = ServiceRef::new("weather").within("meteo");
-    let version =
-        |version: &str| ObjectMeta { resource_version: Some(version.to_owned()), ..ObjectMeta::default() };
-    let (old, new) = (status(0, Vec::new()), status(1, Vec::new()));
-    assert_eq!(memory.last(&service, &version("4"), Some(&old)), Some(old.clone()));
-    memory.remember(&service, Some("4".to_owned()), new.clone());
-    assert_eq!(memory.last(&service, &version("4"), Some(&old)), Some(new));
-    assert_eq!(memory.last(&service, &version("5"), Some(&old)), Some(old));
-}
-
-#[test]
-fn what_is_gone_is_null_in_the_patch() {
-    let status = McpServiceStatus { server: None, ..status(0, Vec::new()) };
-    assert_eq!(with_nulls(&status)["server"], Value::Null);
-    assert_eq!(with_nulls(&status)["replicas"], json!(0));
-}
-
-#[test]
 fn the_newest_revision_speaks_first() {
     let of = |name: &str, revision: &str, created: &str| {
         let mut pod = pod(name, &json!({"phase": "Running"}));
