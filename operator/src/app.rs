@@ -4,10 +4,7 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use http::HeaderValue;
-use kube::{
-    Client,
-    runtime::events::{Recorder, Reporter},
-};
+use kube::{Client, runtime::events::Reporter};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
@@ -20,6 +17,7 @@ use crate::{
     cli::{KedaArgs, RunArgs, SessionMetricsArgs},
     controller::{
         self,
+        news::News,
         scope::{Failures, Scope, ServiceRef, Unsynced},
         watches::{self, DefaultSecret, Optional},
     },
@@ -373,6 +371,9 @@ impl Part<'_> {
             metrics: self.metrics.clone(),
             changed: sender,
         };
+        let reporter =
+            Reporter { controller: FIELD_MANAGER.to_owned(), instance: self.args.identity.clone() };
+        let (news, write_news) = News::new(self.client.clone(), reporter, self.metrics.clone());
         let scope = Arc::new(Scope {
             client: self.client.clone(),
             settings: self.settings.clone(),
@@ -382,10 +383,7 @@ impl Part<'_> {
             observations,
             metrics: self.metrics.clone(),
             registry: self.registry.clone(),
-            recorder: Recorder::new(
-                self.client.clone(),
-                Reporter { controller: FIELD_MANAGER.to_owned(), instance: self.args.identity.clone() },
-            ),
+            news,
             references: controller::resolve::ReferenceMemory::default(),
             applied: controller::apply::AppliedMemory::default(),
             contests: controller::apply::Contests::default(),
@@ -401,7 +399,7 @@ impl Part<'_> {
         tasks.spawn(follow_sync);
         tasks.spawn(async move {
             tokio::select! {
-                () = controller::run(scope, watches, changed, concurrency, stopped(stop)) => {}
+                () = controller::run(scope, watches, changed, write_news, concurrency, stopped(stop)) => {}
                 () = observer.run() => {}
             }
         });

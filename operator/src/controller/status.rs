@@ -82,8 +82,12 @@ impl Seen<'_> {
         pods
     }
 
-    /// Whether the Deployment's controller has made of its newest state what it makes: pods, ready or not.
+    /// Whether the Deployment's controllers have made of its newest state what they make: pods, ready or not; or say
+    /// that they cannot.
     fn is_under_way(&self) -> bool {
+        if self.deployment.as_deref().and_then(problems::of_deployment).is_some() {
+            return true;
+        }
         let wanted = usize::try_from(self.replicas).unwrap_or_default();
         self.deployment.as_deref().is_some_and(|deployment| {
             let status = deployment.status.as_ref();
@@ -131,9 +135,9 @@ fn revision(pod: &Pod) -> Option<&str> {
     pod.metadata.labels.as_ref()?.get(POD_TEMPLATE_HASH).map(String::as_str)
 }
 
-/// How long the status waits for what comes of a Deployment that was applied: its controller takes milliseconds, and
-/// seconds when there are hundreds.
-const HOLD: Duration = Duration::from_secs(2);
+/// How long the status waits for what comes of a Deployment that was applied: its controllers take milliseconds, and
+/// many seconds when there are hundreds.
+const HOLD: Duration = Duration::from_secs(20);
 /// What is said where the operator has no connection to the broker of a service.
 const UNASKABLE: &str = "cannot ask the broker";
 /// A gateway that was not asked yet is asked within the second, unless hundreds are silent; a broker is connected to, or

@@ -3,21 +3,32 @@
 use std::{collections::HashMap, sync::Mutex};
 
 use kube::{
-    Api, Client,
+    Api, Resource,
     api::{ObjectMeta, Patch, PatchParams},
     core::PartialObjectMeta,
+    runtime::reflector::Store,
 };
 use serde_json::json;
 
 use crate::{
-    controller::scope::{ServiceRef, lock},
+    controller::scope::{Guarded, Scope, ServiceRef, lock},
     crd::{McpService, McpServiceStatus},
     names::FIELD_MANAGER,
 };
 
 /// Statuses that were written and are not in the stores yet.
 #[derive(Debug, Default)]
-pub struct StatusMemory(Mutex<HashMap<ServiceRef, Written>>);
+pub struct StatusMemory(Mutex<Memory>);
+
+#[derive(Debug, Default)]
+struct Memory {
+    written: HashMap<ServiceRef, Written>,
+    /// With so many it is looked which of them the store has by now: nobody may ask for a settled service for long.
+    full: usize,
+}
+
+/// As many are kept at least.
+const FEW: usize = 32;
 
 #[derive(Debug)]
 struct Written {
@@ -34,7 +45,7 @@ impl StatusMemory {
         metadata: &ObjectMeta,
         watched: Option<&McpServiceStatus>,
     ) -> Option<McpServiceStatus> {
-        let mut memory = lock(&self.0);
+        let memory = &mut lock(&self.0).written;
         match memory.get(service) {
             Some(written) if written.before == metadata.resource_version => Some(written.status.clone()),
             Some(_) => {
@@ -47,11 +58,24 @@ impl StatusMemory {
 
     /// The service is gone.
     pub fn forget(&self, service: &ServiceRef) {
-        lock(&self.0).remove(service);
+        lock(&self.0).written.remove(service);
     }
 
-    fn remember(&self, service: &ServiceRef, before: Option<String>, status: McpServiceStatus) {
-        lock(&self.0).insert(service.clone(), Written { before, status });
+    fn remember(
+        &self,
+        service: &ServiceRef,
+        before: Option<String>,
+        status: McpServiceStatus,
+        store: &Store<Guarded>,
+    ) {
+        let Memory { written, full } = &mut *lock(&self.0);
+        written.insert(service.clone(), Written { before, status });
+        if written.len() > *full {
+            written.retain(|service, written| {
+                store.get(service).is_some_and(|known| known.meta().resource_version == written.before)
+            });
+            *full = FEW.max(written.len() * 2);
+        }
     }
 }
 
@@ -60,8 +84,7 @@ impl StatusMemory {
 /// # Errors
 /// The API server's.
 pub async fn patch_status(
-    client: &Client,
-    memory: &StatusMemory,
+    scope: &Scope,
     service: &ServiceRef,
     metadata: &ObjectMeta,
     last: Option<&McpServiceStatus>,
@@ -72,7 +95,7 @@ pub async fn patch_status(
     }
     let namespace = service.namespace.as_deref().unwrap_or_default();
     // By its metadata: a service that cannot be read can still be told so.
-    let api: Api<PartialObjectMeta<McpService>> = Api::namespaced(client.clone(), namespace);
+    let api: Api<PartialObjectMeta<McpService>> = Api::namespaced(scope.client.clone(), namespace);
     let patch = Patch::Merge(json!({"status": with_nulls(status)}));
     api.patch_status(
         &service.name,
@@ -80,7 +103,8 @@ pub async fn patch_status(
         &patch,
     )
     .await?;
-    memory.remember(service, metadata.resource_version.clone(), status.clone());
+    let before = metadata.resource_version.clone();
+    scope.statuses.remember(service, before, status.clone(), &scope.stores.services);
     Ok(true)
 }
 
@@ -97,9 +121,14 @@ fn with_nulls(status: &McpServiceStatus) -> serde_json::Value {
 
 #[cfg(test)]
 mod tests {
+    use kube::{
+        core::DeserializeGuard,
+        runtime::{reflector, watcher::Event},
+    };
     use serde_json::Value;
 
     use super::*;
+    use crate::controller::fixtures::{STDIO, service};
 
     fn status(sessions: i32) -> McpServiceStatus {
         McpServiceStatus { sessions, ..McpServiceStatus::default() }
@@ -115,9 +144,35 @@ mod tests {
         };
         let (old, new) = (status(0), status(1));
         assert_eq!(memory.last(&service, &version("4"), Some(&old)), Some(old.clone()));
-        memory.remember(&service, Some("4".to_owned()), new.clone());
+        let (store, _) = reflector::store();
+        memory.remember(&service, Some("4".to_owned()), new.clone(), &store);
         assert_eq!(memory.last(&service, &version("4"), Some(&old)), Some(new));
         assert_eq!(memory.last(&service, &version("5"), Some(&old)), Some(old));
+    }
+
+    #[test]
+    fn what_the_store_has_by_now_is_forgotten() {
+        let memory = StatusMemory::default();
+        let (store, mut writer) = reflector::store::<Guarded>();
+        let (version, reference) = (
+            |number: usize| Some(number.to_string()),
+            |number: usize| ServiceRef::new(&format!("weather-{number}")).within("meteo"),
+        );
+        for number in 0..FEW * 4 {
+            let mut service = service(STDIO);
+            service.metadata.name = Some(reference(number).name);
+            service.metadata.resource_version = version(1);
+            writer.apply_watcher_event(&Event::Apply(DeserializeGuard(Ok(service.clone()))));
+            memory.remember(&reference(number), version(1), status(1), &store);
+            // The last one only is not there yet.
+            if number + 1 < FEW * 4 {
+                service.metadata.resource_version = version(2);
+                writer.apply_watcher_event(&Event::Apply(DeserializeGuard(Ok(service))));
+            }
+        }
+        let written = &lock(&memory.0).written;
+        assert!(written.len() <= FEW * 2, "{}", written.len());
+        assert!(written.contains_key(&reference(FEW * 4 - 1)));
     }
 
     #[test]

@@ -328,11 +328,18 @@ fn a_status_waits_for_what_comes_of_the_deployment_but_not_for_long() {
     for behind in
         [json!({}), json!({"observedGeneration": 1, "updatedReplicas": 1}), json!({"observedGeneration": 2})]
     {
-        assert_eq!(held(&behind, pods(), Some(500)), Some(Duration::from_millis(1500)), "{behind}");
-        assert_eq!(held(&behind, pods(), Some(5500)), None, "it takes too long");
+        assert_eq!(held(&behind, pods(), Some(500)), Some(HOLD - Duration::from_millis(500)), "{behind}");
+        assert_eq!(held(&behind, pods(), Some(20_500)), None, "it takes too long");
         assert_eq!(held(&behind, pods(), None), None, "nothing was applied");
     }
-    assert_eq!(held(&made, Vec::new(), Some(500)), Some(Duration::from_millis(1500)), "no pod was seen");
+    assert_eq!(
+        held(&made, Vec::new(), Some(500)),
+        Some(HOLD - Duration::from_millis(500)),
+        "no pod was seen"
+    );
+    let refused =
+        json!({"observedGeneration": 2, "conditions": [{"type": "ReplicaFailure", "status": "True"}]});
+    assert_eq!(held(&refused, Vec::new(), Some(500)), None, "there will be no pod");
     let metadata = metadata();
     let problem = Problem { reason: "NameTaken".to_owned(), message: String::new() };
     let refused =
