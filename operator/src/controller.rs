@@ -16,6 +16,7 @@ pub mod scale_in;
 pub mod scope;
 pub mod status;
 pub mod triggers;
+mod trim;
 pub mod validate;
 pub mod watches;
 

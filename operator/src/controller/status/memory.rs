@@ -128,7 +128,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::controller::fixtures::{STDIO, service};
+    use crate::controller::fixtures::{self, STDIO};
 
     fn status(sessions: i32) -> McpServiceStatus {
         McpServiceStatus { sessions, ..McpServiceStatus::default() }
@@ -144,7 +144,10 @@ mod tests {
         };
         let (old, new) = (status(0), status(1));
         assert_eq!(memory.last(&service, &version("4"), Some(&old)), Some(old.clone()));
-        let (store, _) = reflector::store();
+        let (store, mut writer) = reflector::store();
+        let mut known = fixtures::service(STDIO);
+        known.metadata.resource_version = Some("4".to_owned());
+        writer.apply_watcher_event(&Event::Apply(DeserializeGuard(Ok(known))));
         memory.remember(&service, Some("4".to_owned()), new.clone(), &store);
         assert_eq!(memory.last(&service, &version("4"), Some(&old)), Some(new));
         assert_eq!(memory.last(&service, &version("5"), Some(&old)), Some(old));
@@ -159,7 +162,7 @@ mod tests {
             |number: usize| ServiceRef::new(&format!("weather-{number}")).within("meteo"),
         );
         for number in 0..FEW * 4 {
-            let mut service = service(STDIO);
+            let mut service = fixtures::service(STDIO);
             service.metadata.name = Some(reference(number).name);
             service.metadata.resource_version = version(1);
             writer.apply_watcher_event(&Event::Apply(DeserializeGuard(Ok(service.clone()))));
