@@ -92,8 +92,12 @@ impl Seen<'_> {
         self.deployment.as_deref().is_some_and(|deployment| {
             let status = deployment.status.as_ref();
             let updated = status.and_then(|status| status.updated_replicas).unwrap_or_default();
+            let all = status.and_then(|status| status.replicas).unwrap_or_default();
             let observed = status.and_then(|status| status.observed_generation);
-            observed == deployment.metadata.generation && updated >= self.replicas
+            // A rollout is under way with its first pod; a new Deployment makes all of them at once.
+            observed == deployment.metadata.generation
+                && updated >= self.replicas.min(1)
+                && all >= self.replicas
         }) && self.staying().count() >= wanted
     }
 
@@ -136,8 +140,8 @@ fn revision(pod: &Pod) -> Option<&str> {
 }
 
 /// How long the status waits for what comes of a Deployment that was applied: its controllers take milliseconds, and
-/// many seconds when there are hundreds.
-const HOLD: Duration = Duration::from_secs(20);
+/// most of a minute where a thousand came at once.
+const HOLD: Duration = Duration::from_mins(1);
 /// What is said where the operator has no connection to the broker of a service.
 const UNASKABLE: &str = "cannot ask the broker";
 /// A gateway that was not asked yet is asked within the second, unless hundreds are silent; a broker is connected to, or

@@ -322,14 +322,17 @@ fn held(
 
 #[test]
 fn a_status_waits_for_what_comes_of_the_deployment_but_not_for_long() {
-    let made = json!({"observedGeneration": 2, "updatedReplicas": 1});
+    let made = json!({"observedGeneration": 2, "updatedReplicas": 1, "replicas": 1});
     let pods = || vec![(starting_pod("a"), None)];
     assert_eq!(held(&made, pods(), Some(500)), None, "there is nothing to wait for");
-    for behind in
-        [json!({}), json!({"observedGeneration": 1, "updatedReplicas": 1}), json!({"observedGeneration": 2})]
-    {
+    for behind in [
+        json!({}),
+        json!({"observedGeneration": 1, "updatedReplicas": 1, "replicas": 1}),
+        json!({"observedGeneration": 2}),
+        json!({"observedGeneration": 2, "replicas": 1}),
+    ] {
         assert_eq!(held(&behind, pods(), Some(500)), Some(HOLD - Duration::from_millis(500)), "{behind}");
-        assert_eq!(held(&behind, pods(), Some(20_500)), None, "it takes too long");
+        assert_eq!(held(&behind, pods(), Some(60_500)), None, "it takes too long");
         assert_eq!(held(&behind, pods(), None), None, "nothing was applied");
     }
     assert_eq!(
