@@ -198,7 +198,8 @@ async fn accept(
             salt: &scope.salt,
         },
     );
-    Ok(apply(scope, &valid.identity, resources, progress).await?)
+    // Boxed: it holds all of the objects.
+    Ok(Box::pin(apply(scope, &valid.identity, resources, progress)).await?)
 }
 
 /// The status step, and the Events that go with a change of it; when to look again, where it is too early to tell.

@@ -72,7 +72,7 @@ mod tests {
         tokio::spawn(accept("test", listener, 1, move |mut stream| {
             begun.send(()).unwrap();
             async move {
-                stream.read(&mut [0]).await?;
+                stream.read_to_end(&mut Vec::new()).await?;
                 Ok(())
             }
         }));

@@ -69,7 +69,7 @@ async fn apply(api: &Api<Deployment>, name: &str, namespace: &str, image: &str) 
     Ok(())
 }
 
-/// Creates each McpService and applies its Deployment, without an operator.
+/// Creates each `McpService` and applies its Deployment, without an operator.
 pub(crate) async fn floor(stage: &mut Stage, table: &mut Table, objects: usize) -> Result<()> {
     table.head(format!("the floor: the same requests by this measurement, and no operator ({objects})"));
     stage.stop().await?;
