@@ -4,10 +4,7 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use http::HeaderValue;
-use kube::{
-    Client,
-    runtime::events::{Recorder, Reporter},
-};
+use kube::{Client, runtime::events::Reporter};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
@@ -20,6 +17,7 @@ use crate::{
     cli::{KedaArgs, RunArgs, SessionMetricsArgs},
     controller::{
         self,
+        news::News,
         scope::{Failures, Scope, ServiceRef, Unsynced},
         watches::{self, DefaultSecret, Optional},
     },
@@ -28,15 +26,12 @@ use crate::{
     metrics::Metrics,
     names::{self, FIELD_MANAGER},
     observe::{CHANGED_CAPACITY, Observations, Observer},
-    registry::{Registry, instances, keeper},
+    registry::{Registry, keeper},
     salt::{Salt, SaltError},
-    session_metrics::{
-        counts::{Counts, Watched},
-        endpoint::Place,
-        server,
-    },
+    session_metrics::{counts::Counts, endpoint::Place, server},
     settings::{Settings, SettingsError},
     telemetry::{self, TelemetryError},
+    watched::{Parts, Watched},
 };
 
 /// How the operator calls itself towards the API server.
@@ -255,7 +250,8 @@ async fn work(
         () = tell_sync(&unsynced, readiness) => tracing::info!("watching"),
         () = stopped(stop.clone()) => {}
     }
-    let default_secret = watched.first().and_then(|part| part.stores.default_broker_secret.clone());
+    let watched: Parts = watched.into_iter().collect();
+    let default_secret = watched.any().and_then(|part| part.stores.default_broker_secret.clone());
     let setting = keeper::Setting {
         client: client.clone(),
         cluster: settings.cluster_name.clone(),
@@ -267,7 +263,7 @@ async fn work(
         metrics,
     };
     // Not before all is known: an autoscaler that hears of no sessions ends instances.
-    let counts = Counts::new(watched.into_iter().map(counted).collect());
+    let counts = Counts::new(watched);
     tokio::select! {
         () = keeper::run(setting) => {}
         () = session_metrics(args, client.clone(), counts.clone()) => {}
@@ -279,12 +275,6 @@ async fn work(
         tracing::warn!("reconciles were still under way; the next operator goes on with them");
     }
     Ok(())
-}
-
-/// What the session metrics read of it.
-fn counted(part: instances::Watched) -> Watched {
-    let instances::Watched { namespace, stores, observations, changed: _ } = part;
-    Watched { namespace, services: stores.services, pods: stores.pods, observations }
 }
 
 /// Serves what the autoscaler asks for, where the chart has made a way for it.
@@ -352,7 +342,7 @@ impl Part<'_> {
         namespace: Option<&str>,
         tasks: &mut JoinSet<()>,
         stop: watch::Receiver<bool>,
-    ) -> (Unsynced, instances::Watched) {
+    ) -> (Unsynced, Watched) {
         let secret = self.settings.default_broker.as_ref().and_then(|broker| broker.secret.as_deref());
         let secret = secret.map(|name| DefaultSecret { namespace: &self.args.namespace, name });
         let (stores, watches) = watches::watch(
@@ -367,7 +357,7 @@ impl Part<'_> {
         let (unsynced, follow_sync) = stores.follow_sync();
         let observations = Arc::new(Observations::default());
         let (sender, changed) = mpsc::channel::<ServiceRef>(CHANGED_CAPACITY);
-        let part = instances::Watched {
+        let part = Watched {
             namespace: namespace.map(str::to_owned),
             stores: stores.clone(),
             observations: observations.clone(),
@@ -381,6 +371,9 @@ impl Part<'_> {
             metrics: self.metrics.clone(),
             changed: sender,
         };
+        let reporter =
+            Reporter { controller: FIELD_MANAGER.to_owned(), instance: self.args.identity.clone() };
+        let (news, write_news) = News::new(self.client.clone(), reporter, self.metrics.clone());
         let scope = Arc::new(Scope {
             client: self.client.clone(),
             settings: self.settings.clone(),
@@ -390,10 +383,7 @@ impl Part<'_> {
             observations,
             metrics: self.metrics.clone(),
             registry: self.registry.clone(),
-            recorder: Recorder::new(
-                self.client.clone(),
-                Reporter { controller: FIELD_MANAGER.to_owned(), instance: self.args.identity.clone() },
-            ),
+            news,
             references: controller::resolve::ReferenceMemory::default(),
             applied: controller::apply::AppliedMemory::default(),
             contests: controller::apply::Contests::default(),
@@ -409,7 +399,7 @@ impl Part<'_> {
         tasks.spawn(follow_sync);
         tasks.spawn(async move {
             tokio::select! {
-                () = controller::run(scope, watches, changed, concurrency, stopped(stop)) => {}
+                () = controller::run(scope, watches, changed, write_news, concurrency, stopped(stop)) => {}
                 () = observer.run() => {}
             }
         });

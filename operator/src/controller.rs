@@ -7,7 +7,7 @@
 pub mod apply;
 pub mod build;
 pub mod fetch;
-mod news;
+pub mod news;
 pub mod ownership;
 pub mod pods;
 pub mod problems;
@@ -16,6 +16,7 @@ pub mod scale_in;
 pub mod scope;
 pub mod status;
 pub mod triggers;
+mod trim;
 pub mod validate;
 pub mod watches;
 
@@ -36,6 +37,8 @@ use kube::{
     },
 };
 
+use tokio::time::timeout;
+
 use self::{
     apply::{ApplyError, Progress, apply, watched_deployment},
     build::{Applied, Resources, Surroundings, build},
@@ -52,6 +55,8 @@ use crate::{crd::McpService, metrics::Outcome as Counted, registry::wanted::Want
 
 /// A service at rest is looked at this often all the same: what a watch missed is found then.
 const RESYNC: Duration = Duration::from_mins(10);
+/// At the end, for the last Events to be written.
+const LAST_NEWS: Duration = Duration::from_secs(2);
 
 /// A reconcile that did not come to its end; it is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +83,7 @@ pub async fn run(
     scope: Arc<Scope>,
     watches: Watches,
     changed: impl Stream<Item = ServiceRef> + Send + 'static,
+    write_news: impl Future<Output = ()> + Send + 'static,
     concurrency: u16,
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
@@ -101,13 +107,16 @@ pub async fn run(
         controller = controller.reconcile_all_on(secret.map(|_| ()));
     }
     let log = scope.clone();
-    controller
-        .run(reconcile, error_policy, scope)
-        .for_each(|result| {
-            report(&log, result);
-            futures::future::ready(())
-        })
-        .await;
+    let run = controller.run(reconcile, error_policy, scope).for_each(move |result| {
+        report(&log, result);
+        futures::future::ready(())
+    });
+    let write_news = tokio::spawn(write_news);
+    run.await;
+    // All that could tell anything has gone with it; what was told last is written.
+    if timeout(LAST_NEWS, write_news).await.is_err() {
+        tracing::warn!("the last Events are not written: the API server takes too long");
+    }
 }
 
 /// Services that a changed Secret or `ConfigMap` concerns: those that refer to it, and the one that owns it.
@@ -189,7 +198,8 @@ async fn accept(
             salt: &scope.salt,
         },
     );
-    Ok(apply(scope, &valid.identity, resources, progress).await?)
+    // Boxed: it holds all of the objects.
+    Ok(Box::pin(apply(scope, &valid.identity, resources, progress)).await?)
 }
 
 /// The status step, and the Events that go with a change of it; when to look again, where it is too early to tell.
@@ -210,8 +220,7 @@ async fn tell(
         return Ok(Some(held));
     }
     let status = build_status(outcome, &seen, last.as_ref(), k8s_openapi::jiff::Timestamp::now());
-    let written =
-        patch_status(&scope.client, &scope.statuses, reference, metadata, last.as_ref(), &status).await;
+    let written = patch_status(scope, reference, metadata, last.as_ref(), &status).await;
     match written {
         Ok(written) => {
             if written {

@@ -3,9 +3,10 @@
 //! - [`cli`], [`settings`]: the command line, and what it means
 //! - [`app`], [`leader`]: start and end, and which of several operators works
 //! - [`crd`]: the API, its rules and its documentation
+//! - [`watched`]: the namespaces that are watched, and what is known of each
 //! - [`controller`]: from an `McpService` to its objects, and back to its status
 //! - [`observe`], [`http_get`]: what the gateways say of themselves
-//! - [`session_metrics`]: what the autoscaler is told of them
+//! - [`session_metrics`], [`keda`]: what the autoscaler is told of them; [`serving`]: what its servers have in common
 //! - [`registry`]: the broker's side: services that sleep, and a registry that is true
 //! - [`admin`], [`metrics`], [`telemetry`]: what the operator says of itself
 //! - [`names`], [`reasons`], [`salt`]: what it calls things, and how it hashes them
@@ -27,6 +28,8 @@ pub mod observe;
 pub mod reasons;
 pub mod registry;
 pub mod salt;
+pub mod serving;
 pub mod session_metrics;
 pub mod settings;
 pub mod telemetry;
+pub mod watched;

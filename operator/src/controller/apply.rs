@@ -3,128 +3,40 @@
 use std::{
     fmt::Debug,
     marker::PhantomData,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
+use futures::future::{join, try_join};
 use k8s_openapi::{
-    NamespaceResourceScope, api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    NamespaceResourceScope,
+    api::{apps::v1::Deployment, core::v1::ServiceAccount},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
     Api, Resource, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    api::{DeleteParams, GetParams, Patch, PatchParams, Preconditions},
     core::PartialObjectMeta,
     runtime::reflector::{ObjectRef, Store},
 };
 use serde::{Serialize, de::DeserializeOwned};
 
 mod contest;
+mod error;
 mod memory;
 
 use self::memory::{BEHIND, Memory, Record};
-pub use self::{contest::Contests, memory::AppliedMemory};
+pub use self::{contest::Contests, error::ApplyError, memory::AppliedMemory};
 use super::{
     build::{Applied, Prepared, Resources},
     ownership, scale_in,
-    scope::Scope,
+    scope::{Scope, lock},
     validate::Identity,
 };
 use crate::{
     names::{self, APPLIED_HASH, FIELD_MANAGER},
     reasons,
 };
-
-/// Why an object could not be applied.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// It exists, and somebody else's.
-    #[error(
-        "{kind} {namespace}/{name} exists and does not belong to this McpService: rename the McpService, or delete that {kind} if nothing needs it"
-    )]
-    NameTaken {
-        /// Kind of the object.
-        kind: &'static str,
-        /// Its namespace.
-        namespace: String,
-        /// Its name.
-        name: String,
-    },
-    /// The API server refuses it as it is.
-    #[error("Kubernetes refuses the {kind} {namespace}/{name}: {message}")]
-    Rejected {
-        /// Kind of the object.
-        kind: &'static str,
-        /// Its namespace.
-        namespace: String,
-        /// Its name.
-        name: String,
-        /// In the API server's words.
-        message: String,
-    },
-    /// Somebody else writes the same fields again and again.
-    #[error(
-        "{rival} keeps changing the {kind} {namespace}/{name} where this McpService has its say ({field}): make the change in the McpService, or have {rival} leave it alone; it is mended again in {wait:?}"
-    )]
-    Contested {
-        /// Kind of the object.
-        kind: &'static str,
-        /// Its namespace.
-        namespace: String,
-        /// Its name.
-        name: String,
-        /// The first field that was taken.
-        field: Box<str>,
-        /// Who wrote it last.
-        rival: Box<str>,
-        /// How long it is left alone.
-        wait: Duration,
-    },
-    /// It is on its way out, with its former owner or by hand; it can be made anew when it is gone.
-    #[error("{kind} {namespace}/{name} is being deleted; it is made anew when it is gone")]
-    Leaving {
-        /// Kind of the object.
-        kind: &'static str,
-        /// Its namespace.
-        namespace: String,
-        /// Its name.
-        name: String,
-    },
-    /// The API server did not answer as it should.
-    #[error("{verb} {kind} {namespace}/{name}: {source}")]
-    Api {
-        /// What was tried.
-        verb: &'static str,
-        /// Kind of the object.
-        kind: &'static str,
-        /// Its namespace.
-        namespace: String,
-        /// Its name.
-        name: String,
-        /// What the API server said.
-        #[source]
-        source: Box<kube::Error>,
-    },
-}
-
-impl ApplyError {
-    /// Reason of `Accepted=False`; none: it passes by itself, and the condition stays as it is.
-    pub fn reason(&self) -> Option<&'static str> {
-        match self {
-            Self::NameTaken { .. } => Some(reasons::NAME_TAKEN),
-            Self::Rejected { kind, .. } => Some(match *kind {
-                "Deployment" => reasons::DEPLOYMENT_REJECTED,
-                "ServiceAccount" => reasons::SERVICE_ACCOUNT_REJECTED,
-                "PodDisruptionBudget" => reasons::DISRUPTION_BUDGET_REJECTED,
-                "HorizontalPodAutoscaler" => reasons::AUTOSCALER_REJECTED,
-                "ScaledObject" => reasons::SCALED_OBJECT_REJECTED,
-                "NetworkPolicy" => reasons::NETWORK_POLICY_REJECTED,
-                _ => reasons::SECRET_REJECTED,
-            }),
-            Self::Contested { .. } => Some(reasons::FIELDS_CONTESTED),
-            Self::Leaving { .. } | Self::Api { .. } => None,
-        }
-    }
-}
 
 /// A write that was made, for events and the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,7 +62,9 @@ pub struct Progress {
 /// the API server (`cpu: lots`) ends in it, and so does an admission webhook that does not answer.
 const REFUSALS: [u16; 5] = [400, 403, 413, 422, 500];
 
-/// Applies all of a service's objects, in the order in which they need each other.
+/// Applies all of a service's objects, in the order in which they need each other: what its pods are to find there
+/// before the Deployment, but for their account. It is written beside it, and there before the Deployment's own
+/// controllers have come as far as a pod; where it is not, they try again.
 ///
 /// # Errors
 /// The first object that could not be applied; what was applied before it stays.
@@ -172,12 +86,7 @@ pub async fn apply(
         state: PhantomData,
     } = resources;
     let stores = &scope.stores;
-    let mut step = Step { scope, identity, progress };
-    if let Some(service_account) = &service_account {
-        // Where `podTemplate` names another, ours stays unused: the garbage collector takes it with the service.
-        step.apply("ServiceAccount", service_account, live(&stores.service_accounts, service_account))
-            .await?;
-    }
+    let step = Step { scope, identity, progress: Mutex::new(progress) };
     let copy = names::broker_secret(&identity.name);
     step.keep("Secret", &copy, broker_secret.as_ref(), &stores.secrets).await?;
     // Before the pods are there.
@@ -189,7 +98,18 @@ pub async fn apply(
         // Boxed: it is large, and seldom.
         Box::pin(scale_in::weigh(scope, identity)).await;
     }
-    step.apply("Deployment", &deployment, live(&stores.deployments, &deployment)).await?;
+    // Neither is written where the other is somebody else's. Where `podTemplate` names another account, ours stays
+    // unused: the garbage collector takes it with the service.
+    let (account, pods) = try_join(
+        async {
+            let Some(account) = &service_account else { return Ok(None) };
+            step.check("ServiceAccount", account, live(&stores.service_accounts, account)).await
+        },
+        step.check("Deployment", &deployment, live(&stores.deployments, &deployment)),
+    )
+    .await?;
+    let (account, pods) = join(step.write::<ServiceAccount>(account), step.write::<Deployment>(pods)).await;
+    account.and(pods)?;
     let budgets = &stores.disruption_budgets;
     step.keep("PodDisruptionBudget", &child, disruption_budget.as_ref(), budgets).await?;
     step.keep("HorizontalPodAutoscaler", &child, autoscaler.as_ref(), &stores.autoscalers).await?;
@@ -225,28 +145,54 @@ where
     store.get(&name).map(|live: Arc<L>| live.meta().clone())
 }
 
+/// What a service can own.
+trait Child:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Serialize
+    + DeserializeOwned
+    + Clone
+    + Debug
+    + 'static
+{
+}
+
+impl<K> Child for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Serialize
+        + DeserializeOwned
+        + Clone
+        + Debug
+        + 'static
+{
+}
+
 struct Step<'a> {
     scope: &'a Scope,
     identity: &'a Identity,
-    progress: &'a mut Progress,
+    progress: Mutex<&'a mut Progress>,
+}
+
+/// An object that is not as it should be, and may be written.
+struct Due {
+    kind: &'static str,
+    name: String,
+    desired: serde_json::Value,
+    hash: String,
+    /// The version that is to be overwritten; none: there is no such object.
+    before: Option<String>,
 }
 
 impl Step<'_> {
     /// What need not be: applied where it is wanted, deleted where it is not.
     async fn keep<K>(
-        &mut self,
+        &self,
         kind: &'static str,
         name: &str,
         desired: Option<&K>,
         store: &Store<PartialObjectMeta<K>>,
     ) -> Result<(), ApplyError>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Serialize
-            + DeserializeOwned
-            + Clone
-            + Debug
-            + 'static,
+        K: Child,
     {
         let live = store.get(&ObjectRef::new(name).within(&self.identity.namespace));
         let live = live.map(|live| live.metadata.clone());
@@ -256,54 +202,67 @@ impl Step<'_> {
         }
     }
 
-    async fn apply<K>(
-        &mut self,
+    async fn apply<K: Child>(
+        &self,
         kind: &'static str,
         desired: &K,
         live: Option<ObjectMeta>,
-    ) -> Result<(), ApplyError>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Serialize
-            + DeserializeOwned
-            + Clone
-            + Debug,
-    {
+    ) -> Result<(), ApplyError> {
+        let due = self.check(kind, desired, live).await?;
+        self.write::<K>(due).await
+    }
+
+    /// Whether the object is to be written: it is not as it should be, and is nobody else's.
+    async fn check<K: Child>(
+        &self,
+        kind: &'static str,
+        desired: &K,
+        live: Option<ObjectMeta>,
+    ) -> Result<Option<Due>, ApplyError> {
         let name = desired.name_any();
-        let key = (kind, self.identity.namespace.clone(), name.clone());
+        let key = self.key(kind, &name);
         let (desired, hash) = with_hash(self.scope, desired);
         match self.scope.applied.ask(&key, live.as_ref(), &hash) {
             Memory::Silent => {}
-            Memory::Settled => return Ok(()),
+            Memory::Settled => return Ok(None),
             Memory::Behind => {
-                self.progress.look_again = Some(BEHIND);
-                return Ok(());
+                lock(&self.progress).look_again = Some(BEHIND);
+                return Ok(None);
             }
         }
         if let Some(live) = &live {
             self.check_owner(kind, live)?;
             let applied = live.annotations.as_ref().and_then(|annotations| annotations.get(APPLIED_HASH));
             if applied == Some(&hash) {
-                let Some(field) = ownership::first_lost(live, &desired) else { return Ok(()) };
+                let Some(field) = ownership::first_lost(live, &desired) else { return Ok(None) };
                 if let Err(wait) = self.scope.contests.mend(&key, Instant::now()) {
                     return Err(self.contested::<K>(kind, &name, field, wait).await?);
                 }
             }
-        }
-        let api: Api<K> = Api::namespaced(self.scope.client.clone(), &self.identity.namespace);
-        if live.is_none() {
+        } else if let Some(found) = self.find::<K>(kind, &name).await? {
             // The watch sees only what has our label: whatever else has this name must not be taken over.
-            let found = api
-                .get_metadata_opt(&name)
-                .await
-                .map_err(|source| self.api_error("get", kind, &name, source))?;
-            if let Some(found) = found {
-                self.check_owner(kind, &found.metadata)?;
-            }
+            self.check_owner(kind, &found)?;
         }
+        let before = live.and_then(|live| live.resource_version);
+        Ok(Some(Due { kind, name, desired, hash, before }))
+    }
+
+    /// What has this name, as the API server remembers it: a look into its store would cost as much as a write.
+    async fn find<K: Child>(&self, kind: &'static str, name: &str) -> Result<Option<ObjectMeta>, ApplyError> {
+        let api: Api<K> = Api::namespaced(self.scope.client.clone(), &self.identity.namespace);
+        match api.get_metadata_with(name, &GetParams::any()).await {
+            Ok(found) => Ok(Some(found.metadata)),
+            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(None),
+            Err(source) => Err(self.api_error("get", kind, name, source)),
+        }
+    }
+
+    async fn write<K: Child>(&self, due: Option<Due>) -> Result<(), ApplyError> {
+        let Some(Due { kind, name, desired, hash, before }) = due else { return Ok(()) };
+        let api: Api<K> = Api::namespaced(self.scope.client.clone(), &self.identity.namespace);
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         let applied = api
-            .patch(&name, &parameters, &Patch::Apply(&desired))
+            .patch_metadata(&name, &parameters, &Patch::Apply(&desired))
             .await
             .map_err(|source| self.refused("apply", kind, &name, source))?;
         self.scope.metrics.wrote(kind, "apply");
@@ -314,25 +273,29 @@ impl Step<'_> {
             name,
             "applied"
         );
-        let before = live.and_then(|live| live.resource_version);
-        let after = applied.meta().resource_version.clone();
+        let after = applied.metadata.resource_version;
+        let key = self.key(kind, &name);
         if before != after {
-            self.progress.changes.push(Change { what: reasons::EVENT_APPLIED, kind, name });
+            lock(&self.progress).changes.push(Change { what: reasons::EVENT_APPLIED, kind, name });
         }
         self.scope.applied.remember(key, Record { hash, before, after, at: Instant::now() });
         Ok(())
     }
 
+    fn key(&self, kind: &'static str, name: &str) -> memory::Key {
+        (kind, self.identity.namespace.clone(), name.to_owned())
+    }
+
     /// Says who the rival is. Of others' entries the watch keeps nothing: the object is asked for.
     async fn contested<K>(
-        &mut self,
+        &self,
         kind: &'static str,
         name: &str,
         field: String,
         wait: Duration,
     ) -> Result<ApplyError, ApplyError>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + DeserializeOwned + Clone + Debug,
+        K: Child,
     {
         let namespace = self.identity.namespace.clone();
         let api: Api<K> = Api::namespaced(self.scope.client.clone(), &namespace);
@@ -351,13 +314,13 @@ impl Step<'_> {
     }
 
     async fn delete<K>(
-        &mut self,
+        &self,
         kind: &'static str,
         name: &str,
         live: Option<&ObjectMeta>,
     ) -> Result<(), ApplyError>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + DeserializeOwned + Clone + Debug,
+        K: Child,
     {
         self.scope.applied.drop_record(&(kind, self.identity.namespace.clone(), name.to_owned()));
         let Some(live) = live.filter(|live| live.deletion_timestamp.is_none() && self.owns(live)) else {
@@ -381,7 +344,11 @@ impl Step<'_> {
             name,
             "deleted"
         );
-        self.progress.changes.push(Change { what: reasons::EVENT_DELETED, kind, name: name.to_owned() });
+        lock(&self.progress).changes.push(Change {
+            what: reasons::EVENT_DELETED,
+            kind,
+            name: name.to_owned(),
+        });
         Ok(())
     }
 

@@ -1,11 +1,15 @@
 //! Events: what people see in `kubectl describe`. Only turns of conditions and writes are news; a sentence that
-//! changes is not.
+//! changes is not. They are written one after the other, beside the reconciles: what is told of one service keeps no
+//! other from being made.
+
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
-    Resource,
-    runtime::events::{Event, EventType},
+    Client, Resource,
+    runtime::events::{Event, EventType, Recorder, Reporter},
 };
+use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     apply::Change,
@@ -13,8 +17,53 @@ use super::{
 };
 use crate::{
     crd::{McpService, McpServiceStatus},
+    metrics::Metrics,
     reasons,
 };
+
+/// Events that wait to be written; a reconcile that finds no room waits for it. One has a kilobyte.
+const CAPACITY: usize = 256;
+/// A recorder remembers what it wrote in the last minutes, so that what repeats is counted and not written anew. After
+/// so many another one takes its place: all that a thousand services tell at once would be megabytes.
+const REMEMBERED: usize = 64;
+/// For the API server to answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Where Events go.
+pub struct News(mpsc::Sender<(Event, ObjectReference)>);
+
+impl News {
+    /// And what writes them, until there is no [`News`] and nothing to write any more.
+    pub fn new(
+        client: Client,
+        reporter: Reporter,
+        metrics: Arc<Metrics>,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (sender, mut queue) = mpsc::channel::<(Event, ObjectReference)>(CAPACITY);
+        let write = async move {
+            loop {
+                let recorder = Recorder::new(client.clone(), reporter.clone());
+                for _ in 0..REMEMBERED {
+                    let Some((event, about)) = queue.recv().await else { return };
+                    // Nothing hangs on it.
+                    match timeout(ANSWER, recorder.publish(&event, &about)).await {
+                        Ok(Ok(())) => metrics.wrote("Event", "create"),
+                        Ok(Err(error)) => {
+                            tracing::warn!(reason = event.reason, "an Event cannot be written: {error}");
+                        }
+                        Err(_) => {
+                            tracing::warn!(
+                                reason = event.reason,
+                                "an Event cannot be written: no answer within {ANSWER:?}"
+                            );
+                        }
+                    }
+                }
+            }
+        };
+        (Self(sender), write)
+    }
+}
 
 /// The API server refuses longer notes.
 const MAX_NOTE: usize = 1000;
@@ -99,11 +148,8 @@ fn event(type_: EventType, reason: &str, action: &str, mut note: String) -> Even
 }
 
 async fn tell(scope: &Scope, service: &Guarded, event: Event) {
-    match scope.recorder.publish(&event, &reference(service)).await {
-        Ok(()) => scope.metrics.wrote("Event", "create"),
-        // Nothing hangs on it.
-        Err(error) => tracing::warn!(reason = event.reason, "an Event cannot be written: {error}"),
-    }
+    // It is closed when the controller ends.
+    let _ = scope.news.0.send((event, reference(service))).await;
 }
 
 fn reference(service: &Guarded) -> ObjectReference {

@@ -16,10 +16,7 @@ use k8s_openapi::api::{
 use kube::{
     Client, Resource,
     core::{DeserializeGuard, PartialObjectMeta},
-    runtime::{
-        events::Recorder,
-        reflector::{ObjectRef, Store},
-    },
+    runtime::reflector::{ObjectRef, Store},
 };
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -27,6 +24,7 @@ use tokio::sync::watch;
 
 use super::{
     apply::{AppliedMemory, Contests},
+    news::News,
     pods::Pods,
     resolve::ReferenceMemory,
     status::StatusMemory,
@@ -92,7 +90,7 @@ pub struct Scope {
     /// What the brokers say, and are to be told.
     pub registry: Registry,
     /// Tells people of changes.
-    pub recorder: Recorder,
+    pub news: News,
     /// Hashes of referenced objects, and who refers to them.
     pub references: ReferenceMemory,
     /// What was applied and is not in the stores yet.

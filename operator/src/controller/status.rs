@@ -1,34 +1,28 @@
 //! Status: what the service has come to, told from what was applied, the pods and their gateways; written only when
 //! it says something new.
 
-use std::{
-    collections::HashMap,
-    fmt::Write as _,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use k8s_openapi::{
     api::{apps::v1::Deployment, core::v1::Pod},
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,
 };
-use kube::{
-    Api, Client,
-    api::{ObjectMeta, Patch, PatchParams},
-    core::PartialObjectMeta,
-};
+use kube::api::ObjectMeta;
 use mcp_mqtt_sidecar::status::GatewayStatus;
-use serde_json::json;
 
+mod memory;
+#[cfg(test)]
+mod tests;
+
+pub use self::memory::{StatusMemory, patch_status};
 use super::{
     build::{Applied, Resources},
     problems::{self, Problem},
-    scope::{ServiceRef, lock},
 };
 use crate::{
-    crd::{McpService, McpServiceStatus, status::ServerStatus},
-    names::{FIELD_MANAGER, POD_TEMPLATE_HASH, SERVICE_LABEL, child},
+    crd::{McpServiceStatus, status::ServerStatus},
+    names::{POD_TEMPLATE_HASH, SERVICE_LABEL, child},
     observe::{Observation, Observations, is_asked, is_ready, leaves},
     reasons, registry,
 };
@@ -88,14 +82,22 @@ impl Seen<'_> {
         pods
     }
 
-    /// Whether the Deployment's controller has made of its newest state what it makes: pods, ready or not.
+    /// Whether the Deployment's controllers have made of its newest state what they make: pods, ready or not; or say
+    /// that they cannot.
     fn is_under_way(&self) -> bool {
+        if self.deployment.as_deref().and_then(problems::of_deployment).is_some() {
+            return true;
+        }
         let wanted = usize::try_from(self.replicas).unwrap_or_default();
         self.deployment.as_deref().is_some_and(|deployment| {
             let status = deployment.status.as_ref();
             let updated = status.and_then(|status| status.updated_replicas).unwrap_or_default();
+            let all = status.and_then(|status| status.replicas).unwrap_or_default();
             let observed = status.and_then(|status| status.observed_generation);
-            observed == deployment.metadata.generation && updated >= self.replicas
+            // A rollout is under way with its first pod; a new Deployment makes all of them at once.
+            observed == deployment.metadata.generation
+                && updated >= self.replicas.min(1)
+                && all >= self.replicas
         }) && self.staying().count() >= wanted
     }
 
@@ -137,12 +139,9 @@ fn revision(pod: &Pod) -> Option<&str> {
     pod.metadata.labels.as_ref()?.get(POD_TEMPLATE_HASH).map(String::as_str)
 }
 
-#[cfg(test)]
-mod tests;
-
-/// How long the status waits for what comes of a Deployment that was applied: its controller takes milliseconds, and
-/// seconds when there are hundreds.
-const HOLD: Duration = Duration::from_secs(2);
+/// How long the status waits for what comes of a Deployment that was applied: its controllers take milliseconds, and
+/// most of a minute where a thousand came at once.
+const HOLD: Duration = Duration::from_mins(1);
 /// What is said where the operator has no connection to the broker of a service.
 const UNASKABLE: &str = "cannot ask the broker";
 /// A gateway that was not asked yet is asked within the second, unless hundreds are silent; a broker is connected to, or
@@ -434,84 +433,4 @@ fn condition(
 
 fn count(number: usize) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
-}
-
-/// Statuses that were written and are not in the stores yet.
-#[derive(Debug, Default)]
-pub struct StatusMemory(Mutex<HashMap<ServiceRef, Written>>);
-
-#[derive(Debug)]
-struct Written {
-    /// The version of the service that the store had then; as long as it still has that, it is behind.
-    before: Option<String>,
-    status: McpServiceStatus,
-}
-
-impl StatusMemory {
-    /// The status that stands at the API server, as far as we know.
-    pub fn last(
-        &self,
-        service: &ServiceRef,
-        metadata: &ObjectMeta,
-        watched: Option<&McpServiceStatus>,
-    ) -> Option<McpServiceStatus> {
-        let mut memory = lock(&self.0);
-        match memory.get(service) {
-            Some(written) if written.before == metadata.resource_version => Some(written.status.clone()),
-            Some(_) => {
-                memory.remove(service); // the store has caught up
-                watched.cloned()
-            }
-            None => watched.cloned(),
-        }
-    }
-
-    /// The service is gone.
-    pub fn forget(&self, service: &ServiceRef) {
-        lock(&self.0).remove(service);
-    }
-
-    fn remember(&self, service: &ServiceRef, before: Option<String>, status: McpServiceStatus) {
-        lock(&self.0).insert(service.clone(), Written { before, status });
-    }
-}
-
-/// Writes the status where it differs from the last one; whether it did.
-///
-/// # Errors
-/// The API server's.
-pub async fn patch_status(
-    client: &Client,
-    memory: &StatusMemory,
-    service: &ServiceRef,
-    metadata: &ObjectMeta,
-    last: Option<&McpServiceStatus>,
-    status: &McpServiceStatus,
-) -> Result<bool, kube::Error> {
-    if last == Some(status) {
-        return Ok(false);
-    }
-    let namespace = service.namespace.as_deref().unwrap_or_default();
-    // By its metadata: a service that cannot be read can still be told so.
-    let api: Api<PartialObjectMeta<McpService>> = Api::namespaced(client.clone(), namespace);
-    let patch = Patch::Merge(json!({"status": with_nulls(status)}));
-    api.patch_status(
-        &service.name,
-        &PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() },
-        &patch,
-    )
-    .await?;
-    memory.remember(service, metadata.resource_version.clone(), status.clone());
-    Ok(true)
-}
-
-/// In a merge patch a field goes only when it is null.
-fn with_nulls(status: &McpServiceStatus) -> serde_json::Value {
-    let mut value = json!({"serverName": null, "ready": null, "selector": null, "server": null, "instances": [], "conditions": [], "observedGeneration": null});
-    if let (Some(all), Ok(serde_json::Value::Object(set))) =
-        (value.as_object_mut(), serde_json::to_value(status))
-    {
-        all.extend(set);
-    }
-    value
 }

@@ -6,9 +6,9 @@ use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
-        apps::v1::{Deployment, DeploymentSpec},
+        apps::v1::Deployment,
         autoscaling::v2::HorizontalPodAutoscaler,
-        core::v1::{ConfigMap, Pod, PodSpec, Secret, ServiceAccount},
+        core::v1::{ConfigMap, Pod, Secret, ServiceAccount},
         networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
     },
@@ -30,11 +30,9 @@ use super::{
     pods::{Index, Pods},
     resolve,
     scope::{Guarded, Stores},
+    trim,
 };
-use crate::{
-    keda::scaled_object::ScaledObject,
-    names::{POD_DELETION_COST, SERVICE_ANNOTATION, SERVICE_LABEL},
-};
+use crate::{keda::scaled_object::ScaledObject, names::SERVICE_LABEL};
 
 /// Objects in a page of a first list: they are held whole until they are trimmed.
 const PAGE: u32 = 100;
@@ -110,39 +108,30 @@ pub fn watch(
 
     let (services, writer) = reflector::store();
     let stream = watcher::watcher(api::<Guarded>(client, namespace), everything.clone())
-        .modify(|service| {
-            use kube::ResourceExt;
-            service.managed_fields_mut().clear();
-        })
+        .modify(trim::service)
         .default_backoff()
         .reflect(writer)
         .applied_objects()
         .predicate_filter(predicates::generation, PredicateConfig::default());
     let service_stream = stream.boxed();
 
-    let (deployments, deployment_stream) =
-        full(client, namespace, ours.clone(), relist, |deployment: &mut Deployment| {
-            ownership::trim(&mut deployment.metadata);
-            // Ownership and hash tell whether it is as it should be; its size tells whether it is about to shrink.
-            let replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas);
-            deployment.spec = Some(DeploymentSpec { replicas, ..DeploymentSpec::default() });
-        });
+    let (deployments, deployment_stream) = full(client, namespace, ours.clone(), relist, trim::deployment);
     let index = Index::default();
     let noted = index.clone();
-    let pod_events = watcher::watcher(api::<Pod>(client, namespace), ours.clone()).modify(trim_pod);
+    let pod_events = watcher::watcher(api::<Pod>(client, namespace), ours.clone()).modify(trim::pod);
     let (pods, pod_stream) = into_store(pod_events.inspect_ok(move |event| noted.note(event)), relist);
     let pods = Pods::new(pods, index);
     let (service_accounts, service_account_stream) =
-        metadata(client, namespace, ours.clone(), relist, |object| ownership::trim(&mut object.metadata));
+        metadata(client, namespace, ours.clone(), relist, |object| trim::child(&mut object.metadata));
     let (disruption_budgets, disruption_budget_stream) =
-        metadata(client, namespace, ours.clone(), relist, |object| ownership::trim(&mut object.metadata));
+        metadata(client, namespace, ours.clone(), relist, |object| trim::child(&mut object.metadata));
     let (autoscalers, autoscaler_stream) =
-        metadata(client, namespace, ours.clone(), relist, |object| ownership::trim(&mut object.metadata));
+        metadata(client, namespace, ours.clone(), relist, |object| trim::child(&mut object.metadata));
     let (network_policies, network_policy_stream) = optional
         .network_policies
         .then(|| {
             metadata::<NetworkPolicy>(client, namespace, ours.clone(), relist, |object| {
-                ownership::trim(&mut object.metadata);
+                trim::child(&mut object.metadata);
             })
         })
         .unzip();
@@ -150,7 +139,7 @@ pub fn watch(
         .keda
         .then(|| {
             metadata::<ScaledObject>(client, namespace, ours, relist, |object| {
-                ownership::trim(&mut object.metadata);
+                trim::child(&mut object.metadata);
             })
         })
         .unzip();
@@ -267,15 +256,4 @@ where
     let events = events.default_backoff().reflect(writer).inspect_ok(noted);
     let objects = events.touched_objects().into_stream();
     (store, objects.boxed())
-}
-
-/// A pod's status and who it belongs to are enough.
-fn trim_pod(pod: &mut Pod) {
-    pod.spec = None::<PodSpec>;
-    let metadata = &mut pod.metadata;
-    metadata.managed_fields = None;
-    metadata.owner_references = None;
-    if let Some(annotations) = &mut metadata.annotations {
-        annotations.retain(|key, _| key == SERVICE_ANNOTATION || key == POD_DELETION_COST);
-    }
 }

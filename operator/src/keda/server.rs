@@ -1,6 +1,6 @@
 //! Server: KEDA's questions over gRPC, in clear text within the cluster.
 
-use std::{convert::Infallible, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, pin::Pin, time::Duration};
 
 use axum::body::Body;
 use futures::{Stream, future::BoxFuture, stream};
@@ -10,7 +10,6 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     time::{sleep, timeout},
 };
 use tonic::{
@@ -27,9 +26,12 @@ use super::{
         ScaledObjectRef,
     },
 };
-use crate::session_metrics::{
-    counts::Counts,
-    endpoint::{self, Place},
+use crate::{
+    serving::{self, ConnectionError},
+    session_metrics::{
+        counts::Counts,
+        endpoint::{self, Place},
+    },
 };
 
 /// Connections at one time: KEDA keeps one for each address, and has two or three pods.
@@ -40,8 +42,6 @@ const STREAMS: u32 = 20_000;
 const KEEP_ALIVE: Duration = Duration::from_mins(1);
 /// The greeting of HTTP/2 takes a moment.
 const GREETING: Duration = Duration::from_secs(10);
-/// Between two tries of what did not work.
-const RETRY: Duration = Duration::from_secs(30);
 /// How soon KEDA is told of a service that has instances again.
 const LOOK: Duration = Duration::from_secs(1);
 /// Name of the port, in the Service and in its `EndpointSlice`.
@@ -64,12 +64,7 @@ enum ServeError {
 
 /// Serves for as long as it is polled; what fails is told and tried again.
 pub async fn serve(client: kube::Client, counts: Counts, place: Place) {
-    loop {
-        if let Err(error) = serve_once(&client, &counts, &place).await {
-            tracing::warn!(retry_in = ?RETRY, "KEDA is not answered: {error}");
-            sleep(RETRY).await;
-        }
-    }
+    serving::keep_serving("KEDA is not answered", async || serve_once(&client, &counts, &place).await).await;
 }
 
 async fn serve_once(client: &kube::Client, counts: &Counts, place: &Place) -> Result<(), ServeError> {
@@ -84,31 +79,10 @@ async fn serve_once(client: &kube::Client, counts: &Counts, place: &Place) -> Re
 
 /// Answers whoever connects.
 pub async fn accept(listener: TcpListener, counts: Counts) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!("KEDA: cannot accept: {error}");
-                sleep(Duration::from_millis(100)).await; // out of descriptors: not in a tight loop
-                continue;
-            }
-        };
-        let scaler = Scaler(counts.clone());
-        tokio::spawn(async move {
-            if let Err(error) = connection(stream, scaler).await {
-                tracing::debug!("KEDA: {error}");
-            }
-            drop(place);
-        });
-    }
+    serving::accept("KEDA", listener, CONNECTIONS, |stream| connection(stream, Scaler(counts.clone()))).await;
 }
 
-async fn connection(
-    stream: TcpStream,
-    scaler: Scaler,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+async fn connection(stream: TcpStream, scaler: Scaler) -> Result<(), ConnectionError> {
     // Whoever says nothing at all must not hold a place.
     timeout(GREETING, stream.readable()).await??;
     hyper::server::conn::http2::Builder::new(TokioExecutor::new())

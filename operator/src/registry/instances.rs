@@ -1,7 +1,7 @@
 //! What the pods and their gateways say: for how long nobody has had a session, who could take a service's place, and
 //! what keeps them from starting.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::reflector::ObjectRef;
@@ -10,27 +10,12 @@ use mcp_mqtt_transport::topic::ServerId;
 
 use super::sleeper::Idle;
 use crate::{
-    controller::{
-        problems,
-        scope::{ServiceRef, Stores},
-    },
+    controller::{problems, scope::ServiceRef},
     names,
-    observe::{Observation, Observations, leaves, service_of},
+    observe::{Observation, leaves},
     reasons,
+    watched::Watched,
 };
-
-/// Pods of one watched namespace, or of all, and what they say.
-#[derive(Clone)]
-pub struct Watched {
-    /// The namespace; none: all of them.
-    pub namespace: Option<String>,
-    /// What the watches know.
-    pub stores: Stores,
-    /// What the gateways say.
-    pub observations: Arc<Observations>,
-    /// Where a service is announced of which something changed.
-    pub changed: tokio::sync::mpsc::Sender<ServiceRef>,
-}
 
 /// What was found of one service.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -47,45 +32,23 @@ pub struct Found {
     pub problem: Option<String>,
 }
 
-impl Watched {
-    /// Whether this service is among them.
-    pub fn watches(&self, service: &ServiceRef) -> bool {
-        service.namespace.as_deref().is_some_and(|namespace| self.watches_namespace(namespace))
-    }
-
-    /// Whether all of this namespace is.
-    pub fn watches_namespace(&self, namespace: &str) -> bool {
-        self.namespace.as_deref().is_none_or(|watched| watched == namespace)
-    }
-
-    /// The pods, by their services.
-    pub fn pods(&self) -> HashMap<ServiceRef, Vec<Arc<Pod>>> {
-        let mut pods = HashMap::<ServiceRef, Vec<Arc<Pod>>>::new();
-        for pod in self.stores.pods.all() {
-            if let Some(service) = service_of(&pod) {
-                pods.entry(service).or_default().push(pod);
-            }
-        }
-        pods
-    }
-
-    /// What these pods of the service say.
-    pub fn find(&self, service: &ServiceRef, standby: &ServerId, pods: &[Arc<Pod>]) -> Found {
-        let seen: Vec<(&Pod, Option<Observation>)> = pods
-            .iter()
-            .map(|pod| (&**pod, pod.metadata.uid.as_deref().and_then(|uid| self.observations.get(uid))))
-            .collect();
-        let namespace = service.namespace.as_deref().unwrap_or_default();
-        let deployment =
-            self.stores.deployments.get(&ObjectRef::new(&names::child(&service.name)).within(namespace));
-        let refused = || deployment.as_deref().and_then(problems::of_deployment);
-        Found {
-            idle: idle(&seen),
-            elsewhere: elsewhere(&seen, standby),
-            stands_in: stands_in(&seen, standby),
-            registered: registered(&seen),
-            problem: if seen.is_empty() { refused().map(|problem| problem.message) } else { problem(&seen) },
-        }
+/// What the pods of a service say.
+pub fn find(watched: &Watched, service: &ServiceRef, standby: &ServerId) -> Found {
+    let pods = watched.stores.pods.of(service);
+    let seen: Vec<(&Pod, Option<Observation>)> = pods
+        .iter()
+        .map(|pod| (&**pod, pod.metadata.uid.as_deref().and_then(|uid| watched.observations.get(uid))))
+        .collect();
+    let namespace = service.namespace.as_deref().unwrap_or_default();
+    let deployment =
+        watched.stores.deployments.get(&ObjectRef::new(&names::child(&service.name)).within(namespace));
+    let refused = || deployment.as_deref().and_then(problems::of_deployment);
+    Found {
+        idle: idle(&seen),
+        elsewhere: elsewhere(&seen, standby),
+        stands_in: stands_in(&seen, standby),
+        registered: registered(&seen),
+        problem: if seen.is_empty() { refused().map(|problem| problem.message) } else { problem(&seen) },
     }
 }
 

@@ -27,12 +27,12 @@ use self::broker::{Broker, Journalled, Unclaimed};
 use super::{
     Registry, held,
     held::{Held, Refusal},
-    instances::{Found, Watched},
+    instances::Found,
     link::{HAPPENINGS, Happening},
     sleeper::{Action, Idle, Place, Sleeper},
     wanted::{Seen, Wanted},
 };
-use crate::{controller::scope::ServiceRef, metrics::Metrics};
+use crate::{controller::scope::ServiceRef, metrics::Metrics, watched::Parts};
 
 /// How often what only time tells is looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -52,7 +52,7 @@ pub struct Setting {
     /// The default broker's Secret.
     pub default_secret: Option<Store<Secret>>,
     /// What the watches know.
-    pub watched: Vec<Watched>,
+    pub watched: Parts,
     /// What the reconciles say.
     pub registry: Registry,
     /// Counters.
@@ -66,7 +66,7 @@ pub async fn run(setting: Setting) {
 
 /// A service, as it is kept.
 struct Service {
-    wanted: Wanted,
+    wanted: Arc<Wanted>,
     sleeper: Sleeper,
     found: Found,
     /// When somebody had a session last, as far as we saw.
@@ -150,7 +150,7 @@ impl Keeper {
     }
 
     /// A service is like this now.
-    fn told(&mut self, reference: &ServiceRef, wanted: Wanted) {
+    fn told(&mut self, reference: &ServiceRef, wanted: Arc<Wanted>) {
         let moved = self.services.get(reference).is_some_and(|known| {
             known.wanted.broker.key != wanted.broker.key || known.wanted.server_name != wanted.server_name
         });
@@ -359,7 +359,7 @@ impl Keeper {
         let facts = &mut service.sleeper.facts;
         facts.link = broker.presences.settled();
         if facts.link {
-            let Wanted { standby, server_name, .. } = &service.wanted;
+            let Wanted { standby, server_name, .. } = &*service.wanted;
             facts.place = broker.presences.place(standby.as_str(), server_name.as_str());
         }
     }
@@ -397,7 +397,7 @@ impl Keeper {
         if silent || before.as_ref() == Some(&seen) {
             return;
         }
-        let watched = self.setting.watched.iter().find(|watched| watched.watches(reference));
+        let watched = self.setting.watched.of(reference);
         // No room: the next tick tries again.
         if watched.is_none_or(|watched| watched.changed.try_send(reference.clone()).is_ok()) {
             self.setting.registry.show(reference, seen);

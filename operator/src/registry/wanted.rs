@@ -193,20 +193,19 @@ impl Default for Shared {
 
 #[derive(Debug, Default)]
 struct Told {
-    known: HashMap<ServiceRef, Wanted>,
+    known: HashMap<ServiceRef, Arc<Wanted>>,
     /// Those of which something is new: bounded by the services there are.
-    new: HashMap<ServiceRef, Option<Wanted>>,
+    new: HashMap<ServiceRef, Option<Arc<Wanted>>>,
 }
 
 impl Registry {
     /// A service is like this now.
     pub fn tell(&self, service: &ServiceRef, wanted: Wanted) {
         let mut told = lock(&self.0.told);
-        match told.known.entry(service.clone()) {
-            Entry::Occupied(known) if *known.get() == wanted => return,
-            Entry::Occupied(mut known) => drop(known.insert(wanted.clone())),
-            Entry::Vacant(known) => drop(known.insert(wanted.clone())),
-        }
+        let wanted = match told.known.entry(service.clone()) {
+            Entry::Occupied(known) if **known.get() == wanted => return,
+            known => known.insert_entry(Arc::new(wanted)).get().clone(),
+        };
         told.new.insert(service.clone(), Some(wanted));
         drop(told);
         self.0.news.notify_one();
@@ -236,7 +235,7 @@ impl Registry {
     }
 
     /// What is new, once there is something.
-    pub(super) async fn news(&self) -> Vec<(ServiceRef, Option<Wanted>)> {
+    pub(super) async fn news(&self) -> Vec<(ServiceRef, Option<Arc<Wanted>>)> {
         loop {
             let new = std::mem::take(&mut lock(&self.0.told).new);
             if !new.is_empty() {

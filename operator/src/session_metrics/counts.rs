@@ -1,34 +1,18 @@
 //! Counts: what the gateways of a service said last, added up.
 
-use std::sync::Arc;
-
 use k8s_openapi::api::core::v1::Pod;
-use kube::{ResourceExt, runtime::reflector::Store};
+use kube::ResourceExt;
 
 use super::Metric;
 use crate::{
-    controller::{
-        pods::Pods,
-        scope::{Guarded, ServiceRef},
-    },
-    observe::{Observations, is_ready, leaves},
+    controller::scope::ServiceRef,
+    observe::{is_ready, leaves},
+    watched::Parts,
 };
 
 /// The services that are served, their pods, and what these say.
 #[derive(Clone)]
-pub struct Counts(Arc<Vec<Watched>>);
-
-/// One watched namespace, or all.
-pub struct Watched {
-    /// The namespace; none: all of them.
-    pub namespace: Option<String>,
-    /// The services.
-    pub services: Store<Guarded>,
-    /// Their pods.
-    pub pods: Pods,
-    /// What the gateways say.
-    pub observations: Arc<Observations>,
-}
+pub struct Counts(Parts);
 
 /// Why there is no number.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,13 +43,13 @@ pub enum CountError {
 
 impl Counts {
     /// Over these.
-    pub fn new(watched: Vec<Watched>) -> Self {
-        Self(Arc::new(watched))
+    pub fn new(watched: Parts) -> Self {
+        Self(watched)
     }
 
     /// The services of a namespace, by name.
     pub fn services(&self, namespace: &str) -> Vec<String> {
-        let all = self.of_namespace(namespace).map(|watched| watched.services.state());
+        let all = self.0.of_namespace(namespace).map(|watched| watched.stores.services.state());
         let mut names: Vec<String> = all
             .into_iter()
             .flatten()
@@ -82,7 +66,7 @@ impl Counts {
     /// No such service.
     pub fn replicas(&self, namespace: &str, name: &str) -> Result<i32, CountError> {
         let service = ServiceRef::new(name).within(namespace);
-        let found = self.of_namespace(namespace).and_then(|watched| watched.services.get(&service));
+        let found = self.0.of_namespace(namespace).and_then(|watched| watched.stores.services.get(&service));
         let readable = found.and_then(|found| found.0.as_ref().ok().map(|service| service.spec.replicas));
         readable
             .ok_or_else(|| CountError::NoService { namespace: namespace.to_owned(), name: name.to_owned() })
@@ -95,13 +79,14 @@ impl Counts {
     /// No such service, or too few answers.
     pub fn of(&self, namespace: &str, name: &str, metric: Metric) -> Result<u64, CountError> {
         let service = ServiceRef::new(name).within(namespace);
-        let watched = self.of_namespace(namespace).filter(|watched| watched.services.get(&service).is_some());
+        let watched =
+            self.0.of_namespace(namespace).filter(|watched| watched.stores.services.get(&service).is_some());
         let watched = watched.ok_or_else(|| CountError::NoService {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
         })?;
         let seen = |pod: &Pod| watched.observations.get(&pod.uid()?);
-        let mut pods = watched.pods.of(&service);
+        let mut pods = watched.stores.pods.of(&service);
         // One that starts has no sessions; one whose gateway was asked counts, whatever the kubelet says of it.
         pods.retain(|pod| !leaves(pod) && (is_ready(pod) || seen(pod).is_some()));
         let answers = pods.iter().filter_map(|pod| {
@@ -121,10 +106,6 @@ impl Counts {
             running: pods.len(),
         })
     }
-
-    fn of_namespace(&self, namespace: &str) -> Option<&Watched> {
-        self.0.iter().find(|watched| watched.namespace.as_deref().is_none_or(|watched| watched == namespace))
-    }
 }
 
 /// The sum over all, from the sum over those that answered.
@@ -141,44 +122,41 @@ fn estimate(sum: u64, answered: usize, running: usize) -> Option<u64> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use kube::runtime::{reflector, watcher::Event};
     use mcp_mqtt_sidecar::status::{GatewayStatus, reason};
     use serde_json::json;
 
     use super::*;
-    use crate::controller::{fixtures, pods::Index, problems::tests::gateway};
+    use crate::{
+        controller::{fixtures, problems::tests::gateway},
+        watched::tests::watched,
+    };
 
     /// The service `meteo/weather` with these gateways: sessions and requests in flight, or silence.
     pub(crate) fn counts(gateways: &[Option<(u32, u32)>]) -> Counts {
-        let (services, mut writer) = reflector::store::<Guarded>();
-        let service = kube::core::DeserializeGuard(Ok(fixtures::service(fixtures::STDIO)));
-        writer.apply_watcher_event(&Event::Apply(service));
-        let (pods, mut writer) = reflector::store::<Pod>();
-        let index = Index::default();
-        let observations = Observations::default();
-        for (number, said) in gateways.iter().enumerate() {
-            let name = format!("weather-{number}");
-            let pod = json!({
+        let name = |number: usize| format!("weather-{number}");
+        let pod = |number| {
+            let name = name(number);
+            serde_json::from_value(json!({
                 "metadata": {
                     "name": name, "namespace": "meteo", "uid": name,
                     "annotations": {"mcp-mqtt.io/service-name": "weather"},
                 },
                 "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
-            });
-            let event = Event::Apply(serde_json::from_value(pod).unwrap());
-            index.note(&event);
-            writer.apply_watcher_event(&event);
+            }))
+            .unwrap()
+        };
+        let pods = (0..gateways.len()).map(pod).collect();
+        let watched = watched(None, vec![fixtures::service(fixtures::STDIO)], pods);
+        for (number, said) in gateways.iter().enumerate() {
             let status = said.map(|(sessions, in_flight)| GatewayStatus {
                 sessions,
                 in_flight,
                 refused_sessions: 2,
                 ..gateway((reason::BACKEND_READY, true), (reason::REGISTERED, true))
             });
-            observations.set(&name, status.ok_or_else(|| "silence".to_owned()));
+            watched.observations.set(&name(number), status.ok_or_else(|| "silence".to_owned()));
         }
-        let observations = Arc::new(observations);
-        let pods = Pods::new(pods, index);
-        Counts::new(vec![Watched { namespace: None, services, pods, observations }])
+        Counts::new([watched].into_iter().collect())
     }
 
     #[test]

@@ -18,7 +18,6 @@ use rustls::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     time::{sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -31,6 +30,7 @@ use super::{
     endpoint::{self, Place},
     requester::{Authorizer, Proxying, ProxyingError},
 };
+use crate::serving::{self, ConnectionError};
 
 /// Connections at one time: the API server keeps a few open.
 const CONNECTIONS: usize = 64;
@@ -38,8 +38,6 @@ const CONNECTIONS: usize = 64;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A connection that stays silent for so long after its last request is closed.
 const HEADERS: Duration = Duration::from_mins(2);
-/// Between two tries of what the API server refused or did not answer.
-const RETRY: Duration = Duration::from_secs(30);
 /// How often it is looked whether the API server proxies as before: its authority may be rotated.
 const REFRESH: Duration = Duration::from_mins(10);
 
@@ -85,12 +83,8 @@ pub enum ServeError {
 
 /// Serves the API for as long as it is polled; what fails is told and tried again.
 pub async fn serve(client: kube::Client, counts: Counts, place: Place) {
-    loop {
-        if let Err(error) = serve_until_renewal(&client, &counts, &place).await {
-            tracing::warn!(retry_in = ?RETRY, "session metrics are not served: {error}");
-            sleep(RETRY).await;
-        }
-    }
+    let serve = async || serve_until_renewal(&client, &counts, &place).await;
+    serving::keep_serving("session metrics are not served", serve).await;
 }
 
 async fn serve_until_renewal(
@@ -149,34 +143,17 @@ pub struct Api {
 }
 
 async fn accept(listener: TcpListener, tls: TlsAcceptor, api: Arc<Api>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
     let router = router(api.clone());
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!("session metrics: cannot accept: {error}");
-                sleep(Duration::from_millis(100)).await; // out of descriptors: not in a tight loop
-                continue;
-            }
-        };
-        let (tls, api, router) = (tls.clone(), api.clone(), router.clone());
-        tokio::spawn(async move {
-            if let Err(error) = connection(stream, &tls, &api, router).await {
-                tracing::debug!("session metrics: {error}");
-            }
-            drop(place);
-        });
-    }
+    let serve = |stream| connection(stream, tls.clone(), api.clone(), router.clone());
+    serving::accept("session metrics", listener, CONNECTIONS, serve).await;
 }
 
 async fn connection(
     stream: TcpStream,
-    tls: &TlsAcceptor,
-    api: &Api,
+    tls: TlsAcceptor,
+    api: Arc<Api>,
     router: Router,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<(), ConnectionError> {
     let stream = timeout(HANDSHAKE, tls.accept(stream)).await??;
     if !api.proxying.trusts(&common_names(&stream)) {
         return Err("the certificate's name is not one that may speak for others".into());

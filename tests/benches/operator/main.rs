@@ -3,6 +3,7 @@
 //!
 //! The table goes to stdout; stderr tells how far it is, a line each, for whoever shows it.
 
+mod floor;
 mod instances;
 mod look;
 mod meter;
@@ -13,15 +14,12 @@ mod stage;
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
 use self::{report::Table, stage::Stage};
 
 /// How long the operator must leave everything alone to be called settled.
 const CALM: Duration = Duration::from_secs(5);
-/// How long it is watched at rest.
-const REST: Duration = Duration::from_mins(1);
-
 #[derive(Debug, Parser)]
 struct Args {
     /// `McpServices` created at once.
@@ -30,9 +28,25 @@ struct Args {
     /// `McpServices` in memory at the end; 0: this part is left out.
     #[arg(long, default_value_t = 10_000)]
     many: usize,
+    /// Only these parts; those from `ready` on need `at-once`.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// Seconds that the operator is watched at rest.
+    #[arg(long, default_value_t = 60)]
+    rest: u64,
     /// What cargo adds.
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    Latencies,
+    Floor,
+    AtOnce,
+    Ready,
+    Restart,
+    Upgrade,
 }
 
 fn main() -> Result<()> {
@@ -43,14 +57,28 @@ fn main() -> Result<()> {
 
 async fn measure(args: &Args) -> Result<()> {
     let mut table = Table::default();
-    let mut stage = Stage::set().await?;
+    let mut stage = Stage::set(Duration::from_secs(args.rest)).await?;
+    let wanted = |part| args.only.is_empty() || args.only.contains(&part);
     table.machine(&stage);
     rounds::empty(&mut stage, &mut table).await?;
-    rounds::latencies(&mut stage, &mut table).await?;
-    rounds::at_once(&mut stage, &mut table, args.objects).await?;
-    rounds::ready(&mut stage, &mut table, args.objects).await?;
-    rounds::restart(&mut stage, &mut table, args.objects).await?;
-    rounds::default_changes(&mut stage, &mut table, args.objects).await?;
+    if wanted(Part::Latencies) {
+        rounds::latencies(&mut stage, &mut table).await?;
+    }
+    if wanted(Part::Floor) {
+        floor::floor(&mut stage, &mut table, args.objects).await?;
+    }
+    if wanted(Part::AtOnce) {
+        rounds::at_once(&mut stage, &mut table, args.objects).await?;
+    }
+    if wanted(Part::Ready) {
+        rounds::ready(&mut stage, &mut table, args.objects).await?;
+    }
+    if wanted(Part::Restart) {
+        rounds::restart(&mut stage, &mut table, args.objects).await?;
+    }
+    if wanted(Part::Upgrade) {
+        rounds::default_changes(&mut stage, &mut table, args.objects).await?;
+    }
     if args.many > args.objects {
         rounds::many(&mut stage, &mut table, args.objects, args.many).await?;
     }

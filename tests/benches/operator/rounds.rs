@@ -16,7 +16,6 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use crate::{
-    REST,
     instances::Instances,
     meter::{Meter, Requests},
     report::{Table, mebibytes, median, seconds},
@@ -26,7 +25,9 @@ use crate::{
 /// Services that stand by while one is changed.
 const OTHERS: usize = 100;
 /// Changes of one, for a median.
-const CHANGES: usize = 50;
+pub(crate) const CHANGES: usize = 50;
+/// Between two people's changes passes some time.
+pub(crate) const BETWEEN: Duration = Duration::from_millis(200);
 /// Memory is looked at when what a burst took has been given back, if ever it is.
 const PAUSE: Duration = Duration::from_secs(10);
 /// A restarted operator is watched this long.
@@ -60,8 +61,7 @@ pub(crate) async fn latencies(stage: &mut Stage, table: &mut Table) -> Result<()
         let begin = Instant::now();
         stage.space.create(name, &spec(1)).await?;
         created.push(stage.look.until(name, |_| true).await? - begin);
-        // Between two people's changes passes some time.
-        sleep(Duration::from_millis(200)).await;
+        sleep(BETWEEN).await;
     }
     for name in &singles {
         eprintln!("changing {name}");
@@ -69,7 +69,7 @@ pub(crate) async fn latencies(stage: &mut Stage, table: &mut Table) -> Result<()
         let begin = Instant::now();
         stage.space.patch(name, json!({"spec": {"server": {"image": "registry.example/weather:4"}}})).await?;
         changed.push(stage.look.until(name, |seen| seen.generation > before.generation).await? - begin);
-        sleep(Duration::from_millis(200)).await;
+        sleep(BETWEEN).await;
     }
     for name in &singles {
         eprintln!("changing the Deployment {name} by hand");
@@ -78,7 +78,7 @@ pub(crate) async fn latencies(stage: &mut Stage, table: &mut Table) -> Result<()
         let begin = Instant::now();
         deployments.patch(name, &by_hand, &Patch::Merge(json!({"spec": {"replicas": 3}}))).await?;
         mended.push(stage.look.until(name, |seen| seen.generation > before.generation + 1).await? - begin);
-        sleep(Duration::from_millis(200)).await;
+        sleep(BETWEEN).await;
     }
     for name in &singles {
         eprintln!("deleting the Deployment {name}");
@@ -86,7 +86,7 @@ pub(crate) async fn latencies(stage: &mut Stage, table: &mut Table) -> Result<()
         let begin = Instant::now();
         deployments.delete(name, &DeleteParams::background()).await?;
         remade.push(stage.look.until(name, |seen| seen.uid != before.uid).await? - begin);
-        sleep(Duration::from_millis(200)).await;
+        sleep(BETWEEN).await;
     }
     table.row("  create → Deployment", median(created), "≤ 8 ms");
     table.row("  image change → Deployment", median(changed), "≤ 8 ms");
@@ -228,7 +228,7 @@ pub(crate) async fn many(stage: &mut Stage, table: &mut Table, objects: usize, m
     sleep(PAUSE).await;
     table.row("  resident", mebibytes(stage.resident()?), "");
     let used = baseline::cpu(stage.operator()?.process()?);
-    sleep(REST).await;
+    sleep(stage.rest).await;
     let used = baseline::cpu(stage.operator()?.process()?).saturating_sub(used);
     table.row("  processor time in a minute at rest", format!("{:.2} s", used.as_secs_f64()), "");
     Ok(())
@@ -236,12 +236,12 @@ pub(crate) async fn many(stage: &mut Stage, table: &mut Table, objects: usize, m
 
 /// A minute in which nothing is to be written.
 async fn at_rest(stage: &mut Stage, table: &mut Table) -> Result<()> {
-    eprintln!("watching for {} s whether anything is written", REST.as_secs());
+    eprintln!("watching for {} s whether anything is written", stage.rest.as_secs());
     let mut requests = Requests::default();
     requests.add(&mut stage.audit)?;
     let mut requests = Requests::default();
     let used = baseline::cpu(stage.operator()?.process()?);
-    sleep(REST).await;
+    sleep(stage.rest).await;
     requests.add(&mut stage.audit)?;
     let used = baseline::cpu(stage.operator()?.process()?).saturating_sub(used);
     let text = format!("{} (processor time: {:.2} s)", requests.writes, used.as_secs_f64());

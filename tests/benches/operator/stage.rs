@@ -7,8 +7,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use futures::{StreamExt, TryStreamExt};
-use k8s_openapi::jiff::Timestamp;
-use kube::{Api, api::DeleteParams};
+use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams},
+};
 use mcp_mqtt_tests::{
     audit::Audit,
     baseline, binaries,
@@ -38,13 +41,15 @@ pub(crate) struct Stage {
     pub(crate) audit: Audit,
     /// What answers for the gateways, once there are any.
     pub(crate) instances: Option<Instances>,
+    /// How long the operator is watched at rest.
+    pub(crate) rest: Duration,
     halted: Vec<u32>,
     operator: Option<Operator>,
 }
 
 impl Stage {
     /// Sets it, with an operator that has nothing to do.
-    pub(crate) async fn set() -> Result<Self> {
+    pub(crate) async fn set(rest: Duration) -> Result<Self> {
         let space = Space::new("bench").await?;
         let halted = HALTED.iter().map(|name| node::component(name)).collect::<Result<Vec<u32>>>()?;
         for pid in &halted {
@@ -52,8 +57,16 @@ impl Stage {
         }
         let binary = std::env::var_os(BINARY).map_or_else(|| binaries::operator().to_owned(), PathBuf::from);
         let look = Look::at(Api::namespaced(space.kube.clone(), &space.namespace)).await?;
-        let mut stage =
-            Self { space, binary, look, audit: Audit::from_now()?, instances: None, halted, operator: None };
+        let mut stage = Self {
+            space,
+            binary,
+            look,
+            audit: Audit::from_now()?,
+            instances: None,
+            rest,
+            halted,
+            operator: None,
+        };
         stage.start(&[]).await?;
         Ok(stage)
     }
@@ -101,13 +114,16 @@ impl Stage {
 
     /// Who works here.
     pub(crate) fn parts(&self) -> Result<Vec<(&'static str, u32)>> {
-        Ok(vec![
+        let mut parts = vec![
             ("API server", node::component("kube-apiserver")?),
             ("etcd", node::component("etcd")?),
             ("controller manager", node::component("kube-controller-manager")?),
-            ("operator", self.operator()?.process()?),
             ("this measurement", std::process::id()),
-        ])
+        ];
+        if let Some(operator) = &self.operator {
+            parts.push(("operator", operator.process()?));
+        }
+        Ok(parts)
     }
 
     /// Creates services of these names, as fast as the API server takes them.
@@ -118,7 +134,7 @@ impl Stage {
         creating.buffer_unordered(AT_ONCE).try_collect().await
     }
 
-    /// Deletes services and waits until their Deployments have gone.
+    /// Deletes services and waits until all that was made of them has gone.
     pub(crate) async fn delete(&self, names: &[String]) -> Result<()> {
         let services = &self.space.services();
         let deleting = futures::stream::iter(names)
@@ -128,6 +144,17 @@ impl Stage {
         while names.iter().any(|name| self.look.get(name).is_some()) {
             ensure!(begin.elapsed() < LIMIT, "the garbage collector does not take the Deployments");
             sleep(Duration::from_millis(200)).await;
+        }
+        self.emptied().await
+    }
+
+    /// Waits until there is no pod.
+    pub(crate) async fn emptied(&self) -> Result<()> {
+        let pods: Api<Pod> = self.space.api();
+        let begin = Instant::now();
+        while !pods.list_metadata(&ListParams::default().limit(1)).await?.items.is_empty() {
+            ensure!(begin.elapsed() < LIMIT, "the garbage collector does not take the pods");
+            sleep(Duration::from_millis(500)).await;
         }
         Ok(())
     }

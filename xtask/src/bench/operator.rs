@@ -16,6 +16,12 @@ pub(crate) struct Arguments {
     /// `McpServices` in memory at the end; 0 leaves this part out.
     #[arg(long, default_value_t = 10_000)]
     many: usize,
+    /// Only these parts, by commas: latencies, floor, at-once, ready, restart, upgrade. Those from ready on need at-once.
+    #[arg(long)]
+    only: Option<String>,
+    /// Seconds that the operator is watched at rest.
+    #[arg(long, default_value_t = 60)]
+    rest: u64,
 }
 
 /// Runs it and prints its table.
@@ -27,10 +33,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let cluster = Cluster::named(CLUSTER)?;
     cluster.down()?;
     cluster.up()?;
-    let Arguments { objects, many } = arguments;
+    let Arguments { objects, many, only, rest } = arguments;
+    let only = only.iter().map(|only| format!("--only={only}"));
+    let numbers = [format!("--objects={objects}"), format!("--many={many}"), format!("--rest={rest}")];
     Measurement {
         bench: "operator",
-        arguments: vec![format!("--objects={objects}"), format!("--many={many}")],
+        arguments: numbers.into_iter().chain(only).collect(),
         environment: vec![("MCP_MQTT_OPERATOR_BINARY", binary.to_string_lossy().into_owned())],
         what: "the operator",
     }

@@ -17,15 +17,15 @@ use crate::{
     settings::{DefaultBroker, Settings, Token},
 };
 
-fn of(spec: &str) -> Resources<Prepared> {
+pub(super) fn of(spec: &str) -> Resources<Prepared> {
     built(spec, &settings(), &Fetched::default())
 }
 
-fn value(object: &impl Serialize) -> Value {
+pub(super) fn value(object: &impl Serialize) -> Value {
     serde_json::to_value(object).unwrap()
 }
 
-fn yaml(text: &str) -> Value {
+pub(super) fn yaml(text: &str) -> Value {
     serde_yaml::from_str(text).unwrap()
 }
 
@@ -33,7 +33,7 @@ fn template(resources: &Resources<Prepared>) -> Value {
     value(&resources.deployment)["spec"]["template"].clone()
 }
 
-fn container(resources: &Resources<Prepared>, name: &str) -> Container {
+pub(super) fn container(resources: &Resources<Prepared>, name: &str) -> Container {
     let spec = resources.deployment.spec.as_ref().unwrap().template.spec.as_ref().unwrap();
     spec.init_containers
         .iter()
@@ -44,7 +44,7 @@ fn container(resources: &Resources<Prepared>, name: &str) -> Container {
         .clone()
 }
 
-const METADATA: &str = "
+pub(super) const METADATA: &str = "
 name: weather
 namespace: meteo
 labels: &labels
@@ -452,72 +452,4 @@ fn what_the_pods_read_is_in_their_annotations_as_a_hash() {
     };
     assert_eq!(with(Some("abc"))["metadata"]["annotations"]["mcp-mqtt.io/references-hash"], json!("abc"));
     assert_eq!(with(None)["metadata"]["annotations"].get("mcp-mqtt.io/references-hash"), None);
-}
-
-#[test]
-fn an_autoscaler_goes_by_the_service_itself() {
-    let spec = format!(
-        "{STDIO}
-gateway: {{maxSessions: 50}}
-autoscaling:
-  minReplicas: 2
-  maxReplicas: 9
-  sessions: {{targetUtilization: 70}}
-  inFlight: {{targetPerReplica: 4}}
-  resources: [{{name: cpu, target: {{type: Utilization, averageUtilization: 60}}}}]
-  behavior: {{scaleDown: {{stabilizationWindowSeconds: 30}}}}
-"
-    );
-    let this = "{apiVersion: mcp-mqtt.io/v1alpha1, kind: McpService, name: weather}";
-    let expected = yaml(&format!(
-        "
-apiVersion: autoscaling/v2
-kind: HorizontalPodAutoscaler
-metadata: {METADATA_INLINE}
-spec:
-  scaleTargetRef: {this}
-  minReplicas: 2
-  maxReplicas: 9
-  metrics:
-  - type: Object
-    object:
-      describedObject: {this}
-      metric: {{name: mcp_sessions}}
-      target: {{type: AverageValue, averageValue: '35'}}
-  - type: Object
-    object:
-      describedObject: {this}
-      metric: {{name: mcp_requests_in_flight}}
-      target: {{type: AverageValue, averageValue: '4'}}
-  - type: Resource
-    resource: {{name: cpu, target: {{type: Utilization, averageUtilization: 60}}}}
-  behavior: {{scaleDown: {{stabilizationWindowSeconds: 30}}}}
-",
-        METADATA_INLINE = serde_json::to_string(&yaml(METADATA)).unwrap(),
-    ));
-    assert_eq!(value(&of(&spec).autoscaler), expected);
-}
-
-#[test]
-fn without_a_metric_the_autoscaler_goes_by_four_fifths_of_the_sessions() {
-    let autoscaler = value(&of(&format!("{STDIO}\nautoscaling: {{maxReplicas: 3}}")).autoscaler);
-    assert_eq!(autoscaler["spec"]["metrics"][0]["object"]["target"]["averageValue"], "80");
-    assert_eq!(autoscaler["spec"]["minReplicas"], 1);
-    let refused = "autoscaling: {maxReplicas: 3, sessions: {targetPerReplica: 7, includeRefused: true}}";
-    let autoscaler = value(&of(&format!("{STDIO}\n{refused}")).autoscaler);
-    assert_eq!(autoscaler["spec"]["metrics"][0]["object"]["metric"]["name"], "mcp_sessions_wanted");
-    let cpu = "autoscaling: {maxReplicas: 3, resources: [{name: cpu, target: {type: Utilization, averageUtilization: 60}}]}";
-    let autoscaler = value(&of(&format!("{STDIO}\n{cpu}")).autoscaler);
-    assert_eq!(autoscaler["spec"]["metrics"].as_array().unwrap().len(), 1, "{autoscaler}");
-    assert_eq!(of(STDIO).autoscaler, None);
-}
-
-#[test]
-fn a_service_that_sleeps_has_an_autoscaler_for_when_it_is_awake_and_gateways_that_stand_in_for_it() {
-    let resources = of(&format!("{STDIO}\nautoscaling: {{minReplicas: 0, maxReplicas: 3}}"));
-    assert_eq!(value(&resources.autoscaler)["spec"]["minReplicas"], 1);
-    let args = container(&resources, GATEWAY).args.unwrap();
-    assert!(args.contains(&"--standby-id=north.meteo.weather_service".to_owned()), "{args:?}");
-    let args = container(&of(STDIO), GATEWAY).args.unwrap();
-    assert!(!args.iter().any(|arg| arg.starts_with("--standby-id")), "{args:?}");
 }

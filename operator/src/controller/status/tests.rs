@@ -231,26 +231,6 @@ fn a_condition_keeps_the_time_at_which_it_turned() {
 }
 
 #[test]
-fn a_store_that_is_behind_does_not_make_us_write_again() {
-    let memory = StatusMemory::default();
-    let service = ServiceRef::new("weather").within("meteo");
-    let version =
-        |version: &str| ObjectMeta { resource_version: Some(version.to_owned()), ..ObjectMeta::default() };
-    let (old, new) = (status(0, Vec::new()), status(1, Vec::new()));
-    assert_eq!(memory.last(&service, &version("4"), Some(&old)), Some(old.clone()));
-    memory.remember(&service, Some("4".to_owned()), new.clone());
-    assert_eq!(memory.last(&service, &version("4"), Some(&old)), Some(new));
-    assert_eq!(memory.last(&service, &version("5"), Some(&old)), Some(old));
-}
-
-#[test]
-fn what_is_gone_is_null_in_the_patch() {
-    let status = McpServiceStatus { server: None, ..status(0, Vec::new()) };
-    assert_eq!(with_nulls(&status)["server"], Value::Null);
-    assert_eq!(with_nulls(&status)["replicas"], json!(0));
-}
-
-#[test]
 fn the_newest_revision_speaks_first() {
     let of = |name: &str, revision: &str, created: &str| {
         let mut pod = pod(name, &json!({"phase": "Running"}));
@@ -342,17 +322,23 @@ fn held(
 
 #[test]
 fn a_status_waits_for_what_comes_of_the_deployment_but_not_for_long() {
-    let made = json!({"observedGeneration": 2, "updatedReplicas": 1});
+    let made = json!({"observedGeneration": 2, "updatedReplicas": 1, "replicas": 1});
     let pods = || vec![(starting_pod("a"), None)];
     assert_eq!(held(&made, pods(), Some(500)), None, "there is nothing to wait for");
-    for behind in
-        [json!({}), json!({"observedGeneration": 1, "updatedReplicas": 1}), json!({"observedGeneration": 2})]
-    {
-        assert_eq!(held(&behind, pods(), Some(500)), Some(Duration::from_millis(1500)), "{behind}");
-        assert_eq!(held(&behind, pods(), Some(5500)), None, "it takes too long");
+    for behind in [
+        json!({}),
+        json!({"observedGeneration": 1, "updatedReplicas": 1, "replicas": 1}),
+        json!({"observedGeneration": 2}),
+        json!({"observedGeneration": 2, "replicas": 1}),
+    ] {
+        assert_eq!(held(&behind, pods(), Some(500)), Some(Duration::from_millis(59_500)), "{behind}");
+        assert_eq!(held(&behind, pods(), Some(60_500)), None, "it takes too long");
         assert_eq!(held(&behind, pods(), None), None, "nothing was applied");
     }
-    assert_eq!(held(&made, Vec::new(), Some(500)), Some(Duration::from_millis(1500)), "no pod was seen");
+    assert_eq!(held(&made, Vec::new(), Some(500)), Some(Duration::from_millis(59_500)), "no pod was seen");
+    let refused =
+        json!({"observedGeneration": 2, "conditions": [{"type": "ReplicaFailure", "status": "True"}]});
+    assert_eq!(held(&refused, Vec::new(), Some(500)), None, "there will be no pod");
     let metadata = metadata();
     let problem = Problem { reason: "NameTaken".to_owned(), message: String::new() };
     let refused =

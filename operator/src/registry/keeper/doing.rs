@@ -1,6 +1,6 @@
 //! What the state machines ask for, done.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use kube::{
@@ -40,7 +40,7 @@ const CONCURRENCY: usize = 16;
 impl Keeper {
     pub(super) fn act(&mut self, reference: &ServiceRef, action: Action) {
         let Some(service) = self.services.get(reference) else { return };
-        let wanted = service.wanted.clone();
+        let wanted = Arc::clone(&service.wanted);
         match action {
             Action::Subscribe => self.subscribe_control(reference, &wanted),
             Action::Unsubscribe => {
@@ -214,9 +214,7 @@ impl Keeper {
     }
 
     fn ask(&mut self, reference: &ServiceRef) {
-        let Some(watched) = self.setting.watched.iter().find(|watched| watched.watches(reference)) else {
-            return;
-        };
+        let Some(watched) = self.setting.watched.of(reference) else { return };
         let pods = watched.stores.pods.of(reference);
         let (observations, reference) = (watched.observations.clone(), reference.clone());
         self.done.push(Box::pin(async move {

@@ -1,15 +1,11 @@
 //! What the pods and their gateways say, and whether the broker shows the same.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::Pod;
 use mcp_mqtt_transport::topic::ServerId;
 
 use super::{Action, Idle, Keeper, Place, Service};
-use crate::controller::scope::ServiceRef;
+use crate::{controller::scope::ServiceRef, registry::instances};
 
 /// An instance that calls itself registered, and does not show, is told to register again after this long.
 const MISSING: Duration = Duration::from_secs(2);
@@ -19,15 +15,9 @@ const MISSING_AGAIN: Duration = Duration::from_secs(10);
 impl Keeper {
     /// What the pods and their gateways say.
     pub(super) fn look_at_instances(&mut self, now: Instant) {
-        for watched in &self.setting.watched {
-            let pods = watched.pods();
-            let nobody: Vec<Arc<Pod>> = Vec::new();
-            for (reference, service) in &mut self.services {
-                if !watched.watches(reference) {
-                    continue;
-                }
-                let pods = pods.get(reference).unwrap_or(&nobody);
-                service.found = watched.find(reference, &service.wanted.standby, pods);
+        for (reference, service) in &mut self.services {
+            if let Some(watched) = self.setting.watched.of(reference) {
+                service.found = instances::find(watched, reference, &service.wanted.standby);
                 service.take_found(now);
             }
         }

@@ -92,10 +92,7 @@ impl Keeper {
     fn is_known(&self, server_id: &str) -> bool {
         let Some(minted) = of_server_id(&self.setting.cluster, server_id) else { return true };
         let (Minted::Pod { namespace, .. } | Minted::Service { namespace, .. }) = minted;
-        let mut watching = self.setting.watched.iter();
-        let Some(watched) = watching.find(|watched| watched.watches_namespace(namespace)) else {
-            return true;
-        };
+        let Some(watched) = self.setting.watched.of_namespace(namespace) else { return true };
         match minted {
             Minted::Pod { pod, .. } => {
                 watched.stores.pods.store().get(&ObjectRef::new(pod).within(namespace)).is_some()

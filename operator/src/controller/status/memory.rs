@@ -1,0 +1,186 @@
+//! The status, written, and known until the watch brings it back.
+
+use std::{collections::HashMap, sync::Mutex};
+
+use kube::{
+    Api, Resource,
+    api::{ObjectMeta, Patch, PatchParams},
+    core::PartialObjectMeta,
+    runtime::reflector::Store,
+};
+use serde_json::json;
+
+use crate::{
+    controller::scope::{Guarded, Scope, ServiceRef, lock},
+    crd::{McpService, McpServiceStatus},
+    names::FIELD_MANAGER,
+};
+
+/// Statuses that were written and are not in the stores yet.
+#[derive(Debug, Default)]
+pub struct StatusMemory(Mutex<Memory>);
+
+#[derive(Debug, Default)]
+struct Memory {
+    written: HashMap<ServiceRef, Written>,
+    /// With so many it is looked which of them the store has by now: nobody may ask for a settled service for long.
+    full: usize,
+}
+
+/// As many are kept at least.
+const FEW: usize = 32;
+
+#[derive(Debug)]
+struct Written {
+    /// The version of the service that the store had then; as long as it still has that, it is behind.
+    before: Option<String>,
+    status: McpServiceStatus,
+}
+
+impl StatusMemory {
+    /// The status that stands at the API server, as far as we know.
+    pub fn last(
+        &self,
+        service: &ServiceRef,
+        metadata: &ObjectMeta,
+        watched: Option<&McpServiceStatus>,
+    ) -> Option<McpServiceStatus> {
+        let memory = &mut lock(&self.0).written;
+        match memory.get(service) {
+            Some(written) if written.before == metadata.resource_version => Some(written.status.clone()),
+            Some(_) => {
+                memory.remove(service); // the store has caught up
+                watched.cloned()
+            }
+            None => watched.cloned(),
+        }
+    }
+
+    /// The service is gone.
+    pub fn forget(&self, service: &ServiceRef) {
+        lock(&self.0).written.remove(service);
+    }
+
+    fn remember(
+        &self,
+        service: &ServiceRef,
+        before: Option<String>,
+        status: McpServiceStatus,
+        store: &Store<Guarded>,
+    ) {
+        let Memory { written, full } = &mut *lock(&self.0);
+        written.insert(service.clone(), Written { before, status });
+        if written.len() > *full {
+            written.retain(|service, written| {
+                store.get(service).is_some_and(|known| known.meta().resource_version == written.before)
+            });
+            *full = FEW.max(written.len() * 2);
+        }
+    }
+}
+
+/// Writes the status where it differs from the last one; whether it did.
+///
+/// # Errors
+/// The API server's.
+pub async fn patch_status(
+    scope: &Scope,
+    service: &ServiceRef,
+    metadata: &ObjectMeta,
+    last: Option<&McpServiceStatus>,
+    status: &McpServiceStatus,
+) -> Result<bool, kube::Error> {
+    if last == Some(status) {
+        return Ok(false);
+    }
+    let namespace = service.namespace.as_deref().unwrap_or_default();
+    // By its metadata: a service that cannot be read can still be told so.
+    let api: Api<PartialObjectMeta<McpService>> = Api::namespaced(scope.client.clone(), namespace);
+    let patch = Patch::Merge(json!({"status": with_nulls(status)}));
+    api.patch_status(
+        &service.name,
+        &PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() },
+        &patch,
+    )
+    .await?;
+    let before = metadata.resource_version.clone();
+    scope.statuses.remember(service, before, status.clone(), &scope.stores.services);
+    Ok(true)
+}
+
+/// In a merge patch a field goes only when it is null.
+fn with_nulls(status: &McpServiceStatus) -> serde_json::Value {
+    let mut value = json!({"serverName": null, "ready": null, "selector": null, "server": null, "instances": [], "conditions": [], "observedGeneration": null});
+    if let (Some(all), Ok(serde_json::Value::Object(set))) =
+        (value.as_object_mut(), serde_json::to_value(status))
+    {
+        all.extend(set);
+    }
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::{
+        core::DeserializeGuard,
+        runtime::{reflector, watcher::Event},
+    };
+    use serde_json::Value;
+
+    use super::*;
+    use crate::controller::fixtures::{self, STDIO};
+
+    fn status(sessions: i32) -> McpServiceStatus {
+        McpServiceStatus { sessions, ..McpServiceStatus::default() }
+    }
+
+    #[test]
+    fn a_store_that_is_behind_does_not_make_us_write_again() {
+        let memory = StatusMemory::default();
+        let service = ServiceRef::new("weather").within("meteo");
+        let version = |version: &str| ObjectMeta {
+            resource_version: Some(version.to_owned()),
+            ..ObjectMeta::default()
+        };
+        let (old, new) = (status(0), status(1));
+        assert_eq!(memory.last(&service, &version("4"), Some(&old)), Some(old.clone()));
+        let (store, mut writer) = reflector::store();
+        let mut known = fixtures::service(STDIO);
+        known.metadata.resource_version = Some("4".to_owned());
+        writer.apply_watcher_event(&Event::Apply(DeserializeGuard(Ok(known))));
+        memory.remember(&service, Some("4".to_owned()), new.clone(), &store);
+        assert_eq!(memory.last(&service, &version("4"), Some(&old)), Some(new));
+        assert_eq!(memory.last(&service, &version("5"), Some(&old)), Some(old));
+    }
+
+    #[test]
+    fn what_the_store_has_by_now_is_forgotten() {
+        let memory = StatusMemory::default();
+        let (store, mut writer) = reflector::store::<Guarded>();
+        let (version, reference) = (
+            |number: usize| Some(number.to_string()),
+            |number: usize| ServiceRef::new(&format!("weather-{number}")).within("meteo"),
+        );
+        for number in 0..FEW * 4 {
+            let mut service = fixtures::service(STDIO);
+            service.metadata.name = Some(reference(number).name);
+            service.metadata.resource_version = version(1);
+            writer.apply_watcher_event(&Event::Apply(DeserializeGuard(Ok(service.clone()))));
+            memory.remember(&reference(number), version(1), status(1), &store);
+            // The last one only is not there yet.
+            if number + 1 < FEW * 4 {
+                service.metadata.resource_version = version(2);
+                writer.apply_watcher_event(&Event::Apply(DeserializeGuard(Ok(service))));
+            }
+        }
+        let written = &lock(&memory.0).written;
+        assert!(written.len() <= FEW * 2, "{}", written.len());
+        assert!(written.contains_key(&reference(FEW * 4 - 1)));
+    }
+
+    #[test]
+    fn what_is_gone_is_null_in_the_patch() {
+        assert_eq!(with_nulls(&status(0))["server"], Value::Null);
+        assert_eq!(with_nulls(&status(0))["replicas"], json!(0));
+    }
+}

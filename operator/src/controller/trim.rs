@@ -1,0 +1,179 @@
+//! What the stores keep of an object: what is read of it, and no more. A thousand services have a thousand of each.
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, DeploymentSpec, DeploymentStatus},
+        core::v1::{ContainerState, ContainerStatus, Pod, PodCondition, PodStatus},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::ResourceExt;
+
+use super::{build::GATEWAY, ownership, scope::Guarded};
+use crate::names::{APPLIED_HASH, POD_DELETION_COST, POD_TEMPLATE_HASH, SERVICE_ANNOTATION};
+
+/// A service without what others noted on it: kubectl's copy of the manifest is as large as the manifest.
+pub(super) fn service(service: &mut Guarded) {
+    service.managed_fields_mut().clear();
+    service.annotations_mut().clear();
+    service.labels_mut().clear();
+}
+
+/// Of what a service owns: whose it is, and whether it is as it was applied.
+pub(super) fn child(metadata: &mut ObjectMeta) {
+    ownership::trim(metadata);
+    metadata.labels = None;
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.retain(|key, _| key == APPLIED_HASH);
+    }
+    if let Some(owners) = &mut metadata.owner_references {
+        owners.shrink_to_fit();
+    }
+}
+
+/// Ownership and hash tell whether it is as it should be; its size tells whether it is about to shrink, and its status
+/// what its controller has made of it.
+pub(super) fn deployment(deployment: &mut Deployment) {
+    child(&mut deployment.metadata);
+    let replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas);
+    deployment.spec = Some(DeploymentSpec { replicas, ..DeploymentSpec::default() });
+    if let Some(DeploymentStatus { conditions: Some(conditions), .. }) = &mut deployment.status {
+        conditions.retain(|condition| condition.type_ == "ReplicaFailure");
+        conditions.shrink_to_fit();
+    }
+}
+
+/// A pod's state and who it belongs to.
+pub(super) fn pod(pod: &mut Pod) {
+    pod.spec = None;
+    let metadata = &mut pod.metadata;
+    metadata.managed_fields = None;
+    metadata.owner_references = None;
+    metadata.generate_name = None;
+    if let Some(labels) = &mut metadata.labels {
+        labels.retain(|key, _| key == POD_TEMPLATE_HASH);
+    }
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.retain(|key, _| key == SERVICE_ANNOTATION || key == POD_DELETION_COST);
+    }
+    pod.status = pod.status.take().map(|status| PodStatus {
+        phase: status.phase,
+        pod_ip: status.pod_ip,
+        conditions: status.conditions.map(conditions),
+        init_container_statuses: status.init_container_statuses.map(containers),
+        container_statuses: status.container_statuses.map(containers),
+        ..PodStatus::default()
+    });
+}
+
+fn conditions(all: Vec<PodCondition>) -> Vec<PodCondition> {
+    let told = all.into_iter().filter(|condition| match condition.type_.as_str() {
+        "Ready" => true,
+        "PodScheduled" => condition.status == "False",
+        _ => false,
+    });
+    told.map(|condition| PodCondition {
+        type_: condition.type_,
+        status: condition.status,
+        message: condition.message,
+        ..PodCondition::default()
+    })
+    .collect::<Box<[_]>>()
+    .into_vec()
+}
+
+/// One that runs, or has ended as it should, and did so at once, has nothing to say; but a gateway that runs is asked.
+fn containers(all: Vec<ContainerStatus>) -> Vec<ContainerStatus> {
+    let is_well = |state: &ContainerState| {
+        state.running.is_some() || state.terminated.as_ref().is_some_and(|end| end.exit_code == 0)
+    };
+    let told = all.into_iter().filter(|container| {
+        container.name == GATEWAY
+            || container.restart_count > 0
+            || !container.state.as_ref().is_some_and(is_well)
+    });
+    told.map(|container| ContainerStatus {
+        name: container.name,
+        restart_count: container.restart_count,
+        state: container.state.map(state),
+        last_state: container.last_state.map(state),
+        ..ContainerStatus::default()
+    })
+    .collect::<Box<[_]>>()
+    .into_vec()
+}
+
+fn state(mut state: ContainerState) -> ContainerState {
+    if let Some(end) = &mut state.terminated {
+        (end.container_id, end.message) = (None, None);
+    }
+    state
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        controller::problems::{of_pod, tests as problems},
+        observe::{is_asked, is_ready},
+    };
+
+    fn status(state: &Value, last: &Value, restarts: i32, conditions: &Value) -> Value {
+        let container = |name: &str, state: &Value, last: &Value, restarts: i32| {
+            json!({
+                "name": name, "ready": true, "restartCount": restarts, "image": "i", "imageID": "sha",
+                "state": state, "lastState": last,
+            })
+        };
+        let running = json!({"running": {}});
+        json!({
+            "phase": "Running", "podIP": "10.0.0.1", "hostIP": "10.1.1.1", "conditions": conditions,
+            "initContainerStatuses": [
+                container("install", &json!({"terminated": {"exitCode": 0}}), &json!({}), 0),
+                container(GATEWAY, &running, &json!({}), 0),
+            ],
+            "containerStatuses": [container("server", state, last, restarts)],
+        })
+    }
+
+    #[test]
+    fn a_trimmed_pod_says_the_same_as_the_whole_one() {
+        let running = json!({"running": {}});
+        let ready = |status: &str| json!([{"type": "Ready", "status": status}, {"type": "Initialized", "status": "True"}]);
+        let crash = json!({"terminated": {"exitCode": 3, "reason": "OOMKilled", "message": "m"}});
+        let waits =
+            |reason: &str| json!({"waiting": {"reason": reason, "message": "ErrImagePull: no such image"}});
+        let unscheduled = json!([{"type": "PodScheduled", "status": "False", "message": "no room"}]);
+        for (state, last, restarts, conditions) in [
+            (&running, &json!({}), 0, &ready("True")),
+            (&running, &json!({}), 0, &ready("False")),
+            (&running, &crash, 9, &ready("False")),
+            (&crash, &json!({}), 0, &ready("False")),
+            (&waits("CrashLoopBackOff"), &crash, 4, &ready("False")),
+            (&waits("ImagePullBackOff"), &json!({}), 0, &ready("False")),
+            (&json!({}), &json!({}), 0, &unscheduled),
+        ] {
+            let whole = problems::pod("a", &status(state, last, restarts, conditions));
+            let mut trimmed = whole.clone();
+            pod(&mut trimmed);
+            assert_ne!(trimmed, whole);
+            assert_eq!(of_pod(&trimmed, None), of_pod(&whole, None), "{state} {last}");
+            assert_eq!(is_ready(&trimmed), is_ready(&whole));
+            assert!(is_asked(&whole) && is_asked(&trimmed));
+        }
+    }
+
+    #[test]
+    fn of_a_pod_that_is_well_the_gateway_is_kept() {
+        let mut well = problems::pod("a", &status(&json!({"running": {}}), &json!({}), 0, &json!([])));
+        pod(&mut well);
+        let status = well.status.unwrap();
+        let names = |all: Option<Vec<ContainerStatus>>| {
+            all.unwrap().into_iter().map(|container| container.name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(status.init_container_statuses), [GATEWAY]);
+        assert!(names(status.container_statuses).is_empty());
+    }
+}
