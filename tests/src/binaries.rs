@@ -54,6 +54,10 @@ fn built(name: &str) -> PathBuf {
         }
     }
     cargo.current_dir(workspace()).args(["build", "--quiet", "--offline", "--bin", name]);
+    // With the features of the running test: with others, tests that run at the same time would replace each other's.
+    if cfg!(feature = "cluster") {
+        cargo.args(["--features", "mcp-mqtt-tests/cluster"]);
+    }
     if profile.ends_with("release") {
         cargo.arg("--release");
     }
