@@ -55,7 +55,8 @@ impl Bench {
 fn gateway(options: &[String]) -> Result<()> {
     packages::ensure(&[packages::BROKER, packages::SERVERS])?;
     let binary = images::sidecar_binary()?;
-    cargo(&["build", "--release", "--package", "mcp-mqtt-tests", "--bins"])?;
+    // No package is named: as the measurement asks for the stub server, so that nothing is built twice.
+    cargo(&["build", "--release", "--bin", "bench-gateway", "--bin", "stub-server"])?;
     let mut bench = Command::new(workspace::target("release/bench-gateway"));
     let status = bench.args(options).env("MCP_MQTT_SIDECAR_BINARY", binary).current_dir(root()).status();
     let status = status.context("cannot run the measurement")?;
