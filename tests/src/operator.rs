@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Image of the sidecar that no node has: API suites need no pod that runs.
 pub const SIDECAR_IMAGE: &str = "localhost/no-such-sidecar:1";
 /// The default broker of the operator under test.
-pub const BROKER: &str = "mqtt://broker.invalid:1883";
+pub const BROKER: &str = "mqtt://127.0.0.1:1";
 
 /// What becomes of its log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
@@ -46,8 +46,7 @@ async fn after_a_restart_of_the_broker_every_instance_registers_again() -> Resul
         .context("no client is answered again")?;
     load.finish().await?;
     assert_eq!(service.live_pods().await?, pods_before, "a broker's restart is no reason to restart pods");
-    let status = service.status(|status| status["registered"] == 2).await?;
-    ensure!(status["ready"] == "2/2", "{status}");
+    service.status(|status| status["registered"] == 2 && status["ready"] == "2/2").await?;
 
     let client = platform.client().await?;
     let session = service.plain_session(&client).await?;

@@ -1,5 +1,5 @@
-//! `cargo xtask test`: everything there is, in the order in which it is cheapest to fail; the suites side by side, as
-//! most of them wait most of the time.
+//! `cargo xtask test`: everything there is, in the order in which it is cheapest to fail; suites on clusters side by side,
+//! as they wait more than they work.
 
 mod lanes;
 
@@ -55,7 +55,7 @@ pub(crate) enum Part {
     Cluster,
 }
 
-/// Checks, then suites: those that need no cluster beside those that do; or one part alone.
+/// Checks, then the suites that need no cluster, then those that do; or one part alone.
 ///
 /// # Errors
 /// What fails.
@@ -64,11 +64,14 @@ pub(crate) fn run(only: Option<Part>) -> Result<()> {
     match only {
         Some(Part::Checks) => checks()?,
         Some(Part::Local) => local(&Suites::build()?)?,
-        Some(Part::Cluster) => in_clusters(&Suites::build()?, || Ok(()))?,
+        Some(Part::Cluster) => {
+            Suites::build()?;
+            in_clusters()?;
+        }
         None => {
             checks()?;
-            let suites = Suites::build()?;
-            in_clusters(&suites, || local(&suites))?;
+            local(&Suites::build()?)?;
+            in_clusters()?;
         }
     }
     eprintln!("\n{}", heading(&format!("All of it passed, in {}", human(start.elapsed()))));
@@ -146,8 +149,8 @@ fn local(suites: &Suites) -> Result<()> {
     run_cargo(workspace::cargo().args(["test", "--workspace", "--doc"]).args(FEATURES))
 }
 
-/// What needs a cluster: new ones, so that no run depends on the one before. `meanwhile` has the terminal.
-fn in_clusters(_built: &Suites, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+/// What needs a cluster: new ones, so that no run depends on the one before.
+fn in_clusters() -> Result<()> {
     eprintln!("\n{}", heading("Clusters"));
     cluster::check()?;
     cluster::ensure_autoscalers()?;
@@ -168,7 +171,7 @@ fn in_clusters(_built: &Suites, meanwhile: impl FnOnce() -> Result<()>) -> Resul
         lanes.push(Lane { steps: steps.iter().map(|step| step.iter().map(command).collect()).collect() });
     }
     // A failed run leaves its clusters to look at: cargo xtask kubectl --cluster test …
-    lanes::run(lanes, meanwhile)?;
+    lanes::run(lanes)?;
     CLUSTERS.iter().try_for_each(|name| Cluster::named(name)?.down())
 }
 
