@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use mcp_mqtt_tests::{
     broker::Mosquitto,
     gateway::{Gateway, Options, PATIENCE, SERVER_NAME, call, connect, open},
@@ -91,12 +91,19 @@ async fn who_has_no_session_or_speaks_for_another_gets_no_further() -> Result<()
     assert!(state.contains("\"calls\":1"), "nothing reached its server: {state}");
     assert_eq!(gateway.status().await?.sessions, 1);
 
-    // After its end a session's topic is no longer heard: what is sent there goes nowhere, without harm.
+    // After its end a session's topic is no longer heard, once the broker knows: what is sent there is refused until
+    // then, and goes nowhere after it, without harm.
     mallory.open(1).await?;
     mallory.rpc(Message::disconnected().into_raw()).await?;
     gateway.wait_for("the end of the session", |status| status.sessions == 1).await?;
     mallory.rpc(echo(&json!(2), "x")).await?;
-    mallory.open(3).await.context("a new session")?;
+    mallory.control(initialize(3)).await?;
+    let mut answer = mallory.answer().await?;
+    if answer["id"] == 2 {
+        ensure!(answer["error"]["data"]["reason"] == "no-session", "{answer}");
+        answer = mallory.answer().await?;
+    }
+    ensure!(answer["id"] == 3 && answer["result"]["serverInfo"]["name"] == "stub", "a new session: {answer}");
     Ok(())
 }
 
