@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use mcp_mqtt_tests::{
     broker::Mosquitto,
     gateway::{Gateway, Options, PATIENCE, SERVER_NAME, call, connect, open},
