@@ -27,7 +27,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::{binaries::workspace, certificates::Authority, servers::free_port};
+use crate::{binaries::workspace, certificates::Authority, ports::Port};
 
 /// How long one may take until the API server serves what it has to say.
 const PATIENCE: Duration = Duration::from_mins(3);
@@ -42,6 +42,7 @@ pub struct Served {
     api: String,
     service: &'static str,
     processes: Vec<Child>,
+    ports: Vec<Port>,
     directory: TempDir,
 }
 
@@ -52,7 +53,7 @@ impl Served {
     /// It is not built, or does not come up.
     pub async fn metrics_server(kube: &Kube) -> Result<Self> {
         let mut served = Self::new(kube, "v1beta1.metrics.k8s.io", "metrics-server")?;
-        let port = free_port()?;
+        let port = served.port()?;
         let mut command = program("metrics-server")?;
         command
             .args(kubeconfigs(&["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig"])?)
@@ -85,7 +86,7 @@ impl Served {
         fs::write(directory.join("ca.crt"), &authority.certificate)?;
         fs::write(directory.join("tls.crt"), leaf.certificate)?;
         fs::write(directory.join("tls.key"), leaf.key)?;
-        let [grpc, metrics, health, port] = [free_port()?, free_port()?, free_port()?, free_port()?];
+        let [grpc, metrics, health, port] = [served.port()?, served.port()?, served.port()?, served.port()?];
         let mut operator = with_cluster_dns("keda-operator", &directory)?;
         operator
             .args(["--zap-log-level=info", "--enable-webhook-patching=false"])
@@ -106,7 +107,7 @@ impl Served {
         adapter
             .args(kubeconfigs)
             .arg(format!("--secure-port={port}"))
-            .arg(format!("--port={}", free_port()?))
+            .arg(format!("--port={}", served.port()?))
             .arg(format!("--cert-dir={}", directory.display()))
             .arg(format!("--metrics-service-address=localhost:{grpc}"))
             .envs([("POD_NAMESPACE", "keda"), ("WATCH_NAMESPACE", "")]);
@@ -143,8 +144,17 @@ impl Served {
             api: api.to_owned(),
             service,
             processes: Vec::new(),
+            ports: Vec::new(),
             directory: tempfile::tempdir()?,
         })
+    }
+
+    /// One that nobody else is given while this lives.
+    fn port(&mut self) -> Result<u16> {
+        let port = Port::reserve()?;
+        let number = port.number();
+        self.ports.push(port);
+        Ok(number)
     }
 
     fn log_file(&self) -> PathBuf {

@@ -3,7 +3,7 @@
 use std::{
     fmt::Write as _,
     fs,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -15,12 +15,10 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use url::Url;
 
-use crate::certificates::Certificates;
+use crate::{certificates::Certificates, ports::Port};
 
 /// How long Mosquitto may take to listen; it takes milliseconds on an idle machine.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often another free port is tried when somebody took ours between choosing and listening.
-const ATTEMPTS: usize = 5;
 
 /// What a broker is started with. The default is one plain listener, open to all.
 #[derive(Debug, Clone, Default)]
@@ -101,14 +99,16 @@ impl Options {
     /// # Errors
     /// When Mosquitto is not installed or does not start; its log is in the message.
     pub async fn start(self) -> Result<Mosquitto> {
-        for attempt in 1.. {
-            match Mosquitto::launch(&self).await {
-                Err(error)
-                    if attempt < ATTEMPTS && format!("{error:#}").contains("Address already in use") => {}
-                done => return done,
-            }
-        }
-        unreachable!("the last attempt returns")
+        let dir = tempfile::tempdir().context("cannot make a directory for the broker")?;
+        let ports = Ports::reserve()?;
+        let certificates = self.tls.map(|_| Certificates::generate(dir.path())).transpose()?;
+        let configuration = configure(&self, &ports, dir.path())?;
+        fs::write(dir.path().join("mosquitto.conf"), configuration)?;
+        let listening = ports.of(&self);
+        let child = spawn(dir.path())?;
+        let mut broker = Mosquitto { child, dir, ports, listening, certificates };
+        broker.wait_until_listening().await?;
+        Ok(broker)
     }
 }
 
@@ -119,16 +119,16 @@ pub struct Mosquitto {
     dir: TempDir,
     ports: Ports,
     /// Those of `ports` that it listens on.
-    listening: Vec<u16>,
+    listening: Vec<Port>,
     certificates: Option<Certificates>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Ports {
-    plain: u16,
-    tls: u16,
-    websocket: u16,
-    websocket_tls: u16,
+    plain: Port,
+    tls: Port,
+    websocket: Port,
+    websocket_tls: Port,
 }
 
 impl Mosquitto {
@@ -145,19 +145,6 @@ impl Mosquitto {
         Options::default()
     }
 
-    async fn launch(options: &Options) -> Result<Self> {
-        let dir = tempfile::tempdir().context("cannot make a directory for the broker")?;
-        let ports = Ports::free()?;
-        let certificates = options.tls.map(|_| Certificates::generate(dir.path())).transpose()?;
-        let configuration = configure(options, ports, dir.path())?;
-        fs::write(dir.path().join("mosquitto.conf"), configuration)?;
-        let listening = ports.of(options);
-        let child = spawn(dir.path())?;
-        let mut broker = Self { child, dir, ports, listening, certificates };
-        broker.wait_until_listening().await?;
-        Ok(broker)
-    }
-
     async fn wait_until_listening(&mut self) -> Result<()> {
         let deadline = Instant::now() + START_TIMEOUT;
         let mut waiting = self.listening.clone();
@@ -166,10 +153,8 @@ impl Mosquitto {
                 bail!("mosquitto ended at once ({status}); its log:\n{}", self.log());
             }
             // Blocking, but on loopback it is answered or refused at once.
-            waiting.retain(|&port| {
-                let address = SocketAddr::from(([127, 0, 0, 1], port));
-                TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err()
-            });
+            waiting
+                .retain(|port| TcpStream::connect_timeout(&port.address(), Duration::from_secs(1)).is_err());
             if waiting.is_empty() {
                 return Ok(());
             }
@@ -184,27 +169,27 @@ impl Mosquitto {
 
     /// `mqtt://127.0.0.1:…`
     pub fn url(&self) -> Url {
-        url("mqtt", "127.0.0.1", self.ports.plain)
+        url("mqtt", "127.0.0.1", &self.ports.plain)
     }
 
     /// Port of the plain listener.
     pub fn port(&self) -> u16 {
-        self.ports.plain
+        self.ports.plain.number()
     }
 
     /// `mqtts://localhost:…`, when it was started with TLS.
     pub fn tls_url(&self) -> Url {
-        url("mqtts", "localhost", self.ports.tls)
+        url("mqtts", "localhost", &self.ports.tls)
     }
 
     /// `ws://127.0.0.1:…`, when it was started with websockets.
     pub fn websocket_url(&self) -> Url {
-        url("ws", "127.0.0.1", self.ports.websocket)
+        url("ws", "127.0.0.1", &self.ports.websocket)
     }
 
     /// `wss://localhost:…`, when it was started with websockets and TLS.
     pub fn websocket_tls_url(&self) -> Url {
-        url("wss", "localhost", self.ports.websocket_tls)
+        url("wss", "localhost", &self.ports.websocket_tls)
     }
 
     /// The certificate files, when it was started with TLS.
@@ -273,29 +258,25 @@ impl Drop for Mosquitto {
 }
 
 impl Ports {
-    /// Those that a broker with these options listens on.
-    fn of(self, options: &Options) -> Vec<u16> {
-        let tls = options.tls.is_some();
-        let ports = [
-            (self.plain, true),
-            (self.tls, tls),
-            (self.websocket, options.websocket),
-            (self.websocket_tls, options.websocket && tls),
-        ];
-        ports.into_iter().filter(|(_, used)| *used).map(|(port, _)| port).collect()
+    fn reserve() -> Result<Self> {
+        let port = Port::reserve;
+        Ok(Self { plain: port()?, tls: port()?, websocket: port()?, websocket_tls: port()? })
     }
 
-    fn free() -> Result<Self> {
-        // All at once, so that they differ.
-        let listeners = (0..4).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
-        let ports =
-            listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect::<Result<Vec<_>>>()?;
-        let [plain, tls, websocket, websocket_tls] = ports[..] else { bail!("four ports") };
-        Ok(Self { plain, tls, websocket, websocket_tls })
+    /// Those that a broker with these options listens on.
+    fn of(&self, options: &Options) -> Vec<Port> {
+        let tls = options.tls.is_some();
+        let ports = [
+            (&self.plain, true),
+            (&self.tls, tls),
+            (&self.websocket, options.websocket),
+            (&self.websocket_tls, options.websocket && tls),
+        ];
+        ports.into_iter().filter(|(_, used)| *used).map(|(port, _)| port.clone()).collect()
     }
 }
 
-fn url(scheme: &str, host: &str, port: u16) -> Url {
+fn url(scheme: &str, host: &str, port: &Port) -> Url {
     Url::parse(&format!("{scheme}://{host}:{port}")).expect("it is a URL")
 }
 
@@ -320,7 +301,7 @@ fn program(name: &str) -> PathBuf {
     if in_sbin.exists() { in_sbin } else { name.into() }
 }
 
-fn configure(options: &Options, ports: Ports, dir: &Path) -> Result<String> {
+fn configure(options: &Options, ports: &Ports, dir: &Path) -> Result<String> {
     let log_type = if options.quiet { "error" } else { "all" };
     let mut text = format!("persistence false\nset_tcp_nodelay true\nlog_dest stderr\nlog_type {log_type}\n");
     if rustix::process::geteuid().is_root() {

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
@@ -25,7 +25,7 @@ use tokio::{
 };
 use url::Url;
 
-use crate::{binaries, servers::NODE_OPTIONS};
+use crate::{binaries, ports::Port, servers::NODE_OPTIONS};
 
 /// The server name that the rig's gateway registers.
 pub const SERVER_NAME: &str = "tests/stub";
@@ -51,7 +51,7 @@ pub struct Options {
 pub struct Gateway {
     options: Options,
     dir: TempDir,
-    admin: SocketAddr,
+    admin: Port,
     process: Child,
     shim: Option<Child>,
 }
@@ -160,8 +160,8 @@ impl Options {
     /// It cannot be started.
     pub fn start_without_server(self) -> Result<Gateway> {
         let dir = tempfile::tempdir()?;
-        let admin = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        let process = self.launch(dir.path(), admin)?;
+        let admin = Port::reserve()?;
+        let process = self.launch(dir.path(), admin.address())?;
         Ok(Gateway { options: self, dir, admin, process, shim: None })
     }
 
@@ -277,7 +277,7 @@ impl Gateway {
     /// No answer.
     pub async fn get(&self, path: &str) -> Result<(u16, String)> {
         let answer = timeout(PATIENCE, async {
-            let mut stream = TcpStream::connect(self.admin).await?;
+            let mut stream = TcpStream::connect(self.admin.address()).await?;
             let request = format!("GET {path} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n");
             stream.write_all(request.as_bytes()).await?;
             let mut answer = String::new();
@@ -365,7 +365,7 @@ impl Gateway {
     /// # Errors
     /// It cannot be started.
     pub fn start_again(&mut self) -> Result<()> {
-        self.process = self.options.launch(self.dir.path(), self.admin)?;
+        self.process = self.options.launch(self.dir.path(), self.admin.address())?;
         Ok(())
     }
 
@@ -402,7 +402,7 @@ impl Gateway {
 
     /// Where it serves `/metrics` and the rest.
     pub fn admin(&self) -> SocketAddr {
-        self.admin
+        self.admin.address()
     }
 
     /// Its process id.

@@ -15,6 +15,7 @@
 //! - [`node`]: the processes of the cluster on this machine
 //! - [`platform`]: the product, installed and used as a user would
 //! - [`gateway`]: a gateway beside its stdio server, as in a pod
+//! - [`ports`]: loopback ports for processes that must be told theirs
 //! - [`proxy`]: between MQTT clients and the broker, for what Mosquitto will not do
 //! - [`raw`]: an MQTT client for what no proper MCP client does
 //! - [`servers`]: MCP servers that are not ours
@@ -38,6 +39,7 @@ pub mod monitoring;
 pub mod node;
 pub mod operator;
 pub mod platform;
+pub mod ports;
 pub mod proxy;
 pub mod raw;
 pub mod servers;

@@ -18,7 +18,7 @@ use tokio::{
 };
 use url::Url;
 
-use crate::servers::free_port;
+use crate::ports::Port;
 
 /// Between two scrapes: rates need a few of them, and tests do not like to wait.
 const INTERVAL: &str = "500ms";
@@ -33,6 +33,7 @@ pub struct Prometheus {
     http: HttpGet,
     directory: TempDir,
     _process: Child,
+    _port: Port,
 }
 
 /// What is scraped.
@@ -66,7 +67,8 @@ impl Prometheus {
         });
         let (file, data) = (directory.path().join("prometheus.yaml"), directory.path().join("data"));
         fs::write(&file, configuration.to_string())?;
-        let address = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+        let port = Port::reserve()?;
+        let address = port.address();
         let log = File::create(directory.path().join("log"))?;
         let process = Command::new("prometheus")
             .arg(format!("--config.file={}", file.display()))
@@ -80,7 +82,7 @@ impl Prometheus {
             .context("no prometheus: install the Debian package prometheus")?;
         let api = Url::parse(&format!("http://{address}/api/v1/query"))?;
         let http = HttpGet::new(PATIENCE, MAX_ANSWER);
-        let started = Self { api, http, directory, _process: process };
+        let started = Self { api, http, directory, _process: process, _port: port };
         let begun = Instant::now();
         let scraped = format!("count(count_over_time(up[1m]) >= 2 and up == 1) == {}", targets.len());
         while !started.query(&scraped).await.is_ok_and(|found| !found.is_empty()) {

@@ -5,7 +5,6 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io,
-    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -24,7 +23,10 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::binaries::{sidecar, workspace};
+use crate::{
+    binaries::{sidecar, workspace},
+    ports::Port,
+};
 
 /// How long a server may take to start on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
@@ -68,6 +70,7 @@ pub struct Server {
     process: Child,
     dir: TempDir,
     transport: BackendConfig,
+    port: Option<Port>,
 }
 
 /// `@modelcontextprotocol/server-everything` over Streamable HTTP, ready to take connections.
@@ -75,14 +78,14 @@ pub struct Server {
 /// # Errors
 /// It cannot be installed or does not start.
 pub async fn everything_http() -> Result<Server> {
-    everything_http_at(free_port()?).await
+    everything_http_at(&Port::reserve()?).await
 }
 
 /// [`everything_http`] at a port: again where one was before.
 ///
 /// # Errors
 /// It cannot be installed or does not start.
-pub async fn everything_http_at(port: u16) -> Result<Server> {
+pub async fn everything_http_at(port: &Port) -> Result<Server> {
     let mut command = node(installed(SERVERS).await?.join(EVERYTHING));
     command.arg("streamableHttp").env("PORT", port.to_string());
     http(command, port).await
@@ -93,14 +96,14 @@ pub async fn everything_http_at(port: u16) -> Result<Server> {
 /// # Errors
 /// It cannot be installed or does not start.
 pub async fn everything_sse() -> Result<Server> {
-    everything_sse_at(free_port()?).await
+    everything_sse_at(&Port::reserve()?).await
 }
 
 /// [`everything_sse`] at a port: again where one was before.
 ///
 /// # Errors
 /// It cannot be installed or does not start.
-pub async fn everything_sse_at(port: u16) -> Result<Server> {
+pub async fn everything_sse_at(port: &Port) -> Result<Server> {
     let mut command = node(installed(SERVERS).await?.join(EVERYTHING));
     command.arg("sse").env("PORT", port.to_string());
     listening(command, port, BackendConfig::sse(format!("http://127.0.0.1:{port}/sse").parse()?)).await
@@ -120,14 +123,14 @@ pub async fn everything_stdio(options: &[&str]) -> Result<Server> {
 /// # Errors
 /// It cannot be installed or does not start.
 pub async fn modern_http(eras: Eras) -> Result<Server> {
-    modern_http_at(free_port()?, eras).await
+    modern_http_at(&Port::reserve()?, eras).await
 }
 
 /// [`modern_http`] at a port: again where one was before.
 ///
 /// # Errors
 /// It cannot be installed or does not start.
-pub async fn modern_http_at(port: u16, eras: Eras) -> Result<Server> {
+pub async fn modern_http_at(port: &Port, eras: Eras) -> Result<Server> {
     let mut command = node(installed(MODERN).await?.join("server.mjs"));
     command.arg("http").arg(format!("--port={port}")).args(eras.option());
     http(command, port).await
@@ -156,20 +159,16 @@ fn node(script: PathBuf) -> Command {
     command
 }
 
-pub(crate) fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
-}
-
-async fn http(command: Command, port: u16) -> Result<Server> {
+async fn http(command: Command, port: &Port) -> Result<Server> {
     listening(command, port, BackendConfig::http(format!("http://127.0.0.1:{port}/mcp").parse()?)).await
 }
 
-async fn listening(command: Command, port: u16, transport: BackendConfig) -> Result<Server> {
+async fn listening(command: Command, port: &Port, transport: BackendConfig) -> Result<Server> {
     let dir = tempfile::tempdir()?;
-    let mut server = Server { process: spawn(command, dir.path())?, dir, transport };
-    let address = (Ipv4Addr::LOCALHOST, port);
+    let mut server =
+        Server { process: spawn(command, dir.path())?, dir, transport, port: Some(port.clone()) };
     let deadline = Instant::now() + START_TIMEOUT;
-    while TcpStream::connect(address).await.is_err() {
+    while TcpStream::connect(port.address()).await.is_err() {
         let exit = server.process.try_wait()?;
         ensure!(
             exit.is_none() && Instant::now() < deadline,
@@ -212,7 +211,7 @@ async fn stdio(server: &[OsString], options: &[&str]) -> Result<Server> {
     command.args(["shim", "run", "--socket"]).arg(&socket).args(options);
     command.arg("--").args(server);
     let transport = BackendConfig::stdio(&socket);
-    let server = Server { process: spawn(command, dir.path())?, dir, transport };
+    let server = Server { process: spawn(command, dir.path())?, dir, transport, port: None };
     let deadline = Instant::now() + START_TIMEOUT;
     while !socket.exists() {
         ensure!(Instant::now() < deadline, "the shim does not listen\n{}", server.log());
@@ -236,8 +235,8 @@ impl Server {
     }
 
     /// Its port, if it has one.
-    pub fn port(&self) -> Option<u16> {
-        self.transport.http_url.as_ref().or(self.transport.sse_url.as_ref())?.port()
+    pub fn port(&self) -> Option<Port> {
+        self.port.clone()
     }
 
     /// Its process id; over stdio the shim's.
@@ -263,7 +262,7 @@ impl Server {
     /// The server does not do it.
     pub async fn delete_session(&self, id: &str) -> Result<()> {
         let port = self.port().context("it does not listen")?;
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+        let mut stream = TcpStream::connect(port.address()).await?;
         let request = format!(
             "DELETE /mcp HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nMcp-Session-Id: {id}\r\nConnection: close\r\n\r\n"
         );

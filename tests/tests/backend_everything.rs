@@ -323,7 +323,7 @@ async fn a_server_that_was_started_anew_takes_new_sessions() {
     let mut client = Client::open(&backend).await;
     server.kill().unwrap();
     assert!(matches!(client.end().await, BackendEnd::BackendLost(_)), "told by its own stream");
-    let _again = servers::everything_http_at(server.port().unwrap()).await.unwrap();
+    let _again = servers::everything_http_at(&server.port().unwrap()).await.unwrap();
     Client::open(&backend).await.close().await;
 }
 
@@ -345,7 +345,7 @@ async fn an_sse_server_that_was_started_anew_takes_new_sessions() {
     let mut client = Client::open(&backend).await;
     server.kill().unwrap();
     assert!(matches!(client.end().await, BackendEnd::BackendLost(_)), "told by its stream");
-    let _again = servers::everything_sse_at(server.port().unwrap()).await.unwrap();
+    let _again = servers::everything_sse_at(&server.port().unwrap()).await.unwrap();
     Client::open(&backend).await.close().await;
 }
 

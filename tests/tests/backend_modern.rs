@@ -433,7 +433,7 @@ async fn a_server_that_comes_back_in_another_era_is_followed() -> Result<()> {
     for (eras, version) in [(Eras::Modern, "2026-07-28"), (Eras::Both, "2025-11-25")] {
         rig.server.kill()?;
         rig.gateway.wait_for("the loss", |status| !status.backend.ok).await?;
-        rig.server = servers::modern_http_at(port, eras).await?;
+        rig.server = servers::modern_http_at(&port, eras).await?;
         follows(&rig, version).await?;
     }
     Ok(())
@@ -444,10 +444,10 @@ async fn a_server_that_comes_back_in_another_era_before_anybody_looked_is_follow
     let mut rig = Rig::new(servers::modern_http(Eras::Both).await?).await?;
     let port = rig.server.port().context("a port")?;
     rig.server.kill()?;
-    rig.server = servers::modern_http_at(port, Eras::Modern).await?;
+    rig.server = servers::modern_http_at(&port, Eras::Modern).await?;
     follows(&rig, "2026-07-28").await?;
     rig.server.kill()?;
-    rig.server = servers::everything_http_at(port).await?;
+    rig.server = servers::everything_http_at(&port).await?;
     follows(&rig, "2025-11-25").await
 }
 

@@ -100,7 +100,7 @@ async fn a_server_over_http_sse_serves_mqtt_clients_and_comes_back_after_a_resta
         .wait_for("readiness off", |status: &GatewayStatus| !status.ready() && status.sessions == 0)
         .await?;
 
-    let _again = servers::everything_sse_at(server.port().expect("it listens")).await?;
+    let _again = servers::everything_sse_at(&server.port().expect("it listens")).await?;
     timeout(PATIENCE, watch.until(|instances| instances.len() == 1)).await?;
     gateway.wait_ready().await?;
     let again = open(&one, &instance).await?;
