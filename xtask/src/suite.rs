@@ -21,18 +21,34 @@ use crate::{
     workspace::{self, find_program, program, root},
 };
 
-/// The suites' own clusters, made anew for each run. Two, as what takes a whole cluster for itself (its operator, its
-/// broker, its autoscalers) would be in the way of the rest.
-const CLUSTERS: [&str; 2] = ["test", "test-whole"];
-
-/// What runs on each of them: steps one after the other, the suites of a step at the same time.
-const CLUSTER_SUITES: [&[&[&str]]; 2] = [
-    &[
-        &["api_admission", "api_faults", "api_operation", "api_reconcile", "api_sleeping", "chart_render"],
-        &["e2e_services"],
-    ],
-    &[&["chart_release"], &["e2e_broker"], &["e2e_autoscalers"]],
+/// The suites' own clusters, made anew for each run.
+const CLUSTERS: [ClusterSuites; 3] = [
+    ClusterSuites { cluster: "test", images: true, steps: &[&["e2e_services"]] },
+    // Each takes a whole cluster for itself: its operator, its broker, its autoscalers.
+    ClusterSuites {
+        cluster: "test-whole",
+        images: true,
+        steps: &[&["chart_release"], &["e2e_broker"], &["e2e_autoscalers"]],
+    },
+    // Their operators are processes of their own, beside which none may be installed. The longest come first.
+    ClusterSuites {
+        cluster: "test-api",
+        images: false,
+        steps: &[
+            &["api_faults", "api_operation", "chart_render"],
+            &["api_admission", "api_reconcile", "api_sleeping"],
+        ],
+    },
 ];
+
+/// What runs on a cluster.
+struct ClusterSuites {
+    cluster: &'static str,
+    /// Whether pods run on it.
+    images: bool,
+    /// One after the other, the suites of a step at the same time.
+    steps: &'static [&'static [&'static str]],
+}
 
 /// One set of features for all there is to build: with two, cargo would build much of it twice, and would change the
 /// programs that one suite runs under the hands of another.
@@ -117,7 +133,7 @@ impl Suites {
             .context("cannot run cargo metadata")?;
         ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
         let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata")?;
-        let named: Vec<&str> = CLUSTER_SUITES.concat().concat();
+        let named: Vec<&str> = CLUSTERS.iter().flat_map(|suites| suites.steps.concat()).collect();
         let mut local = Vec::new();
         let packages = metadata["packages"].as_array().into_iter().flatten();
         for target in packages.flat_map(|package| package["targets"].as_array().into_iter().flatten()) {
@@ -127,7 +143,7 @@ impl Suites {
             match (is_suite, needs_cluster) {
                 (true, true) => ensure!(
                     named.contains(&name),
-                    "{name} needs a cluster, and CLUSTER_SUITES in xtask/src/suite.rs does not say which"
+                    "{name} needs a cluster, and CLUSTERS in xtask/src/suite.rs does not say which"
                 ),
                 (true, false) => local.push(name.to_owned()),
                 _ => {}
@@ -156,11 +172,13 @@ fn in_clusters() -> Result<()> {
     cluster::ensure_autoscalers()?;
     let xtask = workspace::this_program()?;
     let mut lanes = Vec::new();
-    for (name, steps) in CLUSTERS.iter().zip(CLUSTER_SUITES) {
+    for ClusterSuites { cluster: name, images, steps } in CLUSTERS {
         let cluster = Cluster::named(name)?;
         cluster.down()?;
         cluster.up()?;
-        images::ensure(&cluster)?;
+        if images {
+            images::ensure(&cluster)?;
+        }
         let command = |suite: &&str| {
             let mut test = workspace::cargo();
             test.args(["test", "--workspace", "--no-fail-fast", "--test", suite]).args(FEATURES);
@@ -172,7 +190,7 @@ fn in_clusters() -> Result<()> {
     }
     // A failed run leaves its clusters to look at: cargo xtask kubectl --cluster test …
     lanes::run(lanes)?;
-    CLUSTERS.iter().try_for_each(|name| Cluster::named(name)?.down())
+    CLUSTERS.iter().try_for_each(|suites| Cluster::named(suites.cluster)?.down())
 }
 
 /// `cargo xtask soak`: gateways under load, with random faults, and an account at the end.
