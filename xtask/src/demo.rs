@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::{
     cluster::{self, Cluster},
-    images,
+    images::{self, Compilation},
     progress::step,
     release::{self, NAMESPACE, OPERATOR},
     workspace::this_program,
@@ -16,8 +16,10 @@ use crate::{
 /// When a part cannot be brought up; its message says which and what to do. What is up stays up.
 pub(crate) fn run(cluster: &Cluster) -> Result<()> {
     eprintln!("MCP services on Kubernetes over MQTT: the whole of it, on this machine.\n");
+    // What has to be compiled takes most of a first run: it goes on beside the cluster's own.
+    let product = Compilation::start()?;
     cluster.up()?;
-    images::ensure(cluster)?;
+    images::ensure_with(cluster, product)?;
     step("Installing the Helm chart", "The operator and a broker run", |_| release::install(cluster))?;
     let broker = release::broker(cluster)?;
     let mut tour = cluster.command(this_program()?)?;

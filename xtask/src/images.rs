@@ -10,6 +10,8 @@ mod buildah;
 mod product;
 mod servers;
 
+pub(crate) use self::product::Compilation;
+
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -44,11 +46,20 @@ pub(crate) struct Build {
 /// When something is missing on the machine, an image cannot be built, or the cluster is not up.
 pub(crate) fn ensure(cluster: &Cluster) -> Result<()> {
     packages::require_root("Building images")?;
+    ensure_with(cluster, Compilation::start()?)
+}
+
+/// [`ensure`], the product's compilation being under way.
+///
+/// # Errors
+/// As [`ensure`].
+pub(crate) fn ensure_with(cluster: &Cluster, product: Compilation) -> Result<()> {
+    packages::require_root("Building images")?;
     packages::ensure(&[packages::IMAGES])?;
     // The product last: it is what changes, and what fails to compile while someone works on it.
     import(cluster, "mcp-mqtt-mosquitto", &mosquitto()?)?;
     import(cluster, "mcp-servers", &servers::ensure()?)?;
-    product::compile()?;
+    product.finish()?;
     for binary in product::BINARIES {
         import(cluster, binary, &product::ensure(binary)?)?;
     }
@@ -60,7 +71,7 @@ pub(crate) fn ensure(cluster: &Cluster) -> Result<()> {
 /// # Errors
 /// When it does not compile.
 pub(crate) fn operator_binary() -> Result<PathBuf> {
-    product::compile()?;
+    Compilation::start()?.finish()?;
     Ok(product::binary("mcp-mqtt-operator"))
 }
 
@@ -69,7 +80,7 @@ pub(crate) fn operator_binary() -> Result<PathBuf> {
 /// # Errors
 /// When it does not compile.
 pub(crate) fn sidecar_binary() -> Result<PathBuf> {
-    product::compile()?;
+    Compilation::start()?.finish()?;
     Ok(product::binary("mcp-mqtt-sidecar"))
 }
 

@@ -5,7 +5,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::measurement::{CLUSTER, Measurement};
-use crate::{cluster::Cluster, images};
+use crate::{cluster::Cluster, images, packages, workspace::root};
 
 /// How much load there is.
 #[derive(Debug, Args)]
@@ -13,6 +13,9 @@ pub(crate) struct Arguments {
     /// Clients at one time; every fourth calls a tool that takes three seconds.
     #[arg(long, default_value_t = 64)]
     clients: usize,
+    /// Draws the chart's dashboard, too, as a Prometheus saw the changes: docs/dashboard.svg.
+    #[arg(long)]
+    picture: bool,
 }
 
 /// Runs it and prints its table.
@@ -20,13 +23,18 @@ pub(crate) struct Arguments {
 /// # Errors
 /// When something cannot be built, a call is cut off, or one is never answered.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let mut further = vec![format!("--clients={}", arguments.clients)];
+    if arguments.picture {
+        packages::ensure(&[packages::PROMETHEUS])?;
+        further.push(format!("--picture={}", root().join("docs/dashboard.svg").display()));
+    }
     let cluster = Cluster::named(CLUSTER)?;
     cluster.down()?;
     cluster.up()?;
     images::ensure(&cluster)?;
     Measurement {
         bench: "rollout",
-        arguments: vec![format!("--clients={}", arguments.clients)],
+        arguments: further,
         environment: Vec::new(),
         what: "what clients notice of rollouts",
     }

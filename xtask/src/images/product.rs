@@ -2,9 +2,12 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{self, BufRead, BufReader},
     path::PathBuf,
-    process::Stdio,
+    process::{Child, Stdio},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -20,44 +23,93 @@ use crate::{
 const DIRECTORY: &str = "static";
 /// Cargo's profile of what goes into images.
 const PROFILE: &str = "image";
+/// How often it is looked at how far cargo is.
+const LOOK: Duration = Duration::from_millis(50);
 /// Binary, package and image have one name.
 pub(super) const BINARIES: &[&str] = &["mcp-mqtt-sidecar", "mcp-mqtt-operator"];
 
-/// Compiles the binaries.
-///
-/// In one go: they share most of what they are made of, and cargo is asked once whether anything has changed.
-pub(super) fn compile() -> Result<()> {
-    let step = Step::start("Compiling the product");
-    let mut cargo = cargo();
-    cargo
-        .current_dir(root())
-        .args(["build", "--profile", PROFILE, "--locked", "--target", &triple(), "--target-dir"])
-        .arg(target(DIRECTORY))
-        .args(BINARIES.iter().flat_map(|name| ["--package", name, "--bin", name]))
-        // Static, C library and all: the images have no other file.
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    let mut child = cargo.spawn().context("cannot run cargo")?;
-    let said = child.stderr.take().context("cargo was started without its output")?;
-    let mut lines = Vec::new();
-    for line in BufReader::new(said).lines() {
-        let line = line.context("cannot read what cargo says")?;
-        match line.trim_start().split_once(' ') {
-            Some(("Compiling", package)) => step.detail(package.split(" (").next().unwrap_or(package)),
-            Some(("Blocking", _)) => step.detail("waiting for another build"),
-            _ => {}
+/// The binaries being compiled, beside whatever else is done until they are needed. Dropping it stops that.
+#[derive(Debug)]
+pub(crate) struct Compilation {
+    cargo: Child,
+    /// The package that it is at.
+    detail: Arc<Mutex<String>>,
+    /// Ends when cargo has said all it has to say.
+    reader: Option<JoinHandle<io::Result<Vec<String>>>>,
+}
+
+impl Compilation {
+    /// Starts it, with all binaries in one go: they share most of what they are made of, and cargo is asked once
+    /// whether anything has changed.
+    ///
+    /// # Errors
+    /// When there is no cargo.
+    pub(crate) fn start() -> Result<Self> {
+        let mut cargo = cargo();
+        cargo
+            .current_dir(root())
+            .args(["build", "--profile", PROFILE, "--locked", "--target", &triple(), "--target-dir"])
+            .arg(target(DIRECTORY))
+            .args(BINARIES.iter().flat_map(|name| ["--package", name, "--bin", name]))
+            // Static, C library and all: the images have no other file.
+            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut cargo = cargo.spawn().context("cannot run cargo")?;
+        let said = cargo.stderr.take().context("cargo was started without its output")?;
+        let detail = Arc::<Mutex<String>>::default();
+        let reader = thread::spawn({
+            let detail = Arc::clone(&detail);
+            move || BufReader::new(said).lines().inspect(|line| follow(line, &detail)).collect()
+        });
+        Ok(Self { cargo, detail, reader: Some(reader) })
+    }
+
+    /// Waits until they are there.
+    ///
+    /// # Errors
+    /// When they do not compile: what cargo said.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        let step = Step::start("Compiling the product");
+        let reader = self.reader.take().context("it is finished once")?;
+        while !reader.is_finished() {
+            step.detail(lock(&self.detail).clone());
+            thread::sleep(LOOK);
         }
-        lines.push(line);
+        let Ok(lines) = reader.join() else { bail!("what cargo says was not understood") };
+        let lines = lines.context("cannot read what cargo says")?;
+        let status = self.cargo.wait().context("cannot wait for cargo")?;
+        if !status.success() {
+            bail!("the product does not compile:\n{}", lines.join("\n"));
+        }
+        step.done("The product is compiled");
+        Ok(())
     }
-    let status = child.wait().context("cannot wait for cargo")?;
-    if !status.success() {
-        bail!("the product does not compile:\n{}", lines.join("\n"));
+}
+
+impl Drop for Compilation {
+    fn drop(&mut self) {
+        // It may have ended, and been waited for.
+        drop(self.cargo.kill());
+        drop(self.cargo.wait());
     }
-    step.done("The product is compiled");
-    Ok(())
+}
+
+/// Takes from a line of cargo's what it is at.
+fn follow(line: &io::Result<String>, detail: &Mutex<String>) {
+    match line.as_ref().ok().and_then(|line| line.trim_start().split_once(' ')) {
+        Some(("Compiling", package)) => {
+            package.split(" (").next().unwrap_or(package).clone_into(&mut lock(detail));
+        }
+        Some(("Blocking", _)) => "waiting for another build".clone_into(&mut lock(detail)),
+        _ => {}
+    }
+}
+
+fn lock(detail: &Mutex<String>) -> MutexGuard<'_, String> {
+    detail.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where a binary stands that is compiled.
