@@ -113,6 +113,10 @@ const ALERTS: &str = "
 The chart has alerts on them (`metrics.prometheusRule`), each with its section in [the runbook](runbook.md), and a
 dashboard (`metrics.dashboard`). Its PodMonitor adds the label `mcp_service`.
 
+![The dashboard, while instances are taken away under 64 clients](dashboard.svg)
+
+The dashboard's panels, drawn from what Prometheus saw during `cargo xtask bench rollout --picture`.
+
 ";
 
 fn metrics() -> String {

@@ -5,9 +5,13 @@
 //! The table goes to stdout; stderr tells how far it is, a line each, for whoever shows it.
 
 mod changes;
+mod picture;
 mod report;
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use clap::Parser;
@@ -19,6 +23,7 @@ use serde_json::json;
 
 use self::{
     changes::{CHANGES, Change},
+    picture::Recorder,
     report::Row,
 };
 
@@ -39,6 +44,9 @@ struct Args {
     /// Clients at one time; every fourth calls a tool that takes three seconds.
     #[arg(long, default_value_t = 64)]
     clients: usize,
+    /// Where the chart's dashboard is drawn, as Prometheus saw the changes.
+    #[arg(long)]
+    picture: Option<PathBuf>,
     /// What cargo adds.
     #[arg(long, hide = true)]
     bench: bool,
@@ -47,24 +55,33 @@ struct Args {
 fn main() -> Result<()> {
     let args = Args::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(measure(args.clients))
+    runtime.block_on(measure(&args))
 }
 
-async fn measure(clients: usize) -> Result<()> {
+async fn measure(args: &Args) -> Result<()> {
+    let mut recorder = None;
+    if args.picture.is_some() {
+        // What it looks at has to be there.
+        let platform = Platform::get().await?;
+        recorder = Some(Recorder::start(&platform).await?);
+    }
     let mut rows = Vec::new();
     for change in CHANGES {
-        let row = under_load(change, clients).await?;
+        let row = under_load(change, args.clients, recorder.as_mut()).await?;
         eprintln!("{row}");
         rows.push(row);
     }
-    println!("{}", report::table(clients, &rows));
+    println!("{}", report::table(args.clients, &rows));
+    if let (Some(recorder), Some(path)) = (recorder, &args.picture) {
+        recorder.draw(path).await?;
+    }
     let (lost, cut) = rows.iter().fold((0, 0), |(lost, cut), row| (lost + row.seen.lost, cut + row.seen.cut));
     ensure!(lost == 0 && cut == 0, "{lost} calls were never answered, {cut} were cut off");
     Ok(())
 }
 
 /// The clients, the change among them, and what they saw.
-async fn under_load(change: Change, clients: usize) -> Result<Row> {
+async fn under_load(change: Change, clients: usize, recorder: Option<&mut Recorder>) -> Result<Row> {
     let platform = Platform::get().await?;
     let spec = json!({ "replicas": REPLICAS, "drain": { "timeoutSeconds": DRAIN_SECONDS } });
     eprintln!("{change}: {REPLICAS} instances");
@@ -79,6 +96,9 @@ async fn under_load(change: Change, clients: usize) -> Result<Row> {
     let load = Load::start_with(&platform.broker, &service.server_name(), clients, &work);
     tokio::time::sleep(AROUND).await;
     eprintln!("{change}: under way");
+    if let Some(recorder) = recorder {
+        recorder.mark(&change.to_string())?;
+    }
     let begin = Instant::now();
     change.make(&service).await?;
     let took = begin.elapsed();
