@@ -26,7 +26,15 @@ pub(crate) fn generate(root: &Path) -> Result<Vec<Generated>> {
     let readme = chart.join("README.md");
     let prose = fs::read_to_string(&readme).with_context(|| format!("cannot read {}", readme.display()))?;
     Ok(vec![
-        Generated { content: readme::with_table(&prose, &values)?, path: readme, command: COMMAND },
-        Generated { content: schema::of(&values)?, path: chart.join("values.schema.json"), command: COMMAND },
+        Generated {
+            content: readme::with_table(&prose, &values)?,
+            path: readme,
+            command: COMMAND.to_owned(),
+        },
+        Generated {
+            content: schema::of(&values)?,
+            path: chart.join("values.schema.json"),
+            command: COMMAND.to_owned(),
+        },
     ])
 }

@@ -12,7 +12,7 @@ pub(crate) struct Generated {
     /// What belongs there.
     pub(crate) content: String,
     /// The command that writes it.
-    pub(crate) command: &'static str,
+    pub(crate) command: String,
 }
 
 /// [`write`], or [`check`] where nothing shall change.
@@ -81,8 +81,11 @@ mod tests {
     fn what_drifted_is_named_with_its_line_and_its_command() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sub/a.yaml");
-        let files =
-            [Generated { path: path.clone(), content: "a\nb\n".to_owned(), command: "cargo xtask x" }];
+        let files = [Generated {
+            path: path.clone(),
+            content: "a\nb\n".to_owned(),
+            command: "cargo xtask x".to_owned(),
+        }];
         let missing = check(&files).unwrap_err().to_string();
         assert!(missing.contains("sub/a.yaml:1 is not what `cargo xtask x` writes"), "{missing}");
         write(&files).unwrap();

@@ -3,9 +3,7 @@
 mod bench;
 mod chart;
 mod cluster;
-mod crds;
 mod demo;
-mod docs;
 mod fingerprint;
 mod fuzz;
 mod generated;
@@ -13,6 +11,7 @@ mod images;
 mod mcp;
 mod packages;
 mod progress;
+mod reference;
 mod release;
 mod suite;
 mod tour;
@@ -133,8 +132,12 @@ fn run(command: Command) -> Result<()> {
         Command::Helm(command) => command.helm(),
         Command::InCluster(command) => command.any(),
         Command::Images { cluster } => images::ensure(&cluster::Cluster::named(&cluster)?),
-        Command::Crds { check } => generated::write_or_check(&crds::generate(root), check),
-        Command::Docs { check } => generated::write_or_check(&docs::generate(root), check),
+        Command::Crds { check } => {
+            generated::write_or_check(&reference::of_command("cargo xtask crds", root)?, check)
+        }
+        Command::Docs { check } => {
+            generated::write_or_check(&reference::of_command("cargo xtask docs", root)?, check)
+        }
         Command::Chart { check } => generated::write_or_check(&chart::generate(root)?, check),
     }
 }

@@ -16,8 +16,9 @@ use self::lanes::Lane;
 use crate::{
     chart,
     cluster::{self, Cluster},
-    crds, docs, generated, images, packages,
+    generated, images, packages,
     progress::{heading, human, step},
+    reference,
     workspace::{self, find_program, program, root},
 };
 
@@ -98,9 +99,8 @@ pub(crate) fn run(only: Option<Part>) -> Result<()> {
 fn checks() -> Result<()> {
     eprintln!("\n{}", heading("Formatting, generated files, lints, dependencies"));
     cargo(&["fmt", "--all", "--check"])?;
-    let mut files = crds::generate(root());
+    let mut files = reference::generate(root())?;
     files.extend(chart::generate(root())?);
-    files.extend(docs::generate(root()));
     generated::check(&files)?;
     cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "--deny", "warnings"])?;
     ensure_cargo_deny()?;
@@ -119,7 +119,7 @@ impl Suites {
         eprintln!("\n{}", heading("Building"));
         packages::ensure(&[packages::BROKER, packages::SERVERS, packages::PROMETHEUS])?;
         npm_ci("tests/clients")?;
-        run_cargo(workspace::cargo().args(["build", "--workspace", "--bins"]).args(FEATURES))?;
+        build_programs()?;
         run_cargo(workspace::cargo().args(["test", "--workspace", "--no-run"]).args(FEATURES))?;
         Self::look()
     }
@@ -151,6 +151,14 @@ impl Suites {
         }
         Ok(Self { local })
     }
+}
+
+/// Builds all programs of the workspace as the suites have them.
+///
+/// # Errors
+/// When they do not compile.
+pub(crate) fn build_programs() -> Result<()> {
+    run_cargo(workspace::cargo().args(["build", "--workspace", "--bins"]).args(FEATURES))
 }
 
 /// What needs this machine only: a broker on loopback, real servers, real processes.

@@ -1,7 +1,7 @@
 //! The reference pages: what the gateway and the shim can be told, and what there is to measure. Written from the
 //! command lines and the metrics themselves, so that nothing is missing and nothing is wrong.
 
-use std::{collections::BTreeSet, fmt::Write as _, path::Path};
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use clap::{Arg, Args as _, Command};
 use mcp_mqtt_operator::metrics as operator;
@@ -11,15 +11,14 @@ use mcp_mqtt_sidecar::{
     shim::RunConfig,
 };
 
-use crate::generated::Generated;
+use crate::Generated;
 
 /// The command that writes these files; a failed check names it.
 const COMMAND: &str = "cargo xtask docs";
 
-/// The files under `root`.
-pub(crate) fn generate(root: &Path) -> Vec<Generated> {
-    let file =
-        |name: &str, content| Generated { path: root.join("docs").join(name), content, command: COMMAND };
+/// The pages.
+pub(crate) fn generate() -> Vec<Generated> {
+    let file = |name: &str, content| Generated { path: format!("docs/{name}"), content, command: COMMAND };
     vec![file("configuration.md", configuration()), file("metrics.md", metrics())]
 }
 
