@@ -1,5 +1,6 @@
 //! The operator's own counters, at `/metrics`.
 
+use mcp_mqtt_sidecar::process;
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, text::encode},
     metrics::{
@@ -91,10 +92,11 @@ pub struct Metrics {
 impl Metrics {
     /// Registers all counters.
     pub fn new() -> Self {
-        let mut all = Registry::with_prefix("mcp_mqtt");
+        let mut all = Registry::default();
+        process::register(&mut all);
         let build = Info::new([("version", env!("CARGO_PKG_VERSION")), ("component", "operator")]);
-        all.register("build", "1; what runs here", build);
-        let registry = all.sub_registry_with_prefix("operator");
+        all.sub_registry_with_prefix("mcp_mqtt").register("build", "1; what runs here", build);
+        let registry = all.sub_registry_with_prefix("mcp_mqtt_operator");
         let reconciles = Family::default();
         registry.register("reconciles", "Reconciles by how they ended", reconciles.clone());
         // From a look at the stores alone (a tenth of a millisecond) to an API server that takes its time.
@@ -254,6 +256,9 @@ mod tests {
             r#"mcp_mqtt_operator_gateway_questions_total{answer="Silent"} 1"#,
             r#"mcp_mqtt_operator_objects{kind="Pod",watched="*"} 3"#,
             "mcp_mqtt_operator_leader 1",
+            "\nprocess_resident_memory_bytes ",
+            "\nprocess_open_fds ",
+            "\nmcp_mqtt_build_info{",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

@@ -9,6 +9,7 @@
 //! - [`backend`]: the pod's own MCP server, over stdio, Streamable HTTP or HTTP+SSE; [`health`]: whether it answers
 //! - [`drain`]: ending so that no client hangs
 //! - [`readiness`], [`metrics`], [`telemetry`], [`traces`], [`admin`]: how it does, and who can see it
+//! - [`process`]: and how its process does; the operator's, too
 //! - [`shim`], [`install`]: the other two faces
 
 pub mod admin;
@@ -23,6 +24,7 @@ pub mod health;
 mod https;
 pub mod install;
 pub mod metrics;
+pub mod process;
 pub mod readiness;
 mod recent;
 pub mod registrar;

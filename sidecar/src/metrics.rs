@@ -14,9 +14,9 @@ use prometheus_client::{
     registry::{Metric, Registry, Unit},
 };
 
-use crate::{bridge::refusal::Refusal, config::Timeouts, recent::Recent};
+use crate::{bridge::refusal::Refusal, config::Timeouts, process, recent::Recent};
 
-/// Prefix of every metric but the build's: `<project>_<component>`.
+/// Prefix of every metric but the build's and the process's: `<project>_<component>`.
 const PREFIX: &str = "mcp_mqtt_gateway";
 
 /// Upper bounds of the latency histogram, in seconds: 100 µs to 60 s.
@@ -219,7 +219,7 @@ impl Catalogue {
             MetricType::Histogram => ("histogram", ""),
             _ => ("unknown", ""),
         };
-        let gateway = self.registry.sub_registry_with_prefix("gateway");
+        let gateway = self.registry.sub_registry_with_prefix(PREFIX);
         // The unit is the name's last word: Prometheus wants it there, and says it once more.
         match name.rsplit_once('_') {
             Some((stem, "bytes")) => gateway.register_with_unit(stem, help, Unit::Bytes, metric.clone()),
@@ -243,10 +243,10 @@ impl Metrics {
     }
 
     fn catalogued() -> (Self, Vec<Description>) {
-        let mut c = Catalogue { registry: Registry::with_prefix("mcp_mqtt"), descriptions: Vec::new() };
+        let mut c = Catalogue { registry: Registry::default(), descriptions: Vec::new() };
         let build = Info::new([("version", env!("CARGO_PKG_VERSION")), ("component", "gateway")]);
         let help = "1; what runs here";
-        c.registry.register("build", help, build);
+        c.registry.sub_registry_with_prefix("mcp_mqtt").register("build", help, build);
         c.descriptions.push(Description {
             name: "mcp_mqtt_build_info".to_owned(),
             kind: "gauge",
@@ -314,6 +314,8 @@ impl Metrics {
         c.add("trace_spans_exported", &[], "Spans that the collector of traces took", &m.spans_exported);
         let help = "Spans that the collector did not take, or that found no room";
         c.add("trace_spans_dropped", &[], help, &m.spans_dropped);
+        process::register(&mut c.registry);
+        c.descriptions.extend(process::catalogue());
         metrics.registry = std::sync::Arc::new(c.registry);
         (metrics, c.descriptions)
     }
@@ -433,7 +435,7 @@ mod tests {
         assert!(
             text.lines()
                 .filter(|line| !line.starts_with('#') && *line != build)
-                .all(|line| line.starts_with("mcp_mqtt_gateway_"))
+                .all(|line| line.starts_with("mcp_mqtt_gateway_") || line.starts_with("process_"))
         );
     }
 
