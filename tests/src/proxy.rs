@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -79,11 +79,23 @@ struct Shared {
     connections: AtomicUsize,
     /// What clients have sent, in order: whole packets.
     sent: Mutex<Vec<Vec<u8>>>,
-    /// Packets neither pass nor are read.
-    frozen: watch::Sender<bool>,
+    /// Whose packets neither pass nor are read.
+    frozen: watch::Sender<Frozen>,
     /// Counts the cuts: a connection ends when it moves.
     cuts: watch::Sender<u64>,
 }
+
+/// Which connections stand still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Frozen {
+    None,
+    All,
+    /// Those whose CONNECT names this text.
+    Of(&'static str),
+}
+
+/// What the client of one connection said first, once it has.
+type Connect = OnceLock<Vec<u8>>;
 
 impl Proxy {
     /// Listens on a port of its own, for the broker on that one.
@@ -97,7 +109,7 @@ impl Proxy {
             manner: Mutex::new(manner),
             connections: AtomicUsize::new(0),
             sent: Mutex::default(),
-            frozen: watch::Sender::new(false),
+            frozen: watch::Sender::new(Frozen::None),
             cuts: watch::Sender::new(0),
         });
         let serving = shared.clone();
@@ -127,12 +139,17 @@ impl Proxy {
 
     /// Stops forwarding, and reading: the sockets stay open, as when a firewall begins to drop packets.
     pub fn freeze(&self) {
-        self.shared.frozen.send_replace(true);
+        self.shared.frozen.send_replace(Frozen::All);
+    }
+
+    /// The same for those connections alone whose CONNECT names this text (a client id, most often), now and later.
+    pub fn freeze_only(&self, text: &'static str) {
+        self.shared.frozen.send_replace(Frozen::Of(text));
     }
 
     /// Lets packets through again, those first that were under way.
     pub fn thaw(&self) {
-        self.shared.frozen.send_replace(false);
+        self.shared.frozen.send_replace(Frozen::None);
     }
 
     /// Cuts all connections.
@@ -192,10 +209,11 @@ async fn serve(client: TcpStream, broker: u16, shared: Arc<Shared>) {
         let (from_broker, to_broker) = broker.into_split();
         // What the client gets comes from the broker, and from us when we speak in its place.
         let (downward, packets) = mpsc::channel(QUEUE);
+        let connect = Connect::new();
         tokio::select! {
-            done = up(from_client, to_broker, &downward, &shared) => done,
-            done = down(from_broker, &downward, &shared) => done,
-            done = deliver(packets, to_client, &shared) => done,
+            done = up((from_client, &connect), to_broker, &downward, &shared) => done,
+            done = down((from_broker, &connect), &downward, &shared) => done,
+            done = deliver(packets, (to_client, &connect), &shared) => done,
         }
     };
     tokio::select! {
@@ -209,14 +227,15 @@ async fn serve(client: TcpStream, broker: u16, shared: Arc<Shared>) {
 type Downward = (Vec<u8>, bool);
 
 async fn up(
-    mut client: OwnedReadHalf,
+    (mut client, connect): (OwnedReadHalf, &Connect),
     mut broker: OwnedWriteHalf,
     downward: &mpsc::Sender<Downward>,
     shared: &Shared,
 ) -> Result<()> {
     loop {
         let packet = packet(&mut client).await?;
-        shared.thawed().await?;
+        connect.get_or_init(|| packet.clone());
+        shared.thawed(connect).await?;
         lock(&shared.sent).push(packet.clone());
         let manner = lock(&shared.manner).clone();
         if manner.closes_on.is_some_and(|(kind, text)| is(&packet, kind, text)) {
@@ -249,7 +268,11 @@ async fn up(
     }
 }
 
-async fn down(mut broker: OwnedReadHalf, downward: &mpsc::Sender<Downward>, shared: &Shared) -> Result<()> {
+async fn down(
+    (mut broker, connect): (OwnedReadHalf, &Connect),
+    downward: &mpsc::Sender<Downward>,
+    shared: &Shared,
+) -> Result<()> {
     let mut connack = packet(&mut broker).await?;
     let manner = lock(&shared.manner).clone();
     if let Some(name) = manner.server_name {
@@ -266,7 +289,7 @@ async fn down(mut broker: OwnedReadHalf, downward: &mpsc::Sender<Downward>, shar
     downward.send((connack, false)).await?;
     loop {
         let packet = packet(&mut broker).await?;
-        shared.thawed().await?;
+        shared.thawed(connect).await?;
         let cut = lock(&shared.manner).cuts_in.is_some_and(|text| names(&packet, text));
         downward.send((packet, cut)).await?;
     }
@@ -274,11 +297,11 @@ async fn down(mut broker: OwnedReadHalf, downward: &mpsc::Sender<Downward>, shar
 
 async fn deliver(
     mut packets: mpsc::Receiver<Downward>,
-    mut client: OwnedWriteHalf,
+    (mut client, connect): (OwnedWriteHalf, &Connect),
     shared: &Shared,
 ) -> Result<()> {
     while let Some((packet, cut)) = packets.recv().await {
-        shared.thawed().await?;
+        shared.thawed(connect).await?;
         if cut {
             client.write_all(&packet[..packet.len() / 2]).await?;
             return Ok(());
@@ -289,8 +312,13 @@ async fn deliver(
 }
 
 impl Shared {
-    async fn thawed(&self) -> Result<()> {
-        self.frozen.subscribe().wait_for(|frozen| !frozen).await?;
+    async fn thawed(&self, connect: &Connect) -> Result<()> {
+        let passes = |frozen: &Frozen| match frozen {
+            Frozen::None => true,
+            Frozen::All => false,
+            Frozen::Of(text) => !connect.get().is_some_and(|connect| names(connect, text)),
+        };
+        self.frozen.subscribe().wait_for(passes).await?;
         Ok(())
     }
 }

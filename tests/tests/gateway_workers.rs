@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use mcp_mqtt_tests::{
     broker::Mosquitto,
     gateway::{Gateway, Options, PATIENCE, SERVER_NAME, call, connect, open, reason},
+    proxy::{Manner, Proxy},
 };
 use mcp_mqtt_transport::{
     client::{Client, Instance, RequestError, Session, SessionEnd},
@@ -207,6 +208,57 @@ async fn a_lost_worker_ends_its_own_sessions_with_errors_and_comes_back() -> Res
     let again = open(&one, &gateway.instance()).await?;
     assert_eq!(sessions_of(&gateway, 1).await?, 1, "it is the least loaded one");
     assert_eq!(call(&again, "echo", json!({"message": "back"})).await?, "back");
+    Ok(())
+}
+
+/// Nothing comes and nothing goes on the one connection, and no socket says so.
+#[tokio::test]
+async fn a_worker_that_stands_still_ends_its_own_sessions_with_errors_and_comes_back_by_itself() -> Result<()>
+{
+    let broker = Mosquitto::start().await?;
+    let proxy = Proxy::start(broker.port(), Manner::default()).await?;
+    let gateway = start(&proxy.url(), 2, &["--keep-alive=5s"]).await?;
+    let (one, a) = client(&broker, &gateway, "a").await?;
+    let (_two, b) = client(&broker, &gateway, "b").await?;
+    assert_eq!((sessions_of(&gateway, 1).await?, sessions_of(&gateway, 2).await?), (1, 1));
+    let kept = calling(&b, "silence", json!({}));
+    let mut lost = calling(&a, "silence", json!({}));
+    gateway.wait_for("two requests in flight", |status| status.in_flight == 2).await?;
+    proxy.freeze_only("_w1"); // its CONNECT has the worker's own client id
+    let unheard = calling(&a, "echo", json!({"message": "is there anybody"}));
+
+    // Others are answered all the while.
+    let error = timeout(PATIENCE, async {
+        loop {
+            tokio::select! {
+                ended = &mut lost => return anyhow::Ok(ended?.expect_err("its connection stands still")),
+                answer = call(&b, "echo", json!({"message": "unharmed"})) => assert_eq!(answer?, "unharmed"),
+            }
+        }
+    });
+    let error = error.await??;
+    assert_eq!(reason(&error), Some("connection-lost"), "{error}: said on another connection");
+    // What the gateway never saw is answered by the end of the session.
+    assert_eq!(timeout(PATIENCE, unheard).await??, Err(RequestError::Ended(SessionEnd::Disconnected)));
+    assert_eq!(timeout(PATIENCE, a.wait_ended()).await?, SessionEnd::Disconnected);
+    assert!(!kept.is_finished() && b.ended().is_none(), "it is on the other worker");
+    let status = gateway.status().await?;
+    assert!(status.ready() && status.sessions == 1, "{status:?}");
+    assert!(!status.workers[0].part.ok && status.workers[1].part.ok, "{status:?}");
+
+    // As long as it cannot come back, the others serve.
+    let elsewhere = open(&one, &gateway.instance()).await?;
+    assert_eq!(sessions_of(&gateway, 2).await?, 2);
+    assert_eq!(call(&elsewhere, "echo", json!({"message": "served"})).await?, "served");
+    proxy.thaw();
+    gateway.wait_metric("broker_worker_reconnects_total", 1).await?;
+    gateway.wait_metric(r#"broker_connections{role="worker"}"#, 2).await?;
+    let (_three, c) = client(&broker, &gateway, "c").await?;
+    assert_eq!(sessions_of(&gateway, 1).await?, 1, "it is the least loaded one");
+    assert_eq!(call(&c, "echo", json!({"message": "back"})).await?, "back");
+    assert_eq!(call(&b, "echo", json!({"message": "unharmed"})).await?, "unharmed");
+    assert_eq!(gateway.metric("broker_reconnects_total").await?, 0);
+    assert_eq!(gateway.metric(r#"sessions_ended_total{reason="connection-lost"}"#).await?, 1);
     Ok(())
 }
 
