@@ -66,7 +66,7 @@ async fn compare(stage: &Stage, plan: &Plan, rows: &[Row]) -> Result<()> {
             stage::emptied(&gateway).await?;
             pairs.push((echo, through));
         }
-        println!("{}", Bar::of(row, &Ratios::of(&pairs)));
+        println!("{}", Bar::of(row.transport.name(), row.shape, &Ratios::of(&pairs)));
     }
     println!("{}", Bar::foot());
     Ok(())

@@ -1,6 +1,7 @@
 //! `cargo xtask bench gateway`: what a gateway costs, beside the same broker's plain echo.
 //!
 //! - [`compare`]: `tools/call` by transport, clients, payload and QoS, and at a load that stays the same
+//! - [`workers`]: the same calls with more connections to the broker
 //! - [`rounds`]: one round of it; [`client`]: the client of both sides, so that the ratio is what gateway and server cost
 //! - [`idle`]: sessions that are held; [`opening`]: how long one takes to open
 //! - [`restart`]: the broker ends under a thousand clients; [`isolation`]: what one slow session does to the others
@@ -21,6 +22,7 @@ mod report;
 mod restart;
 mod rounds;
 mod stage;
+mod workers;
 
 use std::{ffi::OsString, time::Duration};
 
@@ -61,6 +63,12 @@ struct Plan {
     /// Sessions that are held, and clients that come back; with --all also 10000 held.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=15000))]
     sessions: u16,
+    /// Connections of each gateway beside the registering one.
+    #[arg(long, default_value_t = 0)]
+    workers: usize,
+    /// A broker that runs already, open to all and asked for nothing else, in place of a Mosquitto.
+    #[arg(long, value_name = "URL")]
+    broker: Option<Url>,
 }
 
 /// A part of the measurement.
@@ -70,6 +78,8 @@ enum Part {
     Calls,
     /// Calls at a load that does not depend on the number of clients.
     Load,
+    /// Calls through gateways with 0, 1, 2 and 4 workers.
+    Workers,
     /// Memory and descriptors: with nothing to do, and of idle sessions.
     Idle,
     /// How long a session takes to open on stdio.
@@ -125,7 +135,7 @@ fn main() -> Result<()> {
 }
 
 async fn measure(plan: &Plan) -> Result<()> {
-    let stage = Stage::set().await?;
+    let stage = Stage::set(plan).await?;
     println!("{}", report::machine());
     println!("{}", report::binary()?);
     if plan.wants(Part::Calls) {
@@ -133,6 +143,9 @@ async fn measure(plan: &Plan) -> Result<()> {
     }
     if plan.wants(Part::Load) {
         compare::load(&stage, plan).await?;
+    }
+    if plan.wants(Part::Workers) {
+        workers::calls(&stage, plan).await?;
     }
     if plan.wants(Part::Isolation) {
         isolation::slow_session(&stage, plan).await?;

@@ -6,7 +6,7 @@ use anyhow::Result;
 use mcp_mqtt_tests::binaries;
 use mcp_mqtt_transport::mqtt::Qos;
 
-use crate::{compare::Row, rounds::Measured};
+use crate::rounds::{Measured, Shape};
 
 /// One line about the machine.
 pub(crate) fn machine() -> String {
@@ -91,14 +91,15 @@ impl Bar {
         format!("{}┼{}┼{}┼{}", "─".repeat(31), "─".repeat(28), "─".repeat(35), "─".repeat(31))
     }
 
-    pub(crate) fn of(row: &Row, ratios: &Ratios) -> String {
+    /// `name`: of what stands behind the gateway, or whatever else tells the lines apart.
+    pub(crate) fn of(name: &str, shape: Shape, ratios: &Ratios) -> String {
         let Ratios { echo, gateway, added, p50, p99, per_second } = ratios;
         format!(
             "{:<10} {:>7} {:>3} {:>7} │ {:>8.0} {:>8.0} {:>8.0} │ {:>8.0} {:>8.0} {:>8.0} {:>6.1} │ {:>+7.0} {:>6.2} {:>6.2} {:>7.2}",
-            row.transport.name(),
-            bytes(row.shape.payload),
-            u8::from(row.shape.qos == Qos::AtLeastOnce),
-            row.shape.clients,
+            name,
+            bytes(shape.payload),
+            u8::from(shape.qos == Qos::AtLeastOnce),
+            shape.clients,
             micros(echo.p50),
             micros(echo.p99),
             echo.per_second,

@@ -32,6 +32,16 @@ pub(crate) struct Measured {
     pub(crate) cpu: Duration,
 }
 
+/// What was seen in one round.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    /// In no order.
+    pub(crate) latencies: Vec<Duration>,
+    elapsed: Duration,
+    /// Processor time of the process that was watched.
+    pub(crate) used: Duration,
+}
+
 /// Runs one round; `watched`: the process whose time is measured.
 pub(crate) async fn run(
     broker: &Url,
@@ -40,16 +50,42 @@ pub(crate) async fn run(
     length: Duration,
     watched: u32,
 ) -> Result<Measured> {
+    let mut clients = gather(broker, peer, shape).await?;
+    let Seen { mut latencies, elapsed, used } = observe(&mut clients, shape, length, watched).await?;
+    for client in clients {
+        client.leave().await?;
+    }
+    latencies.sort_unstable();
+    let calls = count(&latencies);
+    Ok(Measured {
+        p50: share(&latencies, 0.5),
+        p99: share(&latencies, 0.99),
+        per_second: calls / elapsed.as_secs_f64(),
+        cpu: used.div_f64(calls),
+    })
+}
+
+/// The clients of a round, each with a session.
+pub(crate) async fn gather(broker: &Url, peer: &Peer, shape: Shape) -> Result<Vec<Client>> {
     let mut clients = Vec::with_capacity(shape.clients);
     for _ in 0..shape.clients {
         clients.push(Client::connect(broker, peer, shape.qos).await?);
     }
+    Ok(clients)
+}
+
+/// Lets them call, and watches.
+pub(crate) async fn observe(
+    clients: &mut Vec<Client>,
+    shape: Shape,
+    length: Duration,
+    watched: u32,
+) -> Result<Seen> {
     let used_before = meter::processor_time(watched);
     let start = Instant::now();
     let tasks: Vec<_> =
-        clients.into_iter().map(|client| tokio::spawn(call_until(client, shape, start + length))).collect();
+        clients.drain(..).map(|client| tokio::spawn(call_until(client, shape, start + length))).collect();
     let mut latencies = Vec::new();
-    let mut clients = Vec::with_capacity(tasks.len());
     for task in tasks {
         let (client, own) = task.await??;
         clients.push(client);
@@ -57,18 +93,14 @@ pub(crate) async fn run(
     }
     let elapsed = start.elapsed();
     let used = meter::processor_time(watched).saturating_sub(used_before);
-    for client in clients {
-        client.leave().await?;
-    }
-    latencies.sort_unstable();
+    Ok(Seen { latencies, elapsed, used })
+}
+
+/// How many, to divide by.
+pub(crate) fn count(latencies: &[Duration]) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52 calls")]
-    let calls = latencies.len() as f64;
-    Ok(Measured {
-        p50: share(&latencies, 0.5),
-        p99: share(&latencies, 0.99),
-        per_second: calls / elapsed.as_secs_f64(),
-        cpu: used.div_f64(calls),
-    })
+    let count = latencies.len() as f64;
+    count
 }
 
 async fn call_until(mut client: Client, shape: Shape, until: Instant) -> Result<(Client, Vec<Duration>)> {

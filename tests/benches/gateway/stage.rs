@@ -14,7 +14,7 @@ use mcp_mqtt_tests::{
 use mcp_mqtt_transport::mqtt::Qos;
 use url::Url;
 
-use crate::{echo, http_server::Manner};
+use crate::{Plan, echo, http_server::Manner};
 
 /// For the sessions of a round to end before the next begins.
 const CALM: Duration = Duration::from_millis(50);
@@ -42,19 +42,31 @@ pub(crate) struct Stage {
     http_server: Url,
     /// Before the broker, without which they would complain.
     _processes: [Process; 2],
-    broker: Mosquitto,
+    broker: Broker,
+    /// Of each gateway, but where the number of workers is what is measured.
+    workers: usize,
+}
+
+/// The broker that gateways and clients meet at.
+enum Broker {
+    Own(Mosquitto),
+    /// Somebody else's.
+    Given(Url),
 }
 
 impl Stage {
-    /// Starts the broker, the echo and the server over HTTP, and waits until they answer.
-    pub(crate) async fn set() -> Result<Self> {
-        let broker = Mosquitto::options().quiet().start().await?;
+    /// Starts the broker, unless one is given, the echo and the server over HTTP, and waits until they answer.
+    pub(crate) async fn set(plan: &Plan) -> Result<Self> {
+        let broker = match &plan.broker {
+            Some(url) => Broker::Given(url.clone()),
+            None => Broker::Own(Mosquitto::options().quiet().start().await?),
+        };
         let url = broker.url();
         let echo = Process::start(own_program()?.args(["echo", url.as_str()]))?;
         let mut server = Process::start(own_program()?.arg("http-server").stdout(Stdio::piped()))?;
         let http_server = server.first_line()?.parse()?;
         echo::wait_up(&url).await?;
-        Ok(Self { http_server, _processes: [echo, server], broker })
+        Ok(Self { http_server, _processes: [echo, server], broker, workers: plan.workers })
     }
 
     /// The broker's address.
@@ -64,7 +76,12 @@ impl Stage {
 
     /// A gateway with room for a bench, not yet started.
     pub(crate) fn gateway(&self, transport: Transport, qos: Qos) -> Result<Options> {
-        let options = self.gateway_at(&self.url(), transport)?;
+        self.gateway_with(transport, qos, self.workers)
+    }
+
+    /// And with so many workers.
+    pub(crate) fn gateway_with(&self, transport: Transport, qos: Qos, workers: usize) -> Result<Options> {
+        let options = self.gateway_at(&self.url(), transport)?.arg(&format!("--workers={workers}"));
         Ok(options.arg(if qos == Qos::AtLeastOnce { "--qos=1" } else { "--qos=0" }))
     }
 
@@ -80,6 +97,15 @@ impl Stage {
     /// The server over HTTP with these manners.
     pub(crate) fn http_url(&self, manner: Manner) -> Result<Url> {
         Ok(self.http_server.join(manner.path())?)
+    }
+}
+
+impl Broker {
+    fn url(&self) -> Url {
+        match self {
+            Self::Own(broker) => broker.url(),
+            Self::Given(url) => url.clone(),
+        }
     }
 }
 
