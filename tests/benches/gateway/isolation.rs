@@ -59,10 +59,12 @@ enum Slow {
     Server,
     /// It reads nothing, and goes on asking.
     Client,
+    /// The same, of all others too, at the plain echo: what the broker has to do with it.
+    ClientOfEcho,
 }
 
 impl Slow {
-    const ALL: [Self; 4] = [Self::Absent, Self::Nobody, Self::Server, Self::Client];
+    const ALL: [Self; 5] = [Self::Absent, Self::Nobody, Self::Server, Self::Client, Self::ClientOfEcho];
 
     fn name(self) -> &'static str {
         match self {
@@ -70,6 +72,7 @@ impl Slow {
             Self::Nobody => "nobody: it is as quick as they are",
             Self::Server => "one whose server reads nothing",
             Self::Client => "one that reads no answer",
+            Self::ClientOfEcho => "the same at the echo, no gateway",
         }
     }
 }
@@ -116,6 +119,9 @@ pub(crate) async fn slow_session(stage: &Stage, plan: &Plan) -> Result<()> {
     let shape = Shape { clients: OTHERS, payload: SMALL, qos: Qos::AtLeastOnce, load: Some(LOAD) };
     let mut rig = Rig { others: rounds::gather(&broker, &peer, shape).await?, gateway, broker, peer, shape };
     for slow in Slow::ALL {
+        if slow == Slow::ClientOfEcho {
+            rig.move_to_echo().await?;
+        }
         let wanted = usize::from(plan.rounds * MORE);
         let (mut blocks, mut left_out) = (Vec::new(), 0);
         while blocks.len() < wanted {
@@ -150,8 +156,21 @@ impl Rig {
         if let Some(disturber) = disturber {
             disturber.leave().await?;
         }
-        self.gateway.wait_for("the end of the slow session", |it| it.sessions as usize == OTHERS).await?;
+        if matches!(self.peer, Peer::Gateway(_)) {
+            let ended = "the end of the slow session";
+            self.gateway.wait_for(ended, |status| status.sessions as usize == OTHERS).await?;
+        }
         Ok(Block { alone: [before, self.round(length).await?], beside })
+    }
+
+    async fn move_to_echo(&mut self) -> Result<()> {
+        for client in self.others.drain(..) {
+            client.leave().await?;
+        }
+        stage::emptied(&self.gateway).await?;
+        self.peer = Peer::Echo;
+        self.others = rounds::gather(&self.broker, &self.peer, self.shape).await?;
+        Ok(())
     }
 
     async fn round(&mut self, length: Duration) -> Result<Seen> {
@@ -235,8 +254,9 @@ impl Slow {
                 ("echo", format!(r#"{{"message":"{}"}}"#, "x".repeat(bytes)))
             }
             Self::Client => ("big", format!(r#"{{"bytes":{bytes}}}"#)),
+            Self::ClientOfEcho => ("echo", format!(r#"{{"message":"{}"}}"#, "x".repeat(bytes))),
         };
-        let deaf = self == Self::Client;
+        let deaf = matches!(self, Self::Client | Self::ClientOfEcho);
         for _ in 0..calls {
             let request = client.request(filling.0, &filling.1);
             client.say(request)?;
