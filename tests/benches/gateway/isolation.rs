@@ -203,7 +203,7 @@ fn line(slow: Slow, blocks: &[Block], left_out: usize) -> String {
         within(drawn.iter().map(|it| it.0)),
         beside.p99 / alone.p99,
         within(drawn.iter().map(|it| it.1)),
-        beside.cpu / alone.cpu,
+        if slow == Slow::ClientOfEcho { f64::NAN } else { beside.cpu / alone.cpu }, // the gateway has no part in it
     )
 }
 
