@@ -8,7 +8,6 @@ use std::{
 };
 
 use futures::{StreamExt, stream::FuturesUnordered};
-use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use mcp_mqtt_sidecar::{config::ADMIN_PORT, status::GatewayStatus};
 use tokio::{sync::mpsc, time::Instant};
@@ -17,6 +16,7 @@ use crate::{
     census::Census,
     controller::scope::{ServiceRef, Stores, lock},
     http_get::HttpGet,
+    live::pod::Pod,
     metrics::Metrics,
     names::SERVICE_ANNOTATION,
 };
