@@ -310,12 +310,7 @@ impl Step<'_> {
         })
     }
 
-    async fn delete<K>(
-        &self,
-        kind: &'static str,
-        name: &str,
-        live: Option<&Meta>,
-    ) -> Result<(), ApplyError>
+    async fn delete<K>(&self, kind: &'static str, name: &str, live: Option<&Meta>) -> Result<(), ApplyError>
     where
         K: Child,
     {
@@ -325,7 +320,10 @@ impl Step<'_> {
         };
         let api: Api<K> = Api::namespaced(self.scope.client.clone(), &self.identity.namespace);
         let parameters = DeleteParams {
-            preconditions: Some(Preconditions { uid: live.uid.as_deref().map(str::to_owned), resource_version: None }),
+            preconditions: Some(Preconditions {
+                uid: live.uid.as_deref().map(str::to_owned),
+                resource_version: None,
+            }),
             ..DeleteParams::default()
         };
         match api.delete(name, &parameters).await {

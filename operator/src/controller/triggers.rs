@@ -71,8 +71,7 @@ pub fn triggers(
     if let Some((objects, store)) = scaled_objects.zip(stores.scaled_objects.as_ref()) {
         all.push(owned(scope, "ScaledObject", objects, store, |_| false));
     }
-    let requests =
-        stream::select_all(all).map(|(message, run_at)| ScheduleRequest { message, run_at });
+    let requests = stream::select_all(all).map(|(message, run_at)| ScheduleRequest { message, run_at });
     scheduler(requests)
 }
 

@@ -147,8 +147,7 @@ pub fn watch(
     let (scaled_objects, scaled_object_stream) =
         optional.keda.then(|| kept::<Metadata<ScaledObject>>(client, namespace, ours, relist)).unzip();
     let (secrets, secret_stream) = kept::<Metadata<Secret>>(client, namespace, everything.clone(), relist);
-    let (config_maps, config_map_stream) =
-        kept::<Metadata<ConfigMap>>(client, namespace, everything, relist);
+    let (config_maps, config_map_stream) = kept::<Metadata<ConfigMap>>(client, namespace, everything, relist);
     let (default_broker_secret, default_stream) = default_secret
         .map(|secret| {
             let only = watcher::Config::default().fields(&format!("metadata.name={}", secret.name));

@@ -122,9 +122,11 @@ impl Wire for Deployment {
 
     fn keep(self, shapes: &mut Shapes) -> super::Deployment {
         let status = self.status.unwrap_or_default();
-        let failure = status.conditions.into_iter().flatten().find(|condition| {
-            condition.type_ == "ReplicaFailure" && condition.status == "True"
-        });
+        let failure = status
+            .conditions
+            .into_iter()
+            .flatten()
+            .find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True");
         let state = DeploymentState {
             wanted: self.spec.and_then(|spec| spec.replicas),
             observed_generation: status.observed_generation,
@@ -278,10 +280,12 @@ mod tests {
             .unwrap();
             deployment.keep(&mut Shapes::default())
         };
-        let failure = |status: &str| json!([
-            {"type": "Progressing", "status": "True", "message": "it progresses"},
-            {"type": "ReplicaFailure", "status": status, "message": "exceeded quota: small"},
-        ]);
+        let failure = |status: &str| {
+            json!([
+                {"type": "Progressing", "status": "True", "message": "it progresses"},
+                {"type": "ReplicaFailure", "status": status, "message": "exceeded quota: small"},
+            ])
+        };
         let live = read(failure("True"));
         assert_eq!((live.meta.generation, live.state.observed_generation), (Some(2), Some(2)));
         assert_eq!((live.state.wanted, live.state.replicas, live.state.updated), (Some(3), 2, 1));
