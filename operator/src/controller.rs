@@ -26,7 +26,6 @@ pub(crate) mod fixtures;
 use std::{future::Future, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Resource, ResourceExt,
     core::error_boundary::InvalidObject,
@@ -48,7 +47,7 @@ use self::{
     scope::{Guarded, Scope, ServiceRef, seconds, synced},
     status::{Outcome, Seen, build_status, patch_status},
     triggers::triggers,
-    validate::{ValidateError, references::Kind, validate},
+    validate::{ValidateError, validate},
     watches::Watches,
 };
 use crate::{crd::McpService, metrics::Outcome as Counted, registry::wanted::Wanted};
@@ -87,17 +86,10 @@ pub async fn run(
     concurrency: u16,
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
-    let Watches { services, children, secrets, config_maps, default_broker_secret, relisted } = watches;
-    let owned = |kind: Kind| {
-        let scope = scope.clone();
-        move |metadata: &ObjectMeta| of_reference(&scope, kind, metadata)
-    };
-    let (of_secret, of_config_map) = (owned(Kind::Secret), owned(Kind::ConfigMap));
+    let Watches { services, children, referred, default_broker_secret, relisted } = watches;
     let mut controller = Controller::for_stream(services, scope.stores.services.clone())
         .with_config(Config::default().concurrency(concurrency))
-        .watches_stream(secrets, move |secret| of_secret(&secret.metadata))
-        .watches_stream(config_maps, move |map| of_config_map(&map.metadata))
-        .reconcile_on(triggers(&scope, children, changed))
+        .reconcile_on(triggers(&scope, children, referred, changed))
         .reconcile_all_on(futures::stream::unfold(relisted, async |mut relisted| {
             relisted.changed().await.ok()?;
             Some(((), relisted))
@@ -117,17 +109,6 @@ pub async fn run(
     if timeout(LAST_NEWS, write_news).await.is_err() {
         tracing::warn!("the last Events are not written: the API server takes too long");
     }
-}
-
-/// Services that a changed Secret or `ConfigMap` concerns: those that refer to it, and the one that owns it.
-fn of_reference(scope: &Scope, kind: Kind, metadata: &ObjectMeta) -> Vec<ServiceRef> {
-    let (namespace, name) =
-        (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default());
-    let mut services = scope.references.referrers(kind, &namespace, &name);
-    let owners =
-        metadata.owner_references.iter().flatten().filter(|owner| owner.kind == McpService::kind(&()));
-    services.extend(owners.map(|owner| ServiceRef::new(&owner.name).within(&namespace)));
-    services
 }
 
 /// One service, brought to what it asks for.

@@ -128,7 +128,7 @@ pub struct McpServiceSpec {
 
     /// Who may use what: goes into the registry as `meta.rbac`, for clients and brokers to act on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rbac: Option<RbacSpec>,
+    pub rbac: Option<Box<RbacSpec>>,
 
     /// How many instances run. With `autoscaling` it is the autoscaler that writes it.
     #[serde(default = "one")]
@@ -137,7 +137,7 @@ pub struct McpServiceSpec {
 
     /// Lets Kubernetes' `HorizontalPodAutoscaler` write `replicas`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub autoscaling: Option<AutoscalingSpec>,
+    pub autoscaling: Option<Box<AutoscalingSpec>>,
 
     /// How the MCP server is spoken to inside its pod: exactly one of the fields.
     pub transport: TransportSpec,
@@ -163,7 +163,7 @@ pub struct McpServiceSpec {
 
     /// The broker. By default the operator's own default broker; set here, it replaces that as a whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub broker: Option<BrokerSpec>,
+    pub broker: Option<Box<BrokerSpec>>,
 }
 
 /// How an instance goes down.

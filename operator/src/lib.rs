@@ -4,6 +4,7 @@
 //! - [`app`], [`leader`]: start and end, and which of several operators works
 //! - [`crd`]: the API, its rules and its documentation
 //! - [`watched`]: the namespaces that are watched, and what is known of each
+//! - [`live`]: what is kept of each object
 //! - [`controller`]: from an `McpService` to its objects, and back to its status
 //! - [`observe`], [`http_get`]: what the gateways say of themselves
 //! - [`session_metrics`], [`keda`]: what the autoscaler is told of them; [`serving`]: what its servers have in common
@@ -22,6 +23,7 @@ pub mod crd;
 pub mod http_get;
 pub mod keda;
 pub mod leader;
+pub mod live;
 pub mod metrics;
 pub mod names;
 pub mod observe;

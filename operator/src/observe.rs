@@ -8,7 +8,6 @@ use std::{
 };
 
 use futures::{StreamExt, stream::FuturesUnordered};
-use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use mcp_mqtt_sidecar::{config::ADMIN_PORT, status::GatewayStatus};
 use tokio::{sync::mpsc, time::Instant};
@@ -17,6 +16,7 @@ use crate::{
     census::Census,
     controller::scope::{ServiceRef, Stores, lock},
     http_get::HttpGet,
+    live::pod::Pod,
     metrics::Metrics,
     names::SERVICE_ANNOTATION,
 };
@@ -37,7 +37,8 @@ pub const CHANGED_CAPACITY: usize = 256;
 
 /// What the gateways said last, by their pods' uids.
 #[derive(Debug, Default)]
-pub struct Observations(Mutex<HashMap<String, Observation>>);
+// Boxed: a map has room for twice what it holds.
+pub struct Observations(Mutex<HashMap<String, Box<Observation>>>);
 
 /// What one gateway said last.
 #[derive(Debug, Clone)]
@@ -51,12 +52,12 @@ pub struct Observation {
 impl Observations {
     /// Of one pod.
     pub fn get(&self, uid: &str) -> Option<Observation> {
-        lock(&self.0).get(uid).cloned()
+        lock(&self.0).get(uid).map(|seen| (**seen).clone())
     }
 
     /// For tests and the observer: what this pod's gateway said now.
     pub fn set(&self, uid: &str, status: Result<GatewayStatus, String>) {
-        lock(&self.0).insert(uid.to_owned(), Observation { status, at: Instant::now() });
+        lock(&self.0).insert(uid.to_owned(), Box::new(Observation { status, at: Instant::now() }));
     }
 }
 

@@ -51,7 +51,6 @@ impl Parts {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use k8s_openapi::api::core::v1::Pod;
     use kube::{
         core::DeserializeGuard,
         runtime::{
@@ -67,12 +66,13 @@ pub(crate) mod tests {
             scope::Guarded,
         },
         crd::McpService,
+        live::pod::Pod,
         observe::CHANGED_CAPACITY,
     };
 
     fn empty<K>() -> Store<K>
     where
-        K: kube::Resource<DynamicType = ()> + Clone + 'static,
+        K: reflector::Lookup<DynamicType = ()> + Clone + 'static,
     {
         reflector::store().0
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use mcp_mqtt_tests::{
     broker::Mosquitto,
     cluster::{PATIENCE, Space, eventually},
@@ -23,6 +24,8 @@ use serde_json::{Value, json, value::RawValue};
 use tokio::time::timeout;
 
 const NAME: &str = "weather";
+/// The cluster's autoscaler looks every five seconds.
+const AUTOSCALER_LOOKS: Duration = Duration::from_secs(12);
 
 /// A service that sleeps, with a broker and an operator of its own.
 struct Scene {
@@ -156,6 +159,76 @@ async fn a_service_without_instances_is_found_and_the_first_initialize_wakes_it(
     second.wait_ready().await?;
     instances(&space, &broker, |all| all.len() == 2).await?;
     drop((pod, second));
+    operator.stop().await?;
+    space.remove().await
+}
+
+/// Why the autoscaler does or does not work; none: its controller has not looked at it yet.
+async fn autoscaler_says(space: &Space) -> Option<String> {
+    let autoscaler = space.api::<HorizontalPodAutoscaler>().get(NAME).await.ok()?;
+    let conditions = autoscaler.status?.conditions?;
+    conditions.into_iter().find(|condition| condition.type_ == "ScalingActive")?.reason
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_autoscaler_rests_while_the_service_sleeps_and_comes_back_by_itself() -> Result<()> {
+    let Scene { space, broker, operator, instance } = Scene::asleep("autoscaler").await?;
+    let rests = async || autoscaler_says(&space).await.filter(|reason| reason == "ScalingDisabled");
+    eventually(PATIENCE, rests).await.context("it does not rest")?;
+    let before = space.api::<HorizontalPodAutoscaler>().get(NAME).await?;
+    // It looks every few seconds, and leaves the service asleep.
+    tokio::time::sleep(AUTOSCALER_LOOKS).await;
+    replicas(&space, 0).await?;
+    asleep(&space, &broker).await?;
+
+    let client = client(&broker).await?;
+    let waking = tokio::spawn({
+        let instance = instance.clone();
+        async move { initialize(&client, &instance).await.map(drop) }
+    });
+    replicas(&space, 1).await?;
+    // There is no pod, and so nothing to be measured: it tries.
+    let tries = async || autoscaler_says(&space).await.filter(|reason| reason != "ScalingDisabled");
+    eventually(PATIENCE, tries).await.context("it does not come back")?;
+    let after = space.api::<HorizontalPodAutoscaler>().get(NAME).await?;
+    ensure!(before.metadata.uid == after.metadata.uid && before.spec == after.spec, "{after:?}");
+    waking.abort();
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_pods_that_wake_at_once_one_has_the_services_place_and_both_are_found() -> Result<()> {
+    let Scene { space, broker, operator, instance } = Scene::asleep("twins").await?;
+    let client = client(&broker).await?;
+    let wake = async {
+        replicas(&space, 1).await?;
+        anyhow::Ok((pod(&space, &broker, "weather-1")?, pod(&space, &broker, "weather-2")?))
+    };
+    let (session, pods) = tokio::join!(initialize(&client, &instance), wake);
+    let (mut one, mut other) = pods?;
+    // Who was with the one that lost the place hears at once that it went, and asks again.
+    match session {
+        Ok(session) => drop(session),
+        Err(error) => ensure!(error.to_string().contains("session ended"), "{error}"),
+    }
+    let all = instances(&space, &broker, |all| {
+        all.len() == 2 && all.iter().all(|instance| !instance.online.is_parked())
+    });
+    let all = all.await?;
+    let standby = standby(&space)?;
+    let holders = all.iter().filter(|instance| instance.server_id == standby).count();
+    ensure!(holders == 1, "not one of them has the service's place: {all:?}");
+    for found in &all {
+        let client = self::client(&broker).await?;
+        echoes(&initialize(&client, found).await?).await?;
+        client.close(PATIENCE).await?;
+    }
+    for pod in [&mut one, &mut other] {
+        pod.wait_for("registered", |status| status.broker.ok).await?;
+        pod.terminate()?;
+        pod.wait_ended().await?;
+    }
     operator.stop().await?;
     space.remove().await
 }

@@ -11,12 +11,10 @@ use futures::future::{join, try_join};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{apps::v1::Deployment, core::v1::ServiceAccount},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
     Api, Resource, ResourceExt,
     api::{DeleteParams, GetParams, Patch, PatchParams, Preconditions},
-    core::PartialObjectMeta,
     runtime::reflector::{ObjectRef, Store},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -34,6 +32,7 @@ use super::{
     validate::Identity,
 };
 use crate::{
+    live::{self, Live, Meta},
     names::{self, APPLIED_HASH, FIELD_MANAGER},
     reasons,
 };
@@ -94,7 +93,7 @@ pub async fn apply(
     if let Some(policies) = &stores.network_policies {
         step.keep("NetworkPolicy", &child, network_policy.as_ref(), policies).await?;
     }
-    if shrinks(&deployment, stores.deployments.get(&ObjectRef::from_obj(&deployment)).as_deref()) {
+    if shrinks(&deployment, watched_deployment(scope, &identity.namespace, &identity.name).as_deref()) {
         // Boxed: it is large, and seldom.
         Box::pin(scale_in::weigh(scope, identity)).await;
     }
@@ -129,20 +128,19 @@ pub async fn apply(
 }
 
 /// Whether there are to be fewer pods.
-fn shrinks(desired: &Deployment, live: Option<&Deployment>) -> bool {
-    let replicas =
-        |deployment: &Deployment| deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or_default();
-    live.is_some_and(|live| replicas(live) > replicas(desired))
+fn shrinks(desired: &Deployment, live: Option<&live::Deployment>) -> bool {
+    let desired = desired.spec.as_ref().and_then(|spec| spec.replicas);
+    live.is_some_and(|live| live.state.wanted.unwrap_or_default() > desired.unwrap_or_default())
 }
 
 /// What the watch knows of the object.
-fn live<L, K>(store: &Store<L>, object: &K) -> Option<ObjectMeta>
+fn live<K, State>(store: &Store<Live<K, State>>, object: &K) -> Option<Meta>
 where
-    L: Resource<DynamicType = ()> + Clone + 'static,
-    K: Resource<DynamicType = ()>,
+    K: Resource<DynamicType = ()> + 'static,
+    State: Clone + 'static,
 {
     let name = ObjectRef::new(&object.name_any()).within(&object.namespace().unwrap_or_default());
-    store.get(&name).map(|live: Arc<L>| live.meta().clone())
+    store.get(&name).map(|live| live.meta.clone())
 }
 
 /// What a service can own.
@@ -179,7 +177,7 @@ struct Due {
     desired: serde_json::Value,
     hash: String,
     /// The version that is to be overwritten; none: there is no such object.
-    before: Option<String>,
+    before: Option<Box<str>>,
 }
 
 impl Step<'_> {
@@ -189,13 +187,13 @@ impl Step<'_> {
         kind: &'static str,
         name: &str,
         desired: Option<&K>,
-        store: &Store<PartialObjectMeta<K>>,
+        store: &Store<Live<K>>,
     ) -> Result<(), ApplyError>
     where
         K: Child,
     {
         let live = store.get(&ObjectRef::new(name).within(&self.identity.namespace));
-        let live = live.map(|live| live.metadata.clone());
+        let live = live.map(|live| live.meta.clone());
         match desired {
             Some(desired) => self.apply(kind, desired, live).await,
             None => self.delete::<K>(kind, name, live.as_ref()).await,
@@ -206,7 +204,7 @@ impl Step<'_> {
         &self,
         kind: &'static str,
         desired: &K,
-        live: Option<ObjectMeta>,
+        live: Option<Meta>,
     ) -> Result<(), ApplyError> {
         let due = self.check(kind, desired, live).await?;
         self.write::<K>(due).await
@@ -217,7 +215,7 @@ impl Step<'_> {
         &self,
         kind: &'static str,
         desired: &K,
-        live: Option<ObjectMeta>,
+        live: Option<Meta>,
     ) -> Result<Option<Due>, ApplyError> {
         let name = desired.name_any();
         let key = self.key(kind, &name);
@@ -232,8 +230,7 @@ impl Step<'_> {
         }
         if let Some(live) = &live {
             self.check_owner(kind, live)?;
-            let applied = live.annotations.as_ref().and_then(|annotations| annotations.get(APPLIED_HASH));
-            if applied == Some(&hash) {
+            if live.hash.as_deref() == Some(&*hash) {
                 let Some(field) = ownership::first_lost(live, &desired) else { return Ok(None) };
                 if let Err(wait) = self.scope.contests.mend(&key, Instant::now()) {
                     return Err(self.contested::<K>(kind, &name, field, wait).await?);
@@ -243,15 +240,15 @@ impl Step<'_> {
             // The watch sees only what has our label: whatever else has this name must not be taken over.
             self.check_owner(kind, &found)?;
         }
-        let before = live.and_then(|live| live.resource_version);
+        let before = live.and_then(|live| live.version);
         Ok(Some(Due { kind, name, desired, hash, before }))
     }
 
     /// What has this name, as the API server remembers it: a look into its store would cost as much as a write.
-    async fn find<K: Child>(&self, kind: &'static str, name: &str) -> Result<Option<ObjectMeta>, ApplyError> {
+    async fn find<K: Child>(&self, kind: &'static str, name: &str) -> Result<Option<Meta>, ApplyError> {
         let api: Api<K> = Api::namespaced(self.scope.client.clone(), &self.identity.namespace);
         match api.get_metadata_with(name, &GetParams::any()).await {
-            Ok(found) => Ok(Some(found.metadata)),
+            Ok(found) => Ok(Some(found.metadata.into())),
             Err(kube::Error::Api(status)) if status.is_not_found() => Ok(None),
             Err(source) => Err(self.api_error("get", kind, name, source)),
         }
@@ -273,7 +270,7 @@ impl Step<'_> {
             name,
             "applied"
         );
-        let after = applied.metadata.resource_version;
+        let after = applied.metadata.resource_version.map(Into::into);
         let key = self.key(kind, &name);
         if before != after {
             lock(&self.progress).changes.push(Change { what: reasons::EVENT_APPLIED, kind, name });
@@ -313,22 +310,20 @@ impl Step<'_> {
         })
     }
 
-    async fn delete<K>(
-        &self,
-        kind: &'static str,
-        name: &str,
-        live: Option<&ObjectMeta>,
-    ) -> Result<(), ApplyError>
+    async fn delete<K>(&self, kind: &'static str, name: &str, live: Option<&Meta>) -> Result<(), ApplyError>
     where
         K: Child,
     {
         self.scope.applied.drop_record(&(kind, self.identity.namespace.clone(), name.to_owned()));
-        let Some(live) = live.filter(|live| live.deletion_timestamp.is_none() && self.owns(live)) else {
+        let Some(live) = live.filter(|live| !live.leaves && self.owns(live)) else {
             return Ok(());
         };
         let api: Api<K> = Api::namespaced(self.scope.client.clone(), &self.identity.namespace);
         let parameters = DeleteParams {
-            preconditions: Some(Preconditions { uid: live.uid.clone(), resource_version: None }),
+            preconditions: Some(Preconditions {
+                uid: live.uid.as_deref().map(str::to_owned),
+                resource_version: None,
+            }),
             ..DeleteParams::default()
         };
         match api.delete(name, &parameters).await {
@@ -352,24 +347,20 @@ impl Step<'_> {
         Ok(())
     }
 
-    fn owns(&self, live: &ObjectMeta) -> bool {
-        live.owner_references.iter().flatten().any(|owner| owner.uid == self.identity.owner.uid)
+    fn owns(&self, live: &Meta) -> bool {
+        live.owners.iter().any(|owner| *owner.uid == *self.identity.owner.uid)
     }
 
-    fn check_owner(&self, kind: &'static str, live: &ObjectMeta) -> Result<(), ApplyError> {
-        let (namespace, name) = (self.identity.namespace.clone(), live.name.clone().unwrap_or_default());
-        if live.deletion_timestamp.is_some() {
+    fn check_owner(&self, kind: &'static str, live: &Meta) -> Result<(), ApplyError> {
+        let (namespace, name) = (self.identity.namespace.clone(), live.name.to_string());
+        if live.leaves {
             return Err(ApplyError::Leaving { kind, namespace, name });
         }
         if self.owns(live) {
             return Ok(());
         }
         // Of a service of the same name that was deleted: the garbage collector is on its way.
-        let former = live.owner_references.iter().flatten().any(|owner| {
-            owner.kind == self.identity.owner.kind
-                && owner.name == self.identity.name
-                && owner.api_version == self.identity.owner.api_version
-        });
+        let former = live.owners.iter().any(|owner| *owner.name == *self.identity.name);
         Err(if former {
             ApplyError::Leaving { kind, namespace, name }
         } else {
@@ -431,6 +422,6 @@ fn with_hash<K: Resource + Serialize>(scope: &Scope, desired: &K) -> (serde_json
 }
 
 /// The Deployment, for the status: what the watch knows, which has the counts.
-pub fn watched_deployment(scope: &Scope, namespace: &str, service: &str) -> Option<Arc<Deployment>> {
+pub fn watched_deployment(scope: &Scope, namespace: &str, service: &str) -> Option<Arc<live::Deployment>> {
     scope.stores.deployments.get(&ObjectRef::new(&names::child(service)).within(namespace))
 }

@@ -2,34 +2,38 @@
 //! applied takes it out of our entry there. So drift is seen without a request, also by an operator that has just
 //! started, and no matter how the API server writes the values down (`0.5` or `500m`).
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use serde_json::{Map, Value};
 
-use crate::names::FIELD_MANAGER;
+use crate::{
+    live::{Meta, Owner},
+    names::FIELD_MANAGER,
+};
 
-/// Keeps nothing but our own entry, and its fields as text: as a tree they take ten times the memory.
-pub fn trim(metadata: &mut ObjectMeta) {
-    if let Some(entries) = &mut metadata.managed_fields {
-        entries.retain(is_ours);
-        entries.shrink_to_fit();
-        for fields in entries.iter_mut().filter_map(|entry| entry.fields_v1.as_mut()) {
-            fields.0 = Value::String(fields.0.to_string());
-        }
-    }
+/// Stands for the owner's uid, which is all that tells the fields of one service's Deployment from those of another
+/// that is made alike. No JSON has it.
+const OWNER: &str = "\u{1}";
+
+/// The fields of our own entry, as JSON: as a tree they take ten times the memory. For [`first_lost`] to read, and the
+/// same for all objects that are made alike.
+pub fn text(entries: Vec<ManagedFieldsEntry>, owner: Option<&Owner>) -> Option<String> {
+    let fields = entries.into_iter().find(is_ours)?.fields_v1?;
+    let text = match fields.0 {
+        Value::String(text) => text,
+        tree => tree.to_string(),
+    };
+    Some(match owner {
+        Some(owner) => text.replace(&*owner.uid, OWNER),
+        None => text,
+    })
 }
 
 /// The first field of `desired` that is not ours in `live`, as a path; none: all are ours.
-pub fn first_lost(live: &ObjectMeta, desired: &Value) -> Option<String> {
-    let fields = live
-        .managed_fields
-        .iter()
-        .flatten()
-        .find(|entry| is_ours(entry))
-        .and_then(|entry| entry.fields_v1.as_ref());
-    let owned = match fields.map(|fields| &fields.0) {
-        Some(Value::String(text)) => serde_json::from_str(text).ok(),
-        tree => tree.cloned(),
-    };
+pub fn first_lost(live: &Meta, desired: &Value) -> Option<String> {
+    let owned = live.fields.as_ref().and_then(|text| match live.owners.first() {
+        Some(owner) => serde_json::from_str(&text.replace(OWNER, &owner.uid)).ok(),
+        None => serde_json::from_str(text).ok(),
+    });
     let (Some(Value::Object(owned)), Value::Object(desired)) = (owned, desired) else {
         return Some("all of it".to_owned());
     };
@@ -116,6 +120,7 @@ fn lost_item(owned: &Map<String, Value>, item: &Value) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
     use serde_json::json;
 
     use super::*;
@@ -131,12 +136,19 @@ mod tests {
         })
     }
 
-    fn live(fields: &Value) -> ObjectMeta {
-        serde_json::from_value(json!({"managedFields": [
+    fn live_of(uid: &str, fields: &Value) -> Meta {
+        let owner =
+            json!({"apiVersion": "mcp-mqtt.io/v1alpha1", "kind": "McpService", "name": "x", "uid": uid});
+        let metadata: ObjectMeta = serde_json::from_value(json!({"ownerReferences": [owner], "managedFields": [
             {"manager": "kubectl-edit", "operation": "Update", "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": {}}},
             {"manager": FIELD_MANAGER, "operation": "Apply", "fieldsType": "FieldsV1", "fieldsV1": fields},
         ]}))
-        .unwrap()
+        .unwrap();
+        metadata.into()
+    }
+
+    fn live(fields: &Value) -> Meta {
+        live_of("u", fields)
     }
 
     fn owned() -> Value {
@@ -195,14 +207,21 @@ mod tests {
 
     #[test]
     fn an_object_that_we_never_applied_is_not_ours() {
-        assert!(first_lost(&ObjectMeta::default(), &desired()).is_some());
+        assert!(first_lost(&Meta::default(), &desired()).is_some());
     }
 
     #[test]
-    fn only_our_own_entry_is_kept() {
-        let mut live = live(&owned());
-        trim(&mut live);
-        assert_eq!(live.managed_fields.as_ref().unwrap().len(), 1);
-        assert_eq!(first_lost(&live, &desired()), None, "its fields are text now");
+    fn objects_that_are_made_alike_have_the_same_text_whoever_owns_them() {
+        let of = |uid: &str| {
+            let mut owned = owned();
+            owned["f:metadata"]["f:ownerReferences"] = json!({format!(r#"k:{{"uid":"{uid}"}}"#): {}});
+            live_of(uid, &owned)
+        };
+        let (one, other) = (of("11-22"), of("33-44"));
+        assert_eq!(one.fields, other.fields);
+        let mut desired = desired();
+        desired["metadata"]["ownerReferences"][0]["uid"] = json!("11-22");
+        assert_eq!(first_lost(&one, &desired), None);
+        assert_eq!(first_lost(&other, &desired).as_deref(), Some("metadata.ownerReferences.x"));
     }
 }

@@ -5,7 +5,6 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use k8s_openapi::api::core::v1::Pod;
 use kube::{
     ResourceExt,
     runtime::{
@@ -15,7 +14,7 @@ use kube::{
 };
 
 use super::scope::{ServiceRef, lock};
-use crate::observe::service_of;
+use crate::{live::pod::Pod, observe::service_of};
 
 /// All pods that are watched.
 #[derive(Clone)]

@@ -1,14 +1,14 @@
 //! What keeps an instance from being ready, in the words of whoever knows best: the scheduler, the kubelet, the
 //! gateway.
 
-use k8s_openapi::api::{
-    apps::v1::Deployment,
-    core::v1::{ContainerStatus, Pod},
-};
 use mcp_mqtt_sidecar::status::{GatewayStatus, Part, reason};
 
 use super::build::GATEWAY;
 use crate::{
+    live::{
+        Deployment,
+        pod::{ContainerStatus, Pod},
+    },
     observe::{Observation, is_ready, leaves},
     reasons,
 };
@@ -33,11 +33,7 @@ impl Problem {
 
 /// Why there are fewer pods than wanted.
 pub fn of_deployment(deployment: &Deployment) -> Option<Problem> {
-    let conditions = deployment.status.as_ref()?.conditions.as_ref()?;
-    let failure = conditions
-        .iter()
-        .find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True")?;
-    let words = failure.message.clone().unwrap_or_default();
+    let words = deployment.state.failure.as_ref()?;
     Some(Problem::new(reasons::PODS_NOT_CREATED, format!("Kubernetes refuses the pods: {words}")))
 }
 
@@ -175,7 +171,10 @@ pub(crate) mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::observe::Observations;
+    use crate::{
+        live::{DeploymentState, Meta},
+        observe::Observations,
+    };
 
     pub(crate) fn pod(name: &str, status: &Value) -> Pod {
         serde_json::from_value(
@@ -306,11 +305,9 @@ pub(crate) mod tests {
 
     #[test]
     fn pods_that_the_api_server_refuses_are_explained_by_the_deployment() {
-        let deployment: Deployment =
-            serde_json::from_value(json!({"metadata": {}, "status": {"conditions": [
-                {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: small"},
-            ]}}))
-            .unwrap();
+        let failure = Some("exceeded quota: small".into());
+        let deployment =
+            Deployment::new(Meta::default(), DeploymentState { failure, ..DeploymentState::default() });
         let problem = of_deployment(&deployment).unwrap();
         assert_eq!(
             (problem.reason.as_str(), problem.message.as_str()),

@@ -20,7 +20,7 @@ use super::{
         references::{Kind, Reference},
     },
 };
-use crate::names;
+use crate::live::Meta;
 
 /// Why what the pods read cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +60,7 @@ struct Content {
 }
 
 /// Which state of which object.
-type Version = (Option<String>, Option<String>);
+type Version = (Option<Box<str>>, Option<Box<str>>);
 
 impl ReferenceMemory {
     /// Services that refer to the object.
@@ -193,29 +193,21 @@ fn known_version(scope: &Scope, kind: Kind, namespace: &str, name: &str) -> Opti
     match kind {
         Kind::Secret => {
             let found = scope.stores.secrets.get(&ObjectRef::new(name).within(namespace));
-            found.map(|object| version_of(&object.metadata))
+            found.map(|object| live_version(&object.meta))
         }
         Kind::ConfigMap => {
             let found = scope.stores.config_maps.get(&ObjectRef::new(name).within(namespace));
-            found.map(|object| version_of(&object.metadata))
+            found.map(|object| live_version(&object.meta))
         }
     }
 }
 
 fn version_of(metadata: &ObjectMeta) -> Version {
-    (metadata.uid.clone(), metadata.resource_version.clone())
+    (metadata.uid.as_deref().map(Into::into), metadata.resource_version.as_deref().map(Into::into))
 }
 
-/// Cuts a watched Secret or `ConfigMap` down to what this module and the apply step read: there may be thousands.
-pub fn trim(metadata: &mut ObjectMeta) {
-    let ours = metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(names::SERVICE_LABEL));
-    if !ours {
-        metadata.annotations = None;
-        metadata.labels = None;
-        metadata.owner_references = None;
-        metadata.finalizers = None;
-        metadata.managed_fields = None;
-    }
+fn live_version(live: &Meta) -> Version {
+    (live.uid.clone(), live.version.clone())
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use futures::{StreamExt, stream};
-use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, ResourceExt,
     api::{Patch, PatchParams},
@@ -17,6 +16,7 @@ use super::{
     validate::Identity,
 };
 use crate::{
+    live::pod::Pod,
     names::{FIELD_MANAGER, POD_DELETION_COST},
     observe::{Observations, ask_now, leaves},
 };

@@ -7,16 +7,15 @@ use std::{
 };
 
 use k8s_openapi::api::{
-    apps::v1::Deployment,
     autoscaling::v2::HorizontalPodAutoscaler,
     core::v1::{ConfigMap, Secret, ServiceAccount},
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
-    Client, Resource,
-    core::{DeserializeGuard, PartialObjectMeta},
-    runtime::reflector::{ObjectRef, Store},
+    Client,
+    core::DeserializeGuard,
+    runtime::reflector::{Lookup, ObjectRef, Store},
 };
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -30,8 +29,14 @@ use super::{
     status::StatusMemory,
 };
 use crate::{
-    crd::McpService, keda::scaled_object::ScaledObject, metrics::Metrics, observe::Observations,
-    registry::Registry, salt::Salt, settings::Settings,
+    crd::McpService,
+    keda::scaled_object::ScaledObject,
+    live::{Deployment, Live},
+    metrics::Metrics,
+    observe::Observations,
+    registry::Registry,
+    salt::Salt,
+    settings::Settings,
 };
 
 /// An `McpService` as it is watched: one that cannot be read hides none of the others.
@@ -52,21 +57,21 @@ pub struct Stores {
     /// What we made: the pods' Deployments.
     pub deployments: Store<Deployment>,
     /// What we made.
-    pub service_accounts: Store<PartialObjectMeta<ServiceAccount>>,
+    pub service_accounts: Store<Live<ServiceAccount>>,
     /// What we made.
-    pub disruption_budgets: Store<PartialObjectMeta<PodDisruptionBudget>>,
+    pub disruption_budgets: Store<Live<PodDisruptionBudget>>,
     /// What we made.
-    pub autoscalers: Store<PartialObjectMeta<HorizontalPodAutoscaler>>,
+    pub autoscalers: Store<Live<HorizontalPodAutoscaler>>,
     /// What we made.
-    pub network_policies: Option<Store<PartialObjectMeta<NetworkPolicy>>>,
+    pub network_policies: Option<Store<Live<NetworkPolicy>>>,
     /// What we made, with KEDA.
-    pub scaled_objects: Option<Store<PartialObjectMeta<ScaledObject>>>,
+    pub scaled_objects: Option<Store<Live<ScaledObject>>>,
     /// The instances.
     pub pods: Pods,
     /// All Secrets' metadata: what services refer to, and the copies that we made.
-    pub secrets: Store<PartialObjectMeta<Secret>>,
+    pub secrets: Store<Live<Secret>>,
     /// All `ConfigMaps`' metadata.
-    pub config_maps: Store<PartialObjectMeta<ConfigMap>>,
+    pub config_maps: Store<Live<ConfigMap>>,
     /// The default broker's Secret, where there is one to be.
     pub default_broker_secret: Option<Store<Secret>>,
 }
@@ -168,7 +173,7 @@ impl Stores {
 
 fn first_list<K>(store: Store<K>) -> BoxFuture<'static, ()>
 where
-    K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
+    K: Lookup<DynamicType = ()> + Clone + Send + Sync + 'static,
 {
     // A dropped writer means that the controller ends, and whoever waits with it.
     async move {

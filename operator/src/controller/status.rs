@@ -4,7 +4,6 @@
 use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use k8s_openapi::{
-    api::{apps::v1::Deployment, core::v1::Pod},
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,
 };
@@ -22,6 +21,7 @@ use super::{
 };
 use crate::{
     crd::{McpServiceStatus, status::ServerStatus},
+    live::{Deployment, pod::Pod},
     names::{POD_TEMPLATE_HASH, SERVICE_LABEL, child},
     observe::{Observation, Observations, is_asked, is_ready, leaves},
     reasons, registry,
@@ -90,14 +90,11 @@ impl Seen<'_> {
         }
         let wanted = usize::try_from(self.replicas).unwrap_or_default();
         self.deployment.as_deref().is_some_and(|deployment| {
-            let status = deployment.status.as_ref();
-            let updated = status.and_then(|status| status.updated_replicas).unwrap_or_default();
-            let all = status.and_then(|status| status.replicas).unwrap_or_default();
-            let observed = status.and_then(|status| status.observed_generation);
+            let state = &deployment.state;
             // A rollout is under way with its first pod; a new Deployment makes all of them at once.
-            observed == deployment.metadata.generation
-                && updated >= self.replicas.min(1)
-                && all >= self.replicas
+            state.observed_generation == deployment.meta.generation
+                && state.updated >= self.replicas.min(1)
+                && state.replicas >= self.replicas
         }) && self.staying().count() >= wanted
     }
 
@@ -202,11 +199,7 @@ pub fn build_status(
         observed_generation: generation,
         server_name: adopted.or_else(|| seen.server_name.clone()),
         ready: Some(format!("{ready}/{}", seen.replicas)),
-        replicas: seen
-            .deployment
-            .as_ref()
-            .and_then(|deployment| deployment.status.as_ref()?.replicas)
-            .unwrap_or_default(),
+        replicas: seen.deployment.as_ref().map_or(0, |deployment| deployment.state.replicas),
         ready_replicas: ready,
         registered,
         instances,

@@ -5,8 +5,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::{Stream, StreamExt, stream::BoxStream};
-use k8s_openapi::api::apps::v1::Deployment;
+use futures::{
+    Stream, StreamExt,
+    stream::{self, BoxStream},
+};
 use kube::{
     Resource,
     runtime::{
@@ -20,9 +22,13 @@ use tokio::time::Instant;
 
 use super::{
     scope::{Scope, ServiceRef},
-    watches::{Children, Objects},
+    validate::references::Kind,
+    watches::{Children, Objects, Referred},
 };
-use crate::{crd::McpService, observe::service_of};
+use crate::{
+    live::{Deployment, Live, Meta},
+    observe::service_of,
+};
 
 /// News of one service within this are one look.
 const BURST: Duration = Duration::from_millis(50);
@@ -34,6 +40,7 @@ type Trigger = (ServiceRef, Instant);
 pub fn triggers(
     scope: &Arc<Scope>,
     children: Children,
+    referred: Referred,
     changed: impl Stream<Item = ServiceRef> + Send + 'static,
 ) -> impl Stream<Item = ServiceRef> + Send + 'static {
     let Children {
@@ -54,6 +61,8 @@ pub fn triggers(
         owned(scope, "PodDisruptionBudget", disruption_budgets, &stores.disruption_budgets, |_| false),
         owned(scope, "HorizontalPodAutoscaler", autoscalers, &stores.autoscalers, |_| false),
         pods,
+        of_reference(scope, Kind::Secret, referred.secrets),
+        of_reference(scope, Kind::ConfigMap, referred.config_maps),
         changed.boxed(),
     ];
     if let Some((policies, store)) = network_policies.zip(stores.network_policies.as_ref()) {
@@ -62,8 +71,7 @@ pub fn triggers(
     if let Some((objects, store)) = scaled_objects.zip(stores.scaled_objects.as_ref()) {
         all.push(owned(scope, "ScaledObject", objects, store, |_| false));
     }
-    let requests =
-        futures::stream::select_all(all).map(|(message, run_at)| ScheduleRequest { message, run_at });
+    let requests = stream::select_all(all).map(|(message, run_at)| ScheduleRequest { message, run_at });
     scheduler(requests)
 }
 
@@ -73,51 +81,64 @@ fn soon() -> Instant {
 
 /// A Deployment whose spec was changed a moment ago: its own controller has not seen it yet.
 fn is_unobserved(deployment: &Deployment) -> bool {
-    let observed = deployment.status.as_ref().and_then(|status| status.observed_generation);
-    observed != deployment.metadata.generation
+    deployment.state.observed_generation != deployment.meta.generation
 }
 
 /// Of what a service owns: at once where it is gone, or `urgent`; not at all where it is our own write that comes back.
-fn owned<K>(
+fn owned<K, State>(
     scope: &Arc<Scope>,
     kind: &'static str,
-    objects: Objects<K>,
-    store: &Store<K>,
-    urgent: impl Fn(&K) -> bool + Send + 'static,
+    objects: Objects<Live<K, State>>,
+    store: &Store<Live<K, State>>,
+    urgent: impl Fn(&Live<K, State>) -> bool + Send + 'static,
 ) -> BoxStream<'static, Trigger>
 where
-    K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
+    K: Resource<DynamicType = ()> + 'static,
+    State: Clone + Send + Sync + 'static,
 {
     let store = store.clone();
     of_watch(scope, objects, move |scope, object| {
-        let metadata = object.meta();
-        let owner = metadata.owner_references.iter().flatten().find(|owner| {
-            owner.kind == McpService::kind(&()) && owner.api_version == McpService::api_version(&())
-        })?;
-        let service = ServiceRef::new(&owner.name).within(metadata.namespace.as_deref()?);
+        let service = ServiceRef::new(&object.meta.owners.first()?.name).within(&object.meta.namespace);
         let gone = store.get(&ObjectRef::from_obj(&object)).is_none();
-        if !gone && scope.applied.is_own(kind, metadata) {
+        if !gone && scope.applied.is_own(kind, &object.meta) {
             return None;
         }
         Some((service, if gone || urgent(&object) { Instant::now() } else { soon() }))
     })
 }
 
+/// Of a Secret or `ConfigMap`: those that refer to it, and the one that owns it.
+fn of_reference<K: 'static>(
+    scope: &Arc<Scope>,
+    kind: Kind,
+    objects: Objects<Live<K>>,
+) -> BoxStream<'static, Trigger> {
+    of_watch(scope, objects, move |scope, object| {
+        let Meta { namespace, name, owners, .. } = &object.meta;
+        let mut services = scope.references.referrers(kind, namespace, name);
+        services.extend(owners.iter().map(|owner| ServiceRef::new(&owner.name).within(namespace)));
+        services.into_iter().map(|service| (service, Instant::now())).collect::<Vec<_>>()
+    })
+}
+
 /// Of any watch; one that fails is told, and opened anew by itself.
-fn of_watch<K: Send + 'static>(
+fn of_watch<K: Send + 'static, Triggers: IntoIterator<Item = Trigger>>(
     scope: &Arc<Scope>,
     objects: Objects<K>,
-    judge: impl Fn(&Scope, K) -> Option<Trigger> + Send + 'static,
-) -> BoxStream<'static, Trigger> {
+    judge: impl Fn(&Scope, K) -> Triggers + Send + 'static,
+) -> BoxStream<'static, Trigger>
+where
+    Triggers::IntoIter: Send + 'static,
+{
     let scope = scope.clone();
     let told = move |object: Result<K, watcher::Error>| match object {
-        Ok(object) => judge(&scope, object),
+        Ok(object) => Some(stream::iter(judge(&scope, object))),
         Err(error) => {
             tell_failed(&scope, &error);
             None
         }
     };
-    objects.filter_map(move |object| futures::future::ready(told(object))).boxed()
+    objects.filter_map(move |object| futures::future::ready(told(object))).flatten().boxed()
 }
 
 /// A watch failed.

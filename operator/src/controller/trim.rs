@@ -1,16 +1,12 @@
 //! What the stores keep of an object: what is read of it, and no more. A thousand services have a thousand of each.
 
-use k8s_openapi::{
-    api::{
-        apps::v1::{Deployment, DeploymentSpec, DeploymentStatus},
-        core::v1::{ContainerState, ContainerStatus, Pod, PodCondition, PodStatus},
-    },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
 use kube::ResourceExt;
 
-use super::{build::GATEWAY, ownership, scope::Guarded};
-use crate::names::{APPLIED_HASH, POD_DELETION_COST, POD_TEMPLATE_HASH, SERVICE_ANNOTATION};
+use super::{build::GATEWAY, scope::Guarded};
+use crate::{
+    live::pod::{ContainerState, ContainerStatus, Pod, PodCondition, PodStatus},
+    names::{POD_DELETION_COST, POD_TEMPLATE_HASH, SERVICE_ANNOTATION},
+};
 
 /// A service without what others noted on it: kubectl's copy of the manifest is as large as the manifest.
 pub(super) fn service(service: &mut Guarded) {
@@ -19,37 +15,11 @@ pub(super) fn service(service: &mut Guarded) {
     service.labels_mut().clear();
 }
 
-/// Of what a service owns: whose it is, and whether it is as it was applied.
-pub(super) fn child(metadata: &mut ObjectMeta) {
-    ownership::trim(metadata);
-    metadata.labels = None;
-    if let Some(annotations) = &mut metadata.annotations {
-        annotations.retain(|key, _| key == APPLIED_HASH);
-    }
-    if let Some(owners) = &mut metadata.owner_references {
-        owners.shrink_to_fit();
-    }
-}
-
-/// Ownership and hash tell whether it is as it should be; its size tells whether it is about to shrink, and its status
-/// what its controller has made of it.
-pub(super) fn deployment(deployment: &mut Deployment) {
-    child(&mut deployment.metadata);
-    let replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas);
-    deployment.spec = Some(DeploymentSpec { replicas, ..DeploymentSpec::default() });
-    if let Some(DeploymentStatus { conditions: Some(conditions), .. }) = &mut deployment.status {
-        conditions.retain(|condition| condition.type_ == "ReplicaFailure");
-        conditions.shrink_to_fit();
-    }
-}
-
 /// A pod's state and who it belongs to.
 pub(super) fn pod(pod: &mut Pod) {
-    pod.spec = None;
     let metadata = &mut pod.metadata;
     metadata.managed_fields = None;
     metadata.owner_references = None;
-    metadata.generate_name = None;
     if let Some(labels) = &mut metadata.labels {
         labels.retain(|key, _| key == POD_TEMPLATE_HASH);
     }
@@ -62,7 +32,6 @@ pub(super) fn pod(pod: &mut Pod) {
         conditions: status.conditions.map(conditions),
         init_container_statuses: status.init_container_statuses.map(containers),
         container_statuses: status.container_statuses.map(containers),
-        ..PodStatus::default()
     });
 }
 
@@ -72,14 +41,7 @@ fn conditions(all: Vec<PodCondition>) -> Vec<PodCondition> {
         "PodScheduled" => condition.status == "False",
         _ => false,
     });
-    told.map(|condition| PodCondition {
-        type_: condition.type_,
-        status: condition.status,
-        message: condition.message,
-        ..PodCondition::default()
-    })
-    .collect::<Box<[_]>>()
-    .into_vec()
+    told.collect::<Box<[_]>>().into_vec()
 }
 
 /// One that runs, or has ended as it should, and did so at once, has nothing to say; but a gateway that runs is asked.
@@ -92,22 +54,7 @@ fn containers(all: Vec<ContainerStatus>) -> Vec<ContainerStatus> {
             || container.restart_count > 0
             || !container.state.as_ref().is_some_and(is_well)
     });
-    told.map(|container| ContainerStatus {
-        name: container.name,
-        restart_count: container.restart_count,
-        state: container.state.map(state),
-        last_state: container.last_state.map(state),
-        ..ContainerStatus::default()
-    })
-    .collect::<Box<[_]>>()
-    .into_vec()
-}
-
-fn state(mut state: ContainerState) -> ContainerState {
-    if let Some(end) = &mut state.terminated {
-        (end.container_id, end.message) = (None, None);
-    }
-    state
+    told.collect::<Box<[_]>>().into_vec()
 }
 
 #[cfg(test)]

@@ -189,8 +189,8 @@ pub fn validate(
     let server_name = server_name(service);
     ServerName::new(&server_name)
         .map_err(|error| ValidateError::field("serverName", format!("cannot be used: {error}")))?;
-    let rbac = spec.rbac.as_ref().map(rbac).transpose()?;
-    let broker = broker::validate(spec.broker.as_ref(), &identity, fetched, settings)?;
+    let rbac = spec.rbac.as_deref().map(rbac).transpose()?;
+    let broker = broker::validate(spec.broker.as_deref(), &identity, fetched, settings)?;
     let (backend, backend_config) = transport(&spec.transport)?;
     let drain_timeout =
         Duration::from_secs(unsigned("drain.timeoutSeconds", spec.drain.timeout_seconds)?.into());
@@ -198,7 +198,7 @@ pub fn validate(
     let gateway = GatewayConfig {
         server_name: server_name.clone(),
         server_id: SERVER_ID_OF_THE_POD.to_owned(),
-        standby_id: sleeps(spec.autoscaling.as_ref())
+        standby_id: sleeps(spec.autoscaling.as_deref())
             .then(|| names::standby_id(&settings.cluster_name, &identity.namespace, &identity.name)),
         keeper: None, // only the builder knows it
         description: spec.description.clone(),

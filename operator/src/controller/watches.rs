@@ -6,19 +6,17 @@ use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
-        apps::v1::Deployment,
         autoscaling::v2::HorizontalPodAutoscaler,
-        core::v1::{ConfigMap, Pod, Secret, ServiceAccount},
+        core::v1::{ConfigMap, Secret, ServiceAccount},
         networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
     },
 };
 use kube::{
     Api, Client, Resource,
-    core::PartialObjectMeta,
     runtime::{
         PredicateConfig, WatchStreamExt, predicates,
-        reflector::{self, Store},
+        reflector::{self, Lookup, Store, store::Writer},
         watcher,
     },
 };
@@ -26,13 +24,19 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::{
-    ownership,
     pods::{Index, Pods},
-    resolve,
     scope::{Guarded, Stores},
     trim,
 };
-use crate::{keda::scaled_object::ScaledObject, names::SERVICE_LABEL};
+use crate::{
+    keda::scaled_object::ScaledObject,
+    live::{
+        Deployment, Live, Shapes,
+        pod::Pod,
+        wire::{self, Metadata, Wire},
+    },
+    names::SERVICE_LABEL,
+};
 
 /// Objects in a page of a first list: they are held whole until they are trimmed.
 const PAGE: u32 = 100;
@@ -49,14 +53,20 @@ pub struct Watches {
     pub services: Objects<Guarded>,
     /// What we made, and what came of it.
     pub children: Children,
-    /// All Secrets, by their metadata.
-    pub secrets: Objects<PartialObjectMeta<Secret>>,
-    /// All `ConfigMaps`, by their metadata.
-    pub config_maps: Objects<PartialObjectMeta<ConfigMap>>,
+    /// What they may refer to.
+    pub referred: Referred,
     /// The default broker's Secret.
     pub default_broker_secret: Option<Objects<Secret>>,
     /// Counts the lists that came after a watch was too old: what was deleted meanwhile is in none, and no object tells.
     pub relisted: watch::Receiver<u64>,
+}
+
+/// Streams of what services may refer to, by its metadata alone.
+pub struct Referred {
+    /// All Secrets.
+    pub secrets: Objects<Live<Secret>>,
+    /// All `ConfigMaps`.
+    pub config_maps: Objects<Live<ConfigMap>>,
 }
 
 /// Streams of what we made, and of what came of it.
@@ -64,15 +74,15 @@ pub struct Children {
     /// What we made.
     pub deployments: Objects<Deployment>,
     /// What we made.
-    pub service_accounts: Objects<PartialObjectMeta<ServiceAccount>>,
+    pub service_accounts: Objects<Live<ServiceAccount>>,
     /// What we made.
-    pub disruption_budgets: Objects<PartialObjectMeta<PodDisruptionBudget>>,
+    pub disruption_budgets: Objects<Live<PodDisruptionBudget>>,
     /// What we made.
-    pub autoscalers: Objects<PartialObjectMeta<HorizontalPodAutoscaler>>,
+    pub autoscalers: Objects<Live<HorizontalPodAutoscaler>>,
     /// What we made.
-    pub network_policies: Option<Objects<PartialObjectMeta<NetworkPolicy>>>,
+    pub network_policies: Option<Objects<Live<NetworkPolicy>>>,
     /// What we made, with KEDA.
-    pub scaled_objects: Option<Objects<PartialObjectMeta<ScaledObject>>>,
+    pub scaled_objects: Option<Objects<Live<ScaledObject>>>,
     /// The instances.
     pub pods: Objects<Pod>,
 }
@@ -115,45 +125,34 @@ pub fn watch(
         .predicate_filter(predicates::generation, PredicateConfig::default());
     let service_stream = stream.boxed();
 
-    let (deployments, deployment_stream) = full(client, namespace, ours.clone(), relist, trim::deployment);
+    let (deployments, deployment_stream) = kept::<wire::Deployment>(client, namespace, ours.clone(), relist);
     let index = Index::default();
     let noted = index.clone();
-    let pod_events = watcher::watcher(api::<Pod>(client, namespace), ours.clone()).modify(trim::pod);
+    let pod_events = events(client, namespace, ours.clone(), |mut pod: Pod| {
+        trim::pod(&mut pod);
+        pod
+    });
     let (pods, pod_stream) = into_store(pod_events.inspect_ok(move |event| noted.note(event)), relist);
     let pods = Pods::new(pods, index);
     let (service_accounts, service_account_stream) =
-        metadata(client, namespace, ours.clone(), relist, |object| trim::child(&mut object.metadata));
+        kept::<Metadata<ServiceAccount>>(client, namespace, ours.clone(), relist);
     let (disruption_budgets, disruption_budget_stream) =
-        metadata(client, namespace, ours.clone(), relist, |object| trim::child(&mut object.metadata));
+        kept::<Metadata<PodDisruptionBudget>>(client, namespace, ours.clone(), relist);
     let (autoscalers, autoscaler_stream) =
-        metadata(client, namespace, ours.clone(), relist, |object| trim::child(&mut object.metadata));
+        kept::<Metadata<HorizontalPodAutoscaler>>(client, namespace, ours.clone(), relist);
     let (network_policies, network_policy_stream) = optional
         .network_policies
-        .then(|| {
-            metadata::<NetworkPolicy>(client, namespace, ours.clone(), relist, |object| {
-                trim::child(&mut object.metadata);
-            })
-        })
+        .then(|| kept::<Metadata<NetworkPolicy>>(client, namespace, ours.clone(), relist))
         .unzip();
-    let (scaled_objects, scaled_object_stream) = optional
-        .keda
-        .then(|| {
-            metadata::<ScaledObject>(client, namespace, ours, relist, |object| {
-                trim::child(&mut object.metadata);
-            })
-        })
-        .unzip();
-    let (secrets, secret_stream) = metadata(client, namespace, everything.clone(), relist, |object| {
-        resolve::trim(&mut object.metadata);
-        ownership::trim(&mut object.metadata);
-    });
-    let (config_maps, config_map_stream) =
-        metadata(client, namespace, everything, relist, |object| resolve::trim(&mut object.metadata));
+    let (scaled_objects, scaled_object_stream) =
+        optional.keda.then(|| kept::<Metadata<ScaledObject>>(client, namespace, ours, relist)).unzip();
+    let (secrets, secret_stream) = kept::<Metadata<Secret>>(client, namespace, everything.clone(), relist);
+    let (config_maps, config_map_stream) = kept::<Metadata<ConfigMap>>(client, namespace, everything, relist);
     let (default_broker_secret, default_stream) = default_secret
         .map(|secret| {
             let only = watcher::Config::default().fields(&format!("metadata.name={}", secret.name));
-            full(client, Some(secret.namespace), only, relist, |secret: &mut Secret| {
-                ownership::trim(&mut secret.metadata);
+            whole(client, Some(secret.namespace), only, relist, |secret: &mut Secret| {
+                secret.metadata.managed_fields = None;
             })
         })
         .unzip();
@@ -182,8 +181,7 @@ pub fn watch(
                 scaled_objects: scaled_object_stream,
                 pods: pod_stream,
             },
-            secrets: secret_stream,
-            config_maps: config_map_stream,
+            referred: Referred { secrets: secret_stream, config_maps: config_map_stream },
             default_broker_secret: default_stream,
             relisted,
         },
@@ -197,42 +195,75 @@ where
     namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
 }
 
-fn full<K>(
+/// A watch whose objects are kept as they come.
+fn whole<K>(
     client: &Client,
     namespace: Option<&str>,
     config: watcher::Config,
     relist: &Relist,
-    trim: impl FnMut(&mut K) + Send + 'static,
+    mut trim: impl FnMut(&mut K) + Send + 'static,
 ) -> (Store<K>, Objects<K>)
 where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + DeserializeOwned
-        + std::fmt::Debug
-        + Send
-        + Sync
-        + 'static,
+    K: Read,
 {
-    into_store(watcher::watcher(api::<K>(client, namespace), config).modify(trim), relist)
+    let keep = move |mut object: K| {
+        trim(&mut object);
+        object
+    };
+    into_store(events(client, namespace, config, keep), relist)
 }
 
-fn metadata<K>(
+/// A watch of whose objects there is kept what is read of them.
+fn kept<W>(
     client: &Client,
     namespace: Option<&str>,
     config: watcher::Config,
     relist: &Relist,
-    trim: impl FnMut(&mut PartialObjectMeta<K>) + Send + 'static,
-) -> (Store<PartialObjectMeta<K>>, Objects<PartialObjectMeta<K>>)
+) -> (Store<W::Kept>, Objects<W::Kept>)
 where
+    W: Wire + Read,
+    W::Kept: Lookup<DynamicType = ()> + Clone + Send + Sync + 'static,
+{
+    let mut shapes = Shapes::default();
+    into_store(events(client, namespace, config, move |object: W| object.keep(&mut shapes)), relist)
+}
+
+/// What can be watched.
+trait Read:
+    Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+    + Clone
+    + DeserializeOwned
+    + std::fmt::Debug
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<K> Read for K where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
         + Clone
         + DeserializeOwned
         + std::fmt::Debug
         + Send
         + Sync
-        + 'static,
+        + 'static
 {
-    into_store(watcher::watcher(api::<PartialObjectMeta<K>>(client, namespace), config).modify(trim), relist)
+}
+
+fn events<K: Read, Kept: 'static>(
+    client: &Client,
+    namespace: Option<&str>,
+    config: watcher::Config,
+    mut keep: impl FnMut(K) -> Kept + Send + 'static,
+) -> impl Stream<Item = Result<watcher::Event<Kept>, watcher::Error>> + Send + 'static {
+    watcher::watcher(api::<K>(client, namespace), config).map_ok(move |event| match event {
+        watcher::Event::Apply(object) => watcher::Event::Apply(keep(object)),
+        watcher::Event::Delete(object) => watcher::Event::Delete(keep(object)),
+        watcher::Event::Init => watcher::Event::Init,
+        watcher::Event::InitApply(object) => watcher::Event::InitApply(keep(object)),
+        watcher::Event::InitDone => watcher::Event::InitDone,
+    })
 }
 
 fn into_store<K>(
@@ -240,20 +271,21 @@ fn into_store<K>(
     relist: &Relist,
 ) -> (Store<K>, Objects<K>)
 where
-    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + Sync + 'static,
+    K: Lookup<DynamicType = ()> + Clone + Send + Sync + 'static,
 {
-    let (store, writer) = reflector::store();
     let (relist, mut lists) = (relist.clone(), 0_u32);
+    let mut writer = Writer::<K>::default();
+    let store = writer.as_reader();
     let noted = move |event: &watcher::Event<K>| {
+        writer.apply_watcher_event(event);
         if matches!(event, watcher::Event::InitDone) {
+            // After the store: whoever looks then finds the new list.
             if lists > 0 {
                 relist.send_modify(|count| *count += 1);
             }
             lists = lists.saturating_add(1);
         }
     };
-    // After the store: whoever looks then finds the new list.
-    let events = events.default_backoff().reflect(writer).inspect_ok(noted);
-    let objects = events.touched_objects().into_stream();
-    (store, objects.boxed())
+    let events = events.default_backoff().inspect_ok(noted);
+    (store, events.touched_objects().boxed())
 }

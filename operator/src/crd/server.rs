@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The server's container. `lifecycle` is not here: its `preStop` is the drain.
+// What is large and seldom there is boxed: a thousand of these are in memory.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ServerSpec {
@@ -55,21 +56,21 @@ pub struct ServerSpec {
 
     /// Liveness of the container. Readiness needs none: the gateway asks the server by MCP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub liveness_probe: Option<Probe>,
+    pub liveness_probe: Option<Box<Probe>>,
 
     /// Readiness of the container, beside the gateway's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub readiness_probe: Option<Probe>,
+    pub readiness_probe: Option<Box<Probe>>,
 
     /// Start of the container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub startup_probe: Option<Probe>,
+    pub startup_probe: Option<Box<Probe>>,
 
     /// Security of the container. By default it has no capabilities and no way to more privileges; the user is
     /// the image's own. A namespace with restricted Pod Security wants `runAsNonRoot: true` here, and an image
     /// that can live with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub security_context: Option<SecurityContext>,
+    pub security_context: Option<Box<SecurityContext>>,
 }
 
 /// When an image is pulled.

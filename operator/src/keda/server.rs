@@ -210,24 +210,54 @@ fn activity(
 #[cfg(test)]
 mod tests {
     use futures::StreamExt;
+    use kube::{
+        core::DeserializeGuard,
+        runtime::{reflector, watcher::Event},
+    };
 
     use super::*;
-    use crate::session_metrics::counts::tests::counts;
+    use crate::{controller::fixtures, session_metrics::counts::tests::counts, watched::tests::watched};
 
     #[tokio::test(start_paused = true)]
-    async fn activity_is_told_at_once_and_then_only_when_it_changes() {
-        let object = ScaledObjectRef {
+    async fn a_service_that_sleeps_is_not_active_until_it_is_to_have_an_instance() {
+        let (store, mut writer) = reflector::store();
+        let mut scaled = |replicas| {
+            let mut service = fixtures::service(fixtures::STDIO);
+            service.spec.replicas = replicas;
+            writer.apply_watcher_event(&Event::Apply(DeserializeGuard(Ok(service))));
+        };
+        scaled(0);
+        let mut part = watched(None, Vec::new(), Vec::new());
+        part.stores.services = store;
+        let counts = Counts::new([part].into_iter().collect());
+        let object = object("meteo");
+        assert!(!answers::is_active(&counts, &object).unwrap());
+        let mut told = Box::pin(activity(counts.clone(), object.clone()));
+        assert!(!told.next().await.unwrap().unwrap().result);
+        assert!(timeout(LOOK * 60, told.next()).await.is_err(), "it still sleeps");
+        scaled(1);
+        assert!(told.next().await.unwrap().unwrap().result);
+        assert!(answers::is_active(&counts, &object).unwrap());
+        scaled(0);
+        assert!(!told.next().await.unwrap().unwrap().result);
+    }
+
+    fn object(namespace: &str) -> ScaledObjectRef {
+        ScaledObjectRef {
             name: "any".to_owned(),
-            namespace: "meteo".to_owned(),
+            namespace: namespace.to_owned(),
             scaler_metadata: [("service", "weather"), ("metric", "mcp_sessions"), ("targetPerReplica", "1")]
                 .map(|(key, value)| (key.to_owned(), value.to_owned()))
                 .into(),
-        };
-        let mut told = Box::pin(activity(counts(&[]), object.clone()));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn activity_is_told_at_once_and_then_only_when_it_changes() {
+        let mut told = Box::pin(activity(counts(&[]), object("meteo")));
         assert!(told.next().await.unwrap().unwrap().result);
         assert!(timeout(LOOK * 60, told.next()).await.is_err(), "nothing has changed");
-        let unknown = ScaledObjectRef { namespace: "other".to_owned(), ..object };
-        let mut told = Box::pin(activity(counts(&[]), unknown));
+        let mut told = Box::pin(activity(counts(&[]), object("other")));
         assert_eq!(told.next().await.unwrap().unwrap_err().code(), tonic::Code::NotFound);
         assert!(told.next().await.is_none());
     }

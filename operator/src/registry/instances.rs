@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::reflector::ObjectRef;
 use mcp_mqtt_sidecar::status::{GatewayStatus, reason};
 use mcp_mqtt_transport::topic::ServerId;
@@ -11,6 +10,7 @@ use mcp_mqtt_transport::topic::ServerId;
 use super::sleeper::Idle;
 use crate::{
     controller::{problems, scope::ServiceRef},
+    live::pod::Pod,
     names,
     observe::{Observation, leaves},
     reasons,

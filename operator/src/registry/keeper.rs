@@ -96,7 +96,8 @@ enum Done {
 
 struct Keeper {
     setting: Setting,
-    services: HashMap<ServiceRef, Service>,
+    // Boxed: a map has room for twice what it holds.
+    services: HashMap<ServiceRef, Box<Service>>,
     /// By their own server ids.
     by_standby: HashMap<String, ServiceRef>,
     brokers: HashMap<String, Broker>,
@@ -166,15 +167,17 @@ impl Keeper {
         let republish =
             self.services.get(reference).is_some_and(|known| known.wanted.parked != wanted.parked);
         self.by_standby.insert(wanted.standby.as_str().to_owned(), reference.clone());
-        let service = self.services.entry(reference.clone()).or_insert_with(|| Service {
-            wanted: wanted.clone(),
-            sleeper: Sleeper::new(),
-            found: Found::default(),
-            busy: None,
-            missing: HashMap::new(),
-            nudged: None,
-            scaling: false,
-            scale_next: None,
+        let service = self.services.entry(reference.clone()).or_insert_with(|| {
+            Box::new(Service {
+                wanted: wanted.clone(),
+                sleeper: Sleeper::new(),
+                found: Found::default(),
+                busy: None,
+                missing: HashMap::new(),
+                nudged: None,
+                scaling: false,
+                scale_next: None,
+            })
         });
         service.sleeper.facts.sleep = wanted.sleep;
         service.sleeper.facts.replicas = wanted.replicas;

@@ -1,11 +1,11 @@
 //! Counts: what the gateways of a service said last, added up.
 
-use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
 use super::Metric;
 use crate::{
     controller::scope::ServiceRef,
+    live::pod::Pod,
     observe::{is_ready, leaves},
     watched::Parts,
 };

@@ -7,6 +7,7 @@ mod floor;
 mod instances;
 mod look;
 mod meter;
+mod parked;
 mod report;
 mod rounds;
 mod stage;
@@ -43,6 +44,7 @@ struct Args {
 enum Part {
     Latencies,
     Floor,
+    Parked,
     AtOnce,
     Ready,
     Restart,
@@ -66,6 +68,9 @@ async fn measure(args: &Args) -> Result<()> {
     }
     if wanted(Part::Floor) {
         floor::floor(&mut stage, &mut table, args.objects).await?;
+    }
+    if wanted(Part::Parked) {
+        parked::parked(&mut stage, &mut table, args.objects).await?;
     }
     if wanted(Part::AtOnce) {
         rounds::at_once(&mut stage, &mut table, args.objects).await?;

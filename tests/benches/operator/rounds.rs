@@ -49,7 +49,7 @@ pub(crate) async fn empty(stage: &mut Stage, table: &mut Table) -> Result<()> {
 pub(crate) async fn latencies(stage: &mut Stage, table: &mut Table) -> Result<()> {
     let others = names("other", 0..OTHERS);
     eprintln!("creating {OTHERS} McpServices");
-    stage.create(&others, 1).await?;
+    stage.create(&others, &spec(1)).await?;
     stage.look.until_all(OTHERS, "standing by", |name, _| name.starts_with("other-")).await?;
     stage.settled("standing by").await?;
     table.head(format!("one service, beside {OTHERS} others (medians)"));
@@ -108,7 +108,7 @@ pub(crate) async fn at_once(stage: &mut Stage, table: &mut Table, objects: usize
     let made = stage.look.until_all(objects, "creating", |name, _| name.starts_with("service-"));
     let (created, made) = tokio::try_join!(
         async {
-            stage.create(&all, 1).await?;
+            stage.create(&all, &spec(1)).await?;
             Ok(begin.elapsed())
         },
         made
@@ -220,7 +220,8 @@ pub(crate) async fn many(stage: &mut Stage, table: &mut Table, objects: usize, m
     let (begin, begin_time) = (Instant::now(), Timestamp::now());
     let all = names("parked", 0..many - objects);
     let made = stage.look.until_all(many, "creating more", |_, _| true);
-    tokio::try_join!(stage.create(&all, 0), made)?;
+    let spec = spec(0);
+    tokio::try_join!(stage.create(&all, &spec), made)?;
     let requests = stage.settled("settling").await?;
     table.row(format!("  {} more, → all Deployments", all.len()), seconds(begin.elapsed()), "");
     table.row("  → the last write", seconds(since(begin_time, &requests)?), "");
@@ -235,7 +236,7 @@ pub(crate) async fn many(stage: &mut Stage, table: &mut Table, objects: usize, m
 }
 
 /// A minute in which nothing is to be written.
-async fn at_rest(stage: &mut Stage, table: &mut Table) -> Result<()> {
+pub(crate) async fn at_rest(stage: &mut Stage, table: &mut Table) -> Result<()> {
     eprintln!("watching for {} s whether anything is written", stage.rest.as_secs());
     let mut requests = Requests::default();
     requests.add(&mut stage.audit)?;
@@ -250,7 +251,7 @@ async fn at_rest(stage: &mut Stage, table: &mut Table) -> Result<()> {
 }
 
 /// When the last write was answered.
-fn since(begin: Timestamp, requests: &Requests) -> Result<Duration> {
+pub(crate) fn since(begin: Timestamp, requests: &Requests) -> Result<Duration> {
     let last = requests.last_write.context("nothing was written")?;
     Ok(last.duration_since(begin).unsigned_abs())
 }

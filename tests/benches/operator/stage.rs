@@ -83,9 +83,10 @@ impl Stage {
     /// Starts the operator; when it was started.
     pub(crate) async fn start(&mut self, arguments: &[&str]) -> Result<Instant> {
         let mut command = Command::new(&self.binary);
-        command
-            .args(["run", "--namespace", &self.space.namespace, "--admin-address", "127.0.0.1:0"])
-            .args(["--default-broker-url", BROKER]);
+        command.args(["run", "--namespace", &self.space.namespace, "--admin-address", "127.0.0.1:0"]);
+        if !arguments.contains(&"--default-broker-url") {
+            command.args(["--default-broker-url", BROKER]);
+        }
         if !arguments.contains(&"--sidecar-image") {
             command.args(["--sidecar-image", "registry.example/mcp-mqtt-sidecar:1"]);
         }
@@ -126,9 +127,8 @@ impl Stage {
         Ok(parts)
     }
 
-    /// Creates services of these names, as fast as the API server takes them.
-    pub(crate) async fn create(&self, names: &[String], replicas: u32) -> Result<()> {
-        let spec = &spec(replicas);
+    /// Creates services of these names, all alike, as fast as the API server takes them.
+    pub(crate) async fn create(&self, names: &[String], spec: &Value) -> Result<()> {
         let creating = futures::stream::iter(names)
             .map(|name| async move { self.space.create(name, spec).await.map(drop) });
         creating.buffer_unordered(AT_ONCE).try_collect().await

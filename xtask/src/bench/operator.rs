@@ -16,7 +16,7 @@ pub(crate) struct Arguments {
     /// `McpServices` in memory at the end; 0 leaves this part out.
     #[arg(long, default_value_t = 10_000)]
     many: usize,
-    /// Only these parts, by commas: latencies, floor, at-once, ready, restart, upgrade. Those from ready on need at-once.
+    /// Only these parts, by commas: latencies, floor, parked, at-once, ready, restart, upgrade. Those from ready on need at-once.
     #[arg(long)]
     only: Option<String>,
     /// Seconds that the operator is watched at rest.

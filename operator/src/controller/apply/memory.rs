@@ -6,9 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-
-use crate::{controller::scope::lock, names};
+use crate::{controller::scope::lock, live::Meta, names};
 
 /// How long a store may be behind; the watch takes milliseconds, unless it has to be opened anew.
 pub(super) const BEHIND: Duration = Duration::from_secs(5);
@@ -23,9 +21,9 @@ pub(super) type Key = (&'static str, String, String);
 pub(super) struct Record {
     pub(super) hash: String,
     /// What the store had when we applied; as long as it still has that, it is behind.
-    pub(super) before: Option<String>,
+    pub(super) before: Option<Box<str>>,
     /// What the API server answered; as long as that stands, nobody changed it.
-    pub(super) after: Option<String>,
+    pub(super) after: Option<Box<str>>,
     /// When.
     pub(super) at: Instant,
 }
@@ -49,15 +47,15 @@ impl AppliedMemory {
             .retain(|(_, other, object), _| other != namespace || (*object != child && *object != secret));
     }
 
-    pub(super) fn ask(&self, key: &Key, live: Option<&ObjectMeta>, hash: &str) -> Memory {
+    pub(super) fn ask(&self, key: &Key, live: Option<&Meta>, hash: &str) -> Memory {
         let records = lock(&self.0);
         let Some(record) = records.get(key).filter(|record| record.hash == hash) else {
             return Memory::Silent;
         };
-        let version = live.and_then(|live| live.resource_version.clone());
-        if version.is_some() && version == record.after {
+        let version = live.and_then(|live| live.version.as_ref());
+        if version.is_some() && version == record.after.as_ref() {
             Memory::Settled
-        } else if version == record.before && record.at.elapsed() < BEHIND {
+        } else if version == record.before.as_ref() && record.at.elapsed() < BEHIND {
             Memory::Behind
         } else {
             Memory::Silent
@@ -65,13 +63,11 @@ impl AppliedMemory {
     }
 
     /// Whether this is what the API server answered to our own last apply.
-    pub fn is_own(&self, kind: &'static str, metadata: &ObjectMeta) -> bool {
-        let (Some(namespace), Some(name)) = (metadata.namespace.clone(), metadata.name.clone()) else {
-            return false;
-        };
+    pub fn is_own(&self, kind: &'static str, live: &Meta) -> bool {
         let records = lock(&self.0);
-        let after = records.get(&(kind, namespace, name)).and_then(|record| record.after.as_ref());
-        after.is_some() && after == metadata.resource_version.as_ref()
+        let key = (kind, live.namespace.to_string(), live.name.to_string());
+        let after = records.get(&key).and_then(|record| record.after.as_ref());
+        after.is_some() && after == live.version.as_ref()
     }
 
     /// How long ago the object was applied; none: not by this operator.
@@ -93,8 +89,8 @@ impl AppliedMemory {
 mod tests {
     use super::*;
 
-    fn meta(version: &str) -> ObjectMeta {
-        ObjectMeta { resource_version: Some(version.to_owned()), ..ObjectMeta::default() }
+    fn meta(version: &str) -> Meta {
+        Meta { version: Some(version.into()), ..Meta::default() }
     }
 
     fn key() -> Key {
@@ -102,11 +98,10 @@ mod tests {
     }
 
     fn record(before: Option<&str>, after: &str) -> Record {
-        let text = |version: &str| version.to_owned();
         Record {
             hash: "h".to_owned(),
-            before: before.map(text),
-            after: Some(after.to_owned()),
+            before: before.map(Into::into),
+            after: Some(after.into()),
             at: Instant::now(),
         }
     }
@@ -129,11 +124,8 @@ mod tests {
     #[test]
     fn our_own_write_is_known_when_it_comes_back() {
         let memory = AppliedMemory::default();
-        let seen = |version: &str| ObjectMeta {
-            namespace: Some("meteo".to_owned()),
-            name: Some("weather".to_owned()),
-            ..meta(version)
-        };
+        let seen =
+            |version: &str| Meta { namespace: "meteo".into(), name: "weather".into(), ..meta(version) };
         assert!(!memory.is_own("Deployment", &seen("5")));
         memory.remember(key(), record(None, "5"));
         assert!(memory.is_own("Deployment", &seen("5")));

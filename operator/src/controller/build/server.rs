@@ -22,7 +22,7 @@ pub(super) fn build_server(service: &ValidService) -> Container {
     mounts.extend(spec.volume_mounts.iter().flatten().cloned());
     let mut security_context = default_security_context();
     if let Some(own) = &spec.security_context {
-        security_context.merge_from(own.clone());
+        security_context.merge_from((**own).clone());
     }
     Container {
         name: SERVER.to_owned(),
@@ -36,9 +36,9 @@ pub(super) fn build_server(service: &ValidService) -> Container {
         ports: spec.ports.clone(),
         resources: spec.resources.clone(),
         volume_mounts: Some(mounts),
-        liveness_probe: spec.liveness_probe.clone(),
-        readiness_probe: spec.readiness_probe.clone(),
-        startup_probe: spec.startup_probe.clone(),
+        liveness_probe: spec.liveness_probe.as_deref().cloned(),
+        readiness_probe: spec.readiness_probe.as_deref().cloned(),
+        startup_probe: spec.startup_probe.as_deref().cloned(),
         security_context: Some(security_context),
         lifecycle: Some(Lifecycle {
             pre_stop: Some(LifecycleHandler {

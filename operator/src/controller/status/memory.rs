@@ -34,7 +34,21 @@ const FEW: usize = 32;
 struct Written {
     /// The version of the service that the store had then; as long as it still has that, it is behind.
     before: Option<String>,
+    /// The version that the API server answered; the store may be behind by more writes than this one.
+    after: Option<String>,
     status: McpServiceStatus,
+}
+
+impl Written {
+    /// Whether the store, which has this version of the service, does not know of it yet.
+    fn is_news_to(&self, known: Option<&String>) -> bool {
+        let number = |version: Option<&String>| version.and_then(|version| version.parse::<u64>().ok());
+        match (number(known), number(self.after.as_ref())) {
+            // Versions of one kind are numbers that grow (Kubernetes, KEP-5504).
+            (Some(known), Some(after)) => known < after,
+            _ => known == self.before.as_ref(),
+        }
+    }
 }
 
 impl StatusMemory {
@@ -47,7 +61,9 @@ impl StatusMemory {
     ) -> Option<McpServiceStatus> {
         let memory = &mut lock(&self.0).written;
         match memory.get(service) {
-            Some(written) if written.before == metadata.resource_version => Some(written.status.clone()),
+            Some(written) if written.is_news_to(metadata.resource_version.as_ref()) => {
+                Some(written.status.clone())
+            }
             Some(_) => {
                 memory.remove(service); // the store has caught up
                 watched.cloned()
@@ -61,18 +77,13 @@ impl StatusMemory {
         lock(&self.0).written.remove(service);
     }
 
-    fn remember(
-        &self,
-        service: &ServiceRef,
-        before: Option<String>,
-        status: McpServiceStatus,
-        store: &Store<Guarded>,
-    ) {
+    fn remember(&self, service: &ServiceRef, new: Written, store: &Store<Guarded>) {
         let Memory { written, full } = &mut *lock(&self.0);
-        written.insert(service.clone(), Written { before, status });
+        written.insert(service.clone(), new);
         if written.len() > *full {
             written.retain(|service, written| {
-                store.get(service).is_some_and(|known| known.meta().resource_version == written.before)
+                let known = store.get(service);
+                known.is_some_and(|known| written.is_news_to(known.meta().resource_version.as_ref()))
             });
             *full = FEW.max(written.len() * 2);
         }
@@ -97,14 +108,14 @@ pub async fn patch_status(
     // By its metadata: a service that cannot be read can still be told so.
     let api: Api<PartialObjectMeta<McpService>> = Api::namespaced(scope.client.clone(), namespace);
     let patch = Patch::Merge(json!({"status": with_nulls(status)}));
-    api.patch_status(
-        &service.name,
-        &PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() },
-        &patch,
-    )
-    .await?;
-    let before = metadata.resource_version.clone();
-    scope.statuses.remember(service, before, status.clone(), &scope.stores.services);
+    let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let answer = api.patch_status(&service.name, &parameters, &patch).await?;
+    let written = Written {
+        before: metadata.resource_version.clone(),
+        after: answer.metadata.resource_version,
+        status: status.clone(),
+    };
+    scope.statuses.remember(service, written, &scope.stores.services);
     Ok(true)
 }
 
@@ -134,6 +145,11 @@ mod tests {
         McpServiceStatus { sessions, ..McpServiceStatus::default() }
     }
 
+    fn written(before: Option<&str>, after: Option<&str>, status: McpServiceStatus) -> Written {
+        let text = |version: Option<&str>| version.map(str::to_owned);
+        Written { before: text(before), after: text(after), status }
+    }
+
     #[test]
     fn a_store_that_is_behind_does_not_make_us_write_again() {
         let memory = StatusMemory::default();
@@ -148,9 +164,28 @@ mod tests {
         let mut known = fixtures::service(STDIO);
         known.metadata.resource_version = Some("4".to_owned());
         writer.apply_watcher_event(&Event::Apply(DeserializeGuard(Ok(known))));
-        memory.remember(&service, Some("4".to_owned()), new.clone(), &store);
-        assert_eq!(memory.last(&service, &version("4"), Some(&old)), Some(new));
-        assert_eq!(memory.last(&service, &version("5"), Some(&old)), Some(old));
+        for after in [None, Some("6")] {
+            memory.remember(&service, written(Some("4"), after, new.clone()), &store);
+            assert_eq!(memory.last(&service, &version("4"), Some(&old)), Some(new.clone()));
+            assert_eq!(
+                memory.last(&service, &version("6"), Some(&old)),
+                Some(old.clone()),
+                "it has caught up"
+            );
+        }
+    }
+
+    #[test]
+    fn a_store_that_is_behind_by_several_writes_does_not_pass_for_the_last_of_them() {
+        let memory = StatusMemory::default();
+        let service = ServiceRef::new("weather").within("meteo");
+        let (store, _writer) = reflector::store();
+        // First 1 and then 2 is written, while the store has neither.
+        memory.remember(&service, written(Some("4"), Some("5"), status(1)), &store);
+        memory.remember(&service, written(Some("4"), Some("6"), status(2)), &store);
+        let first = ObjectMeta { resource_version: Some("5".to_owned()), ..ObjectMeta::default() };
+        // It has the first one now: whoever wants 1 again has to write it.
+        assert_eq!(memory.last(&service, &first, Some(&status(1))), Some(status(2)));
     }
 
     #[test]
@@ -166,7 +201,7 @@ mod tests {
             service.metadata.name = Some(reference(number).name);
             service.metadata.resource_version = version(1);
             writer.apply_watcher_event(&Event::Apply(DeserializeGuard(Ok(service.clone()))));
-            memory.remember(&reference(number), version(1), status(1), &store);
+            memory.remember(&reference(number), written(Some("1"), Some("2"), status(1)), &store);
             // The last one only is not there yet.
             if number + 1 < FEW * 4 {
                 service.metadata.resource_version = version(2);

@@ -1,12 +1,23 @@
-use k8s_openapi::jiff::SignedDuration;
+use k8s_openapi::{api::apps::v1, jiff::SignedDuration};
 use mcp_mqtt_sidecar::status::{ServerInfo, reason};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::controller::problems::tests::{gateway, pod};
+use crate::{
+    controller::problems::tests::{gateway, pod},
+    live::{
+        Shapes,
+        wire::{self, Wire},
+    },
+};
 
 fn deployment(replicas: i32) -> Arc<Deployment> {
-    Arc::new(serde_json::from_value(json!({"metadata": {}, "status": {"replicas": replicas}})).unwrap())
+    Arc::new(live(json!({"metadata": {}, "status": {"replicas": replicas}})))
+}
+
+fn live(deployment: Value) -> Deployment {
+    let read: wire::Deployment = serde_json::from_value(deployment).unwrap();
+    read.keep(&mut Shapes::default())
 }
 
 fn observed(status: Result<GatewayStatus, String>) -> Observation {
@@ -60,7 +71,7 @@ fn applied() -> Resources<Applied> {
     Resources {
         service_account: None,
         broker_secret: None,
-        deployment: Deployment::default(),
+        deployment: v1::Deployment::default(),
         disruption_budget: None,
         autoscaler: None,
         scaled_object: None,
@@ -316,7 +327,7 @@ fn held(
     let metadata = metadata();
     let mut seen = seen(&metadata, 1, pods);
     let value = json!({"metadata": {"generation": 2}, "status": deployment});
-    seen.deployment = Some(Arc::new(serde_json::from_value(value).unwrap()));
+    seen.deployment = Some(Arc::new(live(value)));
     hold(&Outcome::Accepted(&applied()), &seen, None, applied_ago.map(Duration::from_millis))
 }
 
