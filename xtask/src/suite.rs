@@ -24,20 +24,17 @@ use crate::{
 
 /// The suites' own clusters, made anew for each run.
 const CLUSTERS: [ClusterSuites; 3] = [
-    // More at one time: nearly all that they do is to wait for pods.
-    ClusterSuites { cluster: "test", images: true, tests_at_once: 6, steps: &[&["e2e_services"]] },
+    ClusterSuites { cluster: "test", images: true, steps: &[&["e2e_services"]] },
     // Each takes a whole cluster for itself: its operator, its broker, its autoscalers.
     ClusterSuites {
         cluster: "test-whole",
         images: true,
-        tests_at_once: TESTS_AT_ONCE,
         steps: &[&["chart_release"], &["e2e_broker"], &["e2e_autoscalers"]],
     },
     // Their operators are processes of their own, beside which none may be installed. The longest come first.
     ClusterSuites {
         cluster: "test-api",
         images: false,
-        tests_at_once: TESTS_AT_ONCE,
         steps: &[
             &["api_faults", "api_operation", "chart_render"],
             &["api_admission", "api_reconcile", "api_sleeping"],
@@ -50,8 +47,6 @@ struct ClusterSuites {
     cluster: &'static str,
     /// Whether pods run on it.
     images: bool,
-    /// Tests of each suite.
-    tests_at_once: usize,
     /// One after the other, the suites of a step at the same time.
     steps: &'static [&'static [&'static str]],
 }
@@ -61,7 +56,7 @@ struct ClusterSuites {
 const FEATURES: [&str; 2] = ["--features", "mcp-mqtt-tests/cluster"];
 
 /// Tests of a suite at one time: they wait more than they work, whatever the machine's cores.
-const TESTS_AT_ONCE: usize = 4;
+const TESTS_AT_ONCE: &str = "4";
 
 /// The cargo setting that names what runs a test's binary.
 pub(crate) const RUNNER: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER";
@@ -174,7 +169,7 @@ fn local(suites: &Suites) -> Result<()> {
     for suite in &suites.local {
         test.args(["--test", suite]);
     }
-    run_cargo(test.env("RUST_TEST_THREADS", TESTS_AT_ONCE.to_string()))?;
+    run_cargo(test.env("RUST_TEST_THREADS", TESTS_AT_ONCE))?;
     run_cargo(workspace::cargo().args(["test", "--workspace", "--doc"]).args(FEATURES))
 }
 
@@ -185,7 +180,7 @@ fn in_clusters() -> Result<()> {
     cluster::ensure_autoscalers()?;
     let xtask = workspace::this_program()?;
     let mut lanes = Vec::new();
-    for ClusterSuites { cluster: name, images, tests_at_once, steps } in CLUSTERS {
+    for ClusterSuites { cluster: name, images, steps } in CLUSTERS {
         let cluster = Cluster::named(name)?;
         cluster.down()?;
         cluster.up()?;
@@ -195,7 +190,7 @@ fn in_clusters() -> Result<()> {
         let command = |suite: &&str| {
             let mut test = workspace::cargo();
             test.args(["test", "--workspace", "--no-fail-fast", "--test", suite]).args(FEATURES);
-            test.current_dir(root()).env("RUST_TEST_THREADS", tests_at_once.to_string());
+            test.current_dir(root()).env("RUST_TEST_THREADS", TESTS_AT_ONCE);
             test.env(RUNNER, format!("{} in-cluster --cluster {name} --", xtask.display()));
             test
         };
