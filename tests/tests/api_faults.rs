@@ -184,6 +184,32 @@ async fn watches_that_are_too_old_are_opened_anew_and_miss_nothing() -> Result<(
 }
 
 #[tokio::test]
+async fn a_watch_that_stands_still_makes_nobody_apply_again() -> Result<()> {
+    let (space, link) = (Space::new("still").await?, ApiLink::open().await?);
+    let operator = Operator::spawn_behind(&link, &space, &["--leader-election", "false"]).await?;
+    space.create(NAME, &smallest(0)).await?;
+    accepted(&space, NAME).await?;
+    calm(&space).await?;
+    // Of lists and watches of Deployments no word comes; everything else goes on.
+    link.behave(Manner::KeepsAnswer("GET", "/deployments?".to_owned()));
+    link.cut();
+    space.create("tides", &smallest(0)).await?;
+    space.appears::<Deployment>("tides").await?;
+    // For longer than an operator waits for a watch.
+    calm(&space).await?;
+    space.api::<ServiceAccount>().delete("tides", &DeleteParams::default()).await?;
+    space.appears::<ServiceAccount>("tides").await?;
+    calm(&space).await?;
+    ensure!(applies(&space, "deployments")? == 2, "it was applied again: {:?}", link.requests());
+    link.behave(Manner::Open);
+    accepted(&space, "tides").await?;
+    calm(&space).await?;
+    ensure!(applies(&space, "deployments")? == 2, "it was applied again once the watch was back");
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test]
 async fn somebody_who_writes_the_same_fields_is_told_of_and_not_fought() -> Result<()> {
     let space = Space::new("contest").await?;
     let operator = Operator::start(&space, &[]).await?;

@@ -176,6 +176,8 @@ struct Due {
     name: String,
     desired: serde_json::Value,
     hash: String,
+    /// The version that the watch knows; none: it knows no such object.
+    stored: Option<Box<str>>,
     /// The version that is to be overwritten; none: there is no such object.
     before: Option<Box<str>>,
 }
@@ -220,14 +222,18 @@ impl Step<'_> {
         let name = desired.name_any();
         let key = self.key(kind, &name);
         let (desired, hash) = with_hash(self.scope, desired);
-        match self.scope.applied.ask(&key, live.as_ref(), &hash) {
-            Memory::Silent => {}
-            Memory::Settled => return Ok(None),
-            Memory::Behind => {
+        let stored = live.as_ref().and_then(|live| live.version.clone());
+        let live = match (self.scope.applied.ask(&key, live.as_ref(), &hash), live) {
+            (Memory::Silent, Some(live)) => Some(live),
+            (Memory::Settled, _) => return Ok(None),
+            (Memory::Behind, _) => {
                 lock(&self.progress).look_again = Some(BEHIND);
                 return Ok(None);
             }
-        }
+            // The watch sees only what has our label, and may stand still: whatever else has this name must not be
+            // taken over, and what we applied already not be applied again.
+            (Memory::Stale, _) | (Memory::Silent, None) => self.find::<K>(kind, &name).await?,
+        };
         if let Some(live) = &live {
             self.check_owner(kind, live)?;
             if live.hash.as_deref() == Some(&*hash) {
@@ -236,12 +242,9 @@ impl Step<'_> {
                     return Err(self.contested::<K>(kind, &name, field, wait).await?);
                 }
             }
-        } else if let Some(found) = self.find::<K>(kind, &name).await? {
-            // The watch sees only what has our label: whatever else has this name must not be taken over.
-            self.check_owner(kind, &found)?;
         }
         let before = live.and_then(|live| live.version);
-        Ok(Some(Due { kind, name, desired, hash, before }))
+        Ok(Some(Due { kind, name, desired, hash, stored, before }))
     }
 
     /// What has this name, as the API server remembers it: a look into its store would cost as much as a write.
@@ -255,7 +258,7 @@ impl Step<'_> {
     }
 
     async fn write<K: Child>(&self, due: Option<Due>) -> Result<(), ApplyError> {
-        let Some(Due { kind, name, desired, hash, before }) = due else { return Ok(()) };
+        let Some(Due { kind, name, desired, hash, stored, before }) = due else { return Ok(()) };
         let api: Api<K> = Api::namespaced(self.scope.client.clone(), &self.identity.namespace);
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         let applied = api
@@ -275,7 +278,7 @@ impl Step<'_> {
         if before != after {
             lock(&self.progress).changes.push(Change { what: reasons::EVENT_APPLIED, kind, name });
         }
-        self.scope.applied.remember(key, Record { hash, before, after, at: Instant::now() });
+        self.scope.applied.remember(key, Record { hash, before: stored, after, at: Instant::now() });
         Ok(())
     }
 

@@ -37,6 +37,8 @@ pub(super) enum Memory {
     Settled,
     /// that the store is behind, or the object was deleted since: look again soon.
     Behind,
+    /// that the store is behind for longer than a watch takes, or the object was deleted: the API server knows.
+    Stale,
 }
 
 impl AppliedMemory {
@@ -55,8 +57,8 @@ impl AppliedMemory {
         let version = live.and_then(|live| live.version.as_ref());
         if version.is_some() && version == record.after.as_ref() {
             Memory::Settled
-        } else if version == record.before.as_ref() && record.at.elapsed() < BEHIND {
-            Memory::Behind
+        } else if version == record.before.as_ref() {
+            if record.at.elapsed() < BEHIND { Memory::Behind } else { Memory::Stale }
         } else {
             Memory::Silent
         }
@@ -136,11 +138,11 @@ mod tests {
     }
 
     #[test]
-    fn an_object_that_was_deleted_since_is_not_waited_for_for_ever() {
+    fn an_object_that_was_deleted_since_or_whose_watch_stands_still_is_not_waited_for_for_ever() {
         let memory = AppliedMemory::default();
         let Some(long_ago) = Instant::now().checked_sub(BEHIND) else { return };
         memory.remember(key(), Record { at: long_ago, ..record(None, "5") });
-        assert_eq!(memory.ask(&key(), None, "h"), Memory::Silent);
+        assert_eq!(memory.ask(&key(), None, "h"), Memory::Stale);
     }
 
     #[test]
