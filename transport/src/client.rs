@@ -92,6 +92,7 @@ impl Client {
             will: Some(will),
             max_packet_size: options.max_message_bytes.saturating_add(PACKET_OVERHEAD),
             session_expiry: None,
+            manual_acks: false,
         })
         .await?;
         let limit = usize::try_from(options.max_message_bytes).unwrap_or(usize::MAX);

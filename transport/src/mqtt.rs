@@ -1,6 +1,7 @@
 //! One MQTT 5 connection, from CONNECT to its end. A new [`Connection`] is made for every connect.
 
 mod accepted;
+mod ack;
 mod dial;
 mod driver;
 mod error;
@@ -19,6 +20,7 @@ use bytes::Bytes;
 
 pub use self::{
     accepted::Accepted,
+    ack::Ack,
     error::{CloseReason, ConnectError, PublishError},
     events::{Event, Events, Refused},
     publisher::{FilterReply, PublishReply, Publisher},
@@ -51,6 +53,8 @@ pub struct ConnectOptions {
     /// How long the broker keeps our subscriptions, and what they catch, after the connection; whole seconds. None: not
     /// at all, and what it kept is given up.
     pub session_expiry: Option<Duration>,
+    /// Whether messages of QoS 1 are acknowledged by [`Received::ack`] and not on arrival.
+    pub manual_acks: bool,
 }
 
 impl ConnectOptions {
@@ -68,6 +72,7 @@ impl ConnectOptions {
             will: None,
             max_packet_size: 1 << 20,
             session_expiry: None,
+            manual_acks: false,
         }
     }
 }
@@ -119,7 +124,7 @@ pub struct Filter {
 }
 
 /// A PUBLISH received.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Received {
     /// Topic name.
     pub topic: String,
@@ -129,6 +134,8 @@ pub struct Received {
     pub retain: bool,
     /// User properties.
     pub user_properties: Vec<(String, String)>,
+    /// To be sent when it is taken care of; none where that is done on arrival, and at QoS 0.
+    pub ack: Option<Ack>,
 }
 
 /// An open connection. `events` ends with exactly one [`Event::Closed`]. Dropping `events` ends the connection at
@@ -151,7 +158,7 @@ impl Connection {
     pub async fn open(options: &ConnectOptions) -> Result<Self, ConnectError> {
         let dialled = dial::dial(options).await?;
         let accepted = dialled.accepted.clone();
-        let (publisher, events) = driver::start(dialled);
+        let (publisher, events) = driver::start(dialled, options.manual_acks);
         Ok(Self { publisher, events, accepted })
     }
 }

@@ -113,6 +113,11 @@ impl Waiting {
         self.held.is_empty()
     }
 
+    /// Whether a message of this client is among them.
+    pub fn holds(&self, client: &str) -> bool {
+        self.held.iter().any(|held| held.client.as_str() == client)
+    }
+
     /// Bytes of all.
     pub fn bytes(&self) -> usize {
         self.bytes

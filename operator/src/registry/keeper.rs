@@ -7,17 +7,18 @@ mod looking;
 mod upkeep;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Client, runtime::reflector::Store};
 use mcp_mqtt_transport::{
     jsonrpc::{Kind, Message},
-    mqtt::{Publication, PublishError, ReasonCode, Received},
+    mqtt::{Ack, PublishError, ReasonCode, Received},
     topic::{ClientId, ServerId, Topic},
     user_property,
 };
@@ -88,8 +89,8 @@ enum Done {
     Subscribed(ServiceRef, u64, bool),
     Scaled(ServiceRef, i32, Result<(), String>),
     Asked(ServiceRef),
-    /// The time has come to say this.
-    Say(String, Publication),
+    /// The time has come to say that a message that was for a service is refused.
+    Refuse(doing::Refused),
     /// Whether what a presence stands for exists, by the API server's word.
     Confirmed(upkeep::Suspect, Result<bool, String>),
 }
@@ -106,6 +107,8 @@ struct Keeper {
     upkeep: upkeep::Upkeep,
     /// Messages and bytes held, over all services.
     held: (usize, usize),
+    /// For the message that is being taken care of.
+    ack: Option<Ack>,
 }
 
 impl Keeper {
@@ -119,6 +122,7 @@ impl Keeper {
             done: FuturesUnordered::new(),
             upkeep: upkeep::Upkeep::default(),
             held: (0, 0),
+            ack: None,
         }
     }
 
@@ -205,9 +209,9 @@ impl Keeper {
 
     /// Brokers that nobody uses any more.
     fn close_unused(&mut self) {
-        let used: Vec<&str> =
+        let used: HashSet<&str> =
             self.services.values().map(|service| service.wanted.broker.key.as_str()).collect();
-        self.brokers.retain(|key, broker| used.contains(&key.as_str()) || broker.is_busy());
+        self.brokers.retain(|key, broker| used.contains(key.as_str()) || broker.is_busy());
     }
 
     fn happened(&mut self, key: &str, happening: Happening) {
@@ -226,7 +230,15 @@ impl Keeper {
                 self.unlink(key);
             }
             Happening::Refused(note, reason) => broker.refused(note, reason),
-            Happening::Received(received) => self.received(key, received),
+            Happening::Received(mut received) => {
+                self.ack = received.ack.take();
+                self.received(key, received);
+                if let Some(ack) = self.ack.take()
+                    && let Some(broker) = self.brokers.get_mut(key)
+                {
+                    broker.acknowledge(ack);
+                }
+            }
         }
     }
 
@@ -283,13 +295,15 @@ impl Keeper {
         }
     }
 
-    /// A message for the service of this id.
+    /// A request for the service of this id.
     fn heard(&mut self, key: &str, standby: &str, unclaimed: Unclaimed) {
         match self.by_standby.get(standby).cloned() {
             Some(reference) => self.take_unclaimed(&reference, unclaimed),
             // Not told of yet: the broker kept it while there was no operator.
             None => {
-                if let Some(broker) = self.brokers.get_mut(key) {
+                if is_request(&unclaimed.payload)
+                    && let Some(broker) = self.brokers.get_mut(key)
+                {
                     broker.keep_unclaimed(standby, unclaimed);
                 }
             }
@@ -348,6 +362,7 @@ impl Keeper {
         for reference in all {
             self.step(&reference);
         }
+        self.close_unused();
         self.setting.metrics.keeps(
             self.services.values().filter(|service| service.sleeper.sleeps()).count(),
             self.held.0,
@@ -427,12 +442,13 @@ impl Keeper {
                 self.look_at_instances(Instant::now());
                 self.with(&reference, |sleeper, now, out| sleeper.asked(sleeper.facts.idle, now, out));
             }
-            Done::Say(key, publication) => {
-                if let Some(broker) = self.brokers.get_mut(&key) {
-                    broker.say(publication);
-                }
-            }
+            Done::Refuse(refused) => self.refuse_now(refused),
             Done::Confirmed(suspect, exists) => self.confirmed(suspect, exists),
         }
     }
+}
+
+fn is_request(payload: &Bytes) -> bool {
+    let message = Message::parse(payload.clone(), usize::MAX);
+    message.is_ok_and(|message| matches!(message.kind(), Kind::Request { .. }))
 }

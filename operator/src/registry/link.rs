@@ -1,9 +1,16 @@
 //! The operator's connection to one broker: opened, and opened anew with backoff, until nobody uses it any more.
 //!
 //! The broker keeps its subscriptions for a while after a connection, and what they catch: an `initialize` for a
-//! service that sleeps waits there for the next operator. It has no will: what stands there is to stay.
+//! service that sleeps waits there for the next operator. What it delivers is acknowledged only behind what was written
+//! down of it, so that an operator's end loses none. It has no will: what stands there is to stay.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use k8s_openapi::{
@@ -56,8 +63,12 @@ pub(super) struct Access {
     pub default_secret: Option<Store<Secret>>,
 }
 
-/// Runs until it is dropped; each happening comes with the broker's key.
-pub(super) async fn run(access: Access, happenings: mpsc::Sender<(String, Happening)>) {
+/// Runs until it is dropped, or the connection ends while it is `leaving`; each happening comes with the broker's key.
+pub(super) async fn run(
+    access: Access,
+    happenings: mpsc::Sender<(String, Happening)>,
+    leaving: Arc<AtomicBool>,
+) {
     let key = access.broker.key.clone();
     let mut wait = FIRST_WAIT;
     loop {
@@ -88,6 +99,9 @@ pub(super) async fn run(access: Access, happenings: mpsc::Sender<(String, Happen
             }
             Err(why) => why,
         };
+        if leaving.load(SeqCst) {
+            return;
+        }
         tracing::warn!(broker = %access.broker.url, "no connection: {why}");
         if happenings.send((key.clone(), Happening::Down(why))).await.is_err() {
             return;
@@ -103,6 +117,7 @@ impl Access {
             keep_alive: KEEP_ALIVE,
             connect_timeout: CONNECT_TIMEOUT,
             session_expiry: Some(SESSION_EXPIRY),
+            manual_acks: true,
             user_properties: user_property::of_connect(
                 Component::Server,
                 concat!(

@@ -94,7 +94,7 @@ impl Core {
         out: &mut Vec<Action>,
         open: impl FnOnce(SessionId, LinkId),
     ) {
-        let Received { topic, payload, retain, user_properties } = received;
+        let Received { topic, payload, retain, user_properties, ack: _ } = received;
         let sender = user_property::find(&user_properties, user_property::MQTT_CLIENT_ID);
         if retain {
             // Nothing that concerns a session is meant for whoever comes later.

@@ -94,6 +94,7 @@ impl Access {
             max_packet_size: self.config.limits.max_message_bytes.saturating_mul(PACKET_FACTOR)
                 + HEADER_BYTES,
             session_expiry: None,
+            manual_acks: false,
         })
     }
 }

@@ -13,7 +13,7 @@ use rumqttc::v5::mqttbytes::{
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{
-    CloseReason, Event, Events, Publisher, Qos, ReasonCode, Received,
+    Ack, CloseReason, Event, Events, Publisher, Qos, ReasonCode, Received,
     dial::{self, Dialled},
     events::{self, Sink},
     outbox::{Outbox, Written},
@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_mins(10);
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// Starts the task of a connection.
-pub(super) fn start(dialled: Dialled) -> (Publisher, Events) {
+pub(super) fn start(dialled: Dialled, manual_acks: bool) -> (Publisher, Events) {
     let Dialled { wire, accepted } = dialled;
     let receive_maximum = accepted.receive_maximum.min(dial::MAX_IN_FLIGHT);
     let highest_qos = if accepted.maximum_qos == 0 { Qos::AtMostOnce } else { Qos::AtLeastOnce };
@@ -61,8 +61,17 @@ pub(super) fn start(dialled: Dialled) -> (Publisher, Events) {
         disconnected: None,
     };
     let timer = Box::pin(sleep_until(now + accepted.keep_alive));
-    let driver =
-        Driver { wire, link: link.clone(), sink, clock, timer, unsent_acks: 0, last: false, dropped: 0 };
+    let driver = Driver {
+        wire,
+        link: link.clone(),
+        sink,
+        clock,
+        timer,
+        manual_acks,
+        unsent_acks: 0,
+        last: false,
+        dropped: 0,
+    };
     tokio::spawn(driver.run());
     (Publisher::new(link), events)
 }
@@ -74,6 +83,8 @@ struct Driver {
     clock: Clock,
     /// Goes off at the next deadline or before it: arming it for each packet would cost more than the packet.
     timer: Pin<Box<Sleep>>,
+    /// Whether messages are acknowledged by whoever takes them.
+    manual_acks: bool,
     /// Acknowledgements that wait in the wire's output.
     unsent_acks: usize,
     /// DISCONNECT is written, if not yet sent: nothing may follow.
@@ -308,6 +319,8 @@ impl Driver {
         let Ok(topic) = std::str::from_utf8(&publish.topic) else {
             return Err(CloseReason::Protocol("a topic that is not UTF-8".to_owned()));
         };
+        let acked = publish.qos == QoS::AtLeastOnce;
+        let ack = (acked && self.manual_acks).then(|| Ack::new(publish.pkid, self.link.clone()));
         let received = Received {
             topic: topic.to_owned(),
             payload: publish.payload,
@@ -316,9 +329,10 @@ impl Driver {
                 .properties
                 .map(|properties| properties.user_properties)
                 .unwrap_or_default(),
+            ack,
         };
         self.pass_on(Event::Received(received));
-        if publish.qos == QoS::AtLeastOnce { self.acknowledge(publish.pkid) } else { Ok(()) }
+        if acked && !self.manual_acks { self.acknowledge(publish.pkid) } else { Ok(()) }
     }
 
     fn acknowledge(&mut self, id: u16) -> Result<(), CloseReason> {

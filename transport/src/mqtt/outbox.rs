@@ -8,7 +8,7 @@ use std::{collections::VecDeque, mem};
 use bytes::BytesMut;
 use rumqttc::v5::mqttbytes::{
     Error as CodecError,
-    v5::{Disconnect, DisconnectReasonCode, Subscribe, Unsubscribe},
+    v5::{Disconnect, DisconnectReasonCode, PubAck, Subscribe, Unsubscribe},
 };
 use tokio::sync::oneshot;
 
@@ -43,9 +43,21 @@ enum Phase {
 
 /// One packet to send.
 pub(super) enum Item {
-    Publish { publication: Publication, size: usize, wanted: Wanted },
-    Subscribe { filters: Vec<Filter>, reply: oneshot::Sender<Vec<ReasonCode>> },
-    Unsubscribe { filters: Vec<String>, reply: oneshot::Sender<Vec<ReasonCode>> },
+    Publish {
+        publication: Publication,
+        size: usize,
+        wanted: Wanted,
+    },
+    Subscribe {
+        filters: Vec<Filter>,
+        reply: oneshot::Sender<Vec<ReasonCode>>,
+    },
+    Unsubscribe {
+        filters: Vec<String>,
+        reply: oneshot::Sender<Vec<ReasonCode>>,
+    },
+    /// PUBACK, by the broker's packet id.
+    Acknowledge(u16),
     Disconnect,
 }
 
@@ -107,6 +119,13 @@ impl Outbox {
         self.waiting.push_back(item);
         self.waiting_bytes += size;
         Ok(())
+    }
+
+    /// Queues a PUBACK behind everything else, whatever waits: the broker bounds how many there can be.
+    pub(super) fn acknowledge(&mut self, id: u16) {
+        if self.phase == Phase::Open {
+            self.waiting.push_back(Item::Acknowledge(id));
+        }
     }
 
     /// Queues DISCONNECT behind everything else; nothing is taken after it. False when that was done before.
@@ -175,7 +194,7 @@ impl Outbox {
                 self.qos(publication) == Qos::AtLeastOnce && !self.window.has_room(*size)
             }
             Item::Subscribe { .. } | Item::Unsubscribe { .. } => !self.window.has_room(0),
-            Item::Disconnect => false,
+            Item::Acknowledge(_) | Item::Disconnect => false,
         }
     }
 
@@ -207,6 +226,9 @@ impl Outbox {
                 Unsubscribe { pkid: self.window.next_id(), filters, properties: None }.write(output)?;
                 self.window.occupy(Ack::Filters(reply));
             }
+            Item::Acknowledge(id) => {
+                PubAck::new(id, None).write(output)?;
+            }
             Item::Disconnect => {
                 Disconnect::new(DisconnectReasonCode::NormalDisconnection).write(output)?;
                 return Ok(Written::Disconnect);
@@ -227,7 +249,7 @@ impl Item {
             Self::Publish { size, .. } => *size,
             Self::Subscribe { filters, .. } => packet::subscribe_size(filters),
             Self::Unsubscribe { filters, .. } => packet::unsubscribe_size(filters),
-            Self::Disconnect => 0,
+            Self::Acknowledge(_) | Self::Disconnect => 0,
         }
     }
 }

@@ -292,6 +292,11 @@ impl Link {
         Ok(())
     }
 
+    pub(super) fn acknowledge(&self, id: u16) {
+        self.outbox().acknowledge(id);
+        self.wake.notify_one();
+    }
+
     /// Writes what can go, until the output has `enough` bytes. What the last one was, if there was any.
     pub(super) fn write_out(
         &self,

@@ -2,10 +2,12 @@
 
 use std::{io, time::Duration};
 
-use mcp_mqtt_transport::mqtt::{CloseReason, Event, Publication, Qos, Received};
+use mcp_mqtt_transport::mqtt::{CloseReason, ConnectOptions, Connection, Event, Publication, Qos, Received};
 use tokio::time::{Instant, timeout};
 
-use crate::fake_broker::{FakeBroker, LONG, disconnect, packet, puback, publish, server_keep_alive};
+use crate::fake_broker::{
+    FakeBroker, LONG, Packet, disconnect, packet, puback, publish, receive_maximum, server_keep_alive,
+};
 
 async fn received(events: &mut mcp_mqtt_transport::mqtt::Events) -> Received {
     match timeout(LONG, events.recv()).await.expect("in time") {
@@ -185,4 +187,42 @@ async fn a_message_at_qos_2_which_nobody_asked_for_ends_the_connection() {
         matches!(&event, Some(Event::Closed(CloseReason::Protocol(what))) if what.contains("QoS 2")),
         "{event:?}"
     );
+}
+
+#[tokio::test]
+async fn by_hand_a_message_is_acknowledged_behind_what_was_said_of_it_and_not_before() {
+    let broker = FakeBroker::start().await;
+    let options = ConnectOptions { manual_acks: true, ..broker.options() };
+    let properties = receive_maximum(1);
+    let (connection, (mut peer, _)) =
+        tokio::join!(Connection::open(&options), broker.accept_with(&properties));
+    let mut connection = connection.expect("accepted");
+    peer.send(&[publish("a", Some(7), &[], b"1"), publish("b", Some(8), &[], b"2")].concat()).await;
+    let (first, second) = (received(&mut connection.events).await, received(&mut connection.events).await);
+    peer.silent().await;
+
+    // The broker takes one at a time: the second publish waits for the first, and so does what is behind it.
+    for topic in ["journal/1", "journal/2"] {
+        connection.publisher.try_publish(Publication::new(topic, "x", Qos::AtLeastOnce)).expect("room");
+    }
+    second.ack.expect("at QoS 1").send();
+    assert_eq!(peer.publish().await.topic, "journal/1");
+    peer.silent().await;
+    peer.send(&puback(1, 0)).await;
+    assert_eq!(peer.publish().await.topic, "journal/2");
+    assert_eq!(peer.packet().await, Packet { head: 0x40, body: vec![0, 8] });
+    first.ack.expect("at QoS 1").send();
+    assert_eq!(peer.packet().await, Packet { head: 0x40, body: vec![0, 7] });
+
+    peer.send(&publish("c", None, &[], b"3")).await;
+    assert!(received(&mut connection.events).await.ack.is_none(), "at QoS 0 there is nothing to send");
+}
+
+#[tokio::test]
+async fn without_a_hand_a_message_is_acknowledged_on_arrival() {
+    let broker = FakeBroker::start().await;
+    let (mut connection, mut peer) = broker.connected(&[]).await;
+    peer.send(&publish("a", Some(7), &[], b"1")).await;
+    assert!(received(&mut connection.events).await.ack.is_none());
+    assert_eq!(peer.packet().await, Packet { head: 0x40, body: vec![0, 7] });
 }

@@ -2,18 +2,22 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
 use mcp_mqtt_transport::{
-    mqtt::{Filter, FilterReply, Publication, PublishError, Publisher, Qos, ReasonCode, Received},
+    mqtt::{Ack, Filter, FilterReply, Publication, PublishError, Publisher, Qos, ReasonCode, Received},
     topic::{self, ClientId, ServerId, ServerName},
     user_property::{self, Component},
 };
-use tokio::{sync::mpsc, task::AbortHandle};
+use tokio::{runtime::Handle, sync::mpsc, task::AbortHandle};
 
-use super::{Held, Setting};
+use super::Setting;
 use crate::registry::{
     held::IN_ALL,
     link::{self, Access, Happening},
@@ -28,6 +32,8 @@ const SINCE: &str = "MCP-MQTT-SINCE";
 /// What may wait for a broker that takes nothing at present: an answer, and a line of the journal, for all that can be
 /// held.
 const PENDING: usize = 3 * IN_ALL;
+/// How long the last words may take.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// A broker that is away for less is no news.
 const WORTH_TELLING: Duration = Duration::from_secs(15);
 /// A message for a service of which we were not told waits this long: the first reconciles take their time.
@@ -68,9 +74,11 @@ impl Right {
     }
 }
 
-/// See the module. It is closed when it is dropped.
+/// See the module. When it is dropped, what it was to say is sent, and the connection closed.
 pub(super) struct Broker {
     task: AbortHandle,
+    /// Whether the connection's end is our own doing.
+    leaving: Arc<AtomicBool>,
     access: wanted::Broker,
     client_id: String,
     publisher: Option<Publisher>,
@@ -81,8 +89,17 @@ pub(super) struct Broker {
     down_since: Instant,
     /// Counts connections, so that no answer on an earlier one is taken for one on this.
     connection: u64,
-    pending: VecDeque<Publication>,
+    pending: VecDeque<Outgoing>,
+    /// Errors that are said in a moment.
+    pub(super) refusals: usize,
     unclaimed: HashMap<String, Vec<Unclaimed>>,
+}
+
+/// What a broker is to get, in order.
+enum Outgoing {
+    Publication(Publication),
+    /// For a message of which everything before it was said.
+    Ack(Ack),
 }
 
 /// A message for a service of which we were not told yet.
@@ -115,6 +132,7 @@ impl Broker {
         } else {
             format!("{}_{}", setting.client_id, access.key.get(..8).unwrap_or_default())
         };
+        let leaving = Arc::new(AtomicBool::new(false));
         let link = Access {
             client: setting.client.clone(),
             client_id: client_id.clone(),
@@ -122,7 +140,8 @@ impl Broker {
             default_secret: setting.default_secret.clone(),
         };
         Self {
-            task: tokio::spawn(link::run(link, happenings)).abort_handle(),
+            task: tokio::spawn(link::run(link, happenings, leaving.clone())).abort_handle(),
+            leaving,
             access: access.clone(),
             client_id,
             publisher: None,
@@ -131,6 +150,7 @@ impl Broker {
             down_since: Instant::now(),
             connection: 0,
             pending: VecDeque::new(),
+            refusals: 0,
             unclaimed: HashMap::new(),
         }
     }
@@ -158,7 +178,7 @@ impl Broker {
 
     /// Whether something is still to be said.
     pub(super) fn is_busy(&self) -> bool {
-        self.publisher.is_some() && !self.pending.is_empty()
+        self.publisher.is_some() && (self.refusals > 0 || !self.pending.is_empty())
     }
 
     /// It stands: asks for all presences, and for what was written down.
@@ -227,7 +247,16 @@ impl Broker {
 
     /// Says it as soon as the broker takes it.
     pub(super) fn say(&mut self, publication: Publication) {
-        self.pending.push_back(publication);
+        self.queue(Outgoing::Publication(publication));
+    }
+
+    /// A message is taken care of: what there is to say of it was said.
+    pub(super) fn acknowledge(&mut self, ack: Ack) {
+        self.queue(Outgoing::Ack(ack));
+    }
+
+    fn queue(&mut self, outgoing: Outgoing) {
+        self.pending.push_back(outgoing);
         if self.pending.len() > PENDING {
             self.pending.pop_front();
             tracing::warn!(broker = %self.access.url, "the broker takes nothing: dropped what waited longest");
@@ -237,11 +266,18 @@ impl Broker {
 
     pub(super) fn flush(&mut self) {
         let Some(publisher) = &self.publisher else { return };
-        while let Some(publication) = self.pending.pop_front() {
+        while let Some(outgoing) = self.pending.pop_front() {
+            let publication = match outgoing {
+                Outgoing::Publication(publication) => publication,
+                Outgoing::Ack(ack) => {
+                    ack.send();
+                    continue;
+                }
+            };
             match publisher.try_publish_noted(publication.clone(), Right::of(&publication.topic) as u64) {
                 Ok(()) => {}
                 Err(PublishError::Full | PublishError::Closed) => {
-                    return self.pending.push_front(publication);
+                    return self.pending.push_front(Outgoing::Publication(publication));
                 }
                 Err(error) => {
                     tracing::warn!(broker = %self.access.url, topic = publication.topic, "not sent: {error}");
@@ -263,15 +299,15 @@ impl Broker {
         });
     }
 
-    /// Writes down what is held, or (none) that it is no more.
-    pub(super) fn write_down(&mut self, standby: &ServerId, client: &ClientId, held: Option<&Held>) {
-        let since = held.map(|held| {
-            let since = SystemTime::now().checked_sub(held.since.elapsed()).unwrap_or(UNIX_EPOCH);
+    /// Writes down what is held, and since when, or (none) that it is no more.
+    pub(super) fn write_down(&mut self, standby: &str, client: &ClientId, held: Option<(&Bytes, Instant)>) {
+        let since = held.map(|(_, since)| {
+            let since = SystemTime::now().checked_sub(since.elapsed()).unwrap_or(UNIX_EPOCH);
             since.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis().to_string()
         });
         self.say(Publication {
             topic: format!("{JOURNAL}/{}/{standby}/{client}", self.client_id),
-            payload: held.map(|held| held.payload.clone()).unwrap_or_default(),
+            payload: held.map(|(payload, _)| payload.clone()).unwrap_or_default(),
             qos: Qos::AtLeastOnce,
             retain: true,
             user_properties: since.map(|since| (SINCE.to_owned(), since)).into_iter().collect(),
@@ -300,6 +336,7 @@ impl Broker {
 
     pub(super) fn keep_unclaimed(&mut self, standby: &str, message: Unclaimed) {
         if self.unclaimed.values().map(Vec::len).sum::<usize>() < IN_ALL {
+            self.write_down(standby, &message.client, Some((&message.payload, message.since)));
             self.unclaimed.entry(standby.to_owned()).or_default().push(message);
         }
     }
@@ -310,15 +347,31 @@ impl Broker {
 
     /// Nobody knows of that service.
     pub(super) fn forget_unclaimed(&mut self, now: Instant) {
-        self.unclaimed.retain(|_, messages| {
-            messages.retain(|message| now.duration_since(message.since) < UNCLAIMED);
+        let mut forgotten = Vec::new();
+        self.unclaimed.retain(|standby, messages| {
+            let late = messages.extract_if(.., |message| now.duration_since(message.since) >= UNCLAIMED);
+            forgotten.extend(late.map(|message| (standby.clone(), message.client)));
             !messages.is_empty()
         });
+        for (standby, client) in forgotten {
+            self.write_down(&standby, &client, None);
+        }
     }
 }
 
 impl Drop for Broker {
     fn drop(&mut self) {
-        self.task.abort();
+        let (task, publisher) = (self.task.clone(), self.publisher.take());
+        let runtime = Handle::try_current();
+        if let (Some(publisher), Ok(runtime)) = (publisher, runtime) {
+            self.leaving.store(true, SeqCst);
+            runtime.spawn(async move {
+                // Whether it could be done in time makes no difference any more.
+                let _ = publisher.disconnect(FAREWELL).await;
+                task.abort();
+            });
+        } else {
+            task.abort();
+        }
     }
 }

@@ -9,7 +9,7 @@ use kube::{
 };
 use mcp_mqtt_transport::{
     jsonrpc::Message,
-    mqtt::{Filter, Publication, Qos},
+    mqtt::{Ack, Filter, Publication, Qos},
     presence,
     topic::{self, ServerId},
     user_property::{self, Component},
@@ -37,6 +37,16 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// Gateways asked at one time.
 const CONCURRENCY: usize = 16;
 
+/// A message for a service that is about to be answered with an error.
+pub(super) struct Refused {
+    reference: ServiceRef,
+    wanted: Arc<Wanted>,
+    held: Held,
+    refusal: Refusal,
+    /// For the message, where it comes from the broker just now.
+    ack: Option<Ack>,
+}
+
 impl Keeper {
     pub(super) fn act(&mut self, reference: &ServiceRef, action: Action) {
         let Some(service) = self.services.get(reference) else { return };
@@ -60,7 +70,8 @@ impl Keeper {
                     let _ = publisher.subscribe_start(vec![filter]); // a client that leaves unheard is answered all the same
                 }
                 if let Some(broker) = self.brokers.get_mut(&wanted.broker.key) {
-                    broker.write_down(&wanted.standby, &held.client, Some(&held));
+                    let line = Some((&held.payload, held.since));
+                    broker.write_down(wanted.standby.as_str(), &held.client, line);
                 }
             }
             Action::Drop(held) => self.release(&wanted, &held),
@@ -71,8 +82,8 @@ impl Keeper {
             }
             Action::Refuse(held, refusal) => {
                 self.setting.metrics.woke(false);
-                self.refuse(reference, &wanted, &held, &refusal);
-                self.release(&wanted, &held);
+                let (reference, ack) = (reference.clone(), self.ack.take());
+                self.refuse(Refused { reference, wanted, held, refusal, ack });
             }
         }
     }
@@ -139,25 +150,47 @@ impl Keeper {
         });
     }
 
-    fn refuse(&mut self, reference: &ServiceRef, wanted: &Wanted, held: &Held, refusal: &Refusal) {
-        let answer = refusal.answer(&held.id);
-        tracing::info!(service = %reference, client = %held.client, reason = refusal.reason(), "initialize is refused");
-        let publication = Publication {
+    fn refuse(&mut self, refused: Refused) {
+        let (service, client) = (&refused.reference, &refused.held.client);
+        tracing::info!(%service, %client, reason = refused.refusal.reason(), "initialize is refused");
+        let broker = self.brokers.get_mut(&refused.wanted.broker.key);
+        if let Some(broker) = broker.filter(|_| self.done.len() < IN_ALL) {
+            broker.refusals += 1;
+            self.done.push(Box::pin(async move {
+                sleep(REFUSAL_DELAY).await;
+                Done::Refuse(refused)
+            }));
+        } else {
+            self.say_refused(refused);
+        }
+    }
+
+    pub(super) fn refuse_now(&mut self, refused: Refused) {
+        if let Some(broker) = self.brokers.get_mut(&refused.wanted.broker.key) {
+            // A broker that was opened anew meanwhile has none.
+            broker.refusals = broker.refusals.saturating_sub(1);
+        }
+        self.say_refused(refused);
+    }
+
+    fn say_refused(&mut self, refused: Refused) {
+        let Refused { reference, wanted, held, refusal, ack } = refused;
+        let Some(broker) = self.brokers.get_mut(&wanted.broker.key) else { return };
+        broker.say(Publication {
             user_properties: user_property::of_publish(Component::Server, wanted.standby.as_str()),
             ..Publication::new(
                 topic::rpc(&held.client, &wanted.standby, &wanted.server_name),
-                answer.into_raw(),
+                refusal.answer(&held.id).into_raw(),
                 Qos::AtLeastOnce,
             )
-        };
-        let key = wanted.broker.key.clone();
-        if self.done.len() < IN_ALL {
-            self.done.push(Box::pin(async move {
-                sleep(REFUSAL_DELAY).await;
-                Done::Say(key, publication)
-            }));
-        } else if let Some(broker) = self.brokers.get_mut(&key) {
-            broker.say(publication);
+        });
+        if let Some(ack) = ack {
+            broker.acknowledge(ack);
+        }
+        // The same client may have asked anew meanwhile, and be waiting.
+        let service = self.services.get(&reference);
+        if !service.is_some_and(|service| service.sleeper.waiting().holds(held.client.as_str())) {
+            self.release(&wanted, &held);
         }
     }
 
@@ -167,7 +200,7 @@ impl Keeper {
             let _ = publisher.unsubscribe(vec![topic::client_presence(&held.client)]);
         }
         if let Some(broker) = self.brokers.get_mut(&wanted.broker.key) {
-            broker.write_down(&wanted.standby, &held.client, None);
+            broker.write_down(wanted.standby.as_str(), &held.client, None);
         }
     }
 

@@ -48,7 +48,8 @@ impl Scene {
     fn receive_with(&mut self, topic: &str, sender: Option<&str>, payload: impl Into<Bytes>, retain: bool) {
         let user_properties =
             sender.map(|sender| user_property::of_publish(Component::Client, sender)).unwrap_or_default();
-        let received = Received { topic: topic.to_owned(), payload: payload.into(), retain, user_properties };
+        let received =
+            Received { topic: topic.to_owned(), payload: payload.into(), retain, user_properties, ack: None };
         self.core.received(LinkId::REGISTERING, received, self.now, &mut self.out, |_, _| ());
     }
 
@@ -232,7 +233,7 @@ fn what_was_held_for_a_client_is_taken_once_and_only_by_who_stands_in() {
         let mut user_properties = user_property::of_publish(Component::Server, "holder");
         user_properties.push((user_property::HELD_FOR.to_owned(), client.to_owned()));
         let payload = shorthand::json("0 initialize").into();
-        Received { topic: CONTROL.to_owned(), payload, retain: false, user_properties }
+        Received { topic: CONTROL.to_owned(), payload, retain: false, user_properties, ack: None }
     };
     let receive = |scene: &mut Scene, received| {
         scene.core.received(LinkId::REGISTERING, received, scene.now, &mut scene.out, |_, _| ());
