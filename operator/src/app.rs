@@ -3,7 +3,6 @@
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use http::HeaderValue;
 use kube::{Client, runtime::events::Reporter};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -14,6 +13,7 @@ use tokio::{
 
 use crate::{
     admin::{self, AdminError, Readiness},
+    api_client,
     cli::{KedaArgs, RunArgs, SessionMetricsArgs},
     controller::{
         self,
@@ -67,7 +67,7 @@ pub enum AppError {
         name: String,
         /// What went wrong.
         #[source]
-        source: Box<kube_lease_manager::LeaseManagerError>,
+        source: Box<kube::Error>,
     },
     /// The salt.
     #[error(transparent)]
@@ -127,7 +127,7 @@ pub async fn run(args: RunArgs) -> Result<(), AppError> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %address, "starting");
     let stop = stop_signal()?;
     let work = async {
-        let client = connect().await?;
+        let client = api_client::connect(USER_AGENT).await.map_err(AppError::Client)?;
         lead(&args, settings, client, &readiness, metrics, stop.clone()).await
     };
     let mut stopped = stop.clone();
@@ -140,13 +140,6 @@ pub async fn run(args: RunArgs) -> Result<(), AppError> {
             Ok(())
         }
     }
-}
-
-async fn connect() -> Result<Client, AppError> {
-    let mut config = kube::Config::infer().await.map_err(|error| AppError::Client(Box::new(error)))?;
-    // The audit log tells by this who wrote what.
-    config.headers.push((http::header::USER_AGENT, HeaderValue::from_static(USER_AGENT)));
-    Client::try_from(config).map_err(|error| AppError::Client(Box::new(error)))
 }
 
 /// Turns true on SIGTERM or SIGINT.
@@ -198,7 +191,7 @@ async fn lead(
     readiness.set(Vec::new());
     tracing::info!(identity, "waiting for the Lease {}/{}", args.namespace, args.lease_name);
     tokio::select! {
-        won = leadership.won() => won.map_err(failed)?,
+        () = leadership.won() => {}
         () = stopped(stop.clone()) => {
             leadership.release().await;
             return Ok(());

@@ -1,21 +1,24 @@
 //! Leadership by a Lease: of several operators one works, and another takes over when it is gone.
+//!
+//! As in client-go, and for its reasons. Every write goes against the version that was read, so that of two who want
+//! the Lease one gets it. A follower counts a Lease's time by its own clock, from when it saw the last renewal: clocks
+//! that differ make no second leader. And a leader that cannot renew stops working well before the others may begin.
+
+mod elector;
 
 use std::time::Duration;
 
-use k8s_openapi::api::coordination::v1::Lease;
-use kube::{Api, Client};
-use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError};
-use tokio::{sync::watch, task::JoinHandle, time::timeout};
+use kube::Client;
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+    time::timeout,
+};
 
-/// A leader that does not renew its Lease for this long, in seconds, has lost it; with the second that a follower takes
-/// to force it open, the next one works within 15 s.
-const DURATION_SECONDS: u64 = 12;
-/// The leader renews this long, in seconds, before the end.
-const GRACE_SECONDS: u64 = 4;
+use self::elector::Elector;
+
 /// Giving the Lease back at the end may take this long.
 const RELEASE: Duration = Duration::from_secs(5);
-/// How often a follower looks whether the Lease was given back.
-const LOOK: Duration = Duration::from_secs(2);
 
 /// Who seeks leadership, and by which Lease.
 #[derive(Clone)]
@@ -30,75 +33,59 @@ pub struct Candidate {
     pub identity: String,
 }
 
-/// A candidate at work on it, perhaps the leader.
+/// A candidate at work on it, perhaps the leader. Dropping it gives nothing back: the Lease ends by itself.
 pub struct Leadership {
-    candidate: Candidate,
     state: watch::Receiver<bool>,
-    task: JoinHandle<Result<LeaseManager, LeaseManagerError>>,
+    stop: oneshot::Sender<()>,
+    task: Task,
 }
+
+struct Task(JoinHandle<()>);
 
 impl Leadership {
     /// Becomes a candidate.
     ///
     /// # Errors
-    /// The Lease cannot be read or made.
-    pub async fn seek(candidate: Candidate) -> Result<Self, LeaseManagerError> {
-        let manager = LeaseManagerBuilder::new(candidate.client.clone(), &candidate.lease)
-            .with_namespace(&candidate.namespace)
-            .with_identity(&candidate.identity)
-            .with_field_manager(format!("mcp-mqtt-operator-{}", candidate.identity))
-            .with_duration(DURATION_SECONDS)
-            .with_grace(GRACE_SECONDS)
-            .build()
-            .await?;
-        let (state, task) = manager.watch().await;
-        Ok(Self { candidate, state, task })
+    /// The Lease cannot be read, made or written.
+    pub async fn seek(candidate: Candidate) -> Result<Self, kube::Error> {
+        let mut elector = Elector::new(candidate);
+        let leads = elector.attempt().await?;
+        let (sender, state) = watch::channel(leads);
+        let (stop, stopped) = oneshot::channel();
+        let task = Task(tokio::spawn(elector.run(sender, stopped)));
+        Ok(Self { state, stop, task })
     }
 
-    /// Waits until this candidate leads. The manager itself looks at the Lease again only when that is over; one
-    /// that was given back is seen by a look of our own, and then a new manager takes it at once.
-    ///
-    /// # Errors
-    /// As [`seek`](Self::seek).
-    pub async fn won(&mut self) -> Result<(), LeaseManagerError> {
-        loop {
-            let won = timeout(LOOK, self.state.wait_for(|leads| *leads)).await.map(|state| state.is_ok());
-            match won {
-                Ok(true) => return Ok(()),
-                Ok(false) => tokio::time::sleep(LOOK).await, // the manager's task ended: it needs a new one
-                Err(_) if !self.given_back().await => continue,
-                Err(_) => {}
-            }
-            *self = Self::seek(self.candidate.clone()).await?;
-        }
+    /// Whether this candidate leads.
+    pub fn leads(&self) -> bool {
+        *self.state.borrow()
     }
 
-    async fn given_back(&self) -> bool {
-        let api = Api::<Lease>::namespaced(self.candidate.client.clone(), &self.candidate.namespace);
-        match api.get_opt(&self.candidate.lease).await {
-            Ok(lease) => lease.and_then(|lease| lease.spec).is_none_or(|spec| spec.holder_identity.is_none()),
-            Err(error) => {
-                tracing::warn!("the Lease cannot be read: {error}");
-                false
-            }
-        }
+    /// Waits until this candidate leads.
+    pub async fn won(&mut self) {
+        // An error: its task ended, which only a panic in it can do. Then it is lost at once.
+        let _ = self.state.wait_for(|leads| *leads).await;
     }
 
-    /// Waits until this candidate leads no more. A manager whose task is gone renews nothing.
+    /// Waits until this candidate leads no more.
     pub async fn lost(&mut self) {
         let _ = self.state.wait_for(|leads| !*leads).await;
     }
 
     /// Gives the Lease back, so that a follower need not wait for its end.
-    pub async fn release(self) {
-        drop(self.state);
-        match timeout(RELEASE, self.task).await {
-            Ok(Ok(Ok(_))) => tracing::info!("the Lease is given back"),
-            Ok(Ok(Err(error))) => {
-                tracing::warn!("the Lease could not be given back: {error}; it ends by itself");
-            }
+    pub async fn release(mut self) {
+        // Its task may be gone; then there is nobody to give anything back.
+        let _ = self.stop.send(());
+        match timeout(RELEASE, &mut self.task.0).await {
+            Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!("the Lease's task ended oddly: {error}"),
             Err(_) => tracing::warn!("the Lease could not be given back in time; it ends by itself"),
         }
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! - [`cli`], [`settings`]: the command line, and what it means
 //! - [`app`], [`leader`]: start and end, and which of several operators works
+//! - [`api_client`]: the way to the API server
 //! - [`crd`]: the API, its rules and its documentation
 //! - [`watched`]: the namespaces that are watched, and what is known of each
 //! - [`live`]: what is kept of each object
@@ -14,6 +15,7 @@
 //! - [`check`]: whether an installed operator works
 
 pub mod admin;
+pub mod api_client;
 pub mod app;
 pub mod census;
 pub mod check;

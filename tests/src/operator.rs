@@ -27,6 +27,9 @@ pub const SIDECAR_IMAGE: &str = "localhost/no-such-sidecar:1";
 /// The default broker of the operator under test.
 pub const BROKER: &str = "mqtt://127.0.0.1:1";
 
+/// How soon a follower takes over from a leader that is gone.
+pub const TAKEOVER: Duration = Duration::from_secs(15);
+
 /// What becomes of its log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Log {

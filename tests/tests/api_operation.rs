@@ -3,18 +3,17 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use futures::future::try_join_all;
 use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease};
+use mcp_mqtt_operator::leader::{Candidate, Leadership};
 use mcp_mqtt_tests::{
     cluster::{PATIENCE, Space, eventually, smallest},
-    operator::Operator,
+    operator::{Operator, TAKEOVER},
 };
 use serde_json::json;
 
 /// How the operator calls itself towards the API server.
 const USER_AGENT: &str = "mcp-mqtt-operator/";
-/// A follower takes over within 15 s; the machine may have other things to do.
-const TAKEOVER: Duration = Duration::from_secs(25);
-
 /// Writes but for the Lease, which a leader renews.
 fn writes(space: &Space) -> Result<Vec<String>> {
     let all = space.audited_writes(USER_AGENT)?;
@@ -97,6 +96,43 @@ async fn of_two_operators_one_works_and_the_other_takes_over() -> Result<()> {
     space.patch("weather", json!({"spec": {"replicas": 1}})).await?;
     space.status("weather", |status| status["ready"] == "0/1").await?;
     third.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test]
+async fn of_many_candidates_one_leads_at_a_time_and_each_end_has_its_heir() -> Result<()> {
+    const CANDIDATES: usize = 6;
+    let space = Space::new("candidates").await?;
+    let seek = |number: usize| {
+        Leadership::seek(Candidate {
+            client: space.kube.clone(),
+            namespace: space.namespace.clone(),
+            lease: "many".to_owned(),
+            identity: format!("candidate-{number}"),
+        })
+    };
+    let mut all = try_join_all((0..CANDIDATES).map(seek)).await?;
+    // Given back or left, in turn.
+    for count in (1..=CANDIDATES).rev() {
+        let begin = Instant::now();
+        let leader = loop {
+            let leaders: Vec<usize> = (0..count).filter(|&index| all[index].leads()).collect();
+            ensure!(leaders.len() < 2, "{} lead", leaders.len());
+            if let [leader] = leaders[..] {
+                break leader;
+            }
+            ensure!(begin.elapsed() < TAKEOVER, "nobody leads");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        eprintln!("of {count} one leads after {:?}", begin.elapsed());
+        // Another one that begins now does not lead, and its end takes nothing from who does.
+        let guest = seek(CANDIDATES).await?;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        ensure!(!guest.leads() && all[leader].leads(), "the Lease changed hands");
+        guest.release().await;
+        let leader = all.swap_remove(leader);
+        if count % 2 == 0 { leader.release().await } else { drop(leader) }
+    }
     space.remove().await
 }
 

@@ -11,6 +11,7 @@ use mcp_mqtt_tests::{
     cluster::{PATIENCE, Space, eventually},
     gateway::{Gateway, Options, call},
     operator::Operator,
+    proxy::{Manner, Proxy, kind},
 };
 use mcp_mqtt_transport::{
     client::{Client, ClientOptions, Instance, OpenError, Session, Unhandled},
@@ -258,6 +259,37 @@ async fn an_operator_that_is_killed_in_the_middle_of_a_wake_loses_no_message() -
     echoes(&first?).await?;
     echoes(&second?).await?;
     operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_counts_as_taken_only_when_it_is_written_down() -> Result<()> {
+    // The broker never gets what the operator writes down of the message: its connection ends there, and it dies.
+    let dies = Manner { closes_on: Some((kind::PUBLISH, "mcp-mqtt/held")), ..Manner::default() };
+    let (space, broker) = (Space::new("taken").await?, Mosquitto::start().await?);
+    let proxy = Proxy::start(broker.port(), Manner::default()).await?;
+    let operator = Operator::start(&space, &[]).await?;
+    let mut spec = sleepy(&broker);
+    spec["broker"]["url"] = json!(proxy.url().as_str().trim_end_matches('/'));
+    space.create(NAME, &spec).await?;
+    let instance = asleep(&space, &broker).await?;
+    proxy.behave(dies);
+    let client = client(&broker).await?;
+    let wake = async {
+        proxy.wait_sent(kind::PUBLISH, "mcp-mqtt/held").await?;
+        operator.kill().await?;
+        proxy.behave(Manner::default());
+        let next = Operator::start(&space, &[]).await?;
+        replicas(&space, 1).await?;
+        let pod = pod(&space, &broker, "weather-1")?;
+        pod.wait_ready().await?;
+        anyhow::Ok((next, pod))
+    };
+    let (session, woken) = tokio::join!(initialize(&client, &instance), wake);
+    let (next, pod) = woken?;
+    echoes(&session?).await?;
+    drop(pod);
+    next.stop().await?;
     space.remove().await
 }
 

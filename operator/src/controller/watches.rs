@@ -1,7 +1,8 @@
 //! The watches: one stream a kind, each into its store, trimmed to what is read of it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use backon::ExponentialBuilder;
 use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
 use k8s_openapi::{
     NamespaceResourceScope,
@@ -17,7 +18,8 @@ use kube::{
     runtime::{
         PredicateConfig, WatchStreamExt, predicates,
         reflector::{self, Lookup, Store, store::Writer},
-        watcher,
+        utils::ResetTimerBackoff,
+        watcher::{self, ExponentialBackoff},
     },
 };
 use serde::de::DeserializeOwned;
@@ -104,6 +106,17 @@ pub struct Optional {
     pub network_policies: bool,
 }
 
+/// Between a watch that failed and the next. At most a few seconds, where kube's own is half a minute: a dozen watches
+/// are no load to an API server that has just come back, and what happened meanwhile waits for them.
+fn backoff() -> ResetTimerBackoff<ExponentialBackoff> {
+    let waits = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(500))
+        .with_max_delay(Duration::from_secs(5))
+        .with_jitter()
+        .without_max_times();
+    ResetTimerBackoff::new(waits.into(), Duration::from_mins(2))
+}
+
 /// Watches one namespace, or (`None`) all.
 pub fn watch(
     client: &Client,
@@ -119,7 +132,7 @@ pub fn watch(
     let (services, writer) = reflector::store();
     let stream = watcher::watcher(api::<Guarded>(client, namespace), everything.clone())
         .modify(trim::service)
-        .default_backoff()
+        .backoff(backoff())
         .reflect(writer)
         .applied_objects()
         .predicate_filter(predicates::generation, PredicateConfig::default());
@@ -286,6 +299,6 @@ where
             lists = lists.saturating_add(1);
         }
     };
-    let events = events.default_backoff().inspect_ok(noted);
+    let events = events.backoff(backoff()).inspect_ok(noted);
     (store, events.touched_objects().boxed())
 }

@@ -65,6 +65,7 @@ impl Keeper {
             Action::Ask => self.ask(reference),
             Action::Nudge(instance) => self.nudge(&wanted, &instance),
             Action::Keep(held) => {
+                tracing::debug!(service = %reference, client = %held.client, "initialize is held");
                 if let Some(publisher) = self.publisher(&wanted) {
                     let filter = Filter::new(topic::client_presence(&held.client), Qos::AtLeastOnce);
                     let _ = publisher.subscribe_start(vec![filter]); // a client that leaves unheard is answered all the same
@@ -76,6 +77,7 @@ impl Keeper {
             }
             Action::Drop(held) => self.release(&wanted, &held),
             Action::Forward(held) => {
+                tracing::debug!(service = %reference, client = %held.client, "initialize is passed on");
                 self.setting.metrics.woke(true);
                 self.forward(&wanted, &held);
                 self.release(&wanted, &held);

@@ -1,0 +1,66 @@
+//! The client to the API server: kube's own stack of layers, but for two things that its builder does not let be set.
+//!
+//! What the API server refuses for a while (429, 503) is tried again by the client a few times within seconds, as long
+//! as it says itself where it does; kube's policy goes on for minutes, with ever longer waits, and what has failed
+//! here is tried again by whoever asked. And a connection that nothing uses is closed: a burst of a thousand objects
+//! opens dozens, each with its buffers.
+
+use std::time::Duration;
+
+use http::HeaderValue;
+use hyper_timeout::TimeoutConnector;
+use hyper_util::{
+    client::legacy::{self, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use kube::{
+    Client, Config, Error,
+    client::{Body, ConfigExt, retry::RetryPolicy},
+};
+use tower::{BoxError, ServiceBuilder, retry::RetryLayer};
+
+/// First and longest wait before a request that was refused for a while is sent again, where the API server names none.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// How often it is sent again.
+const RETRIES: u32 = 3;
+/// How long a connection is kept that nothing uses.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// A client that calls itself by this name, to the cluster that the environment names.
+///
+/// # Errors
+/// There is no cluster, or its certificates or credentials cannot be read.
+pub async fn connect(user_agent: &'static str) -> Result<Client, BoxError> {
+    let mut config = Config::infer().await?;
+    // The audit log tells by this who wrote what.
+    config.headers.push((http::header::USER_AGENT, HeaderValue::from_static(user_agent)));
+    Ok(build(config)?)
+}
+
+fn build(config: Config) -> Result<Client, Error> {
+    if config.proxy_url.is_some() {
+        return Client::try_from(config); // which says what it cannot do
+    }
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
+    connector.set_connect_timeout(config.connect_timeout);
+    connector.set_read_timeout(config.read_timeout);
+    connector.set_write_timeout(config.write_timeout);
+    connector.set_reset_reader_on_write(config.reset_reader_on_write);
+    let connections: legacy::Client<_, Body> = legacy::Builder::new(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE)
+        .build(connector);
+    let retries =
+        RetryPolicy::new(FIRST_WAIT, LONGEST_WAIT, RETRIES, true).expect("the shorter wait is first");
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .layer(RetryLayer::new(retries))
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(connections);
+    Ok(Client::new(service, config.default_namespace))
+}
