@@ -127,9 +127,12 @@ async fn of_many_candidates_one_leads_at_a_time_and_each_end_has_its_heir() -> R
         eprintln!("of {count} one leads after {:?}", begin.elapsed());
         // Another one that begins now does not lead, and its end takes nothing from who does.
         let guest = seek(CANDIDATES).await?;
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        ensure!(!guest.leads() && all[leader].leads(), "the Lease changed hands");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        ensure!(!guest.leads(), "the guest leads, too");
         guest.release().await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let leaders: Vec<usize> = (0..count).filter(|&index| all[index].leads()).collect();
+        ensure!(leaders == [leader], "the Lease changed hands: {leaders:?} lead, and not {leader}");
         let leader = all.swap_remove(leader);
         if count % 2 == 0 { leader.release().await } else { drop(leader) }
     }
