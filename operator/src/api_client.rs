@@ -1,9 +1,9 @@
-//! The client to the API server: kube's own stack of layers, but for two things that its builder does not let be set.
+//! The client to the API server: kube's own stack of layers, but for what its builder does not let be set.
 //!
-//! What the API server refuses for a while (429, 503) is tried again by the client a few times within seconds, as long
-//! as it says itself where it does; kube's policy goes on for minutes, with ever longer waits, and what has failed
-//! here is tried again by whoever asked. And a connection that nothing uses is closed: a burst of a thousand objects
-//! opens dozens, each with its buffers.
+//! What the API server refuses for a while (429, 503, 504) is sent again a few times, after the time that it names or
+//! within seconds. Kube's policy goes on for minutes, with ever longer waits; here whoever asked tries again, and says
+//! so: nothing is logged of a single request. And a connection that nothing uses is closed: a burst of a thousand
+//! objects opens dozens, each with its buffers.
 
 use std::time::Duration;
 

@@ -191,7 +191,7 @@ async fn lead(
     readiness.set(Vec::new());
     tracing::info!(identity, "waiting for the Lease {}/{}", args.namespace, args.lease_name);
     tokio::select! {
-        () = leadership.won() => {}
+        won = leadership.won() => if !won { return Err(AppError::LeadershipLost) },
         () = stopped(stop.clone()) => {
             leadership.release().await;
             return Ok(());

@@ -12,10 +12,10 @@ use kube::Client;
 use tokio::{
     sync::{oneshot, watch},
     task::JoinHandle,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
-use self::elector::Elector;
+use self::elector::{Elector, RENEW_DEADLINE};
 
 /// Giving the Lease back at the end may take this long.
 const RELEASE: Duration = Duration::from_secs(5);
@@ -46,13 +46,14 @@ impl Leadership {
     /// Becomes a candidate.
     ///
     /// # Errors
-    /// The Lease cannot be read, made or written.
+    /// The Lease cannot be read, made or written. An API server that does not answer is none: it may yet.
     pub async fn seek(candidate: Candidate) -> Result<Self, kube::Error> {
         let mut elector = Elector::new(candidate);
-        let leads = elector.attempt().await?;
+        let begin = Instant::now();
+        let leads = timeout(RENEW_DEADLINE, elector.attempt()).await.unwrap_or(Ok(false))?;
         let (sender, state) = watch::channel(leads);
         let (stop, stopped) = oneshot::channel();
-        let task = Task(tokio::spawn(elector.run(sender, stopped)));
+        let task = Task(tokio::spawn(elector.run(leads.then_some(begin), sender, stopped)));
         Ok(Self { state, stop, task })
     }
 
@@ -61,13 +62,12 @@ impl Leadership {
         *self.state.borrow()
     }
 
-    /// Waits until this candidate leads.
-    pub async fn won(&mut self) {
-        // An error: its task ended, which only a panic in it can do. Then it is lost at once.
-        let _ = self.state.wait_for(|leads| *leads).await;
+    /// Waits until this candidate leads. False: it will not, as it has lost already.
+    pub async fn won(&mut self) -> bool {
+        self.state.wait_for(|leads| *leads).await.is_ok()
     }
 
-    /// Waits until this candidate leads no more.
+    /// Waits until this candidate leads no more; it will not again.
     pub async fn lost(&mut self) {
         let _ = self.state.wait_for(|leads| !*leads).await;
     }

@@ -27,7 +27,7 @@ const NAME: &str = "weather";
 const USER_AGENT: &str = "mcp-mqtt-operator/";
 /// The API server is gone for this long: longer than a Lease lives, and than a request is waited for.
 const OUTAGE: Duration = Duration::from_mins(1);
-/// Then all that happened meanwhile is made good: no watch waits for much longer than 5 s.
+/// Then all that happened meanwhile is made good: no watch waits for longer than 5 s.
 const AFTER_OUTAGE: Duration = Duration::from_secs(20);
 /// No write for so long, and there will be none.
 const CALM: Duration = Duration::from_secs(5);

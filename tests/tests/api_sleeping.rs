@@ -11,7 +11,7 @@ use mcp_mqtt_tests::{
     cluster::{PATIENCE, Space, eventually},
     gateway::{Gateway, Options, call},
     operator::Operator,
-    proxy::{Manner, Proxy, kind},
+    proxy::{Manner, Proxy, is, kind},
 };
 use mcp_mqtt_transport::{
     client::{Client, ClientOptions, Instance, OpenError, Session, Unhandled},
@@ -264,9 +264,18 @@ async fn an_operator_that_is_killed_in_the_middle_of_a_wake_loses_no_message() -
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_counts_as_taken_only_when_it_is_written_down() -> Result<()> {
+    taken("taken", false).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_comes_again_is_written_down_again() -> Result<()> {
+    taken("again", true).await
+}
+
+async fn taken(test: &str, again: bool) -> Result<()> {
     // The broker never gets what the operator writes down of the message: its connection ends there, and it dies.
     let dies = Manner { closes_on: Some((kind::PUBLISH, "mcp-mqtt/held")), ..Manner::default() };
-    let (space, broker) = (Space::new("taken").await?, Mosquitto::start().await?);
+    let (space, broker) = (Space::new(test).await?, Mosquitto::start().await?);
     let proxy = Proxy::start(broker.port(), Manner::default()).await?;
     let operator = Operator::start(&space, &[]).await?;
     let mut spec = sleepy(&broker);
@@ -277,6 +286,19 @@ async fn a_message_counts_as_taken_only_when_it_is_written_down() -> Result<()> 
     let client = client(&broker).await?;
     let wake = async {
         proxy.wait_sent(kind::PUBLISH, "mcp-mqtt/held").await?;
+        if again {
+            // On its next connection it gets the message once more, and has it already.
+            let sent = proxy.sent().len();
+            proxy.behave(Manner::default());
+            eventually(PATIENCE, async || {
+                proxy.sent()[sent..]
+                    .iter()
+                    .any(|packet| is(packet, kind::PUBLISH, "mcp-mqtt/held"))
+                    .then_some(())
+            })
+            .await
+            .context("it does not write it down again")?;
+        }
         operator.kill().await?;
         proxy.behave(Manner::default());
         let next = Operator::start(&space, &[]).await?;

@@ -58,6 +58,9 @@ const FEATURES: [&str; 2] = ["--features", "mcp-mqtt-tests/cluster"];
 /// Tests of a suite at one time: they wait more than they work, whatever the machine's cores.
 const TESTS_AT_ONCE: &str = "4";
 
+/// Calls of cargo at one time for the suites that need no cluster.
+const LOCAL_LANES: usize = 2;
+
 /// The cargo setting that names what runs a test's binary.
 pub(crate) const RUNNER: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER";
 
@@ -164,12 +167,21 @@ pub(crate) fn build_programs() -> Result<()> {
 /// What needs this machine only: a broker on loopback, real servers, real processes.
 fn local(suites: &Suites) -> Result<()> {
     eprintln!("\n{}", heading("Suites on this machine"));
-    let mut test = workspace::cargo();
-    test.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins"]).args(FEATURES);
-    for suite in &suites.local {
-        test.args(["--test", suite]);
-    }
-    run_cargo(test.env("RUST_TEST_THREADS", TESTS_AT_ONCE))?;
+    // Cargo runs one suite after the other, and each ends with a test that waits: two at a time fill the processors.
+    let test = |first: &[&str], share: usize| {
+        let mut test = workspace::cargo();
+        test.args(["test", "--workspace", "--no-fail-fast"]).args(first).args(FEATURES);
+        for suite in suites.local.iter().skip(share).step_by(LOCAL_LANES) {
+            test.args(["--test", suite]);
+        }
+        test.current_dir(root()).env("RUST_TEST_THREADS", TESTS_AT_ONCE);
+        test
+    };
+    let lanes = (0..LOCAL_LANES).map(|share| {
+        let first: &[&str] = if share == 0 { &["--lib", "--bins"] } else { &[] };
+        Lane { steps: vec![vec![test(first, share)]] }
+    });
+    lanes::run("The suites on this machine", lanes.collect())?;
     run_cargo(workspace::cargo().args(["test", "--workspace", "--doc"]).args(FEATURES))
 }
 
@@ -197,7 +209,7 @@ fn in_clusters() -> Result<()> {
         lanes.push(Lane { steps: steps.iter().map(|step| step.iter().map(command).collect()).collect() });
     }
     // A failed run leaves its clusters to look at: cargo xtask kubectl --cluster test …
-    lanes::run(lanes)?;
+    lanes::run("The suites on clusters", lanes)?;
     CLUSTERS.iter().try_for_each(|suites| Cluster::named(suites.cluster)?.down())
 }
 

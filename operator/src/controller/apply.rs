@@ -182,6 +182,9 @@ struct Due {
     before: Option<Box<str>>,
 }
 
+/// When to look again at an object that the watch does not show and the API server does.
+const ASKED: Duration = Duration::from_secs(30);
+
 impl Step<'_> {
     /// What need not be: applied where it is wanted, deleted where it is not.
     async fn keep<K>(
@@ -223,21 +226,27 @@ impl Step<'_> {
         let key = self.key(kind, &name);
         let (desired, hash) = with_hash(self.scope, desired);
         let stored = live.as_ref().and_then(|live| live.version.clone());
-        let live = match (self.scope.applied.ask(&key, live.as_ref(), &hash), live) {
-            (Memory::Silent, Some(live)) => Some(live),
+        let (live, asked) = match (self.scope.applied.ask(&key, live.as_ref(), &hash), live) {
+            (Memory::Silent, Some(live)) => (Some(live), false),
             (Memory::Settled, _) => return Ok(None),
             (Memory::Behind, _) => {
-                lock(&self.progress).look_again = Some(BEHIND);
+                self.look_again(BEHIND);
                 return Ok(None);
             }
             // The watch sees only what has our label, and may stand still: whatever else has this name must not be
             // taken over, and what we applied already not be applied again.
-            (Memory::Stale, _) | (Memory::Silent, None) => self.find::<K>(kind, &name).await?,
+            (Memory::Stale, _) | (Memory::Silent, None) => (self.find::<K>(kind, &name).await?, true),
         };
         if let Some(live) = &live {
             self.check_owner(kind, live)?;
             if live.hash.as_deref() == Some(&*hash) {
-                let Some(field) = ownership::first_lost(live, &desired) else { return Ok(None) };
+                let Some(field) = ownership::first_lost(live, &desired) else {
+                    if asked {
+                        // One of several API servers may be behind what the watch has told us already.
+                        self.look_again(ASKED);
+                    }
+                    return Ok(None);
+                };
                 if let Err(wait) = self.scope.contests.mend(&key, Instant::now()) {
                     return Err(self.contested::<K>(kind, &name, field, wait).await?);
                 }
@@ -280,6 +289,12 @@ impl Step<'_> {
         }
         self.scope.applied.remember(key, Record { hash, before: stored, after, at: Instant::now() });
         Ok(())
+    }
+
+    /// After this time at the latest.
+    fn look_again(&self, after: Duration) {
+        let mut progress = lock(&self.progress);
+        progress.look_again = Some(progress.look_again.map_or(after, |sooner| sooner.min(after)));
     }
 
     fn key(&self, kind: &'static str, name: &str) -> memory::Key {

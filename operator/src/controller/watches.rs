@@ -106,12 +106,12 @@ pub struct Optional {
     pub network_policies: bool,
 }
 
-/// Between a watch that failed and the next. At most a few seconds, where kube's own is half a minute: a dozen watches
+/// Between a watch that failed and the next. At most 5 s, where kube's own is a minute: a dozen watches
 /// are no load to an API server that has just come back, and what happened meanwhile waits for them.
 fn backoff() -> ResetTimerBackoff<ExponentialBackoff> {
     let waits = ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(500))
-        .with_max_delay(Duration::from_secs(5))
+        .with_min_delay(Duration::from_millis(400))
+        .with_max_delay(Duration::from_millis(2500)) // jitter adds as much again
         .with_jitter()
         .without_max_times();
     ResetTimerBackoff::new(waits.into(), Duration::from_mins(2))

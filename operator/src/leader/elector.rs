@@ -7,19 +7,24 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::MicroTime,
     jiff::Timestamp,
 };
-use kube::{Api, ResourceExt, api::PostParams};
+use kube::{
+    Api, ResourceExt,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::json;
 use tokio::{
     sync::{oneshot, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::Candidate;
+use crate::names::FIELD_MANAGER;
 
 /// A Lease that is not renewed for this long is anybody's. With the follower's look before, the next leader works
 /// within 15 s.
 const DURATION: Duration = Duration::from_secs(12);
 /// A leader that could not renew for this long works no more.
-const RENEW_DEADLINE: Duration = Duration::from_secs(8);
+pub(super) const RENEW_DEADLINE: Duration = Duration::from_secs(8);
 /// How often a leader renews.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
 /// How often a follower looks, at least, and a leader tries again that could not renew.
@@ -46,47 +51,55 @@ impl Elector {
         Self { api, candidate, sight: Sight::default(), held: None, error: None }
     }
 
-    /// Seeks leadership, has it, loses it; and once more, until it is to stop.
-    pub(super) async fn run(mut self, state: watch::Sender<bool>, mut stopped: oneshot::Receiver<()>) {
-        loop {
-            if !*state.borrow() {
-                tokio::select! {
-                    () = self.follow() => {}
-                    _ = &mut stopped => return,
-                }
-                state.send_replace(true);
+    /// Seeks leadership (unless it was won at that time), has it, and loses it or is to stop.
+    pub(super) async fn run(
+        mut self,
+        won: Option<Instant>,
+        state: watch::Sender<bool>,
+        mut stopped: oneshot::Receiver<()>,
+    ) {
+        let won = match won {
+            Some(won) => won,
+            None => tokio::select! {
+                won = self.follow() => won,
+                // A request that was under way may have come through.
+                _ = &mut stopped => return self.give_back().await,
+            },
+        };
+        state.send_replace(true);
+        tokio::select! {
+            () = self.lead(won) => {
+                state.send_replace(false);
             }
-            tokio::select! {
-                () = self.lead() => {}
-                _ = &mut stopped => {
-                    state.send_replace(false);
-                    return self.give_back().await;
-                }
+            _ = &mut stopped => {
+                state.send_replace(false);
+                self.give_back().await;
             }
-            self.held = None;
-            state.send_replace(false);
         }
     }
 
-    /// Until the Lease is ours.
-    async fn follow(&mut self) {
+    /// Until the Lease is ours; since when at least.
+    async fn follow(&mut self) -> Instant {
         loop {
             // No longer than it runs; and not all followers at once.
             let pause = self.sight.left.clamp(LOOK_LEAST, LOOK_EVERY);
             sleep(pause.mul_f64(0.9 + fastrand::f64() / 5.0)).await;
+            let begin = Instant::now();
             let attempt = timeout(RENEW_DEADLINE, self.attempt()).await;
             if self.told(attempt.ok(), "sought") == Some(true) {
-                return;
+                return begin;
             }
         }
     }
 
-    /// Until the Lease is ours no more, or may not be.
-    async fn lead(&mut self) {
-        let mut deadline = Instant::now() + RENEW_DEADLINE;
+    /// Until the Lease is ours no more, or may not be. Whoever looks at the Lease counts from a write of ours at the
+    /// earliest from when that was begun.
+    async fn lead(&mut self, won: Instant) {
+        let mut deadline = won + RENEW_DEADLINE;
         let mut pause = RENEW_EVERY;
         while Instant::now() < deadline {
-            sleep(pause).await;
+            let left = deadline.saturating_duration_since(Instant::now());
+            sleep(pause.min(left / 2)).await;
             let begin = Instant::now();
             let attempt = timeout_at(deadline, self.attempt()).await;
             match self.told(attempt.ok(), "renewed") {
@@ -118,7 +131,6 @@ impl Elector {
     /// Renews the Lease, or takes it where it may be taken. Whether it is ours.
     pub(super) async fn attempt(&mut self) -> Result<bool, kube::Error> {
         let name = self.candidate.lease.clone();
-        let parameters = self.parameters();
         for _ in 0..CONFLICTS {
             let known = match self.held.take() {
                 Some(held) => Some(held),
@@ -132,9 +144,11 @@ impl Elector {
             sign(&mut lease, &self.candidate.identity, Timestamp::now());
             let written = if is_new {
                 lease.metadata.name = Some(name.clone());
-                self.api.create(&parameters, &lease).await
+                let by =
+                    PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+                self.api.create(&by, &lease).await
             } else {
-                self.api.replace(&name, &parameters, &lease).await
+                self.write(&lease).await
             };
             match written {
                 Ok(lease) => {
@@ -151,28 +165,43 @@ impl Elector {
 
     async fn give_back(mut self) {
         match self.resign().await {
-            Ok(()) => tracing::info!("the Lease is given back"),
+            Ok(true) => tracing::info!("the Lease is given back"),
+            Ok(false) => {}
             Err(error) => tracing::warn!("the Lease could not be given back: {error}; it ends by itself"),
         }
     }
 
-    async fn resign(&mut self) -> Result<(), kube::Error> {
+    /// Whether it was ours.
+    async fn resign(&mut self) -> Result<bool, kube::Error> {
         let name = &self.candidate.lease;
         let known = match self.held.take() {
             Some(held) => Some(held),
             None => self.api.get_opt(name).await?,
         };
-        let Some(mut lease) = known else { return Ok(()) };
+        let Some(mut lease) = known else { return Ok(false) };
         let spec = lease.spec.get_or_insert_default();
         if spec.holder_identity.take().as_ref() != Some(&self.candidate.identity) {
-            return Ok(());
+            return Ok(false);
         }
-        self.api.replace(name, &self.parameters(), &lease).await.map(drop)
+        self.write(&lease).await.map(|_| true)
     }
 
-    fn parameters(&self) -> PostParams {
-        let field_manager = Some(format!("mcp-mqtt-operator-{}", self.candidate.identity));
-        PostParams { field_manager, ..PostParams::default() }
+    /// Writes what is ours to write, over the version that was read and no other.
+    async fn write(&self, lease: &Lease) -> Result<Lease, kube::Error> {
+        let by = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let spec = lease.spec.as_ref();
+        let patch = json!({
+            "metadata": {"resourceVersion": lease.metadata.resource_version},
+            "spec": {
+                // Null where there is none: a merge takes it away.
+                "holderIdentity": spec.and_then(|spec| spec.holder_identity.as_ref()),
+                "acquireTime": spec.and_then(|spec| spec.acquire_time.as_ref()),
+                "renewTime": spec.and_then(|spec| spec.renew_time.as_ref()),
+                "leaseDurationSeconds": spec.and_then(|spec| spec.lease_duration_seconds),
+                "leaseTransitions": spec.and_then(|spec| spec.lease_transitions),
+            },
+        });
+        self.api.patch(&self.candidate.lease, &by, &Patch::Merge(patch)).await
     }
 }
 

@@ -125,8 +125,10 @@ impl Waiting {
 
     /// Holds one more, or refuses it.
     pub(super) fn hold(&mut self, held: Held, room: bool, out: &mut Vec<Action>) {
-        if self.held.iter().any(|known| known.client == held.client && known.id == held.id) {
-            return; // the broker delivers at least once
+        let known = self.held.iter().find(|known| known.client == held.client && known.id == held.id);
+        if let Some(known) = known {
+            // The broker delivers at least once; and what was written down of it may have been lost on the way.
+            return out.push(Action::Keep(known.clone()));
         }
         if held.payload.len() > MAX_BYTES {
             let size = held.payload.len();

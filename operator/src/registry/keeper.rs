@@ -90,7 +90,7 @@ enum Done {
     Scaled(ServiceRef, i32, Result<(), String>),
     Asked(ServiceRef),
     /// The time has come to say that a message that was for a service is refused.
-    Refuse(doing::Refused),
+    Reject(doing::Rejection),
     /// Whether what a presence stands for exists, by the API server's word.
     Confirmed(upkeep::Suspect, Result<bool, String>),
 }
@@ -297,14 +297,18 @@ impl Keeper {
 
     /// A request for the service of this id.
     fn heard(&mut self, key: &str, standby: &str, unclaimed: Unclaimed) {
-        match self.by_standby.get(standby).cloned() {
+        // A service that has gone to another broker is not asked for at this one.
+        let here = |reference: &&ServiceRef| {
+            self.services.get(reference).is_some_and(|service| service.wanted.broker.key == key)
+        };
+        match self.by_standby.get(standby).filter(here).cloned() {
             Some(reference) => self.take_unclaimed(&reference, unclaimed),
             // Not told of yet: the broker kept it while there was no operator.
             None => {
                 if is_request(&unclaimed.payload)
                     && let Some(broker) = self.brokers.get_mut(key)
                 {
-                    broker.keep_unclaimed(standby, unclaimed);
+                    broker.keep_unclaimed(standby, unclaimed, Instant::now());
                 }
             }
         }
@@ -442,7 +446,7 @@ impl Keeper {
                 self.look_at_instances(Instant::now());
                 self.with(&reference, |sleeper, now, out| sleeper.asked(sleeper.facts.idle, now, out));
             }
-            Done::Refuse(refused) => self.refuse_now(refused),
+            Done::Reject(rejection) => self.reject(rejection),
             Done::Confirmed(suspect, exists) => self.confirmed(suspect, exists),
         }
     }

@@ -31,7 +31,7 @@ struct Ended {
 ///
 /// # Errors
 /// All that failed; the others have run to their end.
-pub(super) fn run(lanes: Vec<Lane>) -> Result<()> {
+pub(super) fn run(what: &str, lanes: Vec<Lane>) -> Result<()> {
     let (sender, ended) = mpsc::channel();
     let running: Vec<_> = lanes
         .into_iter()
@@ -43,9 +43,9 @@ pub(super) fn run(lanes: Vec<Lane>) -> Result<()> {
     drop(sender);
     let mut failed = Vec::new();
     loop {
-        let step = Step::start("Suites on clusters, side by side");
+        let step = Step::start(&format!("{what}, side by side"));
         let Ok(Ended { line, said, failed: error }) = ended.recv() else {
-            step.done("The suites on clusters are through");
+            step.done(format!("{what} are through"));
             break;
         };
         step.done(format!("Over: {line}"));

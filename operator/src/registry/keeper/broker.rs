@@ -19,7 +19,7 @@ use tokio::{runtime::Handle, sync::mpsc, task::AbortHandle};
 
 use super::Setting;
 use crate::registry::{
-    held::IN_ALL,
+    held::{IN_ALL, MAX_BYTES},
     link::{self, Access, Happening},
     presences::Presences,
     wanted,
@@ -29,8 +29,8 @@ use crate::registry::{
 const JOURNAL: &str = "mcp-mqtt/held";
 /// User property there: when it came, in milliseconds of Unix time.
 const SINCE: &str = "MCP-MQTT-SINCE";
-/// What may wait for a broker that takes nothing at present: an answer, and a line of the journal, for all that can be
-/// held.
+/// What may wait for a broker that takes nothing at present: an answer, a line of the journal and an acknowledgement for
+/// all that can be held.
 const PENDING: usize = 3 * IN_ALL;
 /// How long the last words may take.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -74,7 +74,7 @@ impl Right {
     }
 }
 
-/// See the module. When it is dropped, what it was to say is sent, and the connection closed.
+/// See the module. When it is dropped, what the connection has taken is sent, if there is time, and it is closed.
 pub(super) struct Broker {
     task: AbortHandle,
     /// Whether the connection's end is our own doing.
@@ -92,7 +92,8 @@ pub(super) struct Broker {
     pending: VecDeque<Outgoing>,
     /// Errors that are said in a moment.
     pub(super) refusals: usize,
-    unclaimed: HashMap<String, Vec<Unclaimed>>,
+    /// By the server id that they are for, each with the time from which it waits here.
+    unclaimed: HashMap<String, Vec<(Instant, Unclaimed)>>,
 }
 
 /// What a broker is to get, in order.
@@ -107,6 +108,7 @@ enum Outgoing {
 pub(super) struct Unclaimed {
     pub(super) client: ClientId,
     pub(super) payload: Bytes,
+    /// When it came.
     pub(super) since: Instant,
 }
 
@@ -178,7 +180,8 @@ impl Broker {
 
     /// Whether something is still to be said.
     pub(super) fn is_busy(&self) -> bool {
-        self.publisher.is_some() && (self.refusals > 0 || !self.pending.is_empty())
+        let to_say = self.refusals > 0 || !self.pending.is_empty() || !self.unclaimed.is_empty();
+        self.publisher.is_some() && to_say
     }
 
     /// It stands: asks for all presences, and for what was written down.
@@ -204,6 +207,8 @@ impl Broker {
         self.connection += 1;
         self.presences.unlinked();
         self.publisher = None;
+        // An acknowledgement is of its connection; on the next, the broker delivers the message again.
+        self.pending.retain(|outgoing| matches!(outgoing, Outgoing::Publication(_)));
         if self.why.replace(why).is_none() {
             self.down_since = Instant::now();
         }
@@ -258,7 +263,8 @@ impl Broker {
     fn queue(&mut self, outgoing: Outgoing) {
         self.pending.push_back(outgoing);
         if self.pending.len() > PENDING {
-            self.pending.pop_front();
+            let first = self.pending.iter().position(|it| matches!(it, Outgoing::Publication(_)));
+            first.and_then(|index| self.pending.remove(index));
             tracing::warn!(broker = %self.access.url, "the broker takes nothing: dropped what waited longest");
         }
         self.flush();
@@ -334,23 +340,31 @@ impl Broker {
         Journalled::Message(standby.to_owned(), message)
     }
 
-    pub(super) fn keep_unclaimed(&mut self, standby: &str, message: Unclaimed) {
-        if self.unclaimed.values().map(Vec::len).sum::<usize>() < IN_ALL {
-            self.write_down(standby, &message.client, Some((&message.payload, message.since)));
-            self.unclaimed.entry(standby.to_owned()).or_default().push(message);
+    /// At most one of each client, as in the journal.
+    pub(super) fn keep_unclaimed(&mut self, standby: &str, message: Unclaimed, now: Instant) {
+        let waiting = self.unclaimed.entry(standby.to_owned()).or_default();
+        waiting.retain(|(_, other)| other.client != message.client);
+        if message.payload.len() > MAX_BYTES || self.unclaimed.values().map(Vec::len).sum::<usize>() >= IN_ALL
+        {
+            let client = &message.client;
+            tracing::warn!(standby, %client, "dropped: for a service not known yet, and too large or too many");
+            return self.write_down(standby, &message.client, None);
         }
+        self.write_down(standby, &message.client, Some((&message.payload, message.since)));
+        self.unclaimed.entry(standby.to_owned()).or_default().push((now, message));
     }
 
     pub(super) fn claim(&mut self, standby: &str) -> Vec<Unclaimed> {
-        self.unclaimed.remove(standby).unwrap_or_default()
+        let waiting = self.unclaimed.remove(standby).unwrap_or_default();
+        waiting.into_iter().map(|(_, message)| message).collect()
     }
 
     /// Nobody knows of that service.
     pub(super) fn forget_unclaimed(&mut self, now: Instant) {
         let mut forgotten = Vec::new();
         self.unclaimed.retain(|standby, messages| {
-            let late = messages.extract_if(.., |message| now.duration_since(message.since) >= UNCLAIMED);
-            forgotten.extend(late.map(|message| (standby.clone(), message.client)));
+            let late = messages.extract_if(.., |(waits, _)| now.duration_since(*waits) >= UNCLAIMED);
+            forgotten.extend(late.map(|(_, message)| (standby.clone(), message.client)));
             !messages.is_empty()
         });
         for (standby, client) in forgotten {

@@ -32,13 +32,15 @@ use crate::{
 /// An error is said this late: one real client asks a little before the broker has taken its subscription to the
 /// answer.
 const REFUSAL_DELAY: Duration = Duration::from_millis(20);
+/// Messages of a broker that are acknowledged only when their error is said: fewer than it lets be in flight.
+const REFUSALS_UNACKED: usize = 8;
 /// For the API server to answer.
 const ANSWER: Duration = Duration::from_secs(10);
 /// Gateways asked at one time.
 const CONCURRENCY: usize = 16;
 
 /// A message for a service that is about to be answered with an error.
-pub(super) struct Refused {
+pub(super) struct Rejection {
     reference: ServiceRef,
     wanted: Arc<Wanted>,
     held: Held,
@@ -84,8 +86,8 @@ impl Keeper {
             }
             Action::Refuse(held, refusal) => {
                 self.setting.metrics.woke(false);
-                let (reference, ack) = (reference.clone(), self.ack.take());
-                self.refuse(Refused { reference, wanted, held, refusal, ack });
+                let reference = reference.clone();
+                self.refuse(Rejection { reference, wanted, held, refusal, ack: None });
             }
         }
     }
@@ -152,31 +154,35 @@ impl Keeper {
         });
     }
 
-    fn refuse(&mut self, refused: Refused) {
-        let (service, client) = (&refused.reference, &refused.held.client);
-        tracing::info!(%service, %client, reason = refused.refusal.reason(), "initialize is refused");
-        let broker = self.brokers.get_mut(&refused.wanted.broker.key);
+    fn refuse(&mut self, mut rejection: Rejection) {
+        let (service, client) = (&rejection.reference, &rejection.held.client);
+        tracing::info!(%service, %client, reason = rejection.refusal.reason(), "initialize is refused");
+        let broker = self.brokers.get_mut(&rejection.wanted.broker.key);
         if let Some(broker) = broker.filter(|_| self.done.len() < IN_ALL) {
             broker.refusals += 1;
+            // So many messages of a broker may wait for their acknowledgement that others are not kept back by it.
+            if broker.refusals <= REFUSALS_UNACKED {
+                rejection.ack = self.ack.take();
+            }
             self.done.push(Box::pin(async move {
                 sleep(REFUSAL_DELAY).await;
-                Done::Refuse(refused)
+                Done::Reject(rejection)
             }));
         } else {
-            self.say_refused(refused);
+            self.say_rejection(rejection);
         }
     }
 
-    pub(super) fn refuse_now(&mut self, refused: Refused) {
-        if let Some(broker) = self.brokers.get_mut(&refused.wanted.broker.key) {
+    pub(super) fn reject(&mut self, rejection: Rejection) {
+        if let Some(broker) = self.brokers.get_mut(&rejection.wanted.broker.key) {
             // A broker that was opened anew meanwhile has none.
             broker.refusals = broker.refusals.saturating_sub(1);
         }
-        self.say_refused(refused);
+        self.say_rejection(rejection);
     }
 
-    fn say_refused(&mut self, refused: Refused) {
-        let Refused { reference, wanted, held, refusal, ack } = refused;
+    fn say_rejection(&mut self, rejection: Rejection) {
+        let Rejection { reference, wanted, held, refusal, ack } = rejection;
         let Some(broker) = self.brokers.get_mut(&wanted.broker.key) else { return };
         broker.say(Publication {
             user_properties: user_property::of_publish(Component::Server, wanted.standby.as_str()),
