@@ -58,13 +58,14 @@ impl Elector {
         state: watch::Sender<bool>,
         mut stopped: oneshot::Receiver<()>,
     ) {
-        let won = match won {
-            Some(won) => won,
-            None => tokio::select! {
+        let won = if let Some(won) = won {
+            won
+        } else {
+            tokio::select! {
                 won = self.follow() => won,
                 // A request that was under way may have come through.
                 _ = &mut stopped => return self.give_back().await,
-            },
+            }
         };
         state.send_replace(true);
         tokio::select! {

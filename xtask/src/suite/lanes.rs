@@ -43,7 +43,7 @@ pub(super) fn run(what: &str, lanes: Vec<Lane>) -> Result<()> {
     drop(sender);
     let mut failed = Vec::new();
     loop {
-        let step = Step::start(&format!("{what}, side by side"));
+        let step = Step::start(format!("{what}, side by side"));
         let Ok(Ended { line, said, failed: error }) = ended.recv() else {
             step.done(format!("{what} are through"));
             break;
@@ -127,7 +127,7 @@ mod tests {
         let first =
             Lane { steps: vec![vec![touch("a")], vec![shell("exit 3"), touch("b")], vec![touch("c")]] };
         let second = Lane { steps: vec![vec![touch("d")], vec![touch("e")]] };
-        let error = run(vec![first, second]).expect_err("one fails").to_string();
+        let error = run("They", vec![first, second]).expect_err("one fails").to_string();
         assert!(error.contains("exit status: 3") && error.contains("exit 3"), "{error}");
         let made = ["a", "b", "c", "d", "e"].map(|name| path(name).exists());
         assert_eq!(made, [true, true, false, true, true]);
