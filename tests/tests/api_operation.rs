@@ -4,7 +4,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
-use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease};
+use k8s_openapi::{
+    api::{apps::v1::Deployment, coordination::v1::Lease},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::api::PostParams;
 use mcp_mqtt_operator::leader::{Candidate, Leadership};
 use mcp_mqtt_tests::{
     cluster::{PATIENCE, Space, eventually, smallest},
@@ -111,6 +115,10 @@ async fn of_many_candidates_one_leads_at_a_time_and_each_end_has_its_heir() -> R
             identity: format!("candidate-{number}"),
         })
     };
+    // It is there, and nobody's: all of them see it free at one time.
+    let free =
+        Lease { metadata: ObjectMeta { name: Some("many".to_owned()), ..ObjectMeta::default() }, spec: None };
+    space.api::<Lease>().create(&PostParams::default(), &free).await?;
     let mut all = try_join_all((0..CANDIDATES).map(seek)).await?;
     // Given back or left, in turn.
     for count in (1..=CANDIDATES).rev() {
