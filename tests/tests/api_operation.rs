@@ -18,6 +18,7 @@ use serde_json::json;
 
 /// How the operator calls itself towards the API server.
 const USER_AGENT: &str = "mcp-mqtt-operator/";
+
 /// Writes but for the Lease, which a leader renews.
 fn writes(space: &Space) -> Result<Vec<String>> {
     let all = space.audited_writes(USER_AGENT)?;

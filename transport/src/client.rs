@@ -81,8 +81,6 @@ impl Client {
             user_properties: user_property::of_publish(Component::Client, client_id),
         };
         let connection = Connection::open(&ConnectOptions {
-            url: options.url.clone(),
-            client_id: client_id.to_owned(),
             username: options.username.clone(),
             password: options.password.clone(),
             tls: options.tls.clone(),
@@ -91,8 +89,7 @@ impl Client {
             user_properties: user_property::of_connect(Component::Client, "{}"),
             will: Some(will),
             max_packet_size: options.max_message_bytes.saturating_add(PACKET_OVERHEAD),
-            session_expiry: None,
-            manual_acks: false,
+            ..ConnectOptions::new(options.url.clone(), client_id)
         })
         .await?;
         let limit = usize::try_from(options.max_message_bytes).unwrap_or(usize::MAX);

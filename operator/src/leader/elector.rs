@@ -68,14 +68,13 @@ impl Elector {
             }
         };
         state.send_replace(true);
-        tokio::select! {
-            () = self.lead(won) => {
-                state.send_replace(false);
-            }
-            _ = &mut stopped => {
-                state.send_replace(false);
-                self.give_back().await;
-            }
+        let stops = tokio::select! {
+            () = self.lead(won) => false,
+            _ = &mut stopped => true,
+        };
+        state.send_replace(false);
+        if stops {
+            self.give_back().await;
         }
     }
 
@@ -131,20 +130,15 @@ impl Elector {
 
     /// Renews the Lease, or takes it where it may be taken. Whether it is ours.
     pub(super) async fn attempt(&mut self) -> Result<bool, kube::Error> {
-        let name = self.candidate.lease.clone();
         for _ in 0..CONFLICTS {
-            let known = match self.held.take() {
-                Some(held) => Some(held),
-                None => self.api.get_opt(&name).await?,
-            };
-            let mut lease = known.unwrap_or_default();
+            let mut lease = self.known().await?.unwrap_or_default();
             if !self.sight.may_take(&lease, &self.candidate.identity, Instant::now()) {
                 return Ok(false);
             }
             let is_new = lease.metadata.resource_version.is_none();
             sign(&mut lease, &self.candidate.identity, Timestamp::now());
             let written = if is_new {
-                lease.metadata.name = Some(name.clone());
+                lease.metadata.name = Some(self.candidate.lease.clone());
                 let by =
                     PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
                 self.api.create(&by, &lease).await
@@ -174,12 +168,7 @@ impl Elector {
 
     /// Whether it was ours.
     async fn resign(&mut self) -> Result<bool, kube::Error> {
-        let name = &self.candidate.lease;
-        let known = match self.held.take() {
-            Some(held) => Some(held),
-            None => self.api.get_opt(name).await?,
-        };
-        let Some(mut lease) = known else { return Ok(false) };
+        let Some(mut lease) = self.known().await? else { return Ok(false) };
         let spec = lease.spec.get_or_insert_default();
         if spec.holder_identity.take().as_ref() != Some(&self.candidate.identity) {
             return Ok(false);
@@ -187,21 +176,24 @@ impl Elector {
         self.write(&lease).await.map(|_| true)
     }
 
-    /// Writes what is ours to write, over the version that was read and no other.
+    /// As it was written last by us, else as it stands, if there is one.
+    async fn known(&mut self) -> Result<Option<Lease>, kube::Error> {
+        match self.held.take() {
+            Some(held) => Ok(Some(held)),
+            None => self.api.get_opt(&self.candidate.lease).await,
+        }
+    }
+
+    /// Writes its spec, over the version that was read and no other.
     async fn write(&self, lease: &Lease) -> Result<Lease, kube::Error> {
         let by = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-        let spec = lease.spec.as_ref();
-        let patch = json!({
+        let mut patch = json!({
             "metadata": {"resourceVersion": lease.metadata.resource_version},
-            "spec": {
-                // Null where there is none: a merge takes it away.
-                "holderIdentity": spec.and_then(|spec| spec.holder_identity.as_ref()),
-                "acquireTime": spec.and_then(|spec| spec.acquire_time.as_ref()),
-                "renewTime": spec.and_then(|spec| spec.renew_time.as_ref()),
-                "leaseDurationSeconds": spec.and_then(|spec| spec.lease_duration_seconds),
-                "leaseTransitions": spec.and_then(|spec| spec.lease_transitions),
-            },
+            "spec": lease.spec,
         });
+        // Null where there is none: a merge takes it away.
+        patch["spec"]["holderIdentity"] =
+            json!(lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_ref()));
         self.api.patch(&self.candidate.lease, &by, &Patch::Merge(patch)).await
     }
 }

@@ -78,8 +78,6 @@ impl Access {
             env!("CARGO_PKG_VERSION")
         );
         Ok(ConnectOptions {
-            url: broker.broker_url.clone(),
-            client_id: client_id.to_owned(),
             username,
             password: read(&broker.broker_password_file)?.map(Bytes::from),
             tls: TlsFiles {
@@ -93,8 +91,7 @@ impl Access {
             will,
             max_packet_size: self.config.limits.max_message_bytes.saturating_mul(PACKET_FACTOR)
                 + HEADER_BYTES,
-            session_expiry: None,
-            manual_acks: false,
+            ..ConnectOptions::new(broker.broker_url.clone(), client_id)
         })
     }
 }
