@@ -89,6 +89,7 @@ pub async fn run(
     let Watches { services, children, referred, default_broker_secret, relisted } = watches;
     let mut controller = Controller::for_stream(services, scope.stores.services.clone())
         .with_config(Config::default().concurrency(concurrency))
+        .trigger_backoff(watches::AtOnce)
         .reconcile_on(triggers(&scope, children, referred, changed))
         .reconcile_all_on(futures::stream::unfold(relisted, async |mut relisted| {
             relisted.changed().await.ok()?;
@@ -96,7 +97,11 @@ pub async fn run(
         }))
         .graceful_shutdown_on(stop);
     if let Some(secret) = default_broker_secret {
-        controller = controller.reconcile_all_on(secret.map(|_| ()));
+        let scope = scope.clone();
+        controller = controller.reconcile_all_on(secret.filter_map(move |secret| {
+            let changed = secret.map_err(|error| triggers::tell_failed(&scope, &error));
+            futures::future::ready(changed.ok().map(drop))
+        }));
     }
     let log = scope.clone();
     let run = controller.run(reconcile, error_policy, scope).for_each(move |result| {

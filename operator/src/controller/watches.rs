@@ -18,7 +18,7 @@ use kube::{
     runtime::{
         PredicateConfig, WatchStreamExt, predicates,
         reflector::{self, Lookup, Store, store::Writer},
-        utils::ResetTimerBackoff,
+        utils::{Backoff, ResetTimerBackoff},
         watcher::{self, ExponentialBackoff},
     },
 };
@@ -115,6 +115,23 @@ fn backoff() -> ResetTimerBackoff<ExponentialBackoff> {
         .with_jitter()
         .without_max_times();
     ResetTimerBackoff::new(waits.into(), Duration::from_mins(2))
+}
+
+/// What the controller is to wait after an error of its own watch: nothing, for that watch waits itself. Kube's default
+/// is up to a minute, in which the controller looks at none of the other watches either.
+#[derive(Debug)]
+pub struct AtOnce;
+
+impl Iterator for AtOnce {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(Duration::ZERO)
+    }
+}
+
+impl Backoff for AtOnce {
+    fn reset(&mut self) {}
 }
 
 /// Watches one namespace, or (`None`) all.
