@@ -382,6 +382,7 @@ impl Part<'_> {
             contests: controller::apply::Contests::default(),
             statuses: controller::status::StatusMemory::default(),
             failures: Failures::default(),
+            backlog: controller::backlog::Backlog::default(),
         });
         let changed =
             futures::stream::unfold(

@@ -5,6 +5,7 @@
 //! `validate` and `build` are pure; only they know what an `McpService` means. Each step has its own error.
 
 pub mod apply;
+pub mod backlog;
 pub mod build;
 pub mod fetch;
 pub mod news;
@@ -121,6 +122,7 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
     synced(&scope.unsynced).await;
     let begin = std::time::Instant::now();
     let reference = ServiceRef::from_obj(&*service);
+    scope.backlog.looked_at(&reference);
     if service.meta().deletion_timestamp.is_some() {
         forget(&scope, &reference);
         return Ok(Action::await_change());
@@ -136,7 +138,7 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
         Err(Stop::Refused(problem)) => (Err(problem), Counted::Refused),
         Err(Stop::Failed(_)) => {
             scope.metrics.reconciled(Counted::Failed, seconds(begin));
-            news::tell_changes(&scope, &service, &progress.changes).await;
+            news::tell_changes(&scope, &service, &progress.changes);
             let Err(Stop::Failed(error)) = result else { unreachable!("it was just looked at") };
             return Err(error);
         }
@@ -201,8 +203,9 @@ async fn tell(
     let seen = see(scope, service, readable);
     let namespace = reference.namespace.as_deref().unwrap_or_default();
     let applied = scope.applied.age("Deployment", namespace, &crate::names::child(&reference.name));
-    if let Some(held) = status::hold(outcome, &seen, last.as_ref(), applied) {
-        news::tell_changes(scope, service, &progress.changes).await;
+    let others_wait = scope.backlog.is_any(scope.stores.services.len());
+    if let Some(held) = status::hold(outcome, &seen, last.as_ref(), applied, others_wait) {
+        news::tell_changes(scope, service, &progress.changes);
         return Ok(Some(held));
     }
     let status = build_status(outcome, &seen, last.as_ref(), k8s_openapi::jiff::Timestamp::now());
@@ -217,7 +220,7 @@ async fn tell(
         Err(kube::Error::Api(answer)) if answer.is_not_found() => return Ok(None),
         Err(source) => return Err(ReconcileError::Status { service: reference.clone(), source }),
     }
-    news::tell_changes(scope, service, &progress.changes).await;
+    news::tell_changes(scope, service, &progress.changes);
     news::tell_conditions(scope, service, last.as_ref(), &status).await;
     Ok(None)
 }
@@ -275,10 +278,10 @@ fn report(
         Ok(_) | Err(ControllerError::ReconcilerFailed(..)) => {} // told by the error policy
         // It was deleted while something of it changed.
         Err(ControllerError::ObjectNotFound(service)) => {
-            forget(
-                scope,
-                &ServiceRef::new(&service.name).within(service.namespace.as_deref().unwrap_or_default()),
-            );
+            let service =
+                ServiceRef::new(&service.name).within(service.namespace.as_deref().unwrap_or_default());
+            forget(scope, &service);
+            scope.backlog.forget(&service);
         }
         Err(ControllerError::QueueError(error)) => {
             triggers::tell_failed(scope, &error);

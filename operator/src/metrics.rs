@@ -81,6 +81,7 @@ pub struct Metrics {
     objects: Family<ObjectLabels, Gauge>,
     services: Family<ServiceLabels, Gauge>,
     watch_failures: Counter,
+    events_left_out: Counter,
     leader: Gauge,
     asleep: Gauge,
     held: Gauge,
@@ -129,6 +130,12 @@ impl Metrics {
             "Watches that failed and were opened anew",
             watch_failures.clone(),
         );
+        let events_left_out = Counter::default();
+        registry.register(
+            "events_left_out",
+            "Events that were not written, as the API server took them slower than they came",
+            events_left_out.clone(),
+        );
         let leader = Gauge::default();
         registry.register("leader", "1 where this operator is the one that works", leader.clone());
         let asleep = Gauge::default();
@@ -156,6 +163,7 @@ impl Metrics {
             objects,
             services,
             watch_failures,
+            events_left_out,
             leader,
             asleep,
             held: waiting,
@@ -193,6 +201,11 @@ impl Metrics {
         let labels =
             ServiceLabels { watched: watched.to_owned(), ready: ready.to_owned(), reason: reason.to_owned() };
         self.services.get_or_create(&labels).set(i64::try_from(number).unwrap_or(i64::MAX));
+    }
+
+    /// There was no room for an Event.
+    pub fn left_out_event(&self) {
+        self.events_left_out.inc();
     }
 
     /// A watch failed.

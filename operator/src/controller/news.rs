@@ -1,15 +1,27 @@
 //! Events: what people see in `kubectl describe`. Only turns of conditions and writes are news; a sentence that
 //! changes is not. They are written one after the other, beside the reconciles: what is told of one service keeps no
-//! other from being made.
+//! other from being made. Where they come faster than the API server takes them for long, some are left out.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
     Client, Resource,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc::{
+        self,
+        error::{SendTimeoutError, TrySendError},
+    },
+    time::timeout,
+};
 
 use super::{
     apply::Change,
@@ -21,16 +33,28 @@ use crate::{
     reasons,
 };
 
-/// Events that wait to be written; a reconcile that finds no room waits for it. One has a kilobyte.
-const CAPACITY: usize = 256;
+/// Events of writes that wait to be written: as many as a burst of new services tells of. One has less than a kilobyte.
+const CHANGES: usize = 2048;
+/// Events of conditions' turns. A reconcile, which has nothing else to do then, waits for room; but not for long.
+const TURNS: usize = 256;
+const ROOM: Duration = Duration::from_secs(2);
 /// A recorder remembers what it wrote in the last minutes, so that what repeats is counted and not written anew. After
 /// so many another one takes its place: all that a thousand services tell at once would be megabytes.
 const REMEMBERED: usize = 64;
 /// For the API server to answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
+/// An Event, and whom it is about.
+type Told = (Event, ObjectReference);
+
 /// Where Events go.
-pub struct News(mpsc::Sender<(Event, ObjectReference)>);
+pub struct News {
+    changes: mpsc::Sender<Told>,
+    turns: mpsc::Sender<Told>,
+    metrics: Arc<Metrics>,
+    /// That there is no room was logged, and there has been none since.
+    overrun: Arc<AtomicBool>,
+}
 
 impl News {
     /// And what writes them, until there is no [`News`] and nothing to write any more.
@@ -39,29 +63,66 @@ impl News {
         reporter: Reporter,
         metrics: Arc<Metrics>,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
-        let (sender, mut queue) = mpsc::channel::<(Event, ObjectReference)>(CAPACITY);
+        let (changes, mut new_changes) = mpsc::channel::<Told>(CHANGES);
+        let (turns, mut new_turns) = mpsc::channel::<Told>(TURNS);
+        let overrun = Arc::new(AtomicBool::new(false));
+        let news = Self { changes, turns, metrics: metrics.clone(), overrun: overrun.clone() };
         let write = async move {
             loop {
                 let recorder = Recorder::new(client.clone(), reporter.clone());
                 for _ in 0..REMEMBERED {
-                    let Some((event, about)) = queue.recv().await else { return };
-                    // Nothing hangs on it.
-                    match timeout(ANSWER, recorder.publish(&event, &about)).await {
-                        Ok(Ok(())) => metrics.wrote("Event", "create"),
-                        Ok(Err(error)) => {
-                            tracing::warn!(reason = event.reason, "an Event cannot be written: {error}");
-                        }
-                        Err(_) => {
-                            tracing::warn!(
-                                reason = event.reason,
-                                "an Event cannot be written: no answer within {ANSWER:?}"
-                            );
-                        }
+                    let next = tokio::select! {
+                        biased; // somebody waits with a turn
+                        Some(turn) = new_turns.recv() => turn,
+                        Some(change) = new_changes.recv() => change,
+                        else => return,
+                    };
+                    if new_turns.is_empty() && new_changes.is_empty() {
+                        overrun.store(false, Ordering::Relaxed);
                     }
+                    write(&recorder, &next, &metrics).await;
                 }
             }
         };
-        (Self(sender), write)
+        (news, write)
+    }
+
+    /// Tells of a write. Waits for nothing: an Event is worth less than what the reconcile has yet to do.
+    fn tell_change(&self, event: Event, about: ObjectReference) {
+        // It is closed when the controller ends.
+        if let Err(TrySendError::Full(told)) = self.changes.try_send((event, about)) {
+            self.leave_out(&told);
+        }
+    }
+
+    /// Tells of a condition.
+    async fn tell_turn(&self, event: Event, about: ObjectReference) {
+        if let Err(SendTimeoutError::Timeout(told)) = self.turns.send_timeout((event, about), ROOM).await {
+            self.leave_out(&told);
+        }
+    }
+
+    fn leave_out(&self, (event, about): &Told) {
+        self.metrics.left_out_event();
+        if !self.overrun.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                namespace = about.namespace,
+                service = about.name,
+                reason = event.reason,
+                "the API server takes Events slower than they come: this one and others are left out"
+            );
+        }
+    }
+}
+
+/// Nothing hangs on it.
+async fn write(recorder: &Recorder, (event, about): &Told, metrics: &Metrics) {
+    match timeout(ANSWER, recorder.publish(event, about)).await {
+        Ok(Ok(())) => metrics.wrote("Event", "create"),
+        Ok(Err(error)) => tracing::warn!(reason = event.reason, "an Event cannot be written: {error}"),
+        Err(_) => {
+            tracing::warn!(reason = event.reason, "an Event cannot be written: no answer within {ANSWER:?}");
+        }
     }
 }
 
@@ -69,7 +130,7 @@ impl News {
 const MAX_NOTE: usize = 1000;
 
 /// One Event for all writes of a reconcile that are alike: an Event is a write, too.
-pub(super) async fn tell_changes(scope: &Scope, service: &Guarded, changes: &[Change]) {
+pub(super) fn tell_changes(scope: &Scope, service: &Guarded, changes: &[Change]) {
     for alike in changes.chunk_by(|one, next| one.what == next.what) {
         let what = alike[0].what;
         let names: Vec<String> =
@@ -84,7 +145,7 @@ pub(super) async fn tell_changes(scope: &Scope, service: &Guarded, changes: &[Ch
         let secondary = if let [only] = alike { Some(about(only)) } else { None };
         let note = format!("{what} {}", names.join(", "));
         let event = Event { secondary, ..event(EventType::Normal, what, "Reconcile", note) };
-        tell(scope, service, event).await;
+        scope.news.tell_change(event, reference(service));
     }
 }
 
@@ -96,7 +157,8 @@ pub(super) async fn tell_conditions(
     now: &McpServiceStatus,
 ) {
     for turn in turns(last, now) {
-        tell(scope, service, event(turn.kind, &turn.reason, turn.condition, turn.note)).await;
+        let event = event(turn.kind, &turn.reason, turn.condition, turn.note);
+        scope.news.tell_turn(event, reference(service)).await;
     }
 }
 
@@ -147,11 +209,6 @@ fn event(type_: EventType, reason: &str, action: &str, mut note: String) -> Even
     Event { type_, reason: reason.to_owned(), note: Some(note), action: action.to_owned(), secondary: None }
 }
 
-async fn tell(scope: &Scope, service: &Guarded, event: Event) {
-    // It is closed when the controller ends.
-    let _ = scope.news.0.send((event, reference(service))).await;
-}
-
 fn reference(service: &Guarded) -> ObjectReference {
     let mut reference = service.object_ref(&());
     reference.kind = Some(McpService::kind(&()).into_owned());
@@ -161,9 +218,62 @@ fn reference(service: &Guarded) -> ObjectReference {
 
 #[cfg(test)]
 mod tests {
+    use std::{convert::Infallible, future::pending};
+
+    use kube::client::Body;
     use serde_json::json;
+    use tokio::time::Instant;
 
     use super::*;
+
+    /// An API server that never answers, and what is told meanwhile.
+    fn stuck() -> (News, Arc<Metrics>, impl Future<Output = ()> + Send + 'static) {
+        let silent = tower::service_fn(|_: http::Request<Body>| {
+            pending::<std::result::Result<http::Response<Body>, Infallible>>()
+        });
+        let metrics = Arc::new(Metrics::new());
+        let (news, write) =
+            News::new(Client::new(silent, "meteo"), Reporter::from("operator"), metrics.clone());
+        (news, metrics, write)
+    }
+
+    fn left_out(metrics: &Metrics) -> usize {
+        let text = metrics.encode();
+        let line = text.lines().find(|line| line.starts_with("mcp_mqtt_operator_events_left_out_total "));
+        line.unwrap().split_once(' ').unwrap().1.parse().unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_event_keeps_a_reconcile_waiting_for_long() {
+        let (news, metrics, _unwritten) = stuck();
+        let begin = Instant::now();
+        for _ in 0..CHANGES + 3 {
+            news.tell_change(event(EventType::Normal, "Applied", "Reconcile", String::new()), about());
+        }
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+        assert_eq!(left_out(&metrics), 3);
+        for _ in 0..TURNS {
+            news.tell_turn(event(EventType::Normal, "Ready", "Ready", String::new()), about()).await;
+        }
+        assert_eq!((begin.elapsed(), left_out(&metrics)), (Duration::ZERO, 3), "they have room of their own");
+        news.tell_turn(event(EventType::Normal, "Ready", "Ready", String::new()), about()).await;
+        assert_eq!((begin.elapsed(), left_out(&metrics)), (ROOM, 4));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_told_is_written_before_the_end_though_nobody_answers() {
+        let (news, _, write) = stuck();
+        news.tell_change(event(EventType::Normal, "Applied", "Reconcile", String::new()), about());
+        news.tell_turn(event(EventType::Normal, "Ready", "Ready", String::new()), about()).await;
+        drop(news);
+        let begin = Instant::now();
+        write.await;
+        assert_eq!(begin.elapsed(), ANSWER * 2);
+    }
+
+    fn about() -> ObjectReference {
+        ObjectReference { name: Some("weather".to_owned()), ..ObjectReference::default() }
+    }
 
     fn status(conditions: &[(&str, &str, &str)]) -> McpServiceStatus {
         let conditions: Vec<_> = conditions

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 use super::{
     apply::{AppliedMemory, Contests},
+    backlog::Backlog,
     news::News,
     pods::Pods,
     resolve::ReferenceMemory,
@@ -106,6 +107,8 @@ pub struct Scope {
     pub statuses: StatusMemory,
     /// Failures in a row, by service.
     pub failures: Failures,
+    /// Services that wait for their first look.
+    pub backlog: Backlog,
 }
 
 /// Failures in a row, by service.

@@ -102,6 +102,9 @@ pub(crate) async fn floor(stage: &mut Stage, table: &mut Table, objects: usize) 
     let cost = meter.until(made).await?;
     table.row("  created at once → all Deployments", seconds(made - begin), "");
     table.cost(&cost);
+    // What Kubernetes' own controllers have to do after that stands before any last word on a service.
+    let through = stage.look.until_calm().await?;
+    table.row("  → the controllers are through", seconds(through - begin), "");
 
     let begin = Instant::now();
     let changing = futures::stream::iter(&all)

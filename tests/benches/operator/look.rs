@@ -20,6 +20,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use crate::CALM;
+
 /// How long a change may take before the measurement gives up.
 const LIMIT: Duration = Duration::from_mins(5);
 
@@ -32,7 +34,14 @@ pub(crate) struct Seen {
     pub(crate) at: Instant,
 }
 
-type All = Arc<Mutex<HashMap<String, Seen>>>;
+type All = Arc<Mutex<Known>>;
+
+#[derive(Debug)]
+struct Known {
+    deployments: HashMap<String, Seen>,
+    /// When any of them last changed, its status too.
+    touched: Instant,
+}
 
 /// A watch of Deployments, by their names.
 pub(crate) struct Look {
@@ -43,7 +52,7 @@ pub(crate) struct Look {
 
 impl Look {
     pub(crate) async fn at(api: Api<PartialObjectMeta<Deployment>>) -> Result<Self> {
-        let all = All::default();
+        let all = Arc::new(Mutex::new(Known { deployments: HashMap::new(), touched: Instant::now() }));
         let (tell, mut news) = watch::channel(0);
         let noted = all.clone();
         let task = tokio::spawn(async move {
@@ -58,7 +67,7 @@ impl Look {
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<Seen> {
-        lock(&self.all).get(name).cloned()
+        lock(&self.all).deployments.get(name).cloned()
     }
 
     /// Waits until a Deployment is as wanted; when it came to be so.
@@ -86,6 +95,7 @@ impl Look {
         let search = async {
             loop {
                 let times: Vec<Instant> = lock(&self.all)
+                    .deployments
                     .iter()
                     .filter(|(name, seen)| wanted(name, seen))
                     .map(|(_, seen)| seen.at)
@@ -99,6 +109,21 @@ impl Look {
         };
         timeout(LIMIT, search).await.with_context(|| format!("{what} takes too long"))?
     }
+
+    /// Waits until Kubernetes' controllers have nothing more to do with any; when they last had.
+    pub(crate) async fn until_calm(&self) -> Result<Instant> {
+        let search = async {
+            loop {
+                let touched = lock(&self.all).touched;
+                if touched.elapsed() > CALM {
+                    return touched;
+                }
+                eprintln!("the controllers are at work");
+                sleep(Duration::from_millis(500)).await;
+            }
+        };
+        timeout(LIMIT, search).await.context("the controllers go on and on")
+    }
 }
 
 impl Drop for Look {
@@ -108,7 +133,8 @@ impl Drop for Look {
 }
 
 fn note(all: &All, event: Event<PartialObjectMeta<Deployment>>) {
-    let mut all = lock(all);
+    let Known { deployments: all, touched } = &mut *lock(all);
+    *touched = Instant::now();
     match event {
         Event::Apply(object) | Event::InitApply(object) => {
             let (uid, generation) =
@@ -125,6 +151,6 @@ fn note(all: &All, event: Event<PartialObjectMeta<Deployment>>) {
     }
 }
 
-fn lock(all: &All) -> MutexGuard<'_, HashMap<String, Seen>> {
+fn lock(all: &All) -> MutexGuard<'_, Known> {
     all.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -116,8 +116,10 @@ pub(crate) async fn at_once(stage: &mut Stage, table: &mut Table, objects: usize
     let requests = stage.settled("settling").await?;
     let last = since(begin_time, &requests)?;
     let cost = meter.until(begin + last).await?;
+    let through = stage.look.until_calm().await?;
     table.row("  the API server has taken them", seconds(created), "");
     table.row("  → all Deployments", seconds(made - begin), "≤ 12 s");
+    table.row("  → the controllers are through", seconds(through - begin), "");
     table.row("  → the last write", seconds(last), "≤ 20 s");
     table.requests(&requests, objects, "≤ 4, none");
     table.cost(&cost);
