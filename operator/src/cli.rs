@@ -76,7 +76,7 @@ pub struct RunArgs {
     pub lease_name: String,
 
     /// How many `McpServices` are reconciled at one time.
-    #[arg(long, env = "MCP_MQTT_CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=64), value_name = "N")]
+    #[arg(long, env = "MCP_MQTT_CONCURRENCY", default_value_t = 24, value_parser = clap::value_parser!(u16).range(1..=64), value_name = "N")]
     pub concurrency: u16,
 
     /// How often the gateways of a settled `McpService` are asked for their status (an unsettled one: each second).

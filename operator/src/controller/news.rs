@@ -37,7 +37,7 @@ use crate::{
 const CHANGES: usize = 2048;
 /// Events of conditions' turns. A reconcile, which has nothing else to do then, waits for room; but not for long.
 const TURNS: usize = 256;
-const ROOM: Duration = Duration::from_secs(2);
+const ROOM: Duration = Duration::from_secs(10);
 /// A recorder remembers what it wrote in the last minutes, so that what repeats is counted and not written anew. After
 /// so many another one takes its place: all that a thousand services tell at once would be megabytes.
 const REMEMBERED: usize = 64;

@@ -171,9 +171,10 @@ impl Sleeper {
         &self.waiting
     }
 
-    /// Whether it sleeps, and can be woken: our presence stands, and `initialize` is heard.
+    /// Whether it sleeps, and can be woken: our presence stands, and `initialize` is heard. Until the API server shows
+    /// that it is to wake, for the status would say meanwhile that there is nobody to be found.
     pub fn sleeps(&self) -> bool {
-        self.replicas() == 0 && self.facts.place == Place::Parked && self.control == Control::On
+        self.facts.replicas == 0 && self.facts.place == Place::Parked && self.control == Control::On
     }
 
     /// Whether it is on its way from sleep.

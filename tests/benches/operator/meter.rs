@@ -16,6 +16,8 @@ use tokio::{sync::watch, task::JoinHandle};
 
 /// How the operator calls itself towards the API server.
 const OPERATOR: &str = "mcp-mqtt-operator/";
+/// Writes that are named where there should be none.
+const FIRST: usize = 10;
 /// Between two looks at the processors' accounts.
 const SAMPLE: Duration = Duration::from_millis(100);
 
@@ -98,6 +100,8 @@ pub(crate) struct Requests {
     pub(crate) events: usize,
     /// Answered 409.
     pub(crate) conflicts: usize,
+    /// The first few of these.
+    pub(crate) first: Vec<String>,
     /// When the last write was answered.
     pub(crate) last_write: Option<Timestamp>,
 }
@@ -118,6 +122,9 @@ impl Requests {
         *self.counts.entry(format!("{} {}", request.verb, request.resource)).or_default() += 1;
         if request.is_write() {
             self.writes += 1;
+            if self.first.len() < FIRST {
+                self.first.push(format!("{} {} {}", request.verb, request.uri, request.code));
+            }
             self.events += usize::from(request.resource == "events");
             self.conflicts += usize::from(request.code == 409);
             self.last_write = self.last_write.max(Some(request.at));

@@ -77,11 +77,13 @@ pub(crate) async fn parked(stage: &mut Stage, table: &mut Table, objects: usize)
     }
     table.row("  initialize → its Deployment is to have an instance", median(woken), "");
     client.close(LIMIT).await?;
+    stage.settled("woken").await?;
 
     eprintln!("starting the operator anew");
     stage.stop().await?;
     stage.settled("restarting").await?;
     stage.start(&["--default-broker-url", broker.url().as_str().trim_end_matches('/')]).await?;
+    // Nobody waits any more for those that were woken: within a minute they go back to sleep.
     at_rest(stage, table).await?;
     table.row("  resident after a restart", mebibytes(stage.resident()?), "≤ 60 MiB");
 

@@ -249,6 +249,9 @@ pub(crate) async fn at_rest(stage: &mut Stage, table: &mut Table) -> Result<()> 
     let used = baseline::cpu(stage.operator()?.process()?).saturating_sub(used);
     let text = format!("{} (processor time: {:.2} s)", requests.writes, used.as_secs_f64());
     table.row("  writes in the minute after", text, "0");
+    if requests.writes > 0 {
+        table.row("  the first of them", requests.first.join(", "), "");
+    }
     Ok(())
 }
 

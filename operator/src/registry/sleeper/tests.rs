@@ -151,6 +151,19 @@ fn the_first_initialize_wakes_it_and_what_was_held_is_passed_on_in_order() {
 }
 
 #[test]
+fn it_is_shown_as_asleep_until_the_api_server_shows_that_it_is_to_wake() {
+    let mut scene = Scene::new(0, Place::Parked);
+    scene.obeys = false;
+    scene.with(|sleeper, now, out| sleeper.subscribed(true, now, out));
+    scene.initialize("a");
+    scene.expect(&["subscribe", "keep a", "scale 1"]);
+    assert!(scene.sleeper.sleeps(), "a status would say meanwhile that nobody finds it");
+    scene.sleeper.facts.replicas = 1;
+    scene.step();
+    assert!(!scene.sleeper.sleeps() && scene.sleeper.wakes());
+}
+
+#[test]
 fn a_service_without_instances_that_does_not_show_is_shown() {
     let mut scene = Scene::new(0, Place::Empty);
     scene.expect(&["subscribe", "park"]);
