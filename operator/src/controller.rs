@@ -88,6 +88,8 @@ pub async fn run(
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
     let Watches { services, children, referred, default_broker_secret, relisted } = watches;
+    let noted = scope.clone();
+    let services = services.inspect_ok(move |service| noted.backlog.note(ServiceRef::from_obj(service)));
     let mut controller = Controller::for_stream(services, scope.stores.services.clone())
         .with_config(Config::default().concurrency(concurrency))
         .trigger_backoff(watches::AtOnce)
@@ -109,10 +111,11 @@ pub async fn run(
         report(&log, result);
         futures::future::ready(())
     });
-    let write_news = tokio::spawn(write_news);
+    let mut write_news = tokio::spawn(write_news);
     run.await;
     // All that could tell anything has gone with it; what was told last is written.
-    if timeout(LAST_NEWS, write_news).await.is_err() {
+    if timeout(LAST_NEWS, &mut write_news).await.is_err() {
+        write_news.abort();
         tracing::warn!("the last Events are not written: the API server takes too long");
     }
 }
@@ -122,9 +125,9 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
     synced(&scope.unsynced).await;
     let begin = std::time::Instant::now();
     let reference = ServiceRef::from_obj(&*service);
-    scope.backlog.looked_at(&reference);
     if service.meta().deletion_timestamp.is_some() {
         forget(&scope, &reference);
+        scope.backlog.done(&reference);
         return Ok(Action::await_change());
     }
     let mut progress = Progress::default();
@@ -133,6 +136,7 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
         Ok(service) => Box::pin(accept(service, &scope, &mut progress)).await,
         Err(invalid) => Err(unreadable(invalid)),
     };
+    scope.backlog.done(&reference);
     let (outcome, counted) = match &result {
         Ok(resources) => (Ok(resources), Counted::Accepted),
         Err(Stop::Refused(problem)) => (Err(problem), Counted::Refused),
@@ -203,8 +207,8 @@ async fn tell(
     let seen = see(scope, service, readable);
     let namespace = reference.namespace.as_deref().unwrap_or_default();
     let applied = scope.applied.age("Deployment", namespace, &crate::names::child(&reference.name));
-    let others_wait = scope.backlog.is_any(scope.stores.services.len());
-    if let Some(held) = status::hold(outcome, &seen, last.as_ref(), applied, others_wait) {
+    let relook = scope.backlog.relook(scope.stores.services.len());
+    if let Some(held) = status::hold(outcome, &seen, last.as_ref(), applied, relook) {
         news::tell_changes(scope, service, &progress.changes);
         return Ok(Some(held));
     }
@@ -281,7 +285,7 @@ fn report(
             let service =
                 ServiceRef::new(&service.name).within(service.namespace.as_deref().unwrap_or_default());
             forget(scope, &service);
-            scope.backlog.forget(&service);
+            scope.backlog.done(&service);
         }
         Err(ControllerError::QueueError(error)) => {
             triggers::tell_failed(scope, &error);

@@ -1,38 +1,33 @@
-//! Services that wait for their first look: what they are to have comes before what is to be told of others.
+//! Services that wait to be taken up: what they are to have comes before what is to be told of others.
 
-use std::{
-    collections::HashSet,
-    hash::{DefaultHasher, Hash, Hasher},
-    sync::Mutex,
-};
+use std::{collections::HashSet, sync::Mutex, time::Duration};
 
 use super::scope::{ServiceRef, lock};
 
-/// Which services were looked at, by a hash of their names: two that share one are told apart by nothing that matters.
+/// Services that are new, or were changed, and that no reconcile has taken up since.
 #[derive(Debug, Default)]
-pub struct Backlog(Mutex<HashSet<u64>>);
+pub struct Backlog(Mutex<HashSet<ServiceRef>>);
+
+/// Between two looks whether it is empty; longer with many services, all of which may look.
+const RELOOK: Duration = Duration::from_millis(500);
+const RELOOK_EACH: Duration = Duration::from_millis(1);
 
 impl Backlog {
-    /// Once more, or for the first time.
-    pub fn looked_at(&self, service: &ServiceRef) {
-        lock(&self.0).insert(hash(service));
+    /// The watch has something new of it.
+    pub fn note(&self, service: ServiceRef) {
+        lock(&self.0).insert(service);
     }
 
-    /// The service is gone.
-    pub fn forget(&self, service: &ServiceRef) {
-        lock(&self.0).remove(&hash(service));
+    /// A reconcile did what it could for it, or there is no such service any more.
+    pub fn done(&self, service: &ServiceRef) {
+        lock(&self.0).remove(service);
     }
 
-    /// Whether of so many there are services that were not looked at.
-    pub fn is_any(&self, services: usize) -> bool {
-        lock(&self.0).len() < services
+    /// When to look again whether it is empty, with so many services in all; none: it is.
+    pub fn relook(&self, services: usize) -> Option<Duration> {
+        let each = RELOOK_EACH.saturating_mul(u32::try_from(services).unwrap_or(u32::MAX));
+        (!lock(&self.0).is_empty()).then(|| RELOOK.max(each))
     }
-}
-
-fn hash(service: &ServiceRef) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (&service.namespace, &service.name).hash(&mut hasher);
-    hasher.finish()
 }
 
 #[cfg(test)]
@@ -40,18 +35,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_over_with_the_last_first_look() {
+    fn it_is_over_with_the_last_service_that_waits() {
         let backlog = Backlog::default();
         let service = |name: &str| ServiceRef::new(name).within("meteo");
-        assert!(!backlog.is_any(0));
-        backlog.looked_at(&service("weather"));
-        backlog.looked_at(&service("weather"));
-        assert!(backlog.is_any(2));
-        backlog.looked_at(&service("tides"));
-        assert!(!backlog.is_any(2));
-        backlog.forget(&service("tides"));
-        assert!(!backlog.is_any(1));
-        backlog.looked_at(&ServiceRef::new("weather").within("elsewhere"));
-        assert!(!backlog.is_any(2), "a name counts with its namespace");
+        assert_eq!(backlog.relook(0), None);
+        backlog.note(service("weather"));
+        backlog.note(service("weather"));
+        backlog.note(service("tides"));
+        backlog.done(&service("weather"));
+        assert_eq!(backlog.relook(2), Some(RELOOK));
+        assert_eq!(backlog.relook(10_000), Some(Duration::from_secs(10)), "they do not all look at one time");
+        backlog.done(&service("tides"));
+        backlog.done(&service("tides"));
+        assert_eq!(backlog.relook(2), None);
+        backlog.note(service("tides"));
+        assert_eq!(backlog.relook(2), Some(RELOOK), "it was changed");
     }
 }

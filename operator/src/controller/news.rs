@@ -1,6 +1,7 @@
 //! Events: what people see in `kubectl describe`. Only turns of conditions and writes are news; a sentence that
 //! changes is not. They are written one after the other, beside the reconciles: what is told of one service keeps no
-//! other from being made. Where they come faster than the API server takes them for long, some are left out.
+//! other from being made. What comes faster than the API server takes
+//! it is left out after a moment.
 
 use std::{
     sync::{
@@ -35,9 +36,10 @@ use crate::{
 
 /// Events of writes that wait to be written: as many as a burst of new services tells of. One has less than a kilobyte.
 const CHANGES: usize = 2048;
-/// Events of conditions' turns. A reconcile, which has nothing else to do then, waits for room; but not for long.
+/// Events of conditions' turns. A reconcile, which has nothing else to do then, waits for room; but not for long, and
+/// not where others have waited in vain.
 const TURNS: usize = 256;
-const ROOM: Duration = Duration::from_secs(10);
+const ROOM: Duration = Duration::from_secs(3);
 /// A recorder remembers what it wrote in the last minutes, so that what repeats is counted and not written anew. After
 /// so many another one takes its place: all that a thousand services tell at once would be megabytes.
 const REMEMBERED: usize = 64;
@@ -52,7 +54,7 @@ pub struct News {
     changes: mpsc::Sender<Told>,
     turns: mpsc::Sender<Told>,
     metrics: Arc<Metrics>,
-    /// That there is no room was logged, and there has been none since.
+    /// Something was left out, and the queues have not been half empty since.
     overrun: Arc<AtomicBool>,
 }
 
@@ -72,12 +74,12 @@ impl News {
                 let recorder = Recorder::new(client.clone(), reporter.clone());
                 for _ in 0..REMEMBERED {
                     let next = tokio::select! {
-                        biased; // somebody waits with a turn
-                        Some(turn) = new_turns.recv() => turn,
+                        biased; // a turn comes of a change
                         Some(change) = new_changes.recv() => change,
+                        Some(turn) = new_turns.recv() => turn,
                         else => return,
                     };
-                    if new_turns.is_empty() && new_changes.is_empty() {
+                    if new_turns.len() <= TURNS / 2 && new_changes.len() <= CHANGES / 2 {
                         overrun.store(false, Ordering::Relaxed);
                     }
                     write(&recorder, &next, &metrics).await;
@@ -97,7 +99,10 @@ impl News {
 
     /// Tells of a condition.
     async fn tell_turn(&self, event: Event, about: ObjectReference) {
-        if let Err(SendTimeoutError::Timeout(told)) = self.turns.send_timeout((event, about), ROOM).await {
+        let Err(TrySendError::Full(told)) = self.turns.try_send((event, about)) else { return };
+        if self.overrun.load(Ordering::Relaxed) {
+            self.leave_out(&told);
+        } else if let Err(SendTimeoutError::Timeout(told)) = self.turns.send_timeout(told, ROOM).await {
             self.leave_out(&told);
         }
     }
@@ -247,16 +252,19 @@ mod tests {
     async fn no_event_keeps_a_reconcile_waiting_for_long() {
         let (news, metrics, _unwritten) = stuck();
         let begin = Instant::now();
-        for _ in 0..CHANGES + 3 {
-            news.tell_change(event(EventType::Normal, "Applied", "Reconcile", String::new()), about());
-        }
-        assert_eq!(begin.elapsed(), Duration::ZERO);
-        assert_eq!(left_out(&metrics), 3);
         for _ in 0..TURNS {
             news.tell_turn(event(EventType::Normal, "Ready", "Ready", String::new()), about()).await;
         }
-        assert_eq!((begin.elapsed(), left_out(&metrics)), (Duration::ZERO, 3), "they have room of their own");
-        news.tell_turn(event(EventType::Normal, "Ready", "Ready", String::new()), about()).await;
+        assert_eq!((begin.elapsed(), left_out(&metrics)), (Duration::ZERO, 0));
+        for left in [1, 2, 3] {
+            news.tell_turn(event(EventType::Normal, "Ready", "Ready", String::new()), about()).await;
+            assert_eq!((begin.elapsed(), left_out(&metrics)), (ROOM, left), "the first waits, and no other");
+        }
+        for _ in 0..CHANGES {
+            news.tell_change(event(EventType::Normal, "Applied", "Reconcile", String::new()), about());
+        }
+        assert_eq!(left_out(&metrics), 3, "they have room of their own");
+        news.tell_change(event(EventType::Normal, "Applied", "Reconcile", String::new()), about());
         assert_eq!((begin.elapsed(), left_out(&metrics)), (ROOM, 4));
     }
 

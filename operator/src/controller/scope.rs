@@ -107,7 +107,7 @@ pub struct Scope {
     pub statuses: StatusMemory,
     /// Failures in a row, by service.
     pub failures: Failures,
-    /// Services that wait for their first look.
+    /// Services that wait to be taken up.
     pub backlog: Backlog,
 }
 

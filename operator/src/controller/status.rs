@@ -145,18 +145,15 @@ const UNASKABLE: &str = "cannot ask the broker";
 /// found to be out of reach, within seconds.
 const UNASKED: Duration = Duration::from_secs(5);
 
-/// Between two looks whether other services still wait for their first one.
-const OTHERS: Duration = Duration::from_millis(500);
-
 /// Whether it is too early for a status (pure), and for how long: one word later it would be another one, and both
-/// would be written. `applied` is how long ago the Deployment was. What came of it is told after others, who wait for
-/// their own first look (`others_wait`), have their Deployments.
+/// would be written. `applied` is how long ago the Deployment was. While other services wait to be taken up, nothing is
+/// told of what came of it: `relook` is when to look whether they still do.
 pub fn hold(
     outcome: &Outcome<'_>,
     seen: &Seen<'_>,
     last: Option<&McpServiceStatus>,
     applied: Option<Duration>,
-    others_wait: bool,
+    relook: Option<Duration>,
 ) -> Option<Duration> {
     if matches!(outcome, Outcome::Refused(_)) {
         return None;
@@ -166,8 +163,8 @@ pub fn hold(
         if !seen.is_under_way() {
             return Some(rest);
         }
-        if others_wait {
-            return Some(rest.min(OTHERS));
+        if let Some(relook) = relook {
+            return Some(rest.min(relook));
         }
     }
     // An operator that has just started knows of no registration yet; what its predecessor wrote still holds.

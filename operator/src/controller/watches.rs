@@ -151,6 +151,7 @@ pub fn watch(
         .modify(trim::service)
         .backoff(backoff())
         .reflect(writer)
+        .inspect_ok(count_lists(relist))
         .applied_objects()
         .predicate_filter(predicates::generation, PredicateConfig::default());
     let service_stream = stream.boxed();
@@ -296,6 +297,20 @@ fn events<K: Read, Kept: 'static>(
     })
 }
 
+/// Counts a watch's lists but the first. To be called when the store has taken the event: whoever looks then finds the
+/// new list. An object that came in a page of it was told of before the store had it.
+fn count_lists<K>(relist: &Relist) -> impl FnMut(&watcher::Event<K>) + Send + 'static {
+    let (relist, mut lists) = (relist.clone(), 0_u32);
+    move |event| {
+        if matches!(event, watcher::Event::InitDone) {
+            if lists > 0 {
+                relist.send_modify(|count| *count += 1);
+            }
+            lists = lists.saturating_add(1);
+        }
+    }
+}
+
 fn into_store<K>(
     events: impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send + 'static,
     relist: &Relist,
@@ -303,18 +318,12 @@ fn into_store<K>(
 where
     K: Lookup<DynamicType = ()> + Clone + Send + Sync + 'static,
 {
-    let (relist, mut lists) = (relist.clone(), 0_u32);
+    let mut count = count_lists(relist);
     let mut writer = Writer::<K>::default();
     let store = writer.as_reader();
     let noted = move |event: &watcher::Event<K>| {
         writer.apply_watcher_event(event);
-        if matches!(event, watcher::Event::InitDone) {
-            // After the store: whoever looks then finds the new list.
-            if lists > 0 {
-                relist.send_modify(|count| *count += 1);
-            }
-            lists = lists.saturating_add(1);
-        }
+        count(event);
     };
     let events = events.backoff(backoff()).inspect_ok(noted);
     (store, events.touched_objects().boxed())

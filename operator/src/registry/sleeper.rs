@@ -171,10 +171,13 @@ impl Sleeper {
         &self.waiting
     }
 
-    /// Whether it sleeps, and can be woken: our presence stands, and `initialize` is heard. Until the API server shows
-    /// that it is to wake, for the status would say meanwhile that there is nobody to be found.
+    /// Whether it sleeps, and can be woken: our presence stands, and `initialize` is heard. It does so from the
+    /// moment at which we ask for no instance until the API server shows that one is wanted: in between, a status would
+    /// say that clients find nobody.
     pub fn sleeps(&self) -> bool {
-        self.facts.replicas == 0 && self.facts.place == Place::Parked && self.control == Control::On
+        self.facts.replicas.min(self.replicas()) == 0
+            && self.facts.place == Place::Parked
+            && self.control == Control::On
     }
 
     /// Whether it is on its way from sleep.

@@ -114,15 +114,16 @@ impl Look {
     pub(crate) async fn until_calm(&self) -> Result<Instant> {
         let search = async {
             loop {
+                anyhow::ensure!(!self.task.is_finished(), "the watch ended");
                 let touched = lock(&self.all).touched;
                 if touched.elapsed() > CALM {
-                    return touched;
+                    return Ok(touched);
                 }
                 eprintln!("the controllers are at work");
                 sleep(Duration::from_millis(500)).await;
             }
         };
-        timeout(LIMIT, search).await.context("the controllers go on and on")
+        timeout(LIMIT, search).await.context("the controllers go on and on")?
     }
 }
 

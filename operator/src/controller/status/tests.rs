@@ -328,7 +328,7 @@ fn held(
     let mut seen = seen(&metadata, 1, pods);
     let value = json!({"metadata": {"generation": 2}, "status": deployment});
     seen.deployment = Some(Arc::new(live(value)));
-    hold(&Outcome::Accepted(&applied()), &seen, None, applied_ago.map(Duration::from_millis), false)
+    hold(&Outcome::Accepted(&applied()), &seen, None, applied_ago.map(Duration::from_millis), None)
 }
 
 #[test]
@@ -352,26 +352,33 @@ fn a_status_waits_for_what_comes_of_the_deployment_but_not_for_long() {
     assert_eq!(held(&refused, Vec::new(), Some(500)), None, "there will be no pod");
     let metadata = metadata();
     let problem = Problem { reason: "NameTaken".to_owned(), message: String::new() };
-    let refused =
-        hold(&Outcome::Refused(&problem), &seen(&metadata, 1, Vec::new()), None, Some(Duration::ZERO), true);
+    let refused = hold(
+        &Outcome::Refused(&problem),
+        &seen(&metadata, 1, Vec::new()),
+        None,
+        Some(Duration::ZERO),
+        Some(RELOOK),
+    );
     assert_eq!(refused, None, "a refusal is told at once");
 }
 
+const RELOOK: Duration = Duration::from_millis(700);
+
 #[test]
-fn a_status_waits_for_others_first_look_but_not_for_long() {
+fn a_status_waits_for_services_that_are_not_taken_up_but_not_for_long() {
     let metadata = metadata();
     let mut seen = seen(&metadata, 1, vec![(starting_pod("a"), None)]);
     let made = json!({"observedGeneration": 2, "updatedReplicas": 1, "replicas": 1});
     seen.deployment = Some(Arc::new(live(json!({"metadata": {"generation": 2}, "status": made}))));
-    let held = |applied_ago: Option<u64>, others_wait| {
+    let held = |applied_ago: Option<u64>, relook| {
         let applied_ago = applied_ago.map(Duration::from_millis);
-        hold(&Outcome::Accepted(&applied()), &seen, None, applied_ago, others_wait)
+        hold(&Outcome::Accepted(&applied()), &seen, None, applied_ago, relook)
     };
-    assert_eq!(held(Some(500), true), Some(OTHERS));
-    assert_eq!(held(Some(59_900), true), Some(Duration::from_millis(100)));
-    assert_eq!(held(Some(60_500), true), None, "it takes too long");
-    assert_eq!(held(None, true), None, "nothing was applied");
-    assert_eq!(held(Some(500), false), None, "there is nothing to wait for");
+    assert_eq!(held(Some(500), Some(RELOOK)), Some(RELOOK));
+    assert_eq!(held(Some(59_900), Some(RELOOK)), Some(Duration::from_millis(100)));
+    assert_eq!(held(Some(60_500), Some(RELOOK)), None, "it takes too long");
+    assert_eq!(held(None, Some(RELOOK)), None, "nothing was applied");
+    assert_eq!(held(Some(500), None), None, "there is nothing to wait for");
 }
 
 #[test]
@@ -384,8 +391,7 @@ fn an_operator_that_has_just_started_asks_before_it_takes_back_what_its_predeces
     let running = Arc::new(pod("a", &status_of_pod));
     let last = status(1, vec![(running.clone(), Some(registered(0)))]);
     let metadata = metadata();
-    let hold =
-        |pods, last| hold(&Outcome::Accepted(&applied()), &seen(&metadata, 1, pods), last, None, false);
+    let hold = |pods, last| hold(&Outcome::Accepted(&applied()), &seen(&metadata, 1, pods), last, None, None);
     assert_eq!(hold(vec![(running.clone(), None)], Some(&last)), Some(UNASKED));
     assert_eq!(hold(vec![(running.clone(), Some(registered(0)))], Some(&last)), None);
     assert_eq!(hold(vec![(running.clone(), None)], None), None, "there is nothing to take back");
@@ -400,7 +406,7 @@ fn what_a_predecessor_learned_from_the_broker_stands_until_the_broker_has_spoken
     let metadata = metadata();
     let hold = |awaits_registry, last| {
         let seen = Seen { awaits_registry, ..seen(&metadata, 0, Vec::new()) };
-        hold(&Outcome::Accepted(&applied()), &seen, Some(last), None, false)
+        hold(&Outcome::Accepted(&applied()), &seen, Some(last), None, None)
     };
     assert_eq!(hold(true, &asleep), Some(UNASKED));
     assert_eq!(hold(false, &asleep), None, "it has spoken, or it will not");

@@ -164,6 +164,17 @@ fn it_is_shown_as_asleep_until_the_api_server_shows_that_it_is_to_wake() {
 }
 
 #[test]
+fn it_is_shown_as_asleep_as_soon_as_no_instance_is_asked_for() {
+    let mut scene = Scene::new(1, Place::Empty);
+    scene.sleeper.facts.idle = Idle::For(IDLE);
+    scene.pass(Duration::from_secs(2));
+    scene.obeys = false;
+    scene.with(|sleeper, now, out| sleeper.asked(Idle::For(IDLE), now, out));
+    assert_eq!(scene.log.last().map(String::as_str), Some("scale 0"));
+    assert!(scene.sleeper.sleeps(), "the API server does not show it yet");
+}
+
+#[test]
 fn a_service_without_instances_that_does_not_show_is_shown() {
     let mut scene = Scene::new(0, Place::Empty);
     scene.expect(&["subscribe", "park"]);
