@@ -26,7 +26,7 @@ pub(crate) mod fixtures;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use kube::{
     Resource, ResourceExt,
     core::error_boundary::InvalidObject,
