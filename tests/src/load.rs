@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use mcp_mqtt_transport::{
     client::{Instance, RequestError, Session, SessionEnd},
     jsonrpc::RpcError,
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use url::Url;
 
-use crate::platform;
+use crate::{cluster::eventually, platform};
 
 /// A request without answer or refusal for so long is lost. Far above the gateway's own timeouts in these tests.
 const LOST_AFTER: Duration = Duration::from_secs(90);
@@ -56,9 +56,10 @@ pub struct Load {
 }
 
 /// What can be seen while they are at it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Counts {
-    answered: AtomicU64,
+    /// Of each client.
+    answered: Vec<AtomicU64>,
     sessions: AtomicU64,
 }
 
@@ -100,12 +101,14 @@ impl Load {
     /// Starts so many clients with this work.
     pub fn start_with(broker: &Url, server: &ServerName, clients: usize, work: &Work) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let counts = Arc::new(Counts::default());
+        let answered = (0..clients).map(|_| AtomicU64::new(0)).collect();
+        let counts = Arc::new(Counts { answered, sessions: AtomicU64::new(0) });
         let mut running = JoinSet::new();
         for n in 0..clients {
             let client = LoadClient {
                 broker: broker.clone(),
                 server: server.clone(),
+                number: n,
                 work: work.clone(),
                 slow: n % 4 == 3,
                 dies_in: work.dies_in.filter(|_| n % 4 == 1),
@@ -124,7 +127,24 @@ impl Load {
 
     /// Requests answered with a result so far.
     pub fn answered(&self) -> u64 {
-        self.counts.answered.load(Ordering::Relaxed)
+        self.of_each().iter().sum()
+    }
+
+    fn of_each(&self) -> Vec<u64> {
+        self.counts.answered.iter().map(|of_one| of_one.load(Ordering::Relaxed)).collect()
+    }
+
+    /// Waits until every client has had one more answer than when it was called: all are at work, on a machine however
+    /// busy.
+    ///
+    /// # Errors
+    /// When one of them waits for longer than a request may take.
+    pub async fn all_answered(&self) -> Result<()> {
+        let before = self.of_each();
+        let behind = || self.of_each().iter().zip(&before).filter(|(now, before)| now <= before).count();
+        eventually(LOST_AFTER, async || (behind() == 0).then_some(()))
+            .await
+            .with_context(|| format!("{} of {} clients are not answered", behind(), before.len()))
     }
 
     /// Sessions opened so far.
@@ -185,6 +205,8 @@ impl Account {
 struct LoadClient {
     broker: Url,
     server: ServerName,
+    /// Which of the clients it is, from 0.
+    number: usize,
     work: Work,
     slow: bool,
     dies_in: Option<u32>,
@@ -290,7 +312,7 @@ impl LoadClient {
         match result {
             Ok(Ok(_)) => {
                 self.account.answered += 1;
-                self.counts.answered.fetch_add(1, Ordering::Relaxed);
+                self.counts.answered[self.number].fetch_add(1, Ordering::Relaxed);
                 self.account.longest_gap = self.account.longest_gap.max(self.last_answer.elapsed());
                 self.last_answer = Instant::now();
                 true

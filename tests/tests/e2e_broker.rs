@@ -21,9 +21,7 @@ async fn after_a_restart_of_the_broker_every_instance_registers_again() -> Resul
     let service = platform.deploy("restart", with(everything_over_http(), json!({ "replicas": 2 }))).await?;
     let pods_before = service.live_pods().await?;
     let load = Load::start(&platform.broker, &service.server_name(), 8);
-    eventually(PATIENCE, async || (load.sessions() == 8).then_some(()))
-        .await
-        .context("not all have a session")?;
+    load.all_answered().await?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let sessions = load.sessions();
 
@@ -40,10 +38,7 @@ async fn after_a_restart_of_the_broker_every_instance_registers_again() -> Resul
     eventually(PATIENCE, async || service.registered(2).await.ok())
         .await
         .context("the instances do not come back")?;
-    let before = load.answered();
-    eventually(PATIENCE, async || (load.answered() > before).then_some(()))
-        .await
-        .context("no client is answered again")?;
+    load.all_answered().await?;
     load.finish().await?;
     assert_eq!(service.live_pods().await?, pods_before, "a broker's restart is no reason to restart pods");
     service.status(|status| status["registered"] == 2 && status["ready"] == "2/2").await?;

@@ -94,6 +94,7 @@ async fn under_load(change: Change, clients: usize, recorder: Option<&mut Record
     };
     eprintln!("{change}: {clients} clients");
     let load = Load::start_with(&platform.broker, &service.server_name(), clients, &work);
+    load.all_answered().await?;
     tokio::time::sleep(AROUND).await;
     eprintln!("{change}: under way");
     if let Some(recorder) = recorder {
@@ -102,6 +103,7 @@ async fn under_load(change: Change, clients: usize, recorder: Option<&mut Record
     let begin = Instant::now();
     change.make(&service).await?;
     let took = begin.elapsed();
+    load.all_answered().await?;
     tokio::time::sleep(AROUND).await;
     let seen = load.stop().await?;
     service.remove().await?;

@@ -92,6 +92,7 @@ async fn an_upgrade_from_the_previous_chart_drains_sessions_and_loses_nothing() 
     let instance = quiet.find(&name, PATIENCE).await?;
     let none = RawValue::from_string("{}".to_owned())?;
     let session = quiet.open_session(&instance, &none, std::sync::Arc::new(Unhandled), PATIENCE).await?;
+    load.all_answered().await?;
     sleep(AROUND).await;
     let slow_call = tokio::spawn({
         let session = session.clone();
@@ -109,6 +110,7 @@ async fn an_upgrade_from_the_previous_chart_drains_sessions_and_loses_nothing() 
     let answer = slow_call.await?.context("a call that was under way when its instance had to go")?;
     ensure!(text(&answer)?.contains("completed"), "{answer}");
     session.wait_ended().await;
+    load.all_answered().await?;
     sleep(AROUND).await;
     let account = load.finish().await?;
     ensure!(account.sessions > CLIENTS as u64, "no client changed instances: {account:?}");

@@ -34,11 +34,13 @@ where
     let platform = Platform::get().await?;
     let service = Arc::new(platform.deploy(name, with(spec, json!({ "replicas": 2 }))).await?);
     let load = Load::start(&platform.broker, &service.server_name(), CLIENTS);
+    load.all_answered().await?;
     tokio::time::sleep(AROUND).await;
     let start = Instant::now();
     fault(platform.clone(), service.clone()).await?;
     service.registered(2).await?;
     println!("{name}: whole again {:?} after the fault", start.elapsed());
+    load.all_answered().await?;
     tokio::time::sleep(AROUND).await;
     let account = load.finish().await?;
     // The end of the fault is the end of refusals: a fresh client is served.
