@@ -70,6 +70,11 @@ pub fn standby_id(cluster: &str, namespace: &str, service: &str) -> String {
     format!("{cluster}.{namespace}.{service}{STANDBY_SUFFIX}")
 }
 
+/// Server id of an instance of its own.
+pub fn pod_id(cluster: &str, namespace: &str, pod: &str) -> String {
+    format!("{cluster}.{namespace}.{pod}")
+}
+
 /// MQTT client id of the operator: the same for all that take turns under one Lease, so that the broker keeps for the
 /// next what came for the last.
 pub fn operator_id(cluster: &str, namespace: &str, lease: &str) -> String {

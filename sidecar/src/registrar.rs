@@ -185,7 +185,7 @@ impl Registrar {
         }
         let mut stands_in = false;
         if let Some(standby) = self.identity.standby_id.clone()
-            && standby::sleeps(&mut connection, &standby, &self.server_name).await?
+            && standby::is_left_to_us(&mut connection, (&standby, &self.server_id), &self.server_name).await?
         {
             tracing::info!(server_id = %standby, "the service sleeps: taking its place in the registry over");
             end(connection).await;

@@ -3,9 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
-use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::{autoscaling::v2::HorizontalPodAutoscaler, core::v1::Pod};
+use kube::api::ListParams;
 use mcp_mqtt_tests::{
     broker::Mosquitto,
     cluster::{PATIENCE, Space, eventually},
@@ -227,6 +228,47 @@ async fn of_two_pods_that_wake_at_once_one_has_the_services_place_and_both_are_f
     }
     for pod in [&mut one, &mut other] {
         pod.wait_for("registered", |status| status.broker.ok).await?;
+        pod.terminate()?;
+        pod.wait_ended().await?;
+    }
+    operator.stop().await?;
+    space.remove().await
+}
+
+/// By the names of the Deployment's own pods, of which nothing else runs here.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_pods_that_are_wanted_at_once_one_is_named_and_the_other_does_not_even_try() -> Result<()> {
+    let Scene { space, broker, operator, instance } = Scene::asleep("heirs").await?;
+    space.patch(NAME, json!({"spec": {"replicas": 2}})).await?;
+    let one_is_named = |all: &[Instance]| all.len() == 1 && all[0].online.meta.contains_key("heir");
+    let named = instances(&space, &broker, one_is_named).await?.pop().context("one")?;
+    let pods = space.api::<Pod>().list(&ListParams::default()).await?;
+    let pods: Vec<String> = pods.items.into_iter().filter_map(|pod| pod.metadata.name).collect();
+    let ids: Vec<ServerId> = pods
+        .iter()
+        .map(|pod| Ok(ServerId::new(&format!("kubernetes.{}.{pod}", space.namespace))?))
+        .collect::<Result<_>>()?;
+    ensure!(ids.len() == 2, "{ids:?}");
+    let (heirs, others): (Vec<_>, Vec<_>) =
+        pods.iter().zip(&ids).partition(|(_, id)| named.online.is_left_to(id));
+    let [(heir, _)] = heirs[..] else { bail!("{:?} of {ids:?}", named.online) };
+    let [(other, other_id)] = others[..] else { bail!("{:?} of {ids:?}", named.online) };
+
+    // The other one first: it has all the time to take what is not its own.
+    let mut other = pod(&space, &broker, other)?;
+    let shows =
+        |all: &[Instance]| all.len() == 2 && all.iter().any(|instance| instance.server_id == *other_id);
+    let both = instances(&space, &broker, shows).await?;
+    ensure!(both.iter().any(|instance| instance.online.is_parked()), "{both:?}");
+    let client = client(&broker).await?;
+    let (session, heir) = tokio::join!(initialize(&client, &instance), async { pod(&space, &broker, heir) });
+    echoes(&session?).await?;
+    let mut heir = heir?;
+    ensure!(heir.status().await?.server_id == standby(&space)?.as_str());
+    let all =
+        instances(&space, &broker, |all| all.iter().all(|instance| !instance.online.is_parked())).await?;
+    ensure!(all.len() == 2, "{all:?}");
+    for pod in [&mut heir, &mut other] {
         pod.terminate()?;
         pod.wait_ended().await?;
     }

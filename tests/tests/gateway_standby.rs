@@ -100,6 +100,34 @@ async fn who_stands_in_answers_what_was_held_once_and_shows_itself_without_a_gap
 }
 
 #[tokio::test]
+async fn a_place_that_is_left_to_another_is_left_alone_and_taken_once_it_is_ours() -> Result<()> {
+    let broker = Mosquitto::start().await?;
+    let (mut gateway, mut holder) = waking(&broker).await?;
+    let left_to = |heir: &str| -> Result<Bytes> {
+        Ok(Online::new(SERVER_NAME, "", None).parked().left_to(&ServerId::new(heir)?).to_payload())
+    };
+    gateway.kill()?;
+    say(&holder, &place(), left_to("north.meteo.weather-2")?, true, None).await?;
+    gateway.start_again()?;
+    gateway.start_server()?;
+    gateway.wait_ready().await?;
+    ensure!(gateway.status().await?.server_id == "north.meteo.weather-1");
+    watch(&holder).await?;
+    ensure!(Online::parse(&holder.receive().await?.payload)?.is_parked());
+    // Some time later the other one has not come.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    say(&holder, &place(), left_to("north.meteo.weather-1")?, true, None).await?;
+    let own = topic::control(&ServerId::new("north.meteo.weather-1")?, &name());
+    let register = format!(r#"{{"jsonrpc":"2.0","method":"{REGISTER}"}}"#);
+    say(&holder, &own, register.into(), false, None).await?;
+    gateway
+        .wait_for("the service's id, ready", |status| status.server_id == STANDBY && status.ready())
+        .await?;
+    ensure!(!Online::parse(&holder.receive().await?.payload)?.is_parked());
+    Ok(())
+}
+
+#[tokio::test]
 async fn who_is_relieved_leaves_the_place_and_who_has_sessions_keeps_it() -> Result<()> {
     let broker = Mosquitto::start().await?;
     let (mut gateway, mut holder) = waking(&broker).await?;

@@ -5,6 +5,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::topic::ServerId;
+
 /// Method of the presence message.
 pub const METHOD: &str = "notifications/server/online";
 
@@ -15,6 +17,10 @@ pub const REGISTER: &str = "notifications/server/register";
 /// until an instance has taken the presence over.
 const INSTANCE: &str = "instance";
 const PARKED: &str = "parked";
+
+/// Key in `meta` of such a service: the server id of the one instance that is to take the presence over, where several
+/// start.
+const HEIR: &str = "heir";
 
 /// `params` of the presence message. Always all three are written, and `meta` is never null:
 /// a null ends the MQTT thread of one client in the field.
@@ -93,6 +99,19 @@ impl Online {
     /// Whether no instance stands behind it now.
     pub fn is_parked(&self) -> bool {
         self.meta.get(INSTANCE).and_then(Value::as_str) == Some(PARKED)
+    }
+
+    /// The same, to be taken over by this instance alone: `meta.heir`.
+    #[must_use]
+    pub fn left_to(mut self, heir: &ServerId) -> Self {
+        self.meta.insert(HEIR.to_owned(), heir.as_str().into());
+        self
+    }
+
+    /// Whether this instance may take it over: no instance stands behind it, and no other one is to.
+    pub fn is_left_to(&self, instance: &ServerId) -> bool {
+        let heir = self.meta.get(HEIR).and_then(Value::as_str);
+        self.is_parked() && heir.is_none_or(|heir| heir == instance.as_str())
     }
 
     /// `meta.rbac`, when there is one.
@@ -239,6 +258,18 @@ mod tests {
             (parked.rbac().expect("our own"), parked.meta["instance"].as_str()),
             (online.rbac().expect("our own"), Some("parked"))
         );
+    }
+
+    #[test]
+    fn a_parked_service_is_left_to_anybody_or_to_one_and_one_that_is_not_parked_to_nobody() {
+        let (one, other) = (ServerId::new("x-1").expect("an id"), ServerId::new("x-2").expect("an id"));
+        let online = Online::new("a/b", "", None);
+        let read = |online: &Online| Online::parse(&online.to_payload()).expect("our own");
+        let parked = read(&online.clone().parked());
+        assert!(parked.is_left_to(&one) && parked.is_left_to(&other));
+        let left = read(&parked.left_to(&one));
+        assert!(left.is_parked() && left.is_left_to(&one) && !left.is_left_to(&other));
+        assert!(!online.is_left_to(&one));
     }
 
     #[test]

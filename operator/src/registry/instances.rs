@@ -7,7 +7,7 @@ use kube::runtime::reflector::ObjectRef;
 use mcp_mqtt_sidecar::status::{GatewayStatus, reason};
 use mcp_mqtt_transport::topic::ServerId;
 
-use super::sleeper::Idle;
+use super::sleeper::{Elsewhere, Idle};
 use crate::{
     controller::{problems, scope::ServiceRef},
     live::pod::Pod,
@@ -22,8 +22,10 @@ use crate::{
 pub struct Found {
     /// Sessions.
     pub idle: Idle,
+    /// Those that there are, or are about to be; the oldest first.
+    pub instances: Vec<ServerId>,
     /// Instances that stand in the registry under an id of their own, or gave the service's up.
-    pub elsewhere: Vec<ServerId>,
+    pub elsewhere: Vec<Elsewhere>,
     /// Whether one of them says that it has the service's own place, or may have it and cannot be asked.
     pub stands_in: bool,
     /// Those that call themselves registered: pod and server id.
@@ -33,7 +35,7 @@ pub struct Found {
 }
 
 /// What the pods of a service say.
-pub fn find(watched: &Watched, service: &ServiceRef, standby: &ServerId) -> Found {
+pub fn find(watched: &Watched, service: &ServiceRef, standby: &ServerId, cluster: &str) -> Found {
     let pods = watched.stores.pods.of(service);
     let seen: Vec<(&Pod, Option<Observation>)> = pods
         .iter()
@@ -45,7 +47,8 @@ pub fn find(watched: &Watched, service: &ServiceRef, standby: &ServerId) -> Foun
     let refused = || deployment.as_deref().and_then(problems::of_deployment);
     Found {
         idle: idle(&seen),
-        elsewhere: elsewhere(&seen, standby),
+        instances: staying(&seen, cluster, namespace),
+        elsewhere: elsewhere(&seen, standby, cluster, namespace),
         stands_in: stands_in(&seen, standby),
         registered: registered(&seen),
         problem: if seen.is_empty() { refused().map(|problem| problem.message) } else { problem(&seen) },
@@ -71,13 +74,29 @@ fn idle(pods: &[(&Pod, Option<Observation>)]) -> Idle {
     least.map_or(Idle::Unknown, |seconds| Idle::For(Duration::from_secs(seconds)))
 }
 
-fn elsewhere(pods: &[(&Pod, Option<Observation>)], standby: &ServerId) -> Vec<ServerId> {
+/// The id of its own that an instance has.
+fn id(pod: &Pod, cluster: &str, namespace: &str) -> Option<ServerId> {
+    ServerId::new(&names::pod_id(cluster, namespace, pod.metadata.name.as_deref()?)).ok()
+}
+
+fn staying(pods: &[(&Pod, Option<Observation>)], cluster: &str, namespace: &str) -> Vec<ServerId> {
+    let mut staying: Vec<&Pod> = pods.iter().map(|(pod, _)| *pod).filter(|pod| !leaves(pod)).collect();
+    staying.sort_by_key(|pod| (&pod.metadata.creation_timestamp, &pod.metadata.name));
+    staying.into_iter().filter_map(|pod| id(pod, cluster, namespace)).collect()
+}
+fn elsewhere(
+    pods: &[(&Pod, Option<Observation>)],
+    standby: &ServerId,
+    cluster: &str,
+    namespace: &str,
+) -> Vec<Elsewhere> {
     let staying = pods.iter().filter(|(pod, _)| !leaves(pod));
-    let places = staying.filter_map(|(_, seen)| {
+    let places = staying.filter_map(|(pod, seen)| {
         let status = status(seen.as_ref())?;
         let own = status.broker.ok && status.server_id != standby.as_str();
         let relieved = status.broker.reason == reason::RELIEVED;
-        (own || relieved).then(|| ServerId::new(&status.server_id).ok())?
+        let at = ServerId::new(&status.server_id).ok().filter(|_| own || relieved)?;
+        Some(Elsewhere { instance: id(pod, cluster, namespace)?, at })
     });
     places.collect()
 }

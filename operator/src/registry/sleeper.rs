@@ -61,6 +61,15 @@ pub enum Idle {
     For(Duration),
 }
 
+/// An instance that could take the place, and did not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// Its own id.
+    pub instance: ServerId,
+    /// The one that it has now: its own, or that of the place, where another presence has taken its presence's place.
+    pub at: ServerId,
+}
+
 /// What is so.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Facts {
@@ -74,8 +83,10 @@ pub struct Facts {
     pub place: Place,
     /// What the gateways say of sessions.
     pub idle: Idle,
+    /// Instances that there are, or are about to be; the oldest first.
+    pub instances: Vec<ServerId>,
     /// Instances that could take the place, and did not.
-    pub elsewhere: Vec<ServerId>,
+    pub elsewhere: Vec<Elsewhere>,
     /// What keeps all instances from starting.
     pub problem: Option<String>,
 }
@@ -134,6 +145,10 @@ pub struct Sleeper {
     phase: Phase,
     /// What was asked of the API server and does not show yet.
     scaling: Option<(i32, Instant)>,
+    /// The instance that is to take the place over.
+    heir: Option<ServerId>,
+    /// The one that our presence names.
+    named: Option<ServerId>,
     waiting: Waiting,
     published: Option<Instant>,
     asked_control: Option<Instant>,
@@ -154,6 +169,8 @@ impl Sleeper {
             control: Control::Off,
             phase: Phase::Steady,
             scaling: None,
+            heir: None,
+            named: None,
             waiting: Waiting::default(),
             published: None,
             asked_control: None,
@@ -183,6 +200,12 @@ impl Sleeper {
     /// Whether it is on its way from sleep.
     pub fn wakes(&self) -> bool {
         self.replicas() > 0 && self.facts.place == Place::Parked && self.phase == Phase::Steady
+    }
+
+    /// The instance that our presence is to name as the one that takes the place over: where there are several, each of
+    /// which would. One alone needs no word, and clients see each change of a presence.
+    pub fn heir(&self) -> Option<&ServerId> {
+        self.heir.as_ref().filter(|_| self.facts.instances.len() > 1)
     }
 
     /// A new connection to the broker, or none any more: nothing is subscribed as far as we know.
@@ -268,8 +291,10 @@ impl Sleeper {
         self.keep_time(now);
         if self.facts.link {
             self.begin_parking(now);
+            self.choose_heir(now);
             if self.holds(now) {
                 self.take_place(now, out);
+                self.name_heir(now, out);
                 self.wake(now, out);
             } else {
                 self.give_up_place(now, out);
@@ -317,11 +342,41 @@ impl Sleeper {
                 out.push(Action::Subscribe);
             }
             Control::On if self.facts.place != Place::Parked && due(self.published, AGAIN, now) => {
-                self.published = Some(now);
-                out.push(Action::Park);
+                self.publish(now, out);
             }
             _ => {}
         }
+    }
+
+    /// The same one as long as it exists, so that no two of them think it is them; another one when that one has an id of
+    /// its own and the heir, for a while, does not show.
+    fn choose_heir(&mut self, now: Instant) {
+        let Facts { instances, elsewhere, .. } = &self.facts;
+        if self.replicas() == 0 || self.phase != Phase::Steady {
+            self.heir = None;
+            return;
+        }
+        let outrun = passed(self.elsewhere_since, NUDGE, now);
+        let is_there = |heir: &ServerId| elsewhere.iter().any(|other| other.instance == *heir);
+        let stays = |heir: &ServerId| instances.contains(heir) && (!outrun || is_there(heir));
+        if !self.heir.as_ref().is_some_and(stays) {
+            self.heir = elsewhere.first().map(|other| &other.instance).or(instances.first()).cloned();
+        }
+    }
+
+    fn name_heir(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if self.facts.place == Place::Parked
+            && self.heir() != self.named.as_ref()
+            && due(self.published, AGAIN, now)
+        {
+            self.publish(now, out);
+        }
+    }
+
+    fn publish(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.published = Some(now);
+        self.named = self.heir().cloned();
+        out.push(Action::Park);
     }
 
     fn give_up_place(&mut self, now: Instant, out: &mut Vec<Action>) {
@@ -346,12 +401,14 @@ impl Sleeper {
                 self.scale(1, now, out);
             }
         }
-        if let Some(instance) = self.facts.elsewhere.first()
+        let is_heir = |other: &&Elsewhere| Some(&other.instance) == self.heir.as_ref();
+        if let Some(Elsewhere { at, .. }) = self.facts.elsewhere.iter().find(is_heir)
             && self.elsewhere_since.is_some()
+            && self.heir() == self.named.as_ref()
             && due(self.nudged, NUDGE, now)
         {
             self.nudged = Some(now);
-            out.push(Action::Nudge(instance.clone()));
+            out.push(Action::Nudge(at.clone()));
         }
         let idle = self.facts.sleep.map_or(Duration::MAX, |sleep| sleep.idle);
         if passed(self.needless_since, idle.max(PARKING_PAUSE), now) {

@@ -109,6 +109,14 @@ impl Wanted {
     }
 }
 
+impl Wanted {
+    /// The presence of the service asleep, left to one of its instances.
+    pub fn parked_for(&self, heir: &ServerId) -> Bytes {
+        let online = Online::parse(&self.parked).expect("made of a presence");
+        online.left_to(heir).to_payload()
+    }
+}
+
 impl Broker {
     fn of(
         broker: &ValidBroker,

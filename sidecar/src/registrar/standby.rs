@@ -1,4 +1,5 @@
-//! Whether the service sleeps: its presence as a whole stands in the registry, held by whoever wakes it.
+//! Whether the service sleeps: its presence as a whole stands in the registry, held by whoever wakes it, and this
+//! instance is to take it over.
 
 use std::{pin::pin, time::Duration};
 
@@ -19,13 +20,13 @@ const RETAINED_TIMEOUT: Duration = Duration::from_millis(300);
 /// For the UNSUBACK: nothing depends on it.
 const UNSUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Looks at the presence of the service as a whole.
+/// Looks at the presence of the service as a whole: whether it sleeps, and its place is left to this instance.
 ///
 /// # Errors
 /// The connection ended meanwhile.
-pub(super) async fn sleeps(
+pub(super) async fn is_left_to_us(
     connection: &mut Connection,
-    standby: &ServerId,
+    (standby, own): (&ServerId, &ServerId),
     server_name: &ServerName,
 ) -> Result<bool, Failure> {
     let topic = topic::server_presence(standby, server_name);
@@ -33,11 +34,11 @@ pub(super) async fn sleeps(
     let publisher = connection.publisher.clone();
     let mut granted = pin!(publisher.subscribe(vec![filter], ANSWER_TIMEOUT));
     let (mut deadline, mut answered) = (Instant::now() + ANSWER_TIMEOUT, false);
-    let sleeps = loop {
+    let left_to_us = loop {
         tokio::select! {
             event = connection.events.recv() => match event {
                 Some(Event::Received(received)) if received.topic == topic => {
-                    break Online::parse(&received.payload).is_ok_and(|online| online.is_parked());
+                    break Online::parse(&received.payload).is_ok_and(|online| online.is_left_to(own));
                 }
                 Some(Event::Received(_) | Event::Refused(_)) => {}
                 Some(Event::Closed(why)) => return Err(closed(&topic, &why)),
@@ -61,10 +62,10 @@ pub(super) async fn sleeps(
             () = sleep_until(deadline) => break false,
         }
     };
-    if !sleeps && let Ok(unsubscribed) = publisher.unsubscribe(vec![topic]) {
+    if !left_to_us && let Ok(unsubscribed) = publisher.unsubscribe(vec![topic]) {
         let _ = timeout(UNSUBSCRIBE_TIMEOUT, unsubscribed).await;
     }
-    Ok(sleeps)
+    Ok(left_to_us)
 }
 
 fn closed(topic: &str, why: &CloseReason) -> Failure {

@@ -14,6 +14,7 @@ use mcp_mqtt_sidecar::config::{ADMIN_PORT, BIN_DIR, GatewayConfig, RUN_DIR};
 use super::{BIN_VOLUME, BROKER_VOLUME, GATEWAY, INSTALL, NONROOT, RUN_VOLUME, Surroundings};
 use crate::{
     controller::validate::{SERVER_ID_OF_THE_POD, ValidService, broker::BROKER_DIR},
+    names,
     settings::Settings,
 };
 
@@ -62,7 +63,7 @@ pub(super) fn build_gateway(service: &ValidService, surroundings: Surroundings<'
 /// The gateway's whole configuration. The kubelet expands `$(NAME)` in arguments: that is how the client id gets the
 /// pod's name, and why every other `$` is doubled.
 fn args(service: &ValidService, surroundings: Surroundings<'_>) -> Vec<String> {
-    let server_id = format!("{}.$(POD_NAMESPACE).$(POD_NAME)", surroundings.settings.cluster_name);
+    let server_id = names::pod_id(&surroundings.settings.cluster_name, "$(POD_NAMESPACE)", "$(POD_NAME)");
     let gateway = GatewayConfig { keeper: Some(surroundings.salt.keeper()), ..service.gateway.clone() };
     let arguments =
         gateway.to_args().into_iter().map(|argument| match argument.strip_suffix(SERVER_ID_OF_THE_POD) {

@@ -61,7 +61,13 @@ impl Keeper {
                     let _ = publisher.unsubscribe(vec![topic::control(&wanted.standby, &wanted.server_name)]);
                 }
             }
-            Action::Park => self.place(&wanted, wanted.parked.clone()),
+            Action::Park => {
+                let presence = match service.sleeper.heir() {
+                    None => wanted.parked.clone(),
+                    Some(heir) => wanted.parked_for(heir),
+                };
+                self.place(&wanted, presence);
+            }
             Action::Clear => self.place(&wanted, Bytes::new()),
             Action::Scale(replicas) => self.scale(reference, replicas),
             Action::Ask => self.ask(reference),

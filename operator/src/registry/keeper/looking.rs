@@ -17,7 +17,8 @@ impl Keeper {
     pub(super) fn look_at_instances(&mut self, now: Instant) {
         for (reference, service) in &mut self.services {
             if let Some(watched) = self.setting.watched.of(reference) {
-                service.found = instances::find(watched, reference, &service.wanted.standby);
+                service.found =
+                    instances::find(watched, reference, &service.wanted.standby, &self.setting.cluster);
                 service.take_found(now);
             }
         }
@@ -66,6 +67,7 @@ impl Service {
         };
         let facts = &mut self.sleeper.facts;
         facts.idle = idle;
+        facts.instances.clone_from(&self.found.instances);
         facts.elsewhere.clone_from(&self.found.elsewhere);
         facts.problem.clone_from(&self.found.problem);
     }

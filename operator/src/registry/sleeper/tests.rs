@@ -102,6 +102,11 @@ impl Scene {
     }
 }
 
+fn under_its_own_id(instance: &str) -> Elsewhere {
+    let id = ServerId::new(instance).unwrap();
+    Elsewhere { instance: id.clone(), at: id }
+}
+
 #[test]
 fn who_is_not_used_is_heard_then_shown_then_asked_once_more_and_then_ended() {
     let mut scene = Scene::new(2, Place::Empty);
@@ -123,7 +128,7 @@ fn who_is_not_used_is_heard_then_shown_then_asked_once_more_and_then_ended() {
 fn a_session_at_the_last_moment_keeps_it_awake() {
     let mut scene = Scene::new(1, Place::Empty);
     scene.sleeper.facts.idle = Idle::For(IDLE);
-    scene.sleeper.facts.elsewhere = vec![ServerId::new("weather-1").unwrap()];
+    scene.sleeper.facts.elsewhere = vec![under_its_own_id("weather-1")];
     scene.pass(Duration::from_secs(2));
     scene.expect(&["subscribe", "park", "ask"]);
     scene.with(|sleeper, now, out| sleeper.asked(Idle::Busy, now, out));
@@ -211,6 +216,64 @@ fn nobody_waits_longer_than_was_said() {
     scene.expect(&["subscribe", "keep a", "scale 1", "keep b", "refuse a wake-timed-out"]);
     scene.pass(Duration::from_secs(11));
     scene.expect(&["refuse b wake-timed-out"]);
+}
+
+/// The instance that our presence names as the one to take it over.
+fn heir(scene: &Scene) -> Option<&str> {
+    scene.sleeper.heir().map(ServerId::as_str)
+}
+
+fn instances(names: &[&str]) -> Vec<ServerId> {
+    names.iter().map(|name| ServerId::new(name).unwrap()).collect()
+}
+
+#[test]
+fn one_instance_needs_no_word_and_of_several_the_oldest_is_named() {
+    let mut scene = Scene::new(0, Place::Parked);
+    scene.sleeper.facts.replicas = 1;
+    scene.sleeper.facts.instances = instances(&["weather-9"]);
+    scene.step();
+    scene.expect(&["subscribe"]);
+    assert_eq!(heir(&scene), None);
+    scene.sleeper.facts.instances = instances(&["weather-1", "weather-9"]);
+    scene.pass(Duration::from_secs(2));
+    scene.expect(&["park"]);
+    assert_eq!(heir(&scene), Some("weather-9"), "it may have seen that it may");
+    scene.place(Place::Taken);
+    scene.expect(&["unsubscribe"]);
+}
+
+#[test]
+fn another_one_is_named_when_the_heir_goes_and_when_it_is_outrun() {
+    let mut scene = Scene::new(0, Place::Parked);
+    scene.sleeper.facts.replicas = 3;
+    scene.sleeper.facts.instances = instances(&["weather-1", "weather-2", "weather-3"]);
+    scene.step();
+    scene.expect(&["subscribe", "park"]);
+    scene.sleeper.facts.instances.remove(0);
+    scene.pass(Duration::from_secs(1));
+    scene.expect(&["park"]);
+    assert_eq!(heir(&scene), Some("weather-2"));
+    // It starts slowly, and another one is there: it is not asked at once, they might both come.
+    scene.sleeper.facts.elsewhere = vec![under_its_own_id("weather-3")];
+    scene.pass(NUDGE.checked_sub(Duration::from_secs(1)).unwrap());
+    scene.expect(&[]);
+    scene.pass(Duration::from_secs(2));
+    scene.expect(&["park", "nudge weather-3"]);
+    assert_eq!(heir(&scene), Some("weather-3"));
+}
+
+#[test]
+fn who_goes_back_to_sleep_names_nobody() {
+    let mut scene = Scene::new(0, Place::Parked);
+    scene.sleeper.facts.replicas = 2;
+    scene.sleeper.facts.instances = instances(&["weather-1", "weather-2"]);
+    scene.step();
+    scene.pass(Duration::from_secs(1));
+    scene.sleeper.facts.replicas = 0;
+    scene.step();
+    scene.expect(&["subscribe", "park", "park"]);
+    assert_eq!(heir(&scene), None);
 }
 
 #[test]
@@ -363,7 +426,7 @@ proptest! {
                     sleeper.step(now, &mut out);
                 }
                 Event::Elsewhere(there) => {
-                    sleeper.facts.elsewhere = there.then(|| ServerId::new("weather-1").unwrap()).into_iter().collect();
+                    sleeper.facts.elsewhere = there.then(|| under_its_own_id("weather-1")).into_iter().collect();
                     sleeper.step(now, &mut out);
                 }
             }
