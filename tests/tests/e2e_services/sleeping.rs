@@ -13,8 +13,9 @@ use kube::{
     Api,
     api::{DeleteParams, ListParams},
 };
-use mcp_mqtt_tests::platform::{
-    Deployed, NAMESPACE, PATIENCE, Platform, call, everything_over_http, text, with,
+use mcp_mqtt_tests::{
+    load::Load,
+    platform::{Deployed, NAMESPACE, PATIENCE, Platform, call, everything_over_http, text, with},
 };
 use mcp_mqtt_transport::{
     client::{Client, Instance, OpenError, Session, Unhandled},
@@ -113,6 +114,22 @@ async fn a_hundred_clients_that_come_at_once_are_all_answered() -> Result<()> {
     for client in clients {
         client.close(PATIENCE).await?;
     }
+    service.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_is_scaled_out_from_its_sleep_ends_no_session() -> Result<()> {
+    let platform = Platform::get().await?;
+    let wide = json!({ "replicas": 0, "autoscaling": { "maxReplicas": 3 } });
+    let service = platform.deploy_asleep("stirred", sleepy(60, wide)).await?;
+    asleep(&service).await?;
+    service.patch(json!({ "spec": { "replicas": 3 } })).await?;
+    // They come before any instance does, and stay.
+    let load = Load::start(&platform.broker, &service.server_name(), 8);
+    service.registered(3).await?;
+    load.all_answered().await?;
+    let account = load.finish().await?;
+    ensure!(account.refused == 0 && account.reasons.is_empty(), "{:?}", account.reasons);
     service.remove().await
 }
 
