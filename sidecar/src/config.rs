@@ -191,7 +191,8 @@ pub struct Limits {
     #[arg(long, env = "MCP_MQTT_MAX_SESSIONS", default_value_t = 100, value_name = "N")]
     pub max_sessions: u32,
 
-    /// Largest message either way, in bytes.
+    /// Largest message either way, in bytes. What is over four times as large does not come from the broker, and gets no
+    /// answer.
     #[arg(long, env = "MCP_MQTT_MAX_MESSAGE_BYTES", default_value_t = 1_048_576, value_name = "BYTES")]
     pub max_message_bytes: u32,
 

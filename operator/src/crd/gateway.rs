@@ -15,7 +15,9 @@ pub struct GatewaySpec {
     #[schemars(range(min = 1, max = 100_000))]
     pub max_sessions: i32,
 
-    /// The largest message either way, in bytes. The broker's own limit, where it is lower, holds.
+    /// The largest message either way, in bytes. The broker's own limit, where it is lower, holds. A larger one is an
+    /// error to its sender, up to four times as large: beyond that the broker keeps it from the gateway, and no answer
+    /// comes.
     #[schemars(range(min = 1024, max = 67_108_864))]
     pub max_message_bytes: i32,
 
