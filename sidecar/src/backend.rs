@@ -1,22 +1,20 @@
 //! The backend: the pod's own MCP server, over stdio or HTTP, in two kinds. One MQTT client session is one backend
 //! session.
 //!
-//! A session is opened by [`Backend::open`], spoken to through [`BackendSession::to_backend`], heard through the
+//! A session is opened by [`Backend::open`], spoken to with [`BackendSession::say`], heard through the
 //! gateway's one [`BackendEvents`] channel, and ended by dropping the [`BackendSession`].
 //!
 //! - [`stdio`]: a process per session, started by the shim; the gateway holds its pipes
 //! - [`http`]: Streamable HTTP, 2025-03-26 to 2026-07-28, and HTTP+SSE, 2024-11-05
 //! - [`modern`]: servers that speak only 2026-07-28, over stdio or Streamable HTTP: what of a session lives in the
 //!   gateway then
+//! - [`room`]: what may wait on its way to the server
 //! - [`probe`]: asks the server who it is, as a client would, and so finds which era it speaks
 
-use std::{convert::Infallible, fmt, io, time::Duration};
+use std::{fmt, io, time::Duration};
 
 use mcp_mqtt_transport::jsonrpc::{Message, RequestId};
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::sleep,
-};
+use tokio::{sync::mpsc, time::sleep};
 
 use self::era::Era;
 use crate::{
@@ -31,6 +29,7 @@ mod incoming;
 mod lines;
 pub mod modern;
 pub mod probe;
+mod room;
 mod skim;
 pub mod stdio;
 
@@ -38,6 +37,7 @@ use self::stdio::own::{Running, Spawner};
 pub use self::{
     http::{HttpBackend, SseBackend},
     probe::ProbeError,
+    room::{BackendSession, FromBridge, Room},
     stdio::StdioBackend,
 };
 
@@ -58,10 +58,6 @@ pub const NEWEST_REVISION: &str = "2025-11-25";
 /// of an ended session finds nobody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(pub u64);
-
-/// Messages to one backend session that may wait there; a full queue is an error to the caller.
-/// Two per request in flight (the request and its cancellation) at the default of 64.
-pub const TO_BACKEND_CAPACITY: usize = 128;
 
 /// Events of a transport's session that may wait for the translation of its era: what it takes in one go.
 const TO_TRANSLATE: usize = 16;
@@ -105,25 +101,6 @@ pub enum BackendConfigError {
         /// What is wrong with it.
         why: &'static str,
     },
-}
-
-/// The bridge's end of one backend session. Dropping it ends the session: the process is ended, HTTP gets its DELETE.
-#[derive(Debug)]
-pub struct BackendSession {
-    /// Client → server messages, in order. Boxed, since the channel makes room for 32 of them at once, and that stays
-    /// with a session that says nothing.
-    pub to_backend: mpsc::Sender<Box<Message>>,
-    /// Tells the session to end even when its queue is full of messages that nobody reads.
-    _alive: oneshot::Sender<Infallible>,
-}
-
-/// The backend's end of one session.
-#[derive(Debug)]
-pub struct FromBridge {
-    /// Client → server messages, in order; ends when the bridge has dropped its end and all were taken.
-    pub messages: mpsc::Receiver<Box<Message>>,
-    /// Resolves (with an error) when the bridge has dropped its end.
-    pub dropped: oneshot::Receiver<Infallible>,
 }
 
 /// What a backend session reports. [`FromBackend::Ended`] comes exactly once, and last.
@@ -226,18 +203,24 @@ impl Backend {
 
     /// Opens a session and returns at once; what is sent meanwhile waits. A failure arrives as
     /// [`BackendEnd::OpenFailed`]. Must be called within a tokio runtime.
-    pub fn open(&self, session: SessionId, events: BackendEvents) -> BackendSession {
-        self.open_in(self.era().is_modern(), session, events)
+    pub fn open(&self, session: SessionId, room: &Room, events: BackendEvents) -> BackendSession {
+        self.open_in(self.era().is_modern(), session, room, events)
     }
 
     /// The same, in this era whatever the probe found.
-    fn open_in(&self, is_modern: bool, session: SessionId, events: BackendEvents) -> BackendSession {
-        let (backend_session, from_bridge) = BackendSession::pair();
+    fn open_in(
+        &self,
+        is_modern: bool,
+        session: SessionId,
+        room: &Room,
+        events: BackendEvents,
+    ) -> BackendSession {
+        let (backend_session, from_bridge) = room.session();
         if !is_modern {
             self.open_transport(false, session, events, from_bridge);
             return backend_session;
         }
-        let (translated, to_transport) = BackendSession::pair();
+        let (translated, to_transport) = room.session();
         let (to_translate, from_transport) = mpsc::channel(TO_TRANSLATE);
         self.open_transport(true, session, to_translate, to_transport);
         let translation =
@@ -312,15 +295,6 @@ impl Backend {
             Self::StreamableHttp(backend) => backend.lost().await,
             Self::Sse(backend) => backend.lost().await,
         }
-    }
-}
-
-impl BackendSession {
-    /// Both ends of a session.
-    pub fn pair() -> (Self, FromBridge) {
-        let (to_backend, messages) = mpsc::channel(TO_BACKEND_CAPACITY);
-        let (alive, dropped) = oneshot::channel();
-        (Self { to_backend, _alive: alive }, FromBridge { messages, dropped })
     }
 }
 

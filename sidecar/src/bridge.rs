@@ -19,7 +19,7 @@ use self::{
     session::Rules,
 };
 use crate::{
-    backend::Backend,
+    backend::{Backend, Room},
     config::GatewayConfig,
     drain::{Drains, Progress},
     health::Health,
@@ -50,6 +50,7 @@ pub struct Bridge {
     config: Arc<GatewayConfig>,
     rules: Rules,
     backend: Backend,
+    room: Room,
     health: watch::Receiver<Health>,
     drains: Drains,
     board: Board,
@@ -81,6 +82,7 @@ impl Bridge {
             sampler: tracer.as_ref().map(Tracer::sampler),
         };
         Self {
+            room: Room::for_messages_of(rules.max_message_bytes),
             config,
             rules,
             backend,

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use mcp_mqtt_transport::{
-    mqtt::{ConnectOptions, Connection, Event, Filter, Publication, PublishError, Qos, Received},
+    mqtt::{ConnectOptions, Connection, Event, Filter, Publication, PublishError, Publisher, Qos, Received},
     topic,
     user_property::{self, Component},
 };
@@ -101,9 +101,10 @@ impl Raw {
         let publisher = self.connection.publisher.clone();
         tokio::spawn(async move {
             for publication in publications {
+                let bytes = Publisher::packet_size(&publication);
                 while let Err(error) = publisher.try_publish(publication.clone()) {
                     ensure!(error == PublishError::Full, "{error}");
-                    timeout(PATIENCE, publisher.ready()).await.context("the broker takes no more")?;
+                    timeout(PATIENCE, publisher.ready(bytes)).await.context("the broker takes no more")?;
                 }
             }
             Ok(())

@@ -5,8 +5,9 @@
 use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
-use mcp_mqtt_sidecar::backend::{Backend, BackendEnd, BackendSession, FromBackend, SessionId};
+use mcp_mqtt_sidecar::backend::{Backend, BackendEnd, BackendSession, FromBackend, Room, SessionId};
 use mcp_mqtt_tests::{
+    cluster::eventually,
     gateway::{children, until},
     servers::{self, Server},
 };
@@ -20,6 +21,10 @@ use tokio::{
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+fn room() -> Room {
+    Room::for_messages_of(1 << 20)
+}
+
 /// A client of one session that answers what the server asks of it.
 struct Client {
     session: BackendSession,
@@ -32,7 +37,7 @@ struct Client {
 impl Client {
     async fn open(backend: &Backend) -> Self {
         let (events, receiver) = mpsc::channel(256);
-        let session = backend.open(SessionId(7), events);
+        let session = backend.open(SessionId(7), &room(), events);
         let mut client = Self { session, events: receiver, next_id: 0, heard: HashMap::new() };
         let capabilities = json!({"sampling": {}, "elicitation": {}, "roots": {"listChanged": true}});
         let info = json!({"name": "test", "version": "0"});
@@ -48,10 +53,7 @@ impl Client {
     }
 
     async fn send(&self, message: &Value) {
-        timeout(PATIENCE, self.session.to_backend.send(Box::new(self::message(message))))
-            .await
-            .unwrap()
-            .unwrap();
+        eventually(PATIENCE, async || self.session.say(self::message(message)).ok()).await.unwrap();
     }
 
     async fn request(&mut self, method: &str, params: Value) -> u64 {
@@ -115,7 +117,7 @@ impl Client {
     }
 
     async fn close(mut self) {
-        self.session = BackendSession::pair().0;
+        self.session = room().session().0;
         assert_eq!(self.end().await, BackendEnd::Closed);
     }
 
@@ -308,10 +310,7 @@ async fn an_http_session_that_the_server_no_longer_knows_is_lost() {
     let mut client = Client::open(&server.backend().unwrap()).await;
     client.tool("echo", json!({"message": "before"})).await;
     server.delete_session(&server.session_ids()[0]).await.unwrap();
-    let _ = client
-        .session
-        .to_backend
-        .try_send(Box::new(message(&json!({"jsonrpc": "2.0", "id": 99, "method": "ping"}))));
+    let _ = client.session.say(message(&json!({"jsonrpc": "2.0", "id": 99, "method": "ping"})));
     let end = client.end().await; // by the ping, or by its own stream, whose end was the first to tell
     assert!(matches!(end, BackendEnd::SessionLost(_)), "{end:?}");
 }

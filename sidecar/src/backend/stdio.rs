@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use mcp_mqtt_transport::jsonrpc::Message;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixStream, unix::pipe},
@@ -23,6 +22,7 @@ use super::{
     era::Era,
     incoming,
     lines::{Line, Lines},
+    room::Outbound,
 };
 use crate::shim::control::{Control, Exit, Hello, Purpose, Report};
 
@@ -37,6 +37,8 @@ const FLUSH_TIMEOUT: Duration = Duration::from_millis(250);
 const EXIT_GRACE: Duration = Duration::from_secs(1);
 /// Messages that go into one write.
 const WRITE_BATCH: usize = 32;
+/// A message of more bytes is written by itself, and not copied.
+const LARGE: usize = 16 * 1024;
 /// Room that the write buffer keeps from one write to the next, in bytes.
 const KEPT_WRITE_BUFFER: usize = 16 * 1024;
 
@@ -288,23 +290,41 @@ impl Session<'_> {
 
 /// Writes what comes, as many messages at once as wait; ends when the bridge has no more, or the process does not
 /// take them.
-async fn write(mut stdin: pipe::Sender, mut messages: mpsc::Receiver<Box<Message>>) -> BackendEnd {
+async fn write(mut stdin: pipe::Sender, mut messages: mpsc::Receiver<Box<Outbound>>) -> BackendEnd {
     let mut waiting = Vec::new();
     let mut buffer = Vec::new();
     while messages.recv_many(&mut waiting, WRITE_BATCH).await > 0 {
-        for message in waiting.drain(..) {
-            buffer.extend_from_slice(&message.to_line());
-            buffer.push(b'\n');
-        }
-        if let Err(error) = stdin.write_all(&buffer).await {
+        if let Err(error) = write_batch(&mut stdin, &waiting, &mut buffer).await {
             // Most often it has exited, and the shim is about to say how.
             sleep(EXIT_GRACE).await;
             return BackendEnd::Exited(format!(
                 "it reads no more from its stdin ({error}); it is being ended"
             ));
         }
-        buffer.clear();
+        waiting.clear(); // now it takes up no room any more
         buffer.shrink_to(KEPT_WRITE_BUFFER);
     }
     BackendEnd::Closed
+}
+
+/// Leaves the buffer empty.
+async fn write_batch(
+    stdin: &mut pipe::Sender,
+    batch: &[Box<Outbound>],
+    buffer: &mut Vec<u8>,
+) -> io::Result<()> {
+    for outbound in batch {
+        let line = outbound.message.to_line();
+        if line.len() > LARGE {
+            stdin.write_all(buffer).await?;
+            buffer.clear();
+            stdin.write_all(&line).await?;
+        } else {
+            buffer.extend_from_slice(&line);
+        }
+        buffer.push(b'\n');
+    }
+    stdin.write_all(buffer).await?;
+    buffer.clear();
+    Ok(())
 }

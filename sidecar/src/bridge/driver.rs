@@ -9,10 +9,7 @@ use mcp_mqtt_transport::{
     mqtt::{CloseReason, Event, PublishError, ReasonCode, Received, Refused},
     topic::{self, ClientId, ServerName},
 };
-use tokio::{
-    sync::mpsc::error::TrySendError,
-    time::{Instant, Sleep, sleep},
-};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
     Bridge,
@@ -286,11 +283,12 @@ impl<'a> Driver<'a> {
     fn take_received(&mut self, link: LinkId, received: Received) {
         self.bridge.metrics.received_bytes.inc_by(received.payload.len() as u64);
         let Some(received) = self.take_of_place(received) else { return };
-        let (backend, links, backends) = (&self.bridge.backend, &self.links, &mut self.backends);
+        let (backend, room) = (&self.bridge.backend, &self.bridge.room);
+        let (links, backends) = (&self.links, &mut self.backends);
         let open = |session, via| {
             // A session is placed on a connection that stands.
             if let Some(link) = links.get(via) {
-                backends.insert(session, backend.open(session, link.backend_events()));
+                backends.insert(session, backend.open(session, room, link.backend_events()));
             }
         };
         self.core.received(link, received, now(), &mut self.actions, open);
@@ -421,8 +419,7 @@ impl<'a> Driver<'a> {
             }
             Action::ToBackend { session, message } => {
                 let Some(backend) = self.backends.get(&session) else { return };
-                // A closed one is about to report its end, which answers what is in flight.
-                if let Err(TrySendError::Full(message)) = backend.to_backend.try_send(Box::new(message)) {
+                if let Err(message) = backend.say(message) {
                     self.core.sessions.backend_busy(session, &message, now(), &mut self.actions);
                 }
             }

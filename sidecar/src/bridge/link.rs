@@ -108,7 +108,7 @@ impl Link {
             let publisher = self.publisher.clone();
             self.room = Some(Box::pin(async move {
                 sleep(RETRY_PAUSE).await;
-                publisher.ready().await;
+                publisher.ready(1).await;
             }));
         }
     }

@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use mcp_mqtt_sidecar::backend::{Backend, BackendEnd, BackendSession, FromBackend, SessionId};
+use mcp_mqtt_sidecar::backend::{Backend, BackendEnd, BackendSession, FromBackend, Room, SessionId};
 use mcp_mqtt_transport::jsonrpc::Message;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 
 /// Longer than anything here takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -19,11 +22,19 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn open(backend: &Backend) -> Self {
         let (events, receiver) = mpsc::channel(64);
-        Self { session: backend.open(SessionId(1), events), events: receiver }
+        Self {
+            session: backend.open(SessionId(1), &Room::for_messages_of(1 << 20), events),
+            events: receiver,
+        }
     }
 
     pub(crate) async fn send(&self, raw: &str) {
-        timeout(PATIENCE, self.session.to_backend.send(Box::new(message(raw)))).await.unwrap().unwrap();
+        let said = async {
+            while self.session.say(message(raw)).is_err() {
+                sleep(Duration::from_millis(1)).await; // until there is room
+            }
+        };
+        timeout(PATIENCE, said).await.expect("room");
     }
 
     pub(crate) async fn event(&mut self) -> FromBackend {

@@ -91,7 +91,7 @@ async fn sessions_dropped_at_any_moment_leave_no_process() {
     let shim = Shim::script(&["--prewarm", "1"], "exec cat");
     for round in 0..40_u64 {
         let client = shim.open();
-        let _ = client.session.to_backend.try_send(Box::new(crate::rig::message(&ping(1))));
+        let _ = client.session.say(crate::rig::message(&ping(1)));
         tokio::time::sleep(std::time::Duration::from_micros(round * 50)).await;
         drop(client);
     }

@@ -102,7 +102,7 @@ async fn a_process_that_closes_one_of_its_pipes_is_ended() {
         let shim = Shim::script(&[], script);
         let mut client = shim.open();
         shim.until("it sleeps", || shim.descendants().iter().any(|process| process.contains("sleep"))).await;
-        let _ = client.session.to_backend.try_send(Box::new(crate::rig::message(&ping(1))));
+        let _ = client.session.say(crate::rig::message(&ping(1)));
         match client.end().await {
             BackendEnd::Exited(how) => assert!(how.contains("being ended"), "{how}"),
             other => panic!("{other:?}"),

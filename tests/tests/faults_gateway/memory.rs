@@ -8,7 +8,7 @@ use futures::future::join_all;
 use mcp_mqtt_tests::{
     baseline::Baseline,
     broker::Mosquitto,
-    gateway::{Gateway, connect, open},
+    gateway::{Gateway, connect, open, reason},
 };
 use mcp_mqtt_transport::client::Session;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
@@ -90,4 +90,45 @@ async fn floods_of_many_servers_before_a_broker_that_stands_still_fit_into_the_c
     }
     assert_eq!(gateway.metric("broker_reconnects_total").await?, 0);
     Ok(())
+}
+
+/// Servers that read nothing while all clients talk: what there is no room for is an error to who sent it.
+#[tokio::test]
+async fn floods_of_many_clients_before_servers_that_stand_still_fit_into_the_containers_memory() -> Result<()>
+{
+    const CALLS: usize = 30;
+    let broker = Mosquitto::options().line("max_queued_messages 0").start().await?;
+    let gateway = Gateway::ready_at(&broker.url()).await?;
+    limit(&gateway)?;
+    let before = Baseline::of(&gateway);
+    let sessions = sessions(&broker, &gateway, 8).await?;
+    let stall = json!({"name": "stall", "arguments": {"ms": 5000}});
+    let stalls = sessions.iter().map(|session| session.request("tools/call", Some(&stall), LONG));
+    let params = json!({"name": "echo", "arguments": {"message": "x".repeat(LARGE)}});
+    let flood = async {
+        gateway.wait_for("all of them stand still", |status| status.in_flight == 8).await?;
+        let calls = sessions
+            .iter()
+            .flat_map(|session| [(); CALLS].map(|()| session.request("tools/call", Some(&params), LONG)));
+        anyhow::Ok(join_all(calls).await)
+    };
+    let (stalled, flooded) = tokio::join!(join_all(stalls), flood);
+    for answer in stalled {
+        assert!(answer?.get().contains("stalled"));
+    }
+    let mut busy = 0;
+    for answer in flooded? {
+        match answer {
+            Ok(answer) => assert!(answer.get().len() > LARGE),
+            Err(error) if reason(&error) == Some("backend-busy") => busy += 1,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    assert!(busy > 0, "{} MB had room", sessions.len() * CALLS);
+    for session in sessions {
+        session.close();
+    }
+    gateway.wait_for("the end of all", |status| status.sessions == 0).await?;
+    assert_eq!(gateway.metric("broker_reconnects_total").await?, 0);
+    before.regained_within(&gateway, 48 << 20).await
 }

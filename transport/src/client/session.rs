@@ -350,10 +350,11 @@ impl Core {
         let late = |_| RequestError::Timeout(request.timeout);
         loop {
             let publication = self.publication(request.topic, message.raw().clone());
+            let bytes = Publisher::packet_size(&publication);
             match self.publisher.try_publish(publication) {
                 Ok(()) => break,
                 Err(PublishError::Full) => {
-                    timeout_at(deadline, self.publisher.ready()).await.map_err(late)?;
+                    timeout_at(deadline, self.publisher.ready(bytes)).await.map_err(late)?;
                 }
                 Err(error) => return Err(error.into()),
             }

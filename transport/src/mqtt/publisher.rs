@@ -108,7 +108,8 @@ impl Publisher {
         publication: Publication,
         timeout: Duration,
     ) -> Result<(), PublishError> {
-        let reply = self.with_room(timeout, || self.publish_start(publication.clone()));
+        let reply = self
+            .with_room(Self::packet_size(&publication), timeout, || self.publish_start(publication.clone()));
         let reason = bounded(timeout, async { reply.await?.await }).await?;
         if reason.is_error() { Err(PublishError::Refused(reason)) } else { Ok(()) }
     }
@@ -135,7 +136,8 @@ impl Publisher {
         filters: Vec<Filter>,
         timeout: Duration,
     ) -> Result<Vec<ReasonCode>, PublishError> {
-        let reply = self.with_room(timeout, || self.subscribe_start(filters.clone()));
+        let reply = self
+            .with_room(packet::subscribe_size(&filters), timeout, || self.subscribe_start(filters.clone()));
         bounded(timeout, async { reply.await?.await }).await
     }
 
@@ -171,15 +173,16 @@ impl Publisher {
         self.link.outbox().room(0)
     }
 
-    /// Waits until there is room, or the connection is closed. There may be none again when this returns; then wait
-    /// again. A broker that takes nothing ends the connection by its keep alive, so this ends, too.
-    pub async fn ready(&self) {
+    /// Waits until there is room for a packet of so many bytes, or the connection is closed. There may be none again when
+    /// this returns; then wait again. A broker that takes nothing ends the connection by its keep alive, so this ends,
+    /// too.
+    pub async fn ready(&self, bytes: usize) {
         loop {
             let mut room = std::pin::pin!(self.link.room.notified());
             room.as_mut().enable();
             {
                 let outbox = self.link.outbox();
-                if !outbox.is_open() || outbox.room(1) > 0 {
+                if !outbox.is_open() || outbox.room(bytes) > 0 {
                     return;
                 }
             }
@@ -231,6 +234,7 @@ impl Publisher {
     /// Tries until there was room.
     async fn with_room<T>(
         &self,
+        bytes: usize,
         within: Duration,
         mut start: impl FnMut() -> Result<T, PublishError>,
     ) -> Result<T, PublishError> {
@@ -240,7 +244,7 @@ impl Publisher {
                 Err(PublishError::Full) => {}
                 done => return done,
             }
-            timeout_at(deadline, self.ready()).await.map_err(|_| PublishError::Timeout(within))?;
+            timeout_at(deadline, self.ready(bytes)).await.map_err(|_| PublishError::Timeout(within))?;
         }
     }
 }

@@ -59,7 +59,7 @@ async fn whoever_waits_when_the_link_drops_learns_it_and_nothing_survives_into_t
     }
     assert_eq!(timeout(LONG, subscribed).await.expect("in time"), Err(PublishError::Closed));
     assert_eq!(connection.publisher.try_publish(publication("late")), Err(PublishError::Closed));
-    timeout(LONG, connection.publisher.ready()).await.expect("nobody waits for room on a closed connection");
+    timeout(LONG, connection.publisher.ready(1)).await.expect("nobody waits for room on a closed connection");
 
     // A smaller window than before, too.
     let (connection, mut peer) = broker.connected(&receive_maximum(1)).await;

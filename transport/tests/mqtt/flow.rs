@@ -161,11 +161,11 @@ async fn a_full_queue_refuses_at_once_reading_goes_on_and_room_is_told() {
     }
     // What was sent in the meantime made some room; use it up.
     while publisher.try_publish(publication("x")).is_ok() {}
-    assert!(timeout(QUIET, publisher.ready()).await.is_err(), "there is no room yet");
+    assert!(timeout(QUIET, publisher.ready(1)).await.is_err(), "there is no room yet");
     for id in 1..=64 {
         peer.send(&puback(id, 0)).await;
     }
-    timeout(LONG, publisher.ready()).await.expect("the acknowledgements made room");
+    timeout(LONG, publisher.ready(1)).await.expect("the acknowledgements made room");
     publisher.try_publish(publication("x")).expect("room");
 }
 
@@ -179,6 +179,12 @@ async fn the_queue_is_bounded_in_bytes_too() {
         assert!(taken < 100, "the queue has no bound");
     }
     assert!((15..=18).contains(&taken), "{taken} mebibytes");
+    // A little one has room, a large one has to wait: whoever asks for it in a loop is not to spin.
+    let publisher = &connection.publisher;
+    while timeout(QUIET, publisher.ready(MEBIBYTE)).await.is_ok() {
+        publisher.try_publish(publication(vec![0; MEBIBYTE])).expect("what is in flight has left room");
+    }
+    timeout(LONG, publisher.ready(100)).await.expect("room for a little one");
 }
 
 #[tokio::test]

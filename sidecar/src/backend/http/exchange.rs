@@ -20,6 +20,7 @@ use super::{
 };
 use crate::backend::{
     BackendEnd, BackendEvents, FromBackend, SessionId, era::Era, failure, incoming, modern::members::member,
+    room::Outbound,
 };
 
 /// Pause before a broken stream is resumed when the server named none; doubles with each failure.
@@ -72,16 +73,22 @@ impl Transport for Shared {
 
     async fn exchange(
         &self,
-        request: Message,
+        request: Outbound,
         written: Option<oneshot::Sender<()>>,
     ) -> Result<(), BackendEnd> {
         self.ask(request, written).await
     }
 
     /// What the server thinks of it is told to nobody but the log.
-    async fn deliver(&self, message: Bytes, written: Option<oneshot::Sender<()>>) -> Result<(), BackendEnd> {
+    async fn deliver(
+        &self,
+        outbound: Outbound,
+        written: Option<oneshot::Sender<()>>,
+    ) -> Result<(), BackendEnd> {
         let session = self.id.0;
-        match timeout(DELIVERY_TIMEOUT, self.wire.post(message, HeaderMap::new(), written, false)).await {
+        let Outbound { message, taken: _taken } = outbound;
+        let post = self.wire.post(message.into_raw(), HeaderMap::new(), written, false);
+        match timeout(DELIVERY_TIMEOUT, post).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(Failure::SessionLost(why))) => Err(BackendEnd::SessionLost(why)),
             Ok(Err(Failure::Refused(why))) => Err(BackendEnd::BackendLost(why)),
@@ -105,7 +112,8 @@ impl Transport for Shared {
 }
 
 impl Shared {
-    async fn ask(&self, request: Message, written: Option<oneshot::Sender<()>>) -> Result<(), BackendEnd> {
+    async fn ask(&self, outbound: Outbound, written: Option<oneshot::Sender<()>>) -> Result<(), BackendEnd> {
+        let Outbound { message: request, taken } = outbound;
         let Some(id) = request.id().cloned() else { return Ok(()) }; // a request has an id
         let opening = request.method() == Some("initialize");
         let mut reply = self.wire.post(request.raw().clone(), self.headers(&request), written, opening).await;
@@ -114,7 +122,7 @@ impl Shared {
         {
             reply = self.wire.post(request.raw().clone(), self.headers(&request), None, opening).await;
         }
-        drop(request); // its answer may take a while
+        drop((request, taken)); // its answer may take a while
         match reply {
             Ok(Reply::Json(body)) => {
                 self.read_body(body, &id, opening).await;
@@ -380,7 +388,8 @@ impl Shared {
             };
             let params = [r#"{"_meta":"#, meta, &cursor, "}"];
             let request = Message::request_of_parts(&RequestId::number(page), "tools/list", &params);
-            let asked = Box::pin(async move { list.ask(request, None).await });
+            let asked =
+                Box::pin(async move { list.ask(Outbound { message: request, taken: None }, None).await });
             let heard = async {
                 let mut next = None;
                 while let Some((_, event)) = answers.recv().await {

@@ -2,9 +2,8 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use futures::FutureExt;
-use mcp_mqtt_transport::jsonrpc::{Kind, Message, RequestId};
+use mcp_mqtt_transport::jsonrpc::{Kind, RequestId};
 use tokio::{
     sync::{Notify, oneshot},
     task::{AbortHandle, JoinError, JoinSet},
@@ -12,7 +11,7 @@ use tokio::{
 };
 
 use super::exchange::Shared;
-use crate::backend::{BackendEnd, FromBridge, failure};
+use crate::backend::{BackendEnd, FromBridge, failure, room::Outbound};
 
 /// How long the next message waits for the one before to be on its way: longer when a connection does not take
 /// it, and then order is given up for the sake of the others.
@@ -45,14 +44,14 @@ pub(super) trait Transport: Send + Sync + 'static {
     /// or dropped. `Err`: the session is over.
     fn exchange(
         &self,
-        request: Message,
+        request: Outbound,
         written: Option<oneshot::Sender<()>>,
     ) -> impl Future<Output = Result<(), BackendEnd>> + Send;
 
     /// Posts a notification or a response; otherwise as [`Transport::exchange`].
     fn deliver(
         &self,
-        message: Bytes,
+        message: Outbound,
         written: Option<oneshot::Sender<()>>,
     ) -> impl Future<Output = Result<(), BackendEnd>> + Send;
 
@@ -137,7 +136,7 @@ impl<T: Transport> Driver<T> {
                 }
                 () = released(&mut self.hold), if self.hold.is_some() => self.hold = None,
                 message = messages.recv(), if self.hold.is_none() && has_room => match message {
-                    Some(message) => self.dispatch(*message).await,
+                    Some(outbound) => self.dispatch(*outbound).await,
                     None => return BackendEnd::Closed,
                 },
                 // Last words may still wait, and `initialize` may be about to bring a session that has to be deleted.
@@ -150,7 +149,8 @@ impl<T: Transport> Driver<T> {
     }
 
     /// Sends a message on its way in a task of its own.
-    async fn dispatch(&mut self, message: Message) {
+    async fn dispatch(&mut self, outbound: Outbound) {
+        let message = &outbound.message;
         let (release, released) = oneshot::channel();
         let mut patience = SEND_TIMEOUT;
         match (message.kind().clone(), message.method()) {
@@ -162,9 +162,9 @@ impl<T: Transport> Driver<T> {
             }
             (Kind::Request { id, .. }, Some("initialize")) => {
                 patience = HANDSHAKE_TIMEOUT;
-                self.exchange(id, message, None, Some(release));
+                self.exchange(id, outbound, None, Some(release));
             }
-            (Kind::Request { id, .. }, _) => self.exchange(id, message, Some(release), None),
+            (Kind::Request { id, .. }, _) => self.exchange(id, outbound, Some(release), None),
             // In 2026-07-28 the end of its stream cancels a request, and nothing else is told to the server.
             (_, method) if self.session.shared().metadata.is_some() => {
                 let cancelled = message.cancelled_request().and_then(|id| self.in_flight.get(&id));
@@ -180,7 +180,7 @@ impl<T: Transport> Driver<T> {
                 let session = self.session.clone();
                 let listen = !std::mem::replace(&mut self.listening, true);
                 self.spawn(async move {
-                    let delivered = session.deliver(message.into_raw(), None).await;
+                    let delivered = session.deliver(outbound, None).await;
                     drop(release);
                     match delivered {
                         Ok(()) if listen => session.listen().await,
@@ -200,9 +200,9 @@ impl<T: Transport> Driver<T> {
                     if let Some(not_before) = not_before.filter(|at| *at > Instant::now()) {
                         drop(release); // nothing has to come after a cancellation
                         sleep_until(not_before).await;
-                        return session.deliver(message.into_raw(), None).await;
+                        return session.deliver(outbound, None).await;
                     }
-                    session.deliver(message.into_raw(), Some(release)).await
+                    session.deliver(outbound, Some(release)).await
                 });
             }
         }
@@ -213,14 +213,14 @@ impl<T: Transport> Driver<T> {
     fn exchange(
         &mut self,
         id: RequestId,
-        message: Message,
+        outbound: Outbound,
         written: Option<oneshot::Sender<()>>,
         answered: Option<oneshot::Sender<()>>,
     ) {
         let cancelled = Arc::new(Notify::new());
         let (request, heard) = (id.clone(), cancelled.clone());
         let session = self.session.clone();
-        let is_endless = message.method() == Some("subscriptions/listen");
+        let is_endless = outbound.message.method() == Some("subscriptions/listen");
         let task = self.tasks.spawn(async move {
             let given_up = async {
                 heard.notified().await;
@@ -229,7 +229,7 @@ impl<T: Transport> Driver<T> {
                 }
             };
             let result = tokio::select! {
-                result = session.exchange(message, written) => result,
+                result = session.exchange(outbound, written) => result,
                 () = given_up => Ok(()), // nobody waits for it
                 () = sleep(EXCHANGE_CEILING), if !is_endless => {
                     let detail = format!("no answer within {EXCHANGE_CEILING:?}");

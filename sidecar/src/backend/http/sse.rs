@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::Incoming;
-use mcp_mqtt_transport::jsonrpc::{Kind, Message, RequestId};
+use mcp_mqtt_transport::jsonrpc::{Kind, RequestId};
 use tokio::{
     sync::{Notify, oneshot},
     time::{sleep, timeout},
@@ -30,7 +30,7 @@ use super::{
 };
 use crate::backend::{
     BackendConfigError, BackendEnd, BackendEvents, BackendLimits, FromBackend, FromBridge, SessionId,
-    era::Era, incoming,
+    era::Era, incoming, room::Outbound,
 };
 
 /// From the request for the stream to its `endpoint` event, which a server sends at once.
@@ -282,9 +282,10 @@ impl Transport for Session {
     /// The next message goes once the server has taken this one: there is one order in a session, as on a pipe.
     async fn exchange(
         &self,
-        request: Message,
+        outbound: Outbound,
         written: Option<oneshot::Sender<()>>,
     ) -> Result<(), BackendEnd> {
+        let Outbound { message: request, taken } = outbound;
         let Some(id) = request.id().cloned() else { return Ok(()) }; // a request has an id
         let opening = request.method() == Some("initialize");
         let waiter = self.ask(id.clone(), opening);
@@ -297,7 +298,7 @@ impl Transport for Session {
                 return Ok(());
             }
         };
-        drop(written);
+        drop((written, taken));
         match posted {
             Ok(_) => {
                 waiter.asked.answered.notified().await;
@@ -308,7 +309,11 @@ impl Transport for Session {
         }
     }
 
-    async fn deliver(&self, message: Bytes, written: Option<oneshot::Sender<()>>) -> Result<(), BackendEnd> {
+    async fn deliver(
+        &self,
+        message: Outbound,
+        written: Option<oneshot::Sender<()>>,
+    ) -> Result<(), BackendEnd> {
         let delivered = self.shared.deliver(message, None).await;
         drop(written);
         delivered

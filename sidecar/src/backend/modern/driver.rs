@@ -2,7 +2,6 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use mcp_mqtt_transport::jsonrpc::Message;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until, timeout},
@@ -10,7 +9,7 @@ use tokio::{
 
 use super::{Action, translator::Translator};
 use crate::backend::{
-    BackendEnd, BackendEvents, BackendSession, FromBackend, FromBridge, SessionId, era::Era,
+    BackendEnd, BackendEvents, BackendSession, FromBackend, FromBridge, SessionId, era::Era, room::Outbound,
 };
 
 /// How long the transport may take to end its session: longer than any of its own deadlines.
@@ -40,8 +39,8 @@ pub(in crate::backend) async fn serve(
     let end = if let Some(end) = pump.run(from_bridge, &server).await {
         end
     } else {
-        for message in pump.to_server.drain(..) {
-            let _ = server.to_backend.try_send(Box::new(message)); // last words, as far as they fit
+        for outbound in pump.to_server.drain(..) {
+            let _ = server.say(outbound.message); // last words, as far as they fit
         }
         drop(server);
         pump.wait_for_end().await
@@ -57,7 +56,7 @@ struct Pump {
     translator: Translator,
     /// While something waits here, nothing is taken from the bridge: it is bounded by what one message of the
     /// client, and the answers to requests in flight, bring about.
-    to_server: VecDeque<Message>,
+    to_server: VecDeque<Outbound>,
     /// While something waits here, nothing is taken from either side.
     to_bridge: VecDeque<FromBackend>,
 }
@@ -70,6 +69,8 @@ impl Pump {
         loop {
             let deadline = self.translator.next_deadline().map(Instant::from_std);
             let is_idle = self.to_bridge.is_empty();
+            // Goes with the first message that comes of the client's.
+            let mut taken = None;
             tokio::select! {
                 biased;
                 permit = self.events.reserve(), if !is_idle => {
@@ -78,9 +79,9 @@ impl Pump {
                     permit.send((self.id, event));
                     continue;
                 }
-                permit = server.to_backend.reserve(), if !self.to_server.is_empty() => {
-                    match (permit, self.to_server.pop_front()) {
-                        (Ok(permit), Some(message)) => permit.send(Box::new(message)),
+                place = server.place(), if !self.to_server.is_empty() => {
+                    match (place, self.to_server.pop_front()) {
+                        (Some(place), Some(outbound)) => place.take(outbound),
                         _ => self.to_server.clear(), // it has ended, and is about to say so
                     }
                     continue;
@@ -91,7 +92,11 @@ impl Pump {
                     None => return Some(BackendEnd::Closed),
                 },
                 message = messages.recv(), if is_idle && self.to_server.is_empty() => match message {
-                    Some(message) => self.translator.client_message(*message, now(), &mut actions),
+                    Some(outbound) => {
+                        let Outbound { message, taken: room } = *outbound;
+                        taken = room;
+                        self.translator.client_message(message, now(), &mut actions);
+                    }
                     None => return None,
                 },
                 _ = &mut dropped, if !is_idle || !self.to_server.is_empty() => return None,
@@ -102,7 +107,9 @@ impl Pump {
             for action in actions.drain(..) {
                 match action {
                     Action::ToClient(event) => self.to_bridge.push_back(event),
-                    Action::ToServer(message) => self.to_server.push_back(message),
+                    Action::ToServer(message) => {
+                        self.to_server.push_back(Outbound { message, taken: taken.take() });
+                    }
                     Action::RevisionChanged => self.era.doubt(),
                 }
             }

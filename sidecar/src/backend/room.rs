@@ -1,0 +1,162 @@
+//! Messages on their way to the server, and the room that they may take up: counted in bytes, since one client can send
+//! large ones faster than a server reads them. A session has its share, so that one with a server that stands still
+//! leaves room for the others.
+
+use std::{convert::Infallible, sync::Arc};
+
+use mcp_mqtt_transport::jsonrpc::Message;
+use tokio::sync::{
+    OwnedSemaphorePermit, Semaphore,
+    mpsc::{self, error::TrySendError},
+    oneshot,
+};
+
+/// Messages to one backend session that may wait there; a full queue is an error to the caller.
+/// Two per request in flight (the request and its cancellation) at the default of 64.
+const QUEUE: usize = 128;
+/// Bytes of one session that may wait, or two of the largest messages.
+const SESSION_BYTES: usize = 8 << 20;
+/// Bytes of all sessions, or eight of the largest messages. A quarter of the memory that a gateway has by default.
+const GATEWAY_BYTES: usize = 32 << 20;
+
+/// Room for the messages of all sessions.
+#[derive(Debug, Clone)]
+pub struct Room {
+    everybody: Arc<Semaphore>,
+    each: usize,
+}
+
+/// The bridge's end of one backend session. Dropping it ends the session: the process is ended, HTTP gets its DELETE.
+#[derive(Debug)]
+pub struct BackendSession {
+    // Boxed, since the channel makes room for 32 of them at once, and that stays with a session that says nothing.
+    queue: mpsc::Sender<Box<Outbound>>,
+    own: Arc<Semaphore>,
+    everybody: Arc<Semaphore>,
+    /// Tells the session to end even when its queue is full of messages that nobody reads.
+    _alive: oneshot::Sender<Infallible>,
+}
+
+/// The backend's end of one session.
+#[derive(Debug)]
+pub struct FromBridge {
+    /// Client → server messages, in order; ends when the bridge has dropped its end and all were taken.
+    pub messages: mpsc::Receiver<Box<Outbound>>,
+    /// Resolves (with an error) when the bridge has dropped its end.
+    pub dropped: oneshot::Receiver<Infallible>,
+}
+
+/// A message of the client. Dropping it gives its room back, so it is to be kept until the server has it.
+#[derive(Debug)]
+pub struct Outbound {
+    /// What is said.
+    pub message: Message,
+    /// What it takes up; of a message that was made of another one, what that one did.
+    pub taken: Option<Taken>,
+}
+
+/// What a message takes up, in the session's share and of all.
+pub(super) type Taken = [OwnedSemaphorePermit; 2];
+
+/// A place in the queue of a backend session.
+#[derive(Debug)]
+pub(super) struct Place<'a>(mpsc::Permit<'a, Box<Outbound>>);
+
+impl Room {
+    /// For messages up to so many bytes.
+    pub fn for_messages_of(max_message_bytes: usize) -> Self {
+        let bytes = |bytes: usize, messages: usize| bytes.max(max_message_bytes.saturating_mul(messages));
+        let everybody = bytes(GATEWAY_BYTES, 8).min(Semaphore::MAX_PERMITS);
+        Self { everybody: Arc::new(Semaphore::new(everybody)), each: bytes(SESSION_BYTES, 2) }
+    }
+
+    /// Both ends of a session.
+    pub fn session(&self) -> (BackendSession, FromBridge) {
+        let (queue, messages) = mpsc::channel(QUEUE);
+        let (alive, dropped) = oneshot::channel();
+        let own = Arc::new(Semaphore::new(self.each.min(Semaphore::MAX_PERMITS)));
+        let session = BackendSession { queue, own, everybody: self.everybody.clone(), _alive: alive };
+        (session, FromBridge { messages, dropped })
+    }
+}
+
+impl BackendSession {
+    /// Says something to the server. One that has ended takes it to no effect: it is about to report that.
+    ///
+    /// # Errors
+    /// There is no room: the message, back.
+    pub fn say(&self, message: Message) -> Result<(), Box<Message>> {
+        let bytes = u32::try_from(message.raw().len()).unwrap_or(u32::MAX);
+        let take = |room: &Arc<Semaphore>| room.clone().try_acquire_many_owned(bytes).ok();
+        let Some(taken) = take(&self.own).zip(take(&self.everybody)) else { return Err(Box::new(message)) };
+        let outbound = Outbound { message, taken: Some(taken.into()) };
+        match self.queue.try_send(Box::new(outbound)) {
+            Err(TrySendError::Full(outbound)) => Err(Box::new(outbound.message)),
+            Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
+        }
+    }
+
+    /// Waits for a place in the queue; none: the session has ended.
+    pub(super) async fn place(&self) -> Option<Place<'_>> {
+        self.queue.reserve().await.ok().map(Place)
+    }
+}
+
+impl Place<'_> {
+    /// Takes it.
+    pub(super) fn take(self, outbound: Outbound) {
+        self.0.send(Box::new(outbound));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn message(bytes: usize) -> Message {
+        let json = format!(r#"{{"jsonrpc":"2.0","method":"m","params":{{"p":"{}"}}}}"#, "x".repeat(bytes));
+        Message::parse(Bytes::from(json), usize::MAX).unwrap()
+    }
+
+    #[test]
+    fn a_session_has_its_share_and_gets_it_back_when_the_server_has_read() {
+        let room = Room::for_messages_of(1 << 20);
+        let ((stuck, mut from_stuck), (other, _from_other)) = (room.session(), room.session());
+        let fit = (0..100).take_while(|_| stuck.say(message(1_000_000)).is_ok()).count();
+        assert_eq!(fit, SESSION_BYTES / 1_000_000);
+        assert!(other.say(message(1_000_000)).is_ok(), "the others have theirs");
+        drop(from_stuck.messages.try_recv().unwrap());
+        assert!(stuck.say(message(1_000_000)).is_ok());
+        assert!(stuck.say(message(1_000_000)).is_err());
+        assert!(stuck.say(message(100)).is_ok(), "small ones still fit");
+    }
+
+    #[test]
+    fn all_together_have_no_more_than_the_gateway_has_and_an_ended_session_gives_its_room_back() {
+        let room = Room::for_messages_of(1 << 20);
+        let mut sessions: Vec<_> = (0..8).map(|_| room.session()).collect();
+        let mut fit = 0;
+        for (session, _) in &sessions {
+            while session.say(message(1_000_000)).is_ok() {
+                fit += 1;
+            }
+        }
+        assert_eq!(fit, GATEWAY_BYTES / 1_000_000);
+        sessions.remove(0);
+        assert!(sessions[6].0.say(message(1_000_000)).is_ok());
+    }
+
+    #[test]
+    fn a_queue_has_an_end_for_small_messages_too_and_two_of_the_largest_always_fit() {
+        let room = Room::for_messages_of(64 << 20);
+        let (session, _from_bridge) = room.session();
+        assert_eq!((0..1000).take_while(|_| session.say(message(10)).is_ok()).count(), QUEUE);
+        let (session, _from_bridge) = room.session();
+        assert!(
+            session.say(message((64 << 20) - 100)).is_ok() && session.say(message((64 << 20) - 100)).is_ok()
+        );
+        assert!(session.say(message((64 << 20) - 100)).is_err());
+    }
+}
