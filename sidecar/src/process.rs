@@ -13,7 +13,7 @@ use prometheus_client::{
 };
 use rustix::{
     param::{clock_ticks_per_second, page_size},
-    process::{Resource, getrlimit},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 
 use crate::metrics::Description;
@@ -48,6 +48,16 @@ pub(crate) fn catalogue() -> impl Iterator<Item = Description> {
 /// Adds them to a registry that has no prefix. What the system does not tell is left out.
 pub fn register(registry: &mut Registry) {
     registry.register_collector(Box::new(Process { boot: boot_time() }));
+}
+
+/// Lets the process open as many files as it may: by habit the soft limit is 1024, for programs that use `select`, and a
+/// gateway has a connection for each request over HTTP.
+pub(crate) fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(soft = limit.current, "the limit of open files stays as it is: {error}");
+    }
 }
 
 #[derive(Debug)]

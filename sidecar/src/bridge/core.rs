@@ -128,7 +128,9 @@ impl Core {
             {
                 out.push(Action::Dropped { reason: Refusal::ClientIdMismatch.reason() });
             }
-            Ok(Topic::ClientPresence { client_id }) => self.presence(client_id, payload, now, out),
+            Ok(Topic::ClientPresence { client_id }) => {
+                self.presence((client_id, came_by), payload, now, out);
+            }
             Ok(Topic::ClientCapability { client_id }) => {
                 self.capability((client_id, came_by), payload, now, out);
             }
@@ -216,14 +218,20 @@ impl Core {
     }
 
     /// Item 12: `notifications/disconnected`, or nothing at all.
-    fn presence(&mut self, client: &str, payload: Bytes, now: Instant, out: &mut Vec<Action>) {
+    fn presence(
+        &mut self,
+        (client, came_by): (&str, LinkId),
+        payload: Bytes,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
         let Ok(client) = ClientId::new(client) else { return };
         if payload.is_empty() {
-            return self.sessions.client_left(&client, now, out);
+            return self.sessions.client_left(&client, came_by, now, out);
         }
         match Message::parse(payload, usize::MAX) {
             Ok(message) if message.method() == Some("notifications/disconnected") => {
-                self.sessions.client_left(&client, now, out);
+                self.sessions.client_left(&client, came_by, now, out);
             }
             _ => out.push(Action::Dropped { reason: "unknown-client-presence" }),
         }

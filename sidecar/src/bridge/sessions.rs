@@ -23,6 +23,8 @@ use crate::backend::{FromBackend, SessionId};
 const REFUSAL_DELAY: Duration = Duration::from_millis(20);
 /// Refusals that may wait so; more are answered at once. Bounds what a flood of `initialize` can hold here.
 const DELAYED_REFUSALS: usize = 1024;
+/// Of a message that came by a connection which does not carry its client's session.
+const STALE: &str = "stale-connection";
 
 /// What is asked for with [`Sessions::initialize`].
 #[derive(Debug)]
@@ -103,6 +105,12 @@ impl Sessions {
     /// The connection that carries the client's session, or will carry its next one.
     pub fn place(&self, client: &str) -> LinkId {
         self.link_of(client).unwrap_or_else(|| self.placement.place())
+    }
+
+    /// Whether the client's session is on another connection: what comes by this one, or was to go by it, belongs to a
+    /// session that it had before.
+    pub fn is_elsewhere(&self, client: &str, link: LinkId) -> bool {
+        self.link_of(client).is_some_and(|via| via != link)
     }
 
     fn link_of(&self, client: &str) -> Option<LinkId> {
@@ -201,6 +209,9 @@ impl Sessions {
         now: Instant,
         out: &mut Vec<Action>,
     ) {
+        if self.is_elsewhere(client.as_str(), came_by) {
+            return out.push(Action::Dropped { reason: STALE });
+        }
         if let Some(session) = self.of_client(client.as_str()) {
             return self.step(session, now, out, |session, turn| session.client_message(message, turn));
         }
@@ -240,9 +251,11 @@ impl Sessions {
         }
     }
 
-    /// Item 12: the client left.
-    pub fn client_left(&mut self, client: &ClientId, now: Instant, out: &mut Vec<Action>) {
-        if let Some(session) = self.of_client(client.as_str()) {
+    /// Item 12: the client left, as was heard on this connection.
+    pub fn client_left(&mut self, client: &ClientId, came_by: LinkId, now: Instant, out: &mut Vec<Action>) {
+        if self.is_elsewhere(client.as_str(), came_by) {
+            out.push(Action::Dropped { reason: STALE });
+        } else if let Some(session) = self.of_client(client.as_str()) {
             self.step(session, now, out, |session, turn| session.end(EndReason::ClientLeft, turn));
         }
     }

@@ -4,7 +4,12 @@ use std::{error::Error, io, path::Path, time::Duration};
 
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
-use tokio::{net::TcpStream, sync::Notify, time::timeout};
+use rustix::io::Errno;
+use tokio::{
+    net::TcpStream,
+    sync::Notify,
+    time::{Instant, timeout},
+};
 use url::Url;
 
 use super::wire::{Failure, RequestBody};
@@ -17,6 +22,10 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long that may take: a server that does not accept in time is slow, not gone.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Who cannot be reached for so long, though nothing refuses the connection, is gone: a name that is not found and a
+/// network without a way may come back.
+const UNREACHABLE: Duration = Duration::from_secs(6);
+
 /// The server's endpoint and the connections to it, shared by all sessions.
 #[derive(Debug)]
 pub(super) struct Endpoint {
@@ -104,24 +113,34 @@ impl Endpoint {
 
     /// Resolves when nobody listens any more. Looks now and then, and at once when a request had trouble.
     pub(super) async fn lost(&self) -> String {
+        let mut unreachable = None;
         loop {
-            if let Some(gone) = self.gone().await {
-                return gone;
+            match self.connect().await {
+                Look::Refused => return self.refused(),
+                Look::Unreachable(error) => {
+                    let since = *unreachable.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= UNREACHABLE {
+                        return format!("{} cannot be reached: {error}", self.uri);
+                    }
+                }
+                Look::Listens | Look::Unknown => unreachable = None,
             }
             let _ = timeout(LOOK_EVERY, self.trouble.notified()).await; // or it is time to look
         }
     }
 
-    /// Why nobody can connect, if nobody can.
+    /// Why nobody can connect, if nobody listens.
     pub(super) async fn gone(&self) -> Option<String> {
+        matches!(self.connect().await, Look::Refused).then(|| self.refused())
+    }
+
+    async fn connect(&self) -> Look {
         let (host, port) = &self.address;
-        let Ok(Err(error)) = timeout(LOOK_TIMEOUT, TcpStream::connect((host.as_str(), *port))).await else {
-            return None;
-        };
-        Some(match error.kind() {
-            io::ErrorKind::ConnectionRefused => self.refused(),
-            _ => format!("{} cannot be reached: {error}", self.uri),
-        })
+        match timeout(LOOK_TIMEOUT, TcpStream::connect((host.as_str(), *port))).await {
+            Ok(Ok(_)) => Look::Listens,
+            Ok(Err(error)) => Look::of(error),
+            Err(_) => Look::Unknown,
+        }
     }
 
     fn refused(&self) -> String {
@@ -130,6 +149,30 @@ impl Endpoint {
              logs -c server` and the port of {}.",
             self.uri, self.field
         )
+    }
+}
+
+/// What a connection has come to.
+#[derive(Debug)]
+enum Look {
+    Listens,
+    /// Nobody listens: every session there is over.
+    Refused,
+    /// It may be the way there.
+    Unreachable(io::Error),
+    /// It is for want of something of our own, or takes long: that says nothing of the server.
+    Unknown,
+}
+
+impl Look {
+    fn of(error: io::Error) -> Self {
+        let own =
+            [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL, Errno::AGAIN];
+        match Errno::from_io_error(&error) {
+            Some(errno) if own.contains(&errno) => Self::Unknown,
+            _ if error.kind() == io::ErrorKind::ConnectionRefused => Self::Refused,
+            _ => Self::Unreachable(error),
+        }
     }
 }
 
@@ -157,6 +200,26 @@ mod tests {
 
     fn take(url: &str) -> Result<Endpoint, BackendConfigError> {
         Endpoint::new(&Url::parse(url).unwrap(), None, "--sse-url", "transport.sse")
+    }
+
+    #[test]
+    fn only_a_refusal_says_at_once_that_nobody_listens() {
+        let look = |errno: Errno| Look::of(errno.into());
+        assert!(matches!(look(Errno::CONNREFUSED), Look::Refused));
+        for own in [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL] {
+            assert!(matches!(look(own), Look::Unknown), "{own:?}");
+        }
+        assert!(matches!(look(Errno::HOSTUNREACH), Look::Unreachable(_)));
+        assert!(matches!(Look::of(io::Error::other("failed to lookup address")), Look::Unreachable(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_is_not_found_for_a_moment_ends_no_session_and_one_that_stays_away_does() {
+        let endpoint = take("http://no-such-server.invalid/mcp").unwrap();
+        assert_eq!(endpoint.gone().await, None);
+        let begin = Instant::now();
+        let why = endpoint.lost().await;
+        assert!(begin.elapsed() >= UNREACHABLE && why.contains("cannot be reached"), "{why}");
     }
 
     #[test]

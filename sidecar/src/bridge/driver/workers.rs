@@ -133,10 +133,14 @@ impl Driver<'_> {
     /// Answers that a lost connection may not have delivered, and whatever it had not yet been given, go out on another
     /// one, before the errors. Who gets an answer twice has no use for the second; who gets none waits for ever, as not
     /// every client understands a goodbye. A request of the server is not repeated: it might be done twice.
+    /// Nor is anything given to a client that has another session by now, with ids of its own.
     pub(super) fn hand_on(&mut self, link: LinkId, lost: Link) {
         for publication in lost.publisher.take_undelivered() {
             let Ok(Topic::Rpc { client_id, .. }) = Topic::parse(&publication.topic) else { continue };
             let Ok(client) = ClientId::new(client_id) else { continue };
+            if self.core.sessions.is_elsewhere(client.as_str(), link) {
+                continue;
+            }
             let payload = publication.payload;
             let message = Message::parse(payload.clone(), usize::MAX);
             if message.is_ok_and(|message| matches!(message.kind(), Kind::Response { .. })) {
@@ -145,7 +149,11 @@ impl Driver<'_> {
         }
         for outgoing in lost.into_waiting() {
             match outgoing {
-                Outgoing::ToClient { .. } => self.send(link, outgoing),
+                Outgoing::ToClient { ref client, .. } => {
+                    if !self.core.sessions.is_elsewhere(client.as_str(), link) {
+                        self.send(link, outgoing);
+                    }
+                }
                 Outgoing::Unsubscribe { .. } => self.unsubscribed(),
                 // The end of its session answers it, and the other two go by the registering connection.
                 Outgoing::Subscribe { .. } | Outgoing::ToAll { .. } | Outgoing::Presence { .. } => {}

@@ -109,7 +109,10 @@ impl Scene {
                     self.tell(CLIENTS[*c], text);
                 }
             }
-            Step::Leave(c) => self.sessions.client_left(&client(CLIENTS[*c]), self.now, &mut self.out),
+            Step::Leave(c) => {
+                let came_by = self.sessions.place(CLIENTS[*c]);
+                self.sessions.client_left(&client(CLIENTS[*c]), came_by, self.now, &mut self.out);
+            }
             Step::Tells(c, progress) => {
                 let text = self.number(*progress);
                 self.tell(CLIENTS[*c], message(&text));

@@ -82,7 +82,7 @@ fn a_session_beyond_the_limit_is_refused_a_little_later_and_one_that_ends_makes_
     assert_eq!(scene.sessions.next_deadline(), Some(scene.now + REFUSAL_DELAY));
     scene.wait(REFUSAL_DELAY);
     scene.expect(&["c < 5 error max-sessions"]);
-    scene.sessions.client_left(&client("a"), scene.now, &mut scene.out);
+    scene.sessions.client_left(&client("a"), LinkId::REGISTERING, scene.now, &mut scene.out);
     scene.expect(&["unsubscribe a", "ended a client-left"]);
     assert!(scene.initialize("c", 6).is_some());
     assert_eq!(scene.sessions.len(), 2);
@@ -158,7 +158,7 @@ fn who_has_no_session_is_told_so_where_there_is_an_id_to_answer() {
     scene.client("x", "1 ok");
     scene.expect(&["dropped no-session", "dropped no-session"]);
     scene.client("x", "notifications/disconnected");
-    scene.sessions.client_left(&client("x"), scene.now, &mut scene.out);
+    scene.sessions.client_left(&client("x"), LinkId::REGISTERING, scene.now, &mut scene.out);
     scene.expect(&[]);
     scene.sessions.drain(scene.now, &mut scene.out);
     scene.client("x", "2 tools/call");
@@ -252,4 +252,28 @@ fn sessions_spread_over_the_workers_and_a_lost_one_ends_only_its_own() {
     scene.expect(&["subscribe b@2", "server 4 < 1 initialize"]);
     scene.initialize("a", 2);
     assert_eq!(scene.sessions.place("a"), LinkId::REGISTERING, "what replaces a session stays where it was");
+}
+
+#[test]
+fn what_comes_by_a_connection_that_its_session_was_on_before_concerns_the_next_one_in_nothing() {
+    let mut scene = Scene::new();
+    scene.sessions.link_up(LinkId(1));
+    let first = scene.open("a");
+    scene.open("b");
+    scene.sessions.link_up(LinkId(2));
+    scene.sessions.client_left(&client("a"), LinkId(1), scene.now, &mut scene.out);
+    let second = scene.open("a");
+    assert_ne!(first, second);
+    assert_eq!(scene.sessions.place("a"), LinkId(2), "for this test to be one");
+    // Each message of it comes twice, until the broker has taken the old subscription back.
+    for link in [LinkId(1), LinkId(2)] {
+        let call = message("1 tools/call");
+        scene.sessions.client_message(&client("a"), link, call, scene.now, &mut scene.out);
+    }
+    scene.expect(&["dropped stale-connection", "server 3 < 1 tools/call"]);
+    scene.sessions.client_left(&client("a"), LinkId(1), scene.now, &mut scene.out);
+    scene.expect(&["dropped stale-connection"]);
+    assert!(scene.sessions.is_elsewhere("a", LinkId(1)) && !scene.sessions.is_elsewhere("x", LinkId(1)));
+    scene.sessions.client_left(&client("a"), LinkId(2), scene.now, &mut scene.out);
+    scene.expect(&["unsubscribe a@2", "ended a client-left"]);
 }
