@@ -300,7 +300,7 @@ impl<'a> Step<'a> {
                 reason::BROKER_SESSION_TAKEN_OVER,
                 "Is the same pod running in another cluster with the same cluster name?",
             ),
-            CloseReason::Lost(_) | CloseReason::KeepAlive(_) => {
+            CloseReason::Lost(_) | CloseReason::KeepAlive(_) | CloseReason::Unacknowledged(_) => {
                 (reason::BROKER_CONNECTION_LOST, "Trying again")
             }
             _ => next_step(ReasonCode::TOPIC_NAME_INVALID),

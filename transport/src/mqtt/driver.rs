@@ -38,6 +38,10 @@ const WRITE_BYTES: usize = 64 << 10;
 /// How long what arrived may stay where it is, and nothing more be read, before we call the receiver stuck for good.
 const PATIENCE: Duration = Duration::from_mins(10);
 
+/// So many keep-alives may pass before the broker has acknowledged what it got: a ping is answered at once, an
+/// acknowledgement may stand behind much else.
+const ACK_PATIENCE: u32 = 2;
+
 /// How long to look for what a broker said before it stopped reading.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
@@ -249,6 +253,9 @@ impl Driver {
                 // The answer to the last one may stand behind megabytes that have not been read, or are still coming.
                 if !clock.heard && clock.paused.is_none() {
                     return Err(CloseReason::KeepAlive(clock.keep_alive));
+                }
+                if clock.paused.is_none() && self.link.outbox().tick(ACK_PATIENCE) {
+                    return Err(CloseReason::Unacknowledged(clock.keep_alive * ACK_PATIENCE));
                 }
                 clock.heard = false;
                 PingReq::write(self.wire.output()).map_err(|error| codec_error(&error))?;

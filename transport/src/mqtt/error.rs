@@ -118,6 +118,9 @@ pub enum CloseReason {
     /// The broker is silent, or the link takes no bytes.
     #[error("the broker does not answer any more (no progress within {0:?})")]
     KeepAlive(Duration),
+    /// The broker answers pings, but leaves a packet unacknowledged: sooner or later nothing could be sent.
+    #[error("the broker has left a packet without acknowledgement for {0:?}, though it answers pings")]
+    Unacknowledged(Duration),
     /// The link broke.
     #[error("the connection was lost: {0}")]
     Lost(String),

@@ -161,6 +161,12 @@ impl Outbox {
         }
     }
 
+    /// To be called at a steady pace while what the broker sends is read: whether it left something unacknowledged for
+    /// so many of these calls.
+    pub(super) fn tick(&mut self, patience: u32) -> bool {
+        self.window.tick(patience)
+    }
+
     /// Nothing more will be sent or answered: who waits learns it by the end of its channel. All publications that
     /// are left, the oldest first: those that were sent and not acknowledged, and those that wait.
     pub(super) fn close(&mut self) -> Vec<Publication> {
@@ -258,15 +264,17 @@ impl Item {
 struct Window {
     /// The one to be given out next.
     next: u16,
-    /// By packet id, less one.
-    slots: Vec<Option<Ack>>,
+    /// By packet id, less one; with the tick in which it was sent.
+    slots: Vec<Option<(Ack, u32)>>,
+    /// Counts the times at which it was looked whether something is left unacknowledged.
+    tick: u32,
     /// Bytes of the publications in it.
     bytes: usize,
 }
 
 impl Window {
     fn new(max: u16) -> Self {
-        Self { next: 1, slots: (0..max).map(|_| None).collect(), bytes: 0 }
+        Self { next: 1, slots: (0..max).map(|_| None).collect(), tick: 0, bytes: 0 }
     }
 
     fn next_id(&self) -> u16 {
@@ -281,12 +289,18 @@ impl Window {
     /// Gives out the next id.
     fn occupy(&mut self, ack: Ack) {
         self.bytes += ack.size();
-        self.slots[usize::from(self.next) - 1] = Some(ack);
+        self.slots[usize::from(self.next) - 1] = Some((ack, self.tick));
         self.next = if usize::from(self.next) == self.slots.len() { 1 } else { self.next + 1 };
     }
 
+    /// Whether something was sent before so many of these ticks, and is not acknowledged.
+    fn tick(&mut self, patience: u32) -> bool {
+        self.tick = self.tick.wrapping_add(1);
+        self.slots.iter().flatten().any(|(_, at)| self.tick.wrapping_sub(*at) > patience)
+    }
+
     fn release(&mut self, id: u16) -> Option<Ack> {
-        let ack = self.slots.get_mut(usize::from(id).checked_sub(1)?)?.take()?;
+        let (ack, _) = self.slots.get_mut(usize::from(id).checked_sub(1)?)?.take()?;
         self.bytes -= ack.size();
         Some(ack)
     }
@@ -295,7 +309,7 @@ impl Window {
     fn take_oldest_first(&mut self) -> Vec<Ack> {
         self.bytes = 0;
         let (new, old) = self.slots.split_at_mut(usize::from(self.next) - 1);
-        old.iter_mut().chain(new).filter_map(Option::take).collect()
+        old.iter_mut().chain(new).filter_map(Option::take).map(|(ack, _)| ack).collect()
     }
 }
 

@@ -281,7 +281,7 @@ impl Link {
     }
 
     /// Nothing that is done under this lock waits or panics half-way.
-    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+    pub(super) fn outbox(&self) -> MutexGuard<'_, Outbox> {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

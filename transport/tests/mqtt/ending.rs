@@ -220,6 +220,42 @@ async fn a_broker_that_answers_no_ping_ends_the_connection() {
 }
 
 #[tokio::test]
+async fn a_broker_that_answers_pings_and_forgets_an_acknowledgement_ends_the_connection() {
+    let broker = FakeBroker::start().await;
+    let (mut connection, mut peer) = broker.connected(&server_keep_alive(1)).await;
+    let start = Instant::now();
+    let publisher = connection.publisher.clone();
+    publisher.try_publish(publication("forgotten")).expect("room");
+    let forgotten = peer.publish().await;
+    let serve = async {
+        let mut served = 0;
+        // What comes later is acknowledged, each time.
+        loop {
+            let packet = peer.packet().await;
+            if let Some(publish) = packet.publish() {
+                assert_ne!(publish.id, forgotten.id);
+                peer.send(&puback(publish.id, 0)).await;
+            } else {
+                peer.send(&[0xD0, 0]).await; // PINGRESP
+            }
+            served += 1;
+            if served < 50 {
+                publisher.try_publish(publication("later")).expect("room");
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let reason = tokio::select! {
+        reason = closed(&mut connection) => reason,
+        () = serve => unreachable!("it serves to the end"),
+    };
+    assert_eq!(reason, CloseReason::Unacknowledged(Duration::from_secs(2)));
+    let took = start.elapsed();
+    assert!((Duration::from_secs(2)..Duration::from_secs(6)).contains(&took), "{took:?}");
+    assert_eq!(publisher.take_undelivered()[0].payload, "forgotten");
+}
+
+#[tokio::test]
 async fn a_link_that_takes_no_bytes_ends_the_connection_though_no_ping_can_be_sent() {
     let broker = FakeBroker::start().await;
     let (mut connection, peer) = broker.connected(&server_keep_alive(1)).await;
