@@ -352,7 +352,7 @@ async fn a_server_that_does_not_read_is_an_error_to_its_caller_and_nobody_else()
 }
 
 #[tokio::test]
-async fn a_refused_initialize_is_passed_on_and_leaves_nothing_behind() -> Result<()> {
+async fn an_initialize_for_another_server_name_is_not_answered_and_opens_nothing() -> Result<()> {
     let broker = Mosquitto::start().await?;
     let gateway = Options::new(&broker.url()).start()?;
     gateway.wait_ready().await?;

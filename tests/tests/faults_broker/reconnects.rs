@@ -1,5 +1,5 @@
-//! Connections lost one after the other, and a broker that forgets what it had. (Ten thousand connections in a row:
-//! `transport/tests/mqtt/reconnects.rs`.)
+//! Connections lost one after the other, and a broker that forgets what it had. (Ten thousand connections in a row are
+//! the transport's to stand.)
 
 use anyhow::Result;
 use mcp_mqtt_tests::{

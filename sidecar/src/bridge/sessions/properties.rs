@@ -48,6 +48,11 @@ struct World {
     server_asked: HashMap<(SessionId, u64), usize>,
     server_answered: HashMap<(SessionId, u64), usize>,
     withdrawn: HashSet<(SessionId, u64)>,
+    /// For whom the numbered notifications of clients and servers are: the client, by the session that its server had
+    /// then. Nobody, when that was over.
+    numbered_for: HashMap<u64, Option<String>>,
+    /// The requests that the servers of sessions got which are over.
+    past: HashMap<SessionId, Vec<u64>>,
     /// The last numbered notification that came through, to a session's server and to a client.
     last_told: HashMap<SessionId, u64>,
     last_heard: HashMap<String, u64>,
@@ -114,26 +119,10 @@ impl Scene {
                 self.sessions.client_left(&client(CLIENTS[*c]), came_by, self.now, &mut self.out);
             }
             Step::Tells(c, progress) => {
-                let text = self.number(*progress);
+                let text = self.number(*progress, Some(CLIENTS[*c].to_owned()));
                 self.tell(CLIENTS[*c], message(&text));
             }
-            Step::Undelivered(c) => {
-                let who = CLIENTS[*c];
-                let (Some(last), Some(session)) =
-                    (self.world.last_published.remove(who), self.sessions.of_client(who))
-                else {
-                    return;
-                };
-                if let Kind::Response { id: Some(id), .. } = last.kind() {
-                    // Not heard, so not answered yet.
-                    let key = (who.to_owned(), id.as_u64().unwrap());
-                    if let Some(answered) = self.world.answered.get_mut(&key) {
-                        *answered -= 1;
-                    }
-                    self.world.unheard.insert(key);
-                }
-                self.sessions.undelivered(session, &last, "quota", self.now, &mut self.out);
-            }
+            Step::Undelivered(c) => self.undelivered(CLIENTS[*c]),
             Step::Lost => {
                 self.sessions.end_all(&EndReason::BrokerLost, self.now, &mut self.out);
                 self.perform();
@@ -191,11 +180,30 @@ impl Scene {
         }
     }
 
+    /// The broker refuses what was published last for this client.
+    fn undelivered(&mut self, who: &str) {
+        let (Some(last), Some(session)) =
+            (self.world.last_published.remove(who), self.sessions.of_client(who))
+        else {
+            return;
+        };
+        if let Kind::Response { id: Some(id), .. } = last.kind() {
+            // Not heard, so not answered yet.
+            let key = (who.to_owned(), id.as_u64().unwrap());
+            if let Some(answered) = self.world.answered.get_mut(&key) {
+                *answered -= 1;
+            }
+            self.world.unheard.insert(key);
+        }
+        self.sessions.undelivered(session, &last, "quota", self.now, &mut self.out);
+    }
+
     /// What the server of a session does, which may be over.
     fn play_server(&mut self, session: SessionId, step: &Step) {
         match step {
             Step::Answer(_, n, error) => {
-                let got = self.world.backends.get(&session).map(|(_, got)| got.clone()).unwrap_or_default();
+                let got = self.world.backends.get(&session).map(|(_, got)| got.clone());
+                let got = got.or_else(|| self.world.past.get(&session).cloned()).unwrap_or_default();
                 let id = if got.is_empty() { 0 } else { got[n % got.len()] };
                 let text = message(&format!("{id} {}", if *error { "error" } else { "ok" }));
                 self.event(session, FromBackend::Message(text));
@@ -209,7 +217,8 @@ impl Scene {
                 self.event(session, FromBackend::Message(message(&format!("{id} roots/list"))));
             }
             Step::Told(_, progress) => {
-                let text = self.number(*progress);
+                let owner = self.world.backends.get(&session).map(|(owner, _)| owner.clone());
+                let text = self.number(*progress, owner);
                 self.event(session, FromBackend::Message(message(&text)));
             }
             Step::Withdraws(_, n) => {
@@ -246,11 +255,12 @@ impl Scene {
     }
 
     /// A notification with a number, or progress of something.
-    fn number(&mut self, progress: bool) -> String {
+    fn number(&mut self, progress: bool, of: Option<String>) -> String {
         if progress {
             return format!("notifications/progress p{}", self.world.next_id);
         }
         self.world.next_number += 1;
+        self.world.numbered_for.insert(self.world.next_number, of);
         format!("numbered/{}", self.world.next_number)
     }
 
@@ -312,6 +322,8 @@ impl Scene {
                 match message.kind() {
                     Kind::Notification { method } => {
                         if let Some(number) = number_of(method) {
+                            let told_by = world.numbered_for[&number].as_ref();
+                            assert_eq!(told_by, Some(&*owner), "{number} crossed over");
                             let last = world.last_told.insert(session, number);
                             assert!(last < Some(number), "{session:?} was told {number} after {last:?}");
                         }
@@ -343,7 +355,8 @@ impl Scene {
                 world.open.insert(client.to_string());
             }
             Action::Ended { session, client, reason, .. } => {
-                let (owner, _) = world.backends.remove(&session).expect("ends once");
+                let (owner, got) = world.backends.remove(&session).expect("ends once");
+                world.past.insert(session, got);
                 assert_eq!(owner, client.as_str());
                 world.suback_due.retain(|due| *due != session);
                 world.server_asks.remove(&owner);
@@ -386,6 +399,8 @@ impl Scene {
             }
             Kind::Notification { method } => {
                 if let Some(number) = number_of(method) {
+                    let told_for = world.numbered_for[&number].as_deref();
+                    assert_eq!(told_for, Some(client.as_str()), "{number} crossed over");
                     let last = world.last_heard.insert(client.to_string(), number);
                     assert!(last < Some(number), "{client} heard {number} after {last:?}");
                 }
