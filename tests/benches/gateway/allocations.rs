@@ -117,6 +117,7 @@ impl Counted {
                 format!("--stdio-socket={}", socket.display())
             }
             Transport::Http(manner) => format!("--http-url={}", stage.http_url(manner)?),
+            Transport::HttpAndSse => format!("--sse-url={}", stage.sse_url()?),
         };
         let mut gateway = own_program()?;
         gateway.args(["counted", "gateway", "--log=warn", &backend]);

@@ -15,8 +15,8 @@ use crate::{
 pub(crate) const SMALL: usize = 256;
 const CLIENTS: [usize; 4] = [1, 8, 32, 128];
 pub(crate) const PAYLOADS: [usize; 3] = [SMALL, 16 << 10, 256 << 10];
-pub(crate) const TRANSPORTS: [Transport; 3] =
-    [Transport::Stdio, Transport::Http(Manner::Json), Transport::Http(Manner::Sse)];
+pub(crate) const TRANSPORTS: [Transport; 4] =
+    [Transport::Stdio, Transport::Http(Manner::Json), Transport::Http(Manner::Sse), Transport::HttpAndSse];
 /// Where one thing is varied: the aims speak of one client and of 32.
 const VARIED: [usize; 2] = [1, 32];
 /// Calls per second where the load stays the same: a fraction of what the machine can do.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use mcp_mqtt_sidecar::config::BackendConfig;
 use mcp_mqtt_tests::{
     broker::Mosquitto,
     gateway::{Gateway, Options},
@@ -14,7 +15,10 @@ use mcp_mqtt_tests::{
 use mcp_mqtt_transport::mqtt::Qos;
 use url::Url;
 
-use crate::{Plan, echo, http_server::Manner};
+use crate::{
+    Plan, echo,
+    http_server::{HTTP_AND_SSE, Manner},
+};
 
 /// For the sessions of a round to end before the next begins.
 const CALM: Duration = Duration::from_millis(50);
@@ -24,6 +28,7 @@ const CALM: Duration = Duration::from_millis(50);
 pub(crate) enum Transport {
     Stdio,
     Http(Manner),
+    HttpAndSse,
 }
 
 impl Transport {
@@ -33,6 +38,7 @@ impl Transport {
             Self::Http(Manner::Json) => "HTTP, JSON",
             Self::Http(Manner::Sse) => "HTTP, SSE",
             Self::Http(Manner::Standing) => "HTTP, standing",
+            Self::HttpAndSse => "HTTP+SSE",
         }
     }
 }
@@ -91,12 +97,18 @@ impl Stage {
         Ok(match transport {
             Transport::Stdio => options,
             Transport::Http(manner) => options.http(&self.http_url(manner)?),
+            Transport::HttpAndSse => options.backend(&BackendConfig::sse(self.sse_url()?)),
         })
     }
 
     /// The server over HTTP with these manners.
     pub(crate) fn http_url(&self, manner: Manner) -> Result<Url> {
         Ok(self.http_server.join(manner.path())?)
+    }
+
+    /// The server over HTTP+SSE.
+    pub(crate) fn sse_url(&self) -> Result<Url> {
+        Ok(self.http_server.join(HTTP_AND_SSE)?)
     }
 }
 
