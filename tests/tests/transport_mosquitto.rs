@@ -190,7 +190,7 @@ async fn a_flood_of_ten_thousand_messages_arrives_whole_and_in_order() -> Result
             let publication = Publication::new("flood/it", n.to_string(), Qos::AtLeastOnce);
             while let Err(error) = publisher.try_publish(publication.clone()) {
                 ensure!(error == PublishError::Full, "{error}");
-                timeout(LONG, publisher.ready()).await?;
+                timeout(LONG, publisher.ready(1)).await?;
             }
         }
         Ok(())

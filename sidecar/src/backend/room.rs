@@ -150,13 +150,13 @@ mod tests {
 
     #[test]
     fn a_queue_has_an_end_for_small_messages_too_and_two_of_the_largest_always_fit() {
-        let room = Room::for_messages_of(64 << 20);
+        let room = Room::for_messages_of(6 << 20);
         let (session, _from_bridge) = room.session();
         assert_eq!((0..1000).take_while(|_| session.say(message(10)).is_ok()).count(), QUEUE);
         let (session, _from_bridge) = room.session();
         assert!(
-            session.say(message((64 << 20) - 100)).is_ok() && session.say(message((64 << 20) - 100)).is_ok()
+            session.say(message((6 << 20) - 100)).is_ok() && session.say(message((6 << 20) - 100)).is_ok()
         );
-        assert!(session.say(message((64 << 20) - 100)).is_err());
+        assert!(session.say(message((6 << 20) - 100)).is_err());
     }
 }
