@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use k8s_openapi::api::{autoscaling::v2::HorizontalPodAutoscaler, core::v1::Pod};
-use kube::api::ListParams;
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use mcp_mqtt_tests::{
     broker::Mosquitto,
     cluster::{PATIENCE, Space, eventually},
@@ -428,6 +428,18 @@ async fn retain(connection: &Connection, topic: &str, payload: Bytes, mark: &Use
     Ok(connection.publisher.publish_confirmed(publication, PATIENCE).await?)
 }
 
+/// A pod that the operator watches, and that no node takes.
+async fn bare_pod(space: &Space, name: &str) -> Result<()> {
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": name, "labels": {"mcp-mqtt.io/service": "elsewhere"}},
+        "spec": {"schedulerName": "nobody", "containers": [{"name": "server", "image": "registry.example/weather:3"}]},
+    }))?;
+    let api = space.api::<Pod>();
+    // The namespace's ServiceAccount comes a moment after it.
+    let made = async || api.create(&PostParams::default(), &pod).await.ok().map(drop);
+    eventually(PATIENCE, made).await.with_context(|| format!("the pod {name} cannot be made"))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_stands_behind_is_cleared_and_what_is_cleared_by_mistake_comes_back() -> Result<()> {
     let Scene { space, mut broker, operator, instance } = Scene::asleep("true").await?;
@@ -440,13 +452,30 @@ async fn what_nobody_stands_behind_is_cleared_and_what_is_cleared_by_mistake_com
     let id = |name: &str| ServerId::new(&format!("kubernetes.{}.{name}", space.namespace));
     let stranger = topic::server_presence(&id("stranger-1")?, &name);
     retain(&meddler, &stranger, online.clone(), &Vec::new()).await?;
-    for ghost in ["ghost-1", "ghost_service"] {
-        retain(&meddler, &topic::server_presence(&id(ghost)?, &name), online.clone(), &mark).await?;
+    let pods = ["living-1", "evicted-1"];
+    for pod in pods {
+        bare_pod(&space, pod).await?;
+    }
+    let watching = client(&broker).await?;
+    let mut watch = watching.watch(name.as_str()).await?;
+    for ours in ["ghost-1", "ghost_service"].into_iter().chain(pods) {
+        retain(&meddler, &topic::server_presence(&id(ours)?, &name), online.clone(), &mark).await?;
     }
     let start = Instant::now();
-    let left = instances(&space, &broker, |all| all.len() == 2).await?;
+    let shows = |all: &[Instance], who: &str| all.iter().any(|one| one.server_id.as_str().ends_with(who));
+    let no_ghosts = |all: &[Instance]| shows(all, "evicted-1") && !shows(all, "ghost-1") && all.len() == 4;
+    timeout(PATIENCE, watch.until(no_ghosts)).await.with_context(|| format!("{:?}", watch.instances()))?;
     println!("ghosts are cleared after {:?}", start.elapsed());
-    ensure!(left.iter().any(|instance| instance.server_id.as_str().ends_with("stranger-1")), "{left:?}");
+    // The kubelet evicts it: its object stays.
+    let evicted = Patch::Merge(json!({"status": {"phase": "Failed", "reason": "Evicted"}}));
+    space.api::<Pod>().patch_status("evicted-1", &PatchParams::default(), &evicted).await?;
+    let start = Instant::now();
+    let gone = timeout(PATIENCE, watch.until(|all| !shows(all, "evicted-1"))).await;
+    gone.context("the presence of the evicted pod stays")?;
+    println!("an evicted pod's presence is cleared after {:?}", start.elapsed());
+    let left = watch.instances();
+    ensure!(left.len() == 3 && shows(&left, "stranger-1") && shows(&left, "living-1"), "{left:?}");
+    watching.close(PATIENCE).await?;
 
     retain(&meddler, &place, Bytes::new(), &mark).await?;
     instances(&space, &broker, |all| all.iter().any(|instance| instance.online.is_parked())).await?;

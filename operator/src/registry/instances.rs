@@ -84,6 +84,7 @@ fn staying(pods: &[(&Pod, Option<Observation>)], cluster: &str, namespace: &str)
     staying.sort_by_key(|pod| (&pod.metadata.creation_timestamp, &pod.metadata.name));
     staying.into_iter().filter_map(|pod| id(pod, cluster, namespace)).collect()
 }
+
 fn elsewhere(
     pods: &[(&Pod, Option<Observation>)],
     standby: &ServerId,
@@ -127,4 +128,56 @@ fn problem(pods: &[(&Pod, Option<Observation>)]) -> Option<String> {
             first.or_else(|| Some(format!("{}: {}", problem.reason, problem.message.trim_end_matches('.'))));
     }
     first
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        controller::{fixtures, problems::tests::gateway},
+        watched::tests::watched,
+    };
+
+    /// Of pods of `meteo/weather`, the oldest first, each with its phase, and its gateway's last word: sessions, or
+    /// silence.
+    fn found(pods: &[(&str, &str, Option<u32>)]) -> Found {
+        let made = pods.iter().enumerate().map(|(minute, (name, phase, _))| {
+            let created = format!("2026-01-15T08:{minute:02}:00Z");
+            let annotations = json!({"mcp-mqtt.io/service-name": "weather"});
+            let metadata = json!({"name": name, "namespace": "meteo", "uid": name, "creationTimestamp": created, "annotations": annotations});
+            serde_json::from_value(json!({"metadata": metadata, "status": {"phase": phase}})).unwrap()
+        });
+        let watched = watched(None, vec![fixtures::service(fixtures::STDIO)], made.collect());
+        for (name, _, sessions) in pods {
+            let status = sessions.map(|sessions| GatewayStatus {
+                sessions,
+                idle_seconds: (sessions == 0).then_some(60),
+                ..gateway((reason::BACKEND_READY, true), (reason::REGISTERED, true))
+            });
+            watched.observations.set(name, status.ok_or_else(|| "silence".to_owned()));
+        }
+        let standby = ServerId::new("north.meteo.weather_service").unwrap();
+        find(&watched, &ServiceRef::new("weather").within("meteo"), &standby, "north")
+    }
+
+    #[test]
+    fn one_that_is_silent_may_have_sessions_and_the_place() {
+        let found = found(&[("weather-1", "Running", None), ("weather-2", "Running", Some(0))]);
+        assert_eq!((found.idle, found.stands_in), (Idle::Unknown, true));
+        assert_eq!(found.instances.first().map(ServerId::as_str), Some("north.meteo.weather-1"));
+    }
+
+    #[test]
+    fn what_one_said_that_is_over_counts_no_more() {
+        let idle = Idle::For(Duration::from_mins(1));
+        for frozen in [Some(3), Some(0), None] {
+            let found = found(&[("weather-1", "Failed", frozen), ("weather-2", "Running", Some(0))]);
+            assert_eq!((found.idle, found.stands_in), (idle, false), "{frozen:?}");
+            let ids: Vec<&str> = found.instances.iter().map(ServerId::as_str).collect();
+            assert_eq!(ids, ["north.meteo.weather-2"], "it would be the heir");
+            assert_eq!(found.registered.len(), 1);
+        }
+    }
 }

@@ -7,8 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, runtime::reflector::ObjectRef};
+use kube::Api;
 use mcp_mqtt_transport::topic::{ServerId, ServerName};
 use tokio::time::timeout;
 
@@ -16,7 +15,9 @@ use super::{Done, Keeper};
 use crate::{
     controller::scope::ServiceRef,
     crd::McpService,
+    live::pod::Pod,
     names::{Minted, of_server_id},
+    observe::is_over,
 };
 
 /// What nobody seems to stand behind for so long is looked into.
@@ -94,9 +95,7 @@ impl Keeper {
         let (Minted::Pod { namespace, .. } | Minted::Service { namespace, .. }) = minted;
         let Some(watched) = self.setting.watched.of_namespace(namespace) else { return true };
         match minted {
-            Minted::Pod { pod, .. } => {
-                watched.stores.pods.store().get(&ObjectRef::new(pod).within(namespace)).is_some()
-            }
+            Minted::Pod { pod, .. } => watched.stores.pods.lives(namespace, pod),
             Minted::Service { service, .. } => {
                 let reference = ServiceRef::new(service).within(namespace);
                 match self.services.get(&reference) {
@@ -121,7 +120,7 @@ impl Keeper {
                 match of_server_id(&cluster, &suspect.server_id) {
                     Some(Minted::Pod { namespace, pod }) => {
                         let pods = Api::<Pod>::namespaced(client, namespace);
-                        pods.get_metadata_opt(pod).await.map(|pod| pod.is_some())
+                        pods.get_opt(pod).await.map(|pod| pod.is_some_and(|pod| !is_over(&pod)))
                     }
                     // The service exists, and so does none of its instances that would say it has this place.
                     Some(Minted::Service { .. }) if known => Ok(false),
