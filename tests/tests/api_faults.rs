@@ -111,6 +111,23 @@ async fn outage(test: &str, manner: Manner) -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_answer_that_never_comes_holds_up_its_service_for_half_a_minute_at_most() -> Result<()> {
+    let (space, link) = (Space::new("mute").await?, ApiLink::open().await?);
+    let operator = Operator::spawn_behind(&link, &space, &["--leader-election", "false"]).await?;
+    let path = format!("/namespaces/{}/deployments/{NAME}", space.namespace);
+    link.behave(Manner::Mute("PATCH", path.clone()));
+    space.create(NAME, &smallest(0)).await?;
+    link.requested("PATCH", &path).await?;
+    // From now on another API server of the same cluster answers.
+    link.behave(Manner::Open);
+    let begin = Instant::now();
+    accepted(&space, NAME).await?;
+    eprintln!("made {:?} after a request was lost", begin.elapsed());
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test]
 async fn a_leader_that_is_cut_off_gives_way_and_the_next_one_goes_on() -> Result<()> {
     let (space, link) = (Space::new("cut-off").await?, ApiLink::open().await?);
     let mut first = Operator::spawn_behind(&link, &space, &["--identity", "first"]).await?;
