@@ -80,13 +80,28 @@ fn build(config: Config) -> Result<Client, Error> {
     Ok(Client::new(service, config.default_namespace))
 }
 
+/// Whether it makes no difference to ask again: the API server knows us and our request, and will have neither.
+pub fn is_refused(error: &Error) -> bool {
+    matches!(error, Error::Api(answer) if matches!(answer.code, 401 | 403 | 422))
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use kube::core::Status;
+
     use super::*;
 
     /// To an API server at this address.
-    fn client_of(address: std::net::SocketAddr) -> Client {
+    pub(crate) fn client_of(address: std::net::SocketAddr) -> Client {
         build(Config::new(format!("http://{address}").parse().expect("a URL"))).expect("a client")
+    }
+
+    #[test]
+    fn what_may_pass_is_no_refusal() {
+        let answer = |code| Error::Api(Box::new(Status { code, ..Status::default() }));
+        let refused = [401, 403, 404, 409, 422, 429, 500, 503, 504].map(|code| is_refused(&answer(code)));
+        assert_eq!(refused, [true, true, false, false, true, false, false, false, false]);
+        assert!(!is_refused(&Error::Service("connection refused".into())));
     }
 
     /// As one does that was cut off its network: the connection stands, and nothing comes.

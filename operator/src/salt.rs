@@ -2,13 +2,14 @@
 //! only the operator knows, they tell that a content changed and nothing of the content: a weak password cannot
 //! be guessed from them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{Api, Client, api::PostParams};
 use sha2::{Digest, Sha256};
+use tokio::time::sleep;
 
-use crate::names;
+use crate::{api_client::is_refused, names};
 
 /// Key of the salt in its Secret.
 const KEY: &str = "salt";
@@ -16,6 +17,9 @@ const KEY: &str = "salt";
 const LENGTH: usize = 32;
 /// Hexadecimal digits of a hash: 128 bits, which no chance meets.
 const DIGITS: usize = 32;
+
+/// Between two attempts to read or make it.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Hexadecimal digits of a mark: few operators share a broker.
 const KEEPER_DIGITS: usize = 16;
@@ -61,11 +65,27 @@ impl Salt {
         Self(bytes)
     }
 
-    /// Reads the salt, or makes it where there is none; two operators that start at once agree on one.
+    /// Reads the salt, or makes it where there is none. An API server that cannot be reached is asked again.
     ///
     /// # Errors
     /// No permission, or a Secret that is not ours.
     pub async fn fetch(client: Client, namespace: &str, name: &str) -> Result<Self, SaltError> {
+        loop {
+            match Self::ask(client.clone(), namespace, name).await {
+                Err(SaltError::Api { source, .. }) if !is_refused(&source) => {
+                    tracing::warn!(
+                        "the Secret {namespace}/{name} cannot be read or made: {source}; trying again in \
+                         {ASK_AGAIN:?}: does the API server answer?"
+                    );
+                    sleep(ASK_AGAIN).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Two operators that start at once agree on one.
+    async fn ask(client: Client, namespace: &str, name: &str) -> Result<Self, SaltError> {
         let api: Api<Secret> = Api::namespaced(client, namespace);
         let failed =
             |source| SaltError::Api { namespace: namespace.to_owned(), name: name.to_owned(), source };

@@ -71,17 +71,24 @@ async fn calm(space: &Space) -> Result<()> {
 
 #[tokio::test]
 async fn what_happened_while_the_api_server_was_silent_is_made_good_once_it_is_back() -> Result<()> {
-    outage("silent", Manner::Silent).await
+    outage("silent", Manner::Silent, false).await
 }
 
 #[tokio::test]
 async fn what_happened_while_the_api_server_refused_is_made_good_once_it_is_back() -> Result<()> {
-    outage("refusing", Manner::Refusing).await
+    outage("refusing", Manner::Refusing, false).await
 }
 
-async fn outage(test: &str, manner: Manner) -> Result<()> {
+#[tokio::test]
+async fn a_leader_ends_when_the_api_server_is_gone_and_its_next_life_waits_for_it() -> Result<()> {
+    outage("next-life", Manner::Refusing, true).await
+}
+
+async fn outage(test: &str, manner: Manner, elects: bool) -> Result<()> {
     let (space, link) = (Space::new(test).await?, ApiLink::open().await?);
-    let operator = Operator::spawn_behind(&link, &space, &["--leader-election", "false"]).await?;
+    // In a pod, the next life of the process has the same name.
+    let arguments: &[_] = if elects { &["--identity", "first"] } else { &["--leader-election", "false"] };
+    let mut operator = Operator::spawn_behind(&link, &space, arguments).await?;
     space.create(NAME, &smallest(0)).await?;
     accepted(&space, NAME).await?;
     calm(&space).await?;
@@ -94,7 +101,12 @@ async fn outage(test: &str, manner: Manner) -> Result<()> {
         .await?;
     space.api::<ServiceAccount>().delete(NAME, &DeleteParams::default()).await?;
     space.create("tides", &smallest(0)).await?;
-    tokio::time::sleep(OUTAGE).await;
+    let begin = Instant::now();
+    if elects {
+        operator.ended().await?;
+        operator = Operator::spawn_behind(&link, &space, arguments).await?;
+    }
+    tokio::time::sleep(OUTAGE.saturating_sub(begin.elapsed())).await;
     ensure!(space.api::<Deployment>().get_opt("tides").await?.is_none(), "the API server was not gone");
 
     link.behave(Manner::Open);
