@@ -7,7 +7,7 @@ use kube::runtime::reflector::ObjectRef;
 use mcp_mqtt_sidecar::status::{GatewayStatus, reason};
 use mcp_mqtt_transport::topic::ServerId;
 
-use super::sleeper::{Elsewhere, Idle};
+use super::sleeper::{Elsewhere, Idle, Obstacle};
 use crate::{
     controller::{problems, scope::ServiceRef},
     live::pod::Pod,
@@ -31,7 +31,7 @@ pub struct Found {
     /// Those that call themselves registered: pod and server id.
     pub registered: Vec<(String, ServerId)>,
     /// What keeps all of them from starting.
-    pub problem: Option<String>,
+    pub problem: Option<Obstacle>,
 }
 
 /// What the pods of a service say.
@@ -51,7 +51,11 @@ pub fn find(watched: &Watched, service: &ServiceRef, standby: &ServerId, cluster
         elsewhere: elsewhere(&seen, standby, cluster, namespace),
         stands_in: stands_in(&seen, standby),
         registered: registered(&seen),
-        problem: if seen.is_empty() { refused().map(|problem| problem.message) } else { problem(&seen) },
+        problem: if seen.is_empty() {
+            refused().map(|problem| Obstacle { why: problem.message, hopeless: true })
+        } else {
+            problem(&seen)
+        },
     }
 }
 
@@ -116,18 +120,23 @@ fn stands_in(pods: &[(&Pod, Option<Observation>)], standby: &ServerId) -> bool {
         .any(|(_, seen)| status(seen.as_ref()).is_none_or(|status| status.server_id == standby.as_str()))
 }
 
-/// The first pod's, when none of them is merely on its way.
-fn problem(pods: &[(&Pod, Option<Observation>)]) -> Option<String> {
-    let mut first = None;
+/// The first pod's, when none of them is merely on its way. While one waits for a node, there is hope: a cluster's
+/// autoscaler makes one in a minute or two.
+fn problem(pods: &[(&Pod, Option<Observation>)]) -> Option<Obstacle> {
+    let mut first: Option<Obstacle> = None;
+    let mut hopeless = true;
     for (pod, seen) in pods.iter().filter(|(pod, _)| !leaves(pod)) {
         let problem = problems::of_pod(pod, seen.as_ref())?;
         if reasons::passes(&problem.reason) {
             return None;
         }
-        first =
-            first.or_else(|| Some(format!("{}: {}", problem.reason, problem.message.trim_end_matches('.'))));
+        hopeless &= problem.reason != reasons::UNSCHEDULABLE;
+        first.get_or_insert_with(|| Obstacle {
+            why: format!("{}: {}", problem.reason, problem.message.trim_end_matches('.')),
+            hopeless: true,
+        });
     }
-    first
+    first.map(|first| Obstacle { hopeless, ..first })
 }
 
 #[cfg(test)]
@@ -179,5 +188,21 @@ mod tests {
             assert_eq!(ids, ["north.meteo.weather-2"], "it would be the heir");
             assert_eq!(found.registered.len(), 1);
         }
+    }
+    #[test]
+    fn a_pod_that_waits_for_a_node_may_yet_get_one() {
+        let condition =
+            json!({"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available."});
+        let unscheduled = json!({"phase": "Pending", "conditions": [condition]});
+        let state = json!({"waiting": {"reason": "ErrImageNeverPull", "message": "not present"}});
+        let imageless =
+            json!({"phase": "Pending", "containerStatuses": [{"name": "server", "state": state}]});
+        let pod = |status| serde_json::from_value::<Pod>(json!({"metadata": {}, "status": status})).unwrap();
+        let (unscheduled, imageless) = (pod(unscheduled), pod(imageless));
+        let problem = |pods: &[&Pod]| problem(&pods.iter().map(|pod| (*pod, None)).collect::<Vec<_>>());
+        let why = "Unschedulable: no node takes it: 0/3 nodes are available".to_owned();
+        assert_eq!(problem(&[&unscheduled]), Some(Obstacle { why, hopeless: false }));
+        assert!(problem(&[&imageless]).is_some_and(|problem| problem.hopeless));
+        assert!(problem(&[&imageless, &unscheduled]).is_some_and(|problem| !problem.hopeless));
     }
 }

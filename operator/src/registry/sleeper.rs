@@ -17,8 +17,10 @@ use std::time::{Duration, Instant};
 
 use mcp_mqtt_transport::topic::ServerId;
 
+mod facts;
+
+pub use self::facts::{Elsewhere, Facts, Idle, Obstacle, Place};
 use super::held::{Held, Refusal, Waiting};
-use crate::controller::validate::Sleep;
 
 /// Between our presence and the last look at the sessions: for the gateways to have seen it.
 const QUIET: Duration = Duration::from_secs(1);
@@ -34,62 +36,8 @@ const AGAIN: Duration = Duration::from_millis(500);
 const NUDGE: Duration = Duration::from_secs(3);
 /// If it does not, the service has no place of its own.
 const ELSEWHERE: Duration = Duration::from_secs(15);
-/// What keeps the pods from starting is told to clients once it has been so for this long: it may pass.
+/// That the pods cannot start is told to clients once it has been so for this long: it may pass.
 const PROBLEM: Duration = Duration::from_secs(3);
-
-/// Whose presence stands under the service's own id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Place {
-    /// Nobody's.
-    #[default]
-    Empty,
-    /// Ours.
-    Parked,
-    /// An instance's.
-    Taken,
-}
-
-/// For how long nobody has had a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Idle {
-    /// Not all gateways say so.
-    #[default]
-    Unknown,
-    /// Somebody has one.
-    Busy,
-    /// For so long.
-    For(Duration),
-}
-
-/// An instance that could take the place, and did not.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Elsewhere {
-    /// Its own id.
-    pub instance: ServerId,
-    /// The one that it has now: its own, or that of the place, where another presence has taken its presence's place.
-    pub at: ServerId,
-}
-
-/// What is so.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Facts {
-    /// When it sleeps; none: never.
-    pub sleep: Option<Sleep>,
-    /// Instances wanted, by the service's spec.
-    pub replicas: i32,
-    /// Whether the broker is connected, and has told all presences.
-    pub link: bool,
-    /// Whose presence stands there.
-    pub place: Place,
-    /// What the gateways say of sessions.
-    pub idle: Idle,
-    /// Instances that there are, or are about to be; the oldest first.
-    pub instances: Vec<ServerId>,
-    /// Instances that could take the place, and did not.
-    pub elsewhere: Vec<Elsewhere>,
-    /// What keeps all instances from starting.
-    pub problem: Option<String>,
-}
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq)]
@@ -313,7 +261,8 @@ impl Sleeper {
         let since = |holds: bool, since: Option<Instant>| holds.then(|| since.unwrap_or(now));
         let wakes = self.wakes();
         self.elsewhere_since = since(wakes && !self.facts.elsewhere.is_empty(), self.elsewhere_since);
-        self.problem_since = since(self.replicas() > 0 && self.facts.problem.is_some(), self.problem_since);
+        let hopeless = self.facts.problem.as_ref().is_some_and(|problem| problem.hopeless);
+        self.problem_since = since(self.replicas() > 0 && hopeless, self.problem_since);
         let needless = wakes && self.waiting.is_empty() && self.facts.elsewhere.is_empty();
         self.needless_since = since(needless, self.needless_since);
     }
@@ -467,7 +416,7 @@ impl Sleeper {
         out.extend(self.waiting.take_if(|held| hopeless || now.duration_since(held.since) >= timeout).map(
             |held| {
                 let refusal = match &problem {
-                    Some(problem) => Refusal::Failed(problem.clone()),
+                    Some(problem) => Refusal::Failed(problem.why.clone()),
                     None => Refusal::TimedOut(timeout),
                 };
                 Action::Refuse(held, refusal)

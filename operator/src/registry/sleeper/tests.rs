@@ -3,6 +3,7 @@ use mcp_mqtt_transport::{jsonrpc::RequestId, topic::ClientId};
 use proptest::prelude::*;
 
 use super::*;
+use crate::controller::validate::Sleep;
 
 const IDLE: Duration = Duration::from_secs(100);
 const WAKE_TIMEOUT: Duration = Duration::from_secs(40);
@@ -193,7 +194,7 @@ fn a_service_without_instances_that_does_not_show_is_shown() {
 fn what_keeps_the_pods_from_starting_is_told_to_all_who_wait_and_to_the_next_at_once() {
     let mut scene = Scene::new(0, Place::Parked);
     scene.initialize("a");
-    scene.sleeper.facts.problem = Some("no such image".to_owned());
+    scene.sleeper.facts.problem = obstacle(true);
     scene.pass(PROBLEM + Duration::from_secs(1));
     scene.initialize("b");
     scene.expect(&[
@@ -204,6 +205,21 @@ fn what_keeps_the_pods_from_starting_is_told_to_all_who_wait_and_to_the_next_at_
         "keep b",
         "refuse b wake-failed",
     ]);
+}
+
+fn obstacle(hopeless: bool) -> Option<Obstacle> {
+    Some(Obstacle { why: "no such image".to_owned(), hopeless })
+}
+
+#[test]
+fn what_may_pass_is_waited_for_and_told_in_the_end() {
+    let mut scene = Scene::new(0, Place::Parked);
+    scene.initialize("a");
+    scene.sleeper.facts.problem = obstacle(false);
+    scene.pass(WAKE_TIMEOUT.checked_sub(Duration::from_secs(1)).unwrap());
+    scene.expect(&["subscribe", "keep a", "scale 1"]);
+    scene.pass(Duration::from_secs(2));
+    scene.expect(&["refuse a wake-failed"]);
 }
 
 #[test]
@@ -422,7 +438,7 @@ proptest! {
                 }
                 Event::Asked(idle) => sleeper.asked(idle, now, &mut out),
                 Event::Problem(problem) => {
-                    sleeper.facts.problem = problem.then(|| "x".to_owned());
+                    sleeper.facts.problem = obstacle(problem);
                     sleeper.step(now, &mut out);
                 }
                 Event::Elsewhere(there) => {
