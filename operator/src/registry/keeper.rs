@@ -19,7 +19,7 @@ use kube::{Client, runtime::reflector::Store};
 use mcp_mqtt_transport::{
     jsonrpc::{Kind, Message},
     mqtt::{Ack, PublishError, ReasonCode, Received},
-    topic::{ClientId, ServerId, Topic},
+    topic::{ClientId, Topic},
     user_property,
 };
 use tokio::sync::mpsc;
@@ -72,10 +72,7 @@ struct Service {
     found: Found,
     /// When somebody had a session last, as far as we saw.
     busy: Option<Instant>,
-    /// Instances that call themselves registered and that the broker does not show, and since when.
-    missing: HashMap<ServerId, Instant>,
-    /// When one of them was told so last.
-    nudged: Option<Instant>,
+    missing: looking::Missing,
     /// Whether a request to scale is under way, and what to ask for after it.
     scaling: bool,
     scale_next: Option<i32>,
@@ -177,8 +174,7 @@ impl Keeper {
                 sleeper: Sleeper::new(),
                 found: Found::default(),
                 busy: None,
-                missing: HashMap::new(),
-                nudged: None,
+                missing: looking::Missing::default(),
                 scaling: false,
                 scale_next: None,
             })
