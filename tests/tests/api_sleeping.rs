@@ -487,6 +487,37 @@ async fn what_nobody_stands_behind_is_cleared_and_what_is_cleared_by_mistake_com
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_changed_while_the_broker_was_away_is_put_right_within_five_seconds_of_its_return() -> Result<()> {
+    /// By then attempts to connect are as seldom as they get.
+    const AWAY: Duration = Duration::from_secs(20);
+    let (space, broker) = (Space::new("away").await?, Mosquitto::start().await?);
+    let proxy = Proxy::start(broker.port(), Manner::default()).await?;
+    let operator = Operator::start(&space, &[]).await?;
+    let mut spec = sleepy(&broker);
+    spec["broker"]["url"] = json!(proxy.url().as_str().trim_end_matches('/'));
+    space.create(NAME, &spec).await?;
+    let instance = asleep(&space, &broker).await?;
+    let mut meddler = Connection::open(&ConnectOptions::new(broker.url(), "meddler")).await?;
+    let (name, place) =
+        (server_name(&space)?, topic::server_presence(&instance.server_id, &instance.server_name));
+    let mark = properties(&mut meddler, &place).await?;
+    proxy.behave(Manner { refuses: Some(0x88), ..Manner::default() });
+    proxy.cut();
+    let ghost = ServerId::new(&format!("kubernetes.{}.ghost-1", space.namespace))?;
+    let online = Online::new(name.as_str(), "", None).to_payload();
+    retain(&meddler, &topic::server_presence(&ghost, &name), online, &mark).await?;
+    tokio::time::sleep(AWAY).await;
+    instances(&space, &broker, |all| all.len() == 2).await?;
+    proxy.behave(Manner::default());
+    let back = Instant::now();
+    asleep(&space, &broker).await?;
+    println!("put right {:?} after the broker was back", back.elapsed());
+    ensure!(back.elapsed() < Duration::from_secs(5), "only after {:?}", back.elapsed());
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_cannot_be_reached_concerns_its_own_services_only() -> Result<()> {
     let (space, broker) = (Space::new("brokers").await?, Mosquitto::start().await?);
     let mut gone = Mosquitto::start().await?;

@@ -13,7 +13,7 @@ use crate::names::of_server_id;
 
 /// After the last of the presences that the broker tells at first, it is taken to have told all: some brokers look
 /// for them on the side of a subscription.
-const SETTLE: Duration = Duration::from_millis(700);
+pub(super) const SETTLE: Duration = Duration::from_millis(700);
 
 /// See the module.
 #[derive(Debug)]

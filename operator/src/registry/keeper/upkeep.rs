@@ -24,6 +24,8 @@ use crate::{
 const DOUBT: Duration = Duration::from_secs(1);
 /// What was looked into, and exists, is left alone for so long.
 const TRUST: Duration = Duration::from_secs(30);
+/// And so long where the API server could not say.
+const UNTOLD: Duration = Duration::from_secs(1);
 /// For the API server to answer.
 const ANSWER: Duration = Duration::from_secs(5);
 /// Questions at one time.
@@ -141,20 +143,16 @@ impl Keeper {
 
     /// The API server's word.
     pub(super) fn confirmed(&mut self, suspect: Suspect, exists: Result<bool, String>) {
-        let trust = Doubt::TrustedUntil(Instant::now() + TRUST);
-        let doubt = match exists {
-            // By now somebody may stand behind it.
-            Ok(false) if !self.is_known(&suspect.server_id) => {
-                self.clear(&suspect);
-                Doubt::Since(Instant::now() + DOUBT) // the broker is to say so first
-            }
-            Ok(_) => trust,
+        // By now somebody may stand behind it.
+        let exists = exists.map(|exists| exists || self.is_known(&suspect.server_id));
+        match &exists {
+            Ok(true) => {}
+            Ok(false) => self.clear(&suspect),
             Err(error) => {
                 tracing::warn!(server_id = suspect.server_id, "whether it exists cannot be told: {error}");
-                trust
             }
-        };
-        self.upkeep.doubts.insert(suspect, doubt);
+        }
+        self.upkeep.doubts.insert(suspect, verdict(&exists, Instant::now()));
     }
 
     fn clear(&mut self, suspect: &Suspect) {
@@ -171,5 +169,37 @@ impl Keeper {
         );
         self.setting.metrics.cleared();
         broker.say_presence(&id, &name, &self.setting.mark, Bytes::new());
+    }
+}
+
+/// When a presence is looked into again, after what the API server said of it.
+fn verdict(exists: &Result<bool, String>, now: Instant) -> Doubt {
+    match exists {
+        Ok(true) => Doubt::TrustedUntil(now + TRUST),
+        Ok(false) => Doubt::Since(now + DOUBT), // it is cleared: the broker is to say so first
+        Err(_) => Doubt::TrustedUntil(now + UNTOLD),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::{link::LONGEST_WAIT, presences::SETTLE};
+
+    #[test]
+    fn what_a_broker_shows_on_its_return_is_put_right_within_five_seconds() {
+        let steps = LONGEST_WAIT + SETTLE + DOUBT + Duration::from_secs(1);
+        assert!(steps < Duration::from_secs(5), "with the ticks, and the API server's answer: {steps:?}");
+    }
+
+    #[test]
+    fn a_presence_is_doubted_again_soon_where_the_api_server_could_not_say() {
+        let now = Instant::now();
+        let until = |answer| match verdict(answer, now) {
+            Doubt::TrustedUntil(until) => until.duration_since(now),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(until(&Ok(true)), TRUST);
+        assert_eq!(until(&Err("503".to_owned())), UNTOLD);
     }
 }
