@@ -487,7 +487,8 @@ async fn what_nobody_stands_behind_is_cleared_and_what_is_cleared_by_mistake_com
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_changed_while_the_broker_was_away_is_put_right_within_five_seconds_of_its_return() -> Result<()> {
+async fn what_changed_while_the_broker_was_away_is_put_right_within_five_seconds_of_its_return() -> Result<()>
+{
     /// By then attempts to connect are as seldom as they get.
     const AWAY: Duration = Duration::from_secs(20);
     let (space, broker) = (Space::new("away").await?, Mosquitto::start().await?);

@@ -101,7 +101,7 @@ fn elsewhere(
         let own = status.broker.ok && status.server_id != standby.as_str();
         let relieved = status.broker.reason == reason::RELIEVED;
         let at = ServerId::new(&status.server_id).ok().filter(|_| own || relieved)?;
-        Some(Elsewhere { instance: id(pod, cluster, namespace)?, at })
+        Some(Elsewhere { instance: id(pod, cluster, namespace)?, at, busy: status.sessions > 0 })
     });
     places.collect()
 }

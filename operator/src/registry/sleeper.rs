@@ -95,8 +95,6 @@ pub struct Sleeper {
     scaling: Option<(i32, Instant)>,
     /// The instance that is to take the place over.
     heir: Option<ServerId>,
-    /// The one that our presence names.
-    named: Option<ServerId>,
     waiting: Waiting,
     published: Option<Instant>,
     asked_control: Option<Instant>,
@@ -118,7 +116,6 @@ impl Sleeper {
             phase: Phase::Steady,
             scaling: None,
             heir: None,
-            named: None,
             waiting: Waiting::default(),
             published: None,
             asked_control: None,
@@ -309,22 +306,25 @@ impl Sleeper {
         let is_there = |heir: &ServerId| elsewhere.iter().any(|other| other.instance == *heir);
         let stays = |heir: &ServerId| instances.contains(heir) && (!outrun || is_there(heir));
         if !self.heir.as_ref().is_some_and(stays) {
-            self.heir = elsewhere.first().map(|other| &other.instance).or(instances.first()).cloned();
+            let there = elsewhere.iter().min_by_key(|other| other.busy);
+            self.heir = there.map(|other| &other.instance).or(instances.first()).cloned();
         }
     }
 
+    /// Whether our presence, as it stands at the broker, keeps nobody from taking the place who is to.
+    fn is_named(&self) -> bool {
+        let named = self.facts.named.as_ref();
+        named == self.heir() || (named.is_some() && named == self.heir.as_ref())
+    }
+
     fn name_heir(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if self.facts.place == Place::Parked
-            && self.heir() != self.named.as_ref()
-            && due(self.published, AGAIN, now)
-        {
+        if self.facts.place == Place::Parked && !self.is_named() && due(self.published, AGAIN, now) {
             self.publish(now, out);
         }
     }
 
     fn publish(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.published = Some(now);
-        self.named = self.heir().cloned();
         out.push(Action::Park);
     }
 
@@ -353,7 +353,7 @@ impl Sleeper {
         let is_heir = |other: &&Elsewhere| Some(&other.instance) == self.heir.as_ref();
         if let Some(Elsewhere { at, .. }) = self.facts.elsewhere.iter().find(is_heir)
             && self.elsewhere_since.is_some()
-            && self.heir() == self.named.as_ref()
+            && self.is_named()
             && due(self.nudged, NUDGE, now)
         {
             self.nudged = Some(now);

@@ -37,6 +37,8 @@ pub struct Elsewhere {
     pub instance: ServerId,
     /// The one that it has now: its own, or that of the place, where another presence has taken its presence's place.
     pub at: ServerId,
+    /// Whether it has sessions, for which it stays where it is when it is asked to come.
+    pub busy: bool,
 }
 
 /// What keeps all instances from starting.
@@ -59,6 +61,8 @@ pub struct Facts {
     pub link: bool,
     /// Whose presence stands there.
     pub place: Place,
+    /// The instance that our presence there names as the one to take it over.
+    pub named: Option<ServerId>,
     /// What the gateways say of sessions.
     pub idle: Idle,
     /// Instances that there are, or are about to be; the oldest first.

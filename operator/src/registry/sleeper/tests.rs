@@ -56,7 +56,10 @@ impl Scene {
         }
         match action {
             Action::Subscribe => self.with(|sleeper, now, out| sleeper.subscribed(true, now, out)),
-            Action::Park => self.place(Place::Parked),
+            Action::Park => {
+                self.sleeper.facts.named = self.sleeper.heir().cloned();
+                self.place(Place::Parked);
+            }
             Action::Clear => self.place(Place::Empty),
             Action::Scale(replicas) => {
                 self.sleeper.facts.replicas = *replicas;
@@ -105,7 +108,7 @@ impl Scene {
 
 fn under_its_own_id(instance: &str) -> Elsewhere {
     let id = ServerId::new(instance).unwrap();
-    Elsewhere { instance: id.clone(), at: id }
+    Elsewhere { instance: id.clone(), at: id, busy: false }
 }
 
 #[test]
@@ -276,6 +279,52 @@ fn another_one_is_named_when_the_heir_goes_and_when_it_is_outrun() {
     scene.expect(&[]);
     scene.pass(Duration::from_secs(2));
     scene.expect(&["park", "nudge weather-3"]);
+    assert_eq!(heir(&scene), Some("weather-3"));
+}
+
+#[test]
+fn an_heir_whose_name_was_lost_on_the_way_is_named_again() {
+    let mut scene = Scene::new(0, Place::Parked);
+    scene.sleeper.facts.replicas = 2;
+    scene.sleeper.facts.instances = instances(&["weather-1", "weather-2"]);
+    scene.step();
+    scene.expect(&["subscribe", "park"]);
+    // The connection ended before the broker had it.
+    scene.sleeper.unlinked();
+    scene.sleeper.facts.named = None;
+    scene.sleeper.facts.link = true;
+    scene.step();
+    scene.expect(&["subscribe", "park"]);
+    scene.pass(Duration::from_secs(1));
+    scene.expect(&[]);
+}
+
+#[test]
+fn whom_an_operator_before_us_named_keeps_nobody_out_who_is_left() {
+    let named = |instance: &str, left: &[&str]| {
+        let mut scene = Scene::new(0, Place::Parked);
+        scene.expect(&["subscribe"]);
+        scene.sleeper.facts.named = ServerId::new(instance).ok();
+        scene.sleeper.facts.replicas = i32::try_from(left.len()).unwrap();
+        scene.sleeper.facts.instances = instances(left);
+        scene.pass(Duration::from_secs(1));
+        scene
+    };
+    named("weather-1", &["weather-2"]).expect(&["park"]);
+    named("weather-1", &[]).expect(&["park"]);
+    named("weather-1", &["weather-1"]).expect(&[]);
+}
+
+#[test]
+fn of_those_that_are_there_one_without_sessions_is_named() {
+    let mut scene = Scene::new(0, Place::Parked);
+    scene.sleeper.facts.replicas = 3;
+    scene.sleeper.facts.instances = instances(&["weather-1", "weather-2", "weather-3"]);
+    scene.step();
+    let busy = Elsewhere { busy: true, ..under_its_own_id("weather-2") };
+    scene.sleeper.facts.elsewhere = vec![busy, under_its_own_id("weather-3")];
+    scene.pass(NUDGE + Duration::from_secs(1));
+    scene.expect(&["subscribe", "park", "park", "nudge weather-3"]);
     assert_eq!(heir(&scene), Some("weather-3"));
 }
 
