@@ -124,12 +124,16 @@ async fn what_changed_while_the_broker_was_away_is_put_right_within_five_seconds
     let online = Online::new(name.as_str(), "", None).to_payload();
     retain(&meddler, &topic::server_presence(&ghost, &name), online, &mark).await?;
     tokio::time::sleep(AWAY).await;
-    instances(&space, &broker, |all| all.len() == 2).await?;
+    let watching = client(&broker).await?;
+    let mut watch = watching.watch(name.as_str()).await?;
+    timeout(PATIENCE, watch.until(|all| all.len() == 2)).await?;
     proxy.behave(Manner::default());
     let back = Instant::now();
-    asleep(&space, &broker).await?;
+    timeout(PATIENCE, watch.until(|all| all.len() == 1)).await.context("the ghost stays")?;
+    ensure!(watch.instances()[0].online.is_parked(), "{:?}", watch.instances());
     println!("put right {:?} after the broker was back", back.elapsed());
     ensure!(back.elapsed() < Duration::from_secs(5), "only after {:?}", back.elapsed());
+    watching.close(PATIENCE).await?;
     operator.stop().await?;
     space.remove().await
 }
