@@ -131,10 +131,7 @@ fn problem(pods: &[(&Pod, Option<Observation>)]) -> Option<Obstacle> {
             return None;
         }
         hopeless &= problem.reason != reasons::UNSCHEDULABLE;
-        first.get_or_insert_with(|| Obstacle {
-            why: format!("{}: {}", problem.reason, problem.message.trim_end_matches('.')),
-            hopeless: true,
-        });
+        first.get_or_insert_with(|| Obstacle { why: problem.quoted(), hopeless: true });
     }
     first.map(|first| Obstacle { hopeless, ..first })
 }

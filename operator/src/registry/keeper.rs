@@ -19,7 +19,7 @@ use kube::{Client, runtime::reflector::Store};
 use mcp_mqtt_transport::{
     jsonrpc::{Kind, Message},
     mqtt::{Ack, PublishError, ReasonCode, Received},
-    topic::{ClientId, Topic},
+    topic::{ClientId, ServerName, Topic},
     user_property,
 };
 use tokio::sync::mpsc;
@@ -181,6 +181,8 @@ impl Keeper {
         });
         service.sleeper.facts.sleep = wanted.sleep;
         service.sleeper.facts.replicas = wanted.replicas;
+        service.sleeper.facts.refused = wanted.refused.is_some();
+        service.sleeper.facts.unaccepted = !wanted.accepted;
         service.wanted = wanted;
         self.look_at_place(reference);
         if republish {
@@ -268,7 +270,7 @@ impl Keeper {
                     self.step(&reference);
                 }
             }
-            Ok(Topic::Control { server_id, .. }) if !received.retain => {
+            Ok(Topic::Control { server_id, server_name }) if !received.retain => {
                 let properties = &received.user_properties;
                 let client = user_property::find(properties, user_property::MQTT_CLIENT_ID);
                 let Some(client) = client.and_then(|client| ClientId::new(client).ok()) else { return };
@@ -276,7 +278,8 @@ impl Keeper {
                     return; // passed on by an operator before us
                 }
                 let standby = server_id.to_owned();
-                let message = Unclaimed { client, payload: received.payload, since: now };
+                let server_name = ServerName::new(server_name).ok();
+                let message = Unclaimed { client, payload: received.payload, since: now, server_name };
                 self.heard(key, &standby, message);
             }
             Ok(Topic::ClientPresence { client_id }) if !received.retain => {
@@ -311,7 +314,7 @@ impl Keeper {
     }
 
     fn take_unclaimed(&mut self, reference: &ServiceRef, unclaimed: Unclaimed) {
-        let Unclaimed { client, payload, since } = unclaimed;
+        let Unclaimed { client, payload, since, .. } = unclaimed;
         let Ok(message) = Message::parse(payload.clone(), usize::MAX) else { return };
         let Kind::Request { id, method } = message.kind() else { return };
         let room = self.held.0 < held::IN_ALL && self.held.1 + payload.len() <= held::BYTES_IN_ALL;

@@ -287,7 +287,11 @@ impl Sleeper {
                 self.asked_control = Some(now);
                 out.push(Action::Subscribe);
             }
-            Control::On if self.facts.place != Place::Parked && due(self.published, AGAIN, now) => {
+            Control::On
+                if self.facts.place != Place::Parked
+                    && !self.facts.unaccepted
+                    && due(self.published, AGAIN, now) =>
+            {
                 self.publish(now, out);
             }
             _ => {}
@@ -378,6 +382,7 @@ impl Sleeper {
         let idle = matches!(self.facts.idle, Idle::For(idle) if idle >= sleep.idle);
         if self.phase == Phase::Steady
             && idle
+            && !self.facts.refused // it could not be woken
             && self.replicas() > 0
             && self.facts.place != Place::Parked
             && self.scaling.is_none()

@@ -8,7 +8,10 @@ use std::{
 use mcp_mqtt_transport::topic::ServerId;
 
 use super::{Action, Idle, Keeper, Place, Service};
-use crate::{controller::scope::ServiceRef, registry::instances};
+use crate::{
+    controller::scope::ServiceRef,
+    registry::{instances, sleeper::Obstacle},
+};
 
 /// An instance that calls itself registered, and does not show, is told to register again after this long.
 const MISSING: Duration = Duration::from_secs(2);
@@ -89,7 +92,10 @@ impl Service {
         facts.idle = idle;
         facts.instances.clone_from(&self.found.instances);
         facts.elsewhere.clone_from(&self.found.elsewhere);
-        facts.problem.clone_from(&self.found.problem);
+        // Instances that there are from before go on.
+        let refused = self.wanted.refused.as_ref().filter(|_| self.found.instances.is_empty());
+        let refused = refused.map(|why| Obstacle { why: why.clone(), hopeless: true });
+        facts.problem = refused.or_else(|| self.found.problem.clone());
     }
 
     /// Pods that the broker has not shown for some time.

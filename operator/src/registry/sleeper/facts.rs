@@ -57,6 +57,10 @@ pub struct Facts {
     pub sleep: Option<Sleep>,
     /// Instances wanted, by the service's spec.
     pub replicas: i32,
+    /// Whether it cannot be as it is asked for, so that no instance is made.
+    pub refused: bool,
+    /// Whether that was never otherwise, as far as is known.
+    pub unaccepted: bool,
     /// Whether the broker is connected, and has told all presences.
     pub link: bool,
     /// Whose presence stands there.

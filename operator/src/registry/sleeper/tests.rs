@@ -194,6 +194,29 @@ fn a_service_without_instances_that_does_not_show_is_shown() {
 }
 
 #[test]
+fn a_service_that_was_never_accepted_is_not_put_into_the_registry_and_heard_where_it_stands() {
+    let mut scene = Scene::new(0, Place::Empty);
+    scene.expect(&["subscribe", "park"]);
+    let mut scene = Scene::new(1, Place::Empty);
+    scene.sleeper.facts.unaccepted = true;
+    scene.sleeper.facts.replicas = 0;
+    scene.pass(Duration::from_secs(2));
+    scene.expect(&["subscribe"]);
+    scene.place(Place::Parked);
+    scene.initialize("a");
+    scene.expect(&["keep a", "scale 1"]);
+}
+
+#[test]
+fn who_could_not_be_woken_is_not_put_to_sleep() {
+    let mut scene = Scene::new(1, Place::Empty);
+    scene.sleeper.facts.idle = Idle::For(IDLE);
+    scene.sleeper.facts.refused = true;
+    scene.pass(Duration::from_secs(5));
+    scene.expect(&[]);
+}
+
+#[test]
 fn what_keeps_the_pods_from_starting_is_told_to_all_who_wait_and_to_the_next_at_once() {
     let mut scene = Scene::new(0, Place::Parked);
     scene.initialize("a");
