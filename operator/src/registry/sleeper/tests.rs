@@ -1,3 +1,5 @@
+mod heirs;
+
 use bytes::Bytes;
 use mcp_mqtt_transport::{jsonrpc::RequestId, topic::ClientId};
 use proptest::prelude::*;
@@ -220,7 +222,7 @@ fn who_could_not_be_woken_is_not_put_to_sleep() {
 fn what_keeps_the_pods_from_starting_is_told_to_all_who_wait_and_to_the_next_at_once() {
     let mut scene = Scene::new(0, Place::Parked);
     scene.initialize("a");
-    scene.sleeper.facts.problem = obstacle(true);
+    scene.sleeper.facts.problem = Some(obstacle(true));
     scene.pass(PROBLEM + Duration::from_secs(1));
     scene.initialize("b");
     scene.expect(&[
@@ -233,15 +235,15 @@ fn what_keeps_the_pods_from_starting_is_told_to_all_who_wait_and_to_the_next_at_
     ]);
 }
 
-fn obstacle(hopeless: bool) -> Option<Obstacle> {
-    Some(Obstacle { why: "no such image".to_owned(), hopeless })
+fn obstacle(hopeless: bool) -> Obstacle {
+    Obstacle { why: "no such image".to_owned(), hopeless }
 }
 
 #[test]
 fn what_may_pass_is_waited_for_and_told_in_the_end() {
     let mut scene = Scene::new(0, Place::Parked);
     scene.initialize("a");
-    scene.sleeper.facts.problem = obstacle(false);
+    scene.sleeper.facts.problem = Some(obstacle(false));
     scene.pass(WAKE_TIMEOUT.checked_sub(Duration::from_secs(1)).unwrap());
     scene.expect(&["subscribe", "keep a", "scale 1"]);
     scene.pass(Duration::from_secs(2));
@@ -258,110 +260,6 @@ fn nobody_waits_longer_than_was_said() {
     scene.expect(&["subscribe", "keep a", "scale 1", "keep b", "refuse a wake-timed-out"]);
     scene.pass(Duration::from_secs(11));
     scene.expect(&["refuse b wake-timed-out"]);
-}
-
-/// The instance that our presence names as the one to take it over.
-fn heir(scene: &Scene) -> Option<&str> {
-    scene.sleeper.heir().map(ServerId::as_str)
-}
-
-fn instances(names: &[&str]) -> Vec<ServerId> {
-    names.iter().map(|name| ServerId::new(name).unwrap()).collect()
-}
-
-#[test]
-fn one_instance_needs_no_word_and_of_several_the_oldest_is_named() {
-    let mut scene = Scene::new(0, Place::Parked);
-    scene.sleeper.facts.replicas = 1;
-    scene.sleeper.facts.instances = instances(&["weather-9"]);
-    scene.step();
-    scene.expect(&["subscribe"]);
-    assert_eq!(heir(&scene), None);
-    scene.sleeper.facts.instances = instances(&["weather-1", "weather-9"]);
-    scene.pass(Duration::from_secs(2));
-    scene.expect(&["park"]);
-    assert_eq!(heir(&scene), Some("weather-9"), "it may have seen that it may");
-    scene.place(Place::Taken);
-    scene.expect(&["unsubscribe"]);
-}
-
-#[test]
-fn another_one_is_named_when_the_heir_goes_and_when_it_is_outrun() {
-    let mut scene = Scene::new(0, Place::Parked);
-    scene.sleeper.facts.replicas = 3;
-    scene.sleeper.facts.instances = instances(&["weather-1", "weather-2", "weather-3"]);
-    scene.step();
-    scene.expect(&["subscribe", "park"]);
-    scene.sleeper.facts.instances.remove(0);
-    scene.pass(Duration::from_secs(1));
-    scene.expect(&["park"]);
-    assert_eq!(heir(&scene), Some("weather-2"));
-    // It starts slowly, and another one is there: it is not asked at once, they might both come.
-    scene.sleeper.facts.elsewhere = vec![under_its_own_id("weather-3")];
-    scene.pass(NUDGE.checked_sub(Duration::from_secs(1)).unwrap());
-    scene.expect(&[]);
-    scene.pass(Duration::from_secs(2));
-    scene.expect(&["park", "nudge weather-3"]);
-    assert_eq!(heir(&scene), Some("weather-3"));
-}
-
-#[test]
-fn an_heir_whose_name_was_lost_on_the_way_is_named_again() {
-    let mut scene = Scene::new(0, Place::Parked);
-    scene.sleeper.facts.replicas = 2;
-    scene.sleeper.facts.instances = instances(&["weather-1", "weather-2"]);
-    scene.step();
-    scene.expect(&["subscribe", "park"]);
-    // The connection ended before the broker had it.
-    scene.sleeper.unlinked();
-    scene.sleeper.facts.named = None;
-    scene.sleeper.facts.link = true;
-    scene.step();
-    scene.expect(&["subscribe", "park"]);
-    scene.pass(Duration::from_secs(1));
-    scene.expect(&[]);
-}
-
-#[test]
-fn whom_an_operator_before_us_named_keeps_nobody_out_who_is_left() {
-    let named = |instance: &str, left: &[&str]| {
-        let mut scene = Scene::new(0, Place::Parked);
-        scene.expect(&["subscribe"]);
-        scene.sleeper.facts.named = ServerId::new(instance).ok();
-        scene.sleeper.facts.replicas = i32::try_from(left.len()).unwrap();
-        scene.sleeper.facts.instances = instances(left);
-        scene.pass(Duration::from_secs(1));
-        scene
-    };
-    named("weather-1", &["weather-2"]).expect(&["park"]);
-    named("weather-1", &[]).expect(&["park"]);
-    named("weather-1", &["weather-1"]).expect(&[]);
-}
-
-#[test]
-fn of_those_that_are_there_one_without_sessions_is_named() {
-    let mut scene = Scene::new(0, Place::Parked);
-    scene.sleeper.facts.replicas = 3;
-    scene.sleeper.facts.instances = instances(&["weather-1", "weather-2", "weather-3"]);
-    scene.step();
-    let busy = Elsewhere { busy: true, ..under_its_own_id("weather-2") };
-    scene.sleeper.facts.elsewhere = vec![busy, under_its_own_id("weather-3")];
-    scene.pass(NUDGE + Duration::from_secs(1));
-    scene.expect(&["subscribe", "park", "park", "nudge weather-3"]);
-    assert_eq!(heir(&scene), Some("weather-3"));
-}
-
-#[test]
-fn who_goes_back_to_sleep_names_nobody() {
-    let mut scene = Scene::new(0, Place::Parked);
-    scene.sleeper.facts.replicas = 2;
-    scene.sleeper.facts.instances = instances(&["weather-1", "weather-2"]);
-    scene.step();
-    scene.pass(Duration::from_secs(1));
-    scene.sleeper.facts.replicas = 0;
-    scene.step();
-    scene.expect(&["subscribe", "park", "park"]);
-    assert_eq!(heir(&scene), None);
 }
 
 #[test]
@@ -439,7 +337,7 @@ enum Event {
     Subscribed(bool),
     Scaled(bool),
     Asked(Idle),
-    Problem(bool),
+    Problem(Option<bool>),
     Elsewhere(bool),
 }
 
@@ -464,7 +362,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => any::<bool>().prop_map(Event::Subscribed),
         1 => any::<bool>().prop_map(Event::Scaled),
         2 => idle().prop_map(Event::Asked),
-        1 => any::<bool>().prop_map(Event::Problem),
+        1 => any::<Option<bool>>().prop_map(Event::Problem),
         1 => any::<bool>().prop_map(Event::Elsewhere),
     ]
 }
@@ -510,7 +408,7 @@ proptest! {
                 }
                 Event::Asked(idle) => sleeper.asked(idle, now, &mut out),
                 Event::Problem(problem) => {
-                    sleeper.facts.problem = obstacle(problem);
+                    sleeper.facts.problem = problem.map(obstacle);
                     sleeper.step(now, &mut out);
                 }
                 Event::Elsewhere(there) => {
