@@ -184,6 +184,7 @@ impl Keeper {
         service.sleeper.facts.refused = wanted.refused.is_some();
         service.sleeper.facts.unaccepted = !wanted.accepted;
         service.wanted = wanted;
+        service.take_problem();
         self.look_at_place(reference);
         if republish {
             self.with(reference, |sleeper, _, out| {

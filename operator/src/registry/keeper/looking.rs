@@ -92,10 +92,15 @@ impl Service {
         facts.idle = idle;
         facts.instances.clone_from(&self.found.instances);
         facts.elsewhere.clone_from(&self.found.elsewhere);
-        // Instances that there are from before go on.
+        self.take_problem();
+    }
+
+    /// What keeps instances from starting: a refusal of the service where there are none, as those that are there from
+    /// before go on.
+    pub(super) fn take_problem(&mut self) {
         let refused = self.wanted.refused.as_ref().filter(|_| self.found.instances.is_empty());
         let refused = refused.map(|why| Obstacle { why: why.clone(), hopeless: true });
-        facts.problem = refused.or_else(|| self.found.problem.clone());
+        self.sleeper.facts.problem = refused.or_else(|| self.found.problem.clone());
     }
 
     /// Pods that the broker has not shown for some time.
