@@ -107,6 +107,7 @@ async fn serve_until_renewal(
     tokio::select! {
         () = accept(listener, tls, api.clone()) => {}
         () = changed(client, &api.proxying) => tracing::info!("the API server proxies otherwise now"),
+        () = certificate::keep_published(client, &made.authority) => {}
         () = sleep(RENEWAL) => tracing::info!("making a new certificate"),
     }
     Ok(())
