@@ -177,4 +177,36 @@ mod tests {
     fn it_is_never_printed() {
         assert_eq!(format!("{:?}", Salt::new([7; LENGTH])), "Salt(…)");
     }
+    /// An API server that gives these answers in turn, the last one ever after; none: it cannot be reached.
+    fn api_server(answers: &'static [Option<u16>]) -> Client {
+        let asked = std::sync::atomic::AtomicUsize::new(0);
+        let api = tower::service_fn(move |_: http::Request<kube::client::Body>| {
+            let nth = asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            let answer = answers[nth.min(answers.len() - 1)];
+            std::future::ready(match answer {
+                None => Err("connection refused".into()),
+                Some(code) => {
+                    let body = if code == 200 {
+                        serde_json::to_vec(&new_secret("salt").expect("randomness"))
+                    } else {
+                        serde_json::to_vec(&kube::core::Status { code, ..kube::core::Status::default() })
+                    };
+                    let body = kube::client::Body::from(body.expect("JSON"));
+                    Ok::<_, tower::BoxError>(
+                        http::Response::builder().status(code).body(body).expect("a response"),
+                    )
+                }
+            })
+        });
+        Client::new(api, "default")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_is_away_is_asked_again_and_one_that_refuses_is_not() {
+        let back = api_server(&[None, Some(503), Some(500), Some(200)]);
+        assert!(Salt::fetch(back, "mcp-mqtt", "salt").await.is_ok());
+        let refused = Salt::fetch(api_server(&[None, Some(403), Some(200)]), "mcp-mqtt", "salt").await;
+        let error = refused.expect_err("it is not let").to_string();
+        assert!(error.contains("Secret mcp-mqtt/salt"), "{error}");
+    }
 }
