@@ -3,7 +3,8 @@
 //! What the API server refuses for a while (429, 503, 504) is sent again a few times, after the time that it names or
 //! within seconds. Kube's policy goes on for minutes, with ever longer waits; here whoever asked tries again, and says
 //! so: nothing is logged of a single request. And a connection that nothing uses is closed: a burst of a thousand
-//! objects opens dozens, each with its buffers.
+//! objects opens dozens, each with its buffers. One that has died unheard, as with the API server of several that it led to,
+//! is found out: by the kernel, and by an answer that does not begin.
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use kube::{
     Client, Config, Error,
     client::{Body, ConfigExt, retry::RetryPolicy},
 };
-use tower::{BoxError, ServiceBuilder, retry::RetryLayer};
+use tower::{BoxError, ServiceBuilder, retry::RetryLayer, timeout::TimeoutLayer};
 
 /// First and longest wait before a request that was refused for a while is sent again, where the API server names none.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -26,6 +27,16 @@ const LONGEST_WAIT: Duration = Duration::from_secs(2);
 const RETRIES: u32 = 3;
 /// How long a connection is kept that nothing uses.
 const IDLE: Duration = Duration::from_secs(10);
+
+/// Until an answer begins; a watch's begins at once. The API server itself gives a request up after a minute, and what
+/// it does for us takes milliseconds.
+const ANSWER: Duration = Duration::from_secs(30);
+/// After so long without a word the kernel asks whether the other end is there, so often and at most so many times.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_PROBES: u32 = 3;
+/// What was sent and not acknowledged for so long never will be: KEEPALIVE does not count while something is under way.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 
 /// A client that calls itself by this name, to the cluster that the environment names.
 ///
@@ -44,6 +55,10 @@ fn build(config: Config) -> Result<Client, Error> {
     }
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
+    tcp.set_keepalive(Some(KEEPALIVE));
+    tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    tcp.set_keepalive_retries(Some(KEEPALIVE_PROBES));
+    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
     let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
     connector.set_connect_timeout(config.connect_timeout);
     connector.set_read_timeout(config.read_timeout);
@@ -60,7 +75,53 @@ fn build(config: Config) -> Result<Client, Error> {
         .layer(RetryLayer::new(retries))
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
-        .map_err(BoxError::from)
+        .layer(TimeoutLayer::new(ANSWER))
         .service(connections);
     Ok(Client::new(service, config.default_namespace))
+}
+
+/// Whether it makes no difference to ask again: the API server knows us and our request, and will have neither.
+pub fn is_refused(error: &Error) -> bool {
+    matches!(error, Error::Api(answer) if matches!(answer.code, 401 | 403 | 422))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    /// To an API server at this address.
+    pub(crate) fn client_of(address: std::net::SocketAddr) -> Client {
+        build(Config::new(format!("http://{address}").parse().expect("a URL"))).expect("a client")
+    }
+
+    #[test]
+    fn what_may_pass_is_no_refusal() {
+        let answer = |code| Error::Api(Box::new(Status { code, ..Status::default() }));
+        let refused = [401, 403, 404, 409, 422, 429, 500, 503, 504].map(|code| is_refused(&answer(code)));
+        assert_eq!(refused, [true, true, false, false, true, false, false, false, false]);
+        assert!(!is_refused(&Error::Service("connection refused".into())));
+    }
+
+    /// As one does that was cut off its network: the connection stands, and nothing comes.
+    #[tokio::test]
+    async fn an_api_server_that_stays_mute_is_not_waited_for_without_end() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = client_of(listener.local_addr().unwrap());
+        let mute = tokio::spawn(async move {
+            let mut connections = Vec::new();
+            while let Ok((connection, _)) = listener.accept().await {
+                connections.push(connection);
+            }
+        });
+        let asked = tokio::spawn(async move { client.apiserver_version().await });
+        // The connection is there, by the real clock; then only time passes.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::pause();
+        tokio::time::advance(ANSWER).await;
+        let answer = tokio::time::timeout(Duration::from_secs(1), asked).await.expect("it waits on").unwrap();
+        assert!(matches!(answer, Err(Error::Service(_))), "{answer:?}");
+        mute.abort();
+    }
 }

@@ -217,7 +217,11 @@ async fn work(
     metrics: Arc<Metrics>,
     stop: watch::Receiver<bool>,
 ) -> Result<(), AppError> {
-    let salt = Salt::fetch(client.clone(), &args.namespace, &format!("{}-salt", args.lease_name)).await?;
+    let salt_name = format!("{}-salt", args.lease_name);
+    let salt = tokio::select! {
+        salt = Salt::fetch(client.clone(), &args.namespace, &salt_name) => salt?,
+        () = stopped(stop.clone()) => return Ok(()),
+    };
     let namespaces: Vec<Option<&str>> = if args.watch_namespaces.is_empty() {
         vec![None]
     } else {

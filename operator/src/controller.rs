@@ -139,7 +139,11 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
     scope.backlog.done(&reference);
     let (outcome, counted) = match &result {
         Ok(resources) => (Ok(resources), Counted::Accepted),
-        Err(Stop::Refused(problem)) => (Err(problem), Counted::Refused),
+        Err(Stop::Refused(problem)) => {
+            let replicas = service.0.as_ref().ok().map(|service| service.spec.replicas);
+            scope.registry.refuse(&reference, replicas, problem.quoted());
+            (Err(problem), Counted::Refused)
+        }
         Err(Stop::Failed(_)) => {
             scope.metrics.reconciled(Counted::Failed, seconds(begin));
             news::tell_changes(&scope, &service, &progress.changes);
@@ -174,13 +178,19 @@ async fn accept(
 ) -> Result<Resources<Applied>, Stop> {
     let fetched = fetch(scope);
     let valid = validate(service, &fetched, &scope.settings)?;
-    let references_hash = resolve(scope, &valid.identity, &valid.references).await?;
+    let resolved = resolve(scope, &valid.identity, &valid.references).await;
     let default_secret = fetched.default_broker_secret.as_ref();
     if let Some(wanted) = Wanted::of(&valid, &scope.settings, &scope.references, default_secret, &scope.salt)
     {
         let service = ServiceRef::new(&valid.identity.name).within(&valid.identity.namespace);
-        scope.registry.tell(&service, wanted);
+        match &resolved {
+            Ok(_) => scope.registry.tell(&service, wanted),
+            // It may stand in the registry, asleep, from before this operator's time.
+            Err(ResolveError::Missing(_)) => scope.registry.introduce(&service, wanted),
+            Err(ResolveError::Api { .. }) => {}
+        }
     }
+    let references_hash = resolved?;
     let resources = build(
         &valid,
         Surroundings {

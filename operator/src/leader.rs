@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use self::elector::{Elector, RENEW_DEADLINE};
+use self::elector::Elector;
 
 /// Giving the Lease back at the end may take this long.
 const RELEASE: Duration = Duration::from_secs(5);
@@ -46,11 +46,11 @@ impl Leadership {
     /// Becomes a candidate.
     ///
     /// # Errors
-    /// The Lease cannot be read, made or written. An API server that does not answer is none: it may yet.
+    /// The Lease may not be read, made or written. An API server that cannot be reached is none: it will be.
     pub async fn seek(candidate: Candidate) -> Result<Self, kube::Error> {
         let mut elector = Elector::new(candidate);
         let begin = Instant::now();
-        let leads = timeout(RENEW_DEADLINE, elector.attempt()).await.unwrap_or(Ok(false))?;
+        let leads = elector.begin().await?;
         let (sender, state) = watch::channel(leads);
         let (stop, stopped) = oneshot::channel();
         let task = Task(tokio::spawn(elector.run(leads.then_some(begin), sender, stopped)));
@@ -87,5 +87,25 @@ impl Leadership {
 impl Drop for Task {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api_client::tests::client_of;
+
+    #[tokio::test]
+    async fn a_candidate_that_cannot_reach_the_api_server_waits_for_it() {
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let seek = Leadership::seek(Candidate {
+            client: client_of(nobody),
+            namespace: "meteo".to_owned(),
+            lease: "of-the-operator".to_owned(),
+            identity: "us".to_owned(),
+        });
+        let mut leadership = timeout(Duration::from_secs(5), seek).await.unwrap().expect("it ends");
+        assert!(!leadership.leads());
+        assert!(timeout(Duration::from_secs(2), leadership.won()).await.is_err(), "it has given up");
     }
 }

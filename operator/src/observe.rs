@@ -72,6 +72,12 @@ pub fn leaves(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_some()
 }
 
+/// Whether the pod has ended for good: evicted, say, or with its node shut down. Its object may stay for weeks.
+pub fn is_over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
 /// Whether the kubelet calls the pod ready.
 pub fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
@@ -250,8 +256,7 @@ pub async fn ask_now(pods: &[Arc<Pod>], observations: &Observations, concurrency
 /// Where the gateway listens; none: it does not run (yet, or any more).
 fn address(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
-    let over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
-    let ip = status.pod_ip.as_deref().filter(|ip| !ip.is_empty() && !over)?;
+    let ip = status.pod_ip.as_deref().filter(|ip| !ip.is_empty() && !is_over(pod))?;
     let gateway = status
         .init_container_statuses
         .iter()

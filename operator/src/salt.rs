@@ -2,13 +2,14 @@
 //! only the operator knows, they tell that a content changed and nothing of the content: a weak password cannot
 //! be guessed from them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{Api, Client, api::PostParams};
 use sha2::{Digest, Sha256};
+use tokio::time::sleep;
 
-use crate::names;
+use crate::{api_client::is_refused, names};
 
 /// Key of the salt in its Secret.
 const KEY: &str = "salt";
@@ -16,6 +17,9 @@ const KEY: &str = "salt";
 const LENGTH: usize = 32;
 /// Hexadecimal digits of a hash: 128 bits, which no chance meets.
 const DIGITS: usize = 32;
+
+/// Between two attempts to read or make it.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Hexadecimal digits of a mark: few operators share a broker.
 const KEEPER_DIGITS: usize = 16;
@@ -61,11 +65,27 @@ impl Salt {
         Self(bytes)
     }
 
-    /// Reads the salt, or makes it where there is none; two operators that start at once agree on one.
+    /// Reads the salt, or makes it where there is none. An API server that cannot be reached is asked again.
     ///
     /// # Errors
     /// No permission, or a Secret that is not ours.
     pub async fn fetch(client: Client, namespace: &str, name: &str) -> Result<Self, SaltError> {
+        loop {
+            match Self::ask(client.clone(), namespace, name).await {
+                Err(SaltError::Api { source, .. }) if !is_refused(&source) => {
+                    tracing::warn!(
+                        "the Secret {namespace}/{name} cannot be read or made: {source}; trying again in \
+                         {ASK_AGAIN:?}: does the API server answer?"
+                    );
+                    sleep(ASK_AGAIN).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Two operators that start at once agree on one.
+    async fn ask(client: Client, namespace: &str, name: &str) -> Result<Self, SaltError> {
         let api: Api<Secret> = Api::namespaced(client, namespace);
         let failed =
             |source| SaltError::Api { namespace: namespace.to_owned(), name: name.to_owned(), source };
@@ -156,5 +176,37 @@ mod tests {
     #[test]
     fn it_is_never_printed() {
         assert_eq!(format!("{:?}", Salt::new([7; LENGTH])), "Salt(…)");
+    }
+    /// An API server that gives these answers in turn, the last one ever after; none: it cannot be reached.
+    fn api_server(answers: &'static [Option<u16>]) -> Client {
+        let asked = std::sync::atomic::AtomicUsize::new(0);
+        let api = tower::service_fn(move |_: http::Request<kube::client::Body>| {
+            let nth = asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            let answer = answers[nth.min(answers.len() - 1)];
+            std::future::ready(match answer {
+                None => Err("connection refused".into()),
+                Some(code) => {
+                    let body = if code == 200 {
+                        serde_json::to_vec(&new_secret("salt").expect("randomness"))
+                    } else {
+                        serde_json::to_vec(&kube::core::Status { code, ..kube::core::Status::default() })
+                    };
+                    let body = kube::client::Body::from(body.expect("JSON"));
+                    Ok::<_, tower::BoxError>(
+                        http::Response::builder().status(code).body(body).expect("a response"),
+                    )
+                }
+            })
+        });
+        Client::new(api, "default")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_is_away_is_asked_again_and_one_that_refuses_is_not() {
+        let back = api_server(&[None, Some(503), Some(500), Some(200)]);
+        assert!(Salt::fetch(back, "mcp-mqtt", "salt").await.is_ok());
+        let refused = Salt::fetch(api_server(&[None, Some(403), Some(200)]), "mcp-mqtt", "salt").await;
+        let error = refused.expect_err("it is not let").to_string();
+        assert!(error.contains("Secret mcp-mqtt/salt"), "{error}");
     }
 }

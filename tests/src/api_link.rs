@@ -44,6 +44,9 @@ pub enum Manner {
     Refusing,
     /// Hands everything through, and keeps the answer to requests with this verb and path to itself.
     KeepsAnswer(&'static str, String),
+    /// Hands everything through but requests with this verb and path, of which nothing is heard again, however it
+    /// behaves later: an API server took them that has lost its network.
+    Mute(&'static str, String),
 }
 
 /// Dropping it ends it.
@@ -165,7 +168,10 @@ async fn pass(State((client, shared)): State<(Client, Arc<Shared>)>, request: Re
     match &manner {
         Manner::Silent => return silence(&shared).await,
         Manner::Refusing => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
-        Manner::Open | Manner::KeepsAnswer(..) => {}
+        Manner::Mute(verb, text) if line.starts_with(verb) && line.contains(text.as_str()) => {
+            return std::future::pending().await;
+        }
+        Manner::Open | Manner::KeepsAnswer(..) | Manner::Mute(..) => {}
     }
     if *shared.expiring.borrow() && line.contains("watch=true") {
         let path = request.uri().path().to_owned();

@@ -71,17 +71,24 @@ async fn calm(space: &Space) -> Result<()> {
 
 #[tokio::test]
 async fn what_happened_while_the_api_server_was_silent_is_made_good_once_it_is_back() -> Result<()> {
-    outage("silent", Manner::Silent).await
+    outage("silent", Manner::Silent, false).await
 }
 
 #[tokio::test]
 async fn what_happened_while_the_api_server_refused_is_made_good_once_it_is_back() -> Result<()> {
-    outage("refusing", Manner::Refusing).await
+    outage("refusing", Manner::Refusing, false).await
 }
 
-async fn outage(test: &str, manner: Manner) -> Result<()> {
+#[tokio::test]
+async fn a_leader_ends_when_the_api_server_is_gone_and_its_next_life_waits_for_it() -> Result<()> {
+    outage("next-life", Manner::Refusing, true).await
+}
+
+async fn outage(test: &str, manner: Manner, elects: bool) -> Result<()> {
     let (space, link) = (Space::new(test).await?, ApiLink::open().await?);
-    let operator = Operator::spawn_behind(&link, &space, &["--leader-election", "false"]).await?;
+    // In a pod, the next life of the process has the same name.
+    let arguments: &[_] = if elects { &["--identity", "first"] } else { &["--leader-election", "false"] };
+    let mut operator = Operator::spawn_behind(&link, &space, arguments).await?;
     space.create(NAME, &smallest(0)).await?;
     accepted(&space, NAME).await?;
     calm(&space).await?;
@@ -94,7 +101,12 @@ async fn outage(test: &str, manner: Manner) -> Result<()> {
         .await?;
     space.api::<ServiceAccount>().delete(NAME, &DeleteParams::default()).await?;
     space.create("tides", &smallest(0)).await?;
-    tokio::time::sleep(OUTAGE).await;
+    let begin = Instant::now();
+    if elects {
+        operator.ended().await?;
+        operator = Operator::spawn_behind(&link, &space, arguments).await?;
+    }
+    tokio::time::sleep(OUTAGE.saturating_sub(begin.elapsed())).await;
     ensure!(space.api::<Deployment>().get_opt("tides").await?.is_none(), "the API server was not gone");
 
     link.behave(Manner::Open);
@@ -106,6 +118,23 @@ async fn outage(test: &str, manner: Manner) -> Result<()> {
     eprintln!("{manner:?}: made good {:?} after the API server was back", begin.elapsed());
     calm(&space).await?;
     ensure!(applies(&space, "deployments")? == 3, "more than one apply for each: {:?}", link.requests());
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test]
+async fn an_answer_that_never_comes_holds_up_its_service_for_half_a_minute_at_most() -> Result<()> {
+    let (space, link) = (Space::new("mute").await?, ApiLink::open().await?);
+    let operator = Operator::spawn_behind(&link, &space, &["--leader-election", "false"]).await?;
+    let path = format!("/namespaces/{}/deployments/{NAME}", space.namespace);
+    link.behave(Manner::Mute("PATCH", path.clone()));
+    space.create(NAME, &smallest(0)).await?;
+    link.requested("PATCH", &path).await?;
+    // From now on another API server of the same cluster answers.
+    link.behave(Manner::Open);
+    let begin = Instant::now();
+    accepted(&space, NAME).await?;
+    eprintln!("made {:?} after a request was lost", begin.elapsed());
     operator.stop().await?;
     space.remove().await
 }

@@ -108,10 +108,14 @@ impl Online {
         self
     }
 
+    /// The instance that it is left to, if one is named.
+    pub fn heir(&self) -> Option<&str> {
+        self.meta.get(HEIR).and_then(Value::as_str)
+    }
+
     /// Whether this instance may take it over: no instance stands behind it, and no other one is to.
     pub fn is_left_to(&self, instance: &ServerId) -> bool {
-        let heir = self.meta.get(HEIR).and_then(Value::as_str);
-        self.is_parked() && heir.is_none_or(|heir| heir == instance.as_str())
+        self.is_parked() && self.heir().is_none_or(|heir| heir == instance.as_str())
     }
 
     /// `meta.rbac`, when there is one.

@@ -14,7 +14,10 @@ use kube::{
 };
 
 use super::scope::{ServiceRef, lock};
-use crate::{live::pod::Pod, observe::service_of};
+use crate::{
+    live::pod::Pod,
+    observe::{is_over, service_of},
+};
 
 /// All pods that are watched.
 #[derive(Clone)]
@@ -29,17 +32,23 @@ impl Pods {
         Self { store, index }
     }
 
-    /// Those of a service, the ones on their way out too.
+    /// Those of a service, the ones on their way out too; not those that are over, of which nobody can be asked.
     pub fn of(&self, service: &ServiceRef) -> Vec<Arc<Pod>> {
         let namespace = service.namespace.as_deref().unwrap_or_default();
         let names = lock(&self.index.0);
         let names = names.now.get(service).into_iter().flatten();
-        names.filter_map(|name| self.store.get(&ObjectRef::new(name).within(namespace))).collect()
+        let pods = names.filter_map(|name| self.store.get(&ObjectRef::new(name).within(namespace)));
+        pods.filter(|pod| !is_over(pod)).collect()
     }
 
     /// All of them.
     pub fn all(&self) -> Vec<Arc<Pod>> {
         self.store.state()
+    }
+
+    /// Whether this pod lives, or is yet to.
+    pub fn lives(&self, namespace: &str, name: &str) -> bool {
+        self.store.get(&ObjectRef::new(name).within(namespace)).is_some_and(|pod| !is_over(&pod))
     }
 
     /// The store itself.
@@ -126,5 +135,24 @@ mod tests {
         assert_eq!(names(), ["weather-2"], "the new list is not complete");
         see(Event::InitDone);
         assert_eq!(names(), ["weather-3"]);
+    }
+
+    #[test]
+    fn a_pod_that_is_over_is_no_instance_though_its_object_stays() {
+        let (store, mut writer) = reflector::store();
+        let pods = Pods::new(store, Index::default());
+        for (name, phase) in [("lives", "Running"), ("evicted", "Failed"), ("ended", "Succeeded")] {
+            let mut pod = pod(name, "weather");
+            pod.status = serde_json::from_value(json!({"phase": phase})).unwrap();
+            let event = Event::Apply(pod);
+            pods.index.note(&event);
+            writer.apply_watcher_event(&event);
+        }
+        let weather = ServiceRef::new("weather").within("meteo");
+        let names: Vec<String> = pods.of(&weather).iter().map(|pod| pod.name_any()).collect();
+        assert_eq!(names, ["lives"]);
+        assert_eq!(pods.all().len(), 3);
+        let living = ["lives", "evicted", "ended", "unheard-of"].map(|name| pods.lives("meteo", name));
+        assert_eq!(living, [true, false, false, false]);
     }
 }

@@ -29,6 +29,11 @@ impl Problem {
     fn new(reason: &str, message: impl Into<String>) -> Self {
         Self { reason: reason.to_owned(), message: message.into() }
     }
+
+    /// For a client that waits for an instance.
+    pub fn quoted(&self) -> String {
+        format!("{}: {}", self.reason, self.message.trim_end_matches('.'))
+    }
 }
 
 /// Why there are fewer pods than wanted.

@@ -18,13 +18,13 @@ use tokio::{
 };
 
 use super::Candidate;
-use crate::names::FIELD_MANAGER;
+use crate::{api_client::is_refused, names::FIELD_MANAGER};
 
 /// A Lease that is not renewed for this long is anybody's. With the follower's look before, the next leader works
 /// within 15 s.
 const DURATION: Duration = Duration::from_secs(12);
 /// A leader that could not renew for this long works no more.
-pub(super) const RENEW_DEADLINE: Duration = Duration::from_secs(8);
+const RENEW_DEADLINE: Duration = Duration::from_secs(8);
 /// How often a leader renews.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
 /// How often a follower looks, at least, and a leader tries again that could not renew.
@@ -49,6 +49,17 @@ impl Elector {
     pub(super) fn new(candidate: Candidate) -> Self {
         let api = Api::namespaced(candidate.client.clone(), &candidate.namespace);
         Self { api, candidate, sight: Sight::default(), held: None, error: None }
+    }
+
+    /// The first attempt. Where it cannot be told whose the Lease is, the next ones will.
+    ///
+    /// # Errors
+    /// The API server refuses it, and would again.
+    pub(super) async fn begin(&mut self) -> Result<bool, kube::Error> {
+        match timeout(RENEW_DEADLINE, self.attempt()).await {
+            Ok(Err(error)) if is_refused(&error) => Err(error),
+            attempt => Ok(self.told(attempt.ok(), "sought") == Some(true)),
+        }
     }
 
     /// Seeks leadership (unless it was won at that time), has it, and loses it or is to stop.
@@ -122,14 +133,18 @@ impl Elector {
             None => "no answer from the API server".to_owned(),
         };
         if self.error.as_ref() != Some(&error) {
-            tracing::warn!("the Lease cannot be {what}: {error}");
+            let Candidate { namespace, lease, .. } = &self.candidate;
+            tracing::warn!(
+                "the Lease {namespace}/{lease} cannot be {what}: {error}; trying again: does the API server answer, and \
+                 may the operator write it?"
+            );
         }
         self.error = Some(error);
         None
     }
 
     /// Renews the Lease, or takes it where it may be taken. Whether it is ours.
-    pub(super) async fn attempt(&mut self) -> Result<bool, kube::Error> {
+    async fn attempt(&mut self) -> Result<bool, kube::Error> {
         for _ in 0..CONFLICTS {
             let mut lease = self.known().await?.unwrap_or_default();
             if !self.sight.may_take(&lease, &self.candidate.identity, Instant::now()) {

@@ -51,6 +51,8 @@ pub enum Refusal {
     Gone,
     /// Something else than `initialize`.
     NotInitialize,
+    /// It is for a service that the operator has not come to know, or not in time.
+    Unknown,
 }
 
 impl Refusal {
@@ -65,6 +67,7 @@ impl Refusal {
             Self::Elsewhere => "not-asleep",
             Self::Gone => "gone",
             Self::NotInitialize => "not-initialize",
+            Self::Unknown => "not-served",
         }
     }
 
@@ -86,6 +89,10 @@ impl Refusal {
             }
             Self::Gone => "the service was deleted".to_owned(),
             Self::NotInitialize => "the service sleeps: the first request to it is initialize".to_owned(),
+            Self::Unknown => {
+                "the operator does not serve this service now: `kubectl describe mcpservice` may tell why"
+                    .to_owned()
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use kube::runtime::reflector::ObjectRef;
 use mcp_mqtt_sidecar::status::{GatewayStatus, reason};
 use mcp_mqtt_transport::topic::ServerId;
 
-use super::sleeper::{Elsewhere, Idle};
+use super::sleeper::{Elsewhere, Idle, Obstacle};
 use crate::{
     controller::{problems, scope::ServiceRef},
     live::pod::Pod,
@@ -31,7 +31,7 @@ pub struct Found {
     /// Those that call themselves registered: pod and server id.
     pub registered: Vec<(String, ServerId)>,
     /// What keeps all of them from starting.
-    pub problem: Option<String>,
+    pub problem: Option<Obstacle>,
 }
 
 /// What the pods of a service say.
@@ -51,7 +51,11 @@ pub fn find(watched: &Watched, service: &ServiceRef, standby: &ServerId, cluster
         elsewhere: elsewhere(&seen, standby, cluster, namespace),
         stands_in: stands_in(&seen, standby),
         registered: registered(&seen),
-        problem: if seen.is_empty() { refused().map(|problem| problem.message) } else { problem(&seen) },
+        problem: if seen.is_empty() {
+            refused().map(|problem| Obstacle { why: problem.message, hopeless: true })
+        } else {
+            problem(&seen)
+        },
     }
 }
 
@@ -84,6 +88,7 @@ fn staying(pods: &[(&Pod, Option<Observation>)], cluster: &str, namespace: &str)
     staying.sort_by_key(|pod| (&pod.metadata.creation_timestamp, &pod.metadata.name));
     staying.into_iter().filter_map(|pod| id(pod, cluster, namespace)).collect()
 }
+
 fn elsewhere(
     pods: &[(&Pod, Option<Observation>)],
     standby: &ServerId,
@@ -96,7 +101,7 @@ fn elsewhere(
         let own = status.broker.ok && status.server_id != standby.as_str();
         let relieved = status.broker.reason == reason::RELIEVED;
         let at = ServerId::new(&status.server_id).ok().filter(|_| own || relieved)?;
-        Some(Elsewhere { instance: id(pod, cluster, namespace)?, at })
+        Some(Elsewhere { instance: id(pod, cluster, namespace)?, at, busy: status.sessions > 0 })
     });
     places.collect()
 }
@@ -115,16 +120,86 @@ fn stands_in(pods: &[(&Pod, Option<Observation>)], standby: &ServerId) -> bool {
         .any(|(_, seen)| status(seen.as_ref()).is_none_or(|status| status.server_id == standby.as_str()))
 }
 
-/// The first pod's, when none of them is merely on its way.
-fn problem(pods: &[(&Pod, Option<Observation>)]) -> Option<String> {
-    let mut first = None;
+/// The first pod's, when none of them is merely on its way. While one waits for a node, there is hope: a cluster's
+/// autoscaler makes one in a minute or two.
+fn problem(pods: &[(&Pod, Option<Observation>)]) -> Option<Obstacle> {
+    let mut first: Option<Obstacle> = None;
+    let mut hopeless = true;
     for (pod, seen) in pods.iter().filter(|(pod, _)| !leaves(pod)) {
         let problem = problems::of_pod(pod, seen.as_ref())?;
         if reasons::passes(&problem.reason) {
             return None;
         }
-        first =
-            first.or_else(|| Some(format!("{}: {}", problem.reason, problem.message.trim_end_matches('.'))));
+        hopeless &= problem.reason != reasons::UNSCHEDULABLE;
+        first.get_or_insert_with(|| Obstacle { why: problem.quoted(), hopeless: true });
     }
-    first
+    first.map(|first| Obstacle { hopeless, ..first })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        controller::{fixtures, problems::tests::gateway},
+        watched::tests::watched,
+    };
+
+    /// Of pods of `meteo/weather`, the oldest first, each with its phase, and its gateway's last word: sessions, or
+    /// silence.
+    fn found(pods: &[(&str, &str, Option<u32>)]) -> Found {
+        let made = pods.iter().enumerate().map(|(minute, (name, phase, _))| {
+            let created = format!("2026-01-15T08:{minute:02}:00Z");
+            let annotations = json!({"mcp-mqtt.io/service-name": "weather"});
+            let metadata = json!({"name": name, "namespace": "meteo", "uid": name, "creationTimestamp": created, "annotations": annotations});
+            serde_json::from_value(json!({"metadata": metadata, "status": {"phase": phase}})).unwrap()
+        });
+        let watched = watched(None, vec![fixtures::service(fixtures::STDIO)], made.collect());
+        for (name, _, sessions) in pods {
+            let status = sessions.map(|sessions| GatewayStatus {
+                sessions,
+                idle_seconds: (sessions == 0).then_some(60),
+                ..gateway((reason::BACKEND_READY, true), (reason::REGISTERED, true))
+            });
+            watched.observations.set(name, status.ok_or_else(|| "silence".to_owned()));
+        }
+        let standby = ServerId::new("north.meteo.weather_service").unwrap();
+        find(&watched, &ServiceRef::new("weather").within("meteo"), &standby, "north")
+    }
+
+    #[test]
+    fn one_that_is_silent_may_have_sessions_and_the_place() {
+        let found = found(&[("weather-1", "Running", None), ("weather-2", "Running", Some(0))]);
+        assert_eq!((found.idle, found.stands_in), (Idle::Unknown, true));
+        assert_eq!(found.instances.first().map(ServerId::as_str), Some("north.meteo.weather-1"));
+    }
+
+    #[test]
+    fn what_one_said_that_is_over_counts_no_more() {
+        let idle = Idle::For(Duration::from_mins(1));
+        for frozen in [Some(3), Some(0), None] {
+            let found = found(&[("weather-1", "Failed", frozen), ("weather-2", "Running", Some(0))]);
+            assert_eq!((found.idle, found.stands_in), (idle, false), "{frozen:?}");
+            let ids: Vec<&str> = found.instances.iter().map(ServerId::as_str).collect();
+            assert_eq!(ids, ["north.meteo.weather-2"], "it would be the heir");
+            assert_eq!(found.registered.len(), 1);
+        }
+    }
+    #[test]
+    fn a_pod_that_waits_for_a_node_may_yet_get_one() {
+        let condition =
+            json!({"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available."});
+        let unscheduled = json!({"phase": "Pending", "conditions": [condition]});
+        let state = json!({"waiting": {"reason": "ErrImageNeverPull", "message": "not present"}});
+        let imageless =
+            json!({"phase": "Pending", "containerStatuses": [{"name": "server", "state": state}]});
+        let pod = |status| serde_json::from_value::<Pod>(json!({"metadata": {}, "status": status})).unwrap();
+        let (unscheduled, imageless) = (pod(unscheduled), pod(imageless));
+        let problem = |pods: &[&Pod]| problem(&pods.iter().map(|pod| (*pod, None)).collect::<Vec<_>>());
+        let why = "Unschedulable: no node takes it: 0/3 nodes are available".to_owned();
+        assert_eq!(problem(&[&unscheduled]), Some(Obstacle { why, hopeless: false }));
+        assert!(problem(&[&imageless]).is_some_and(|problem| problem.hopeless));
+        assert!(problem(&[&imageless, &unscheduled]).is_some_and(|problem| !problem.hopeless));
+    }
 }

@@ -19,7 +19,7 @@ use kube::{Client, runtime::reflector::Store};
 use mcp_mqtt_transport::{
     jsonrpc::{Kind, Message},
     mqtt::{Ack, PublishError, ReasonCode, Received},
-    topic::{ClientId, ServerId, Topic},
+    topic::{ClientId, ServerName, Topic},
     user_property,
 };
 use tokio::sync::mpsc;
@@ -72,10 +72,7 @@ struct Service {
     found: Found,
     /// When somebody had a session last, as far as we saw.
     busy: Option<Instant>,
-    /// Instances that call themselves registered and that the broker does not show, and since when.
-    missing: HashMap<ServerId, Instant>,
-    /// When one of them was told so last.
-    nudged: Option<Instant>,
+    missing: looking::Missing,
     /// Whether a request to scale is under way, and what to ask for after it.
     scaling: bool,
     scale_next: Option<i32>,
@@ -177,15 +174,17 @@ impl Keeper {
                 sleeper: Sleeper::new(),
                 found: Found::default(),
                 busy: None,
-                missing: HashMap::new(),
-                nudged: None,
+                missing: looking::Missing::default(),
                 scaling: false,
                 scale_next: None,
             })
         });
         service.sleeper.facts.sleep = wanted.sleep;
         service.sleeper.facts.replicas = wanted.replicas;
+        service.sleeper.facts.refused = wanted.refused.is_some();
+        service.sleeper.facts.unaccepted = !wanted.accepted;
         service.wanted = wanted;
+        service.take_problem();
         self.look_at_place(reference);
         if republish {
             self.with(reference, |sleeper, _, out| {
@@ -272,7 +271,7 @@ impl Keeper {
                     self.step(&reference);
                 }
             }
-            Ok(Topic::Control { server_id, .. }) if !received.retain => {
+            Ok(Topic::Control { server_id, server_name }) if !received.retain => {
                 let properties = &received.user_properties;
                 let client = user_property::find(properties, user_property::MQTT_CLIENT_ID);
                 let Some(client) = client.and_then(|client| ClientId::new(client).ok()) else { return };
@@ -280,7 +279,8 @@ impl Keeper {
                     return; // passed on by an operator before us
                 }
                 let standby = server_id.to_owned();
-                let message = Unclaimed { client, payload: received.payload, since: now };
+                let server_name = ServerName::new(server_name).ok();
+                let message = Unclaimed { client, payload: received.payload, since: now, server_name };
                 self.heard(key, &standby, message);
             }
             Ok(Topic::ClientPresence { client_id }) if !received.retain => {
@@ -315,7 +315,7 @@ impl Keeper {
     }
 
     fn take_unclaimed(&mut self, reference: &ServiceRef, unclaimed: Unclaimed) {
-        let Unclaimed { client, payload, since } = unclaimed;
+        let Unclaimed { client, payload, since, .. } = unclaimed;
         let Ok(message) = Message::parse(payload.clone(), usize::MAX) else { return };
         let Kind::Request { id, method } = message.kind() else { return };
         let room = self.held.0 < held::IN_ALL && self.held.1 + payload.len() <= held::BYTES_IN_ALL;
@@ -383,6 +383,7 @@ impl Keeper {
         if facts.link {
             let Wanted { standby, server_name, .. } = &*service.wanted;
             facts.place = broker.presences.place(standby.as_str(), server_name.as_str());
+            facts.named = broker.presences.heir(standby.as_str(), server_name.as_str()).cloned();
         }
     }
 

@@ -36,9 +36,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How long the broker keeps what comes for an operator that is not there.
 const SESSION_EXPIRY: Duration = Duration::from_hours(1);
-/// First and longest wait between attempts.
+/// First and longest wait between attempts: what happened while a broker was away is made good within 5 s of its return.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// What waits to be taken by the keeper; beyond it the connection stops reading, and the broker keeps the rest.
 pub(super) const HAPPENINGS: usize = 1024;
 

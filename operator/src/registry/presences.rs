@@ -6,14 +6,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use mcp_mqtt_transport::{presence::Online, user_property};
+use mcp_mqtt_transport::{presence::Online, topic::ServerId, user_property};
 
 use super::sleeper::Place;
 use crate::names::of_server_id;
 
 /// After the last of the presences that the broker tells at first, it is taken to have told all: some brokers look
 /// for them on the side of a subscription.
-const SETTLE: Duration = Duration::from_millis(700);
+pub(super) const SETTLE: Duration = Duration::from_millis(700);
 
 /// See the module.
 #[derive(Debug)]
@@ -28,10 +28,12 @@ pub struct Presences {
 }
 
 /// One of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Presence {
     /// Whether nobody stands behind it but us.
     pub parked: bool,
+    /// The instance that it is left to; of a parked one.
+    pub heir: Option<ServerId>,
     /// Whether it bears our mark.
     pub ours: bool,
     connection: u64,
@@ -101,8 +103,10 @@ impl Presences {
             self.known.remove(&key);
             return;
         }
+        let parked = Online::parse(payload).ok().filter(Online::is_parked);
         let presence = Presence {
-            parked: Online::parse(payload).is_ok_and(|online| online.is_parked()),
+            parked: parked.is_some(),
+            heir: parked.and_then(|online| ServerId::new(online.heir()?).ok()),
             ours: user_property::find(properties, user_property::KEEPER) == Some(self.keeper.as_str()),
             connection: self.connection,
         };
@@ -118,6 +122,11 @@ impl Presences {
         }
     }
 
+    /// The instance that a parked presence there names as the one to take it over.
+    pub fn heir(&self, standby: &str, server_name: &str) -> Option<&ServerId> {
+        self.known.get(&(standby.to_owned(), server_name.to_owned()))?.heir.as_ref()
+    }
+
     /// Whether this server id stands there, under whatever name: a broker may give another than was asked for.
     pub fn has(&self, server_id: &str) -> bool {
         let mut from = self.known.range((server_id.to_owned(), String::new())..);
@@ -125,8 +134,8 @@ impl Presences {
     }
 
     /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str, Presence)> {
-        self.known.iter().map(|((id, name), presence)| (id.as_str(), name.as_str(), *presence))
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str, &Presence)> {
+        self.known.iter().map(|((id, name), presence)| (id.as_str(), name.as_str(), presence))
     }
 }
 
@@ -169,5 +178,16 @@ mod tests {
         assert!(!presences.has("north.meteo.weather-1"));
         presences.received(standby, "meteo/weather", &Bytes::new(), &[], now);
         assert_eq!(presences.place(standby, "meteo/weather"), Place::Empty);
+    }
+    #[test]
+    fn whom_a_parked_presence_is_left_to_is_read_from_it() {
+        let (now, standby, name) = (Instant::now(), "north.meteo.weather_service", "meteo/weather");
+        let heir = ServerId::new("north.meteo.weather-2").unwrap();
+        let mut presences = Presences::new("north".to_owned(), "k".to_owned());
+        let parked = Online::new(name, "", None).parked().left_to(&heir).to_payload();
+        presences.received(standby, name, &parked, &properties("k"), now);
+        assert_eq!(presences.heir(standby, name), Some(&heir));
+        presences.received(standby, name, &online(true), &properties("k"), now);
+        assert_eq!((presences.place(standby, name), presences.heir(standby, name)), (Place::Parked, None));
     }
 }

@@ -17,8 +17,10 @@ use std::time::{Duration, Instant};
 
 use mcp_mqtt_transport::topic::ServerId;
 
+mod facts;
+
+pub use self::facts::{Elsewhere, Facts, Idle, Obstacle, Place};
 use super::held::{Held, Refusal, Waiting};
-use crate::controller::validate::Sleep;
 
 /// Between our presence and the last look at the sessions: for the gateways to have seen it.
 const QUIET: Duration = Duration::from_secs(1);
@@ -34,62 +36,8 @@ const AGAIN: Duration = Duration::from_millis(500);
 const NUDGE: Duration = Duration::from_secs(3);
 /// If it does not, the service has no place of its own.
 const ELSEWHERE: Duration = Duration::from_secs(15);
-/// What keeps the pods from starting is told to clients once it has been so for this long: it may pass.
+/// That the pods cannot start is told to clients once it has been so for this long: it may pass.
 const PROBLEM: Duration = Duration::from_secs(3);
-
-/// Whose presence stands under the service's own id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Place {
-    /// Nobody's.
-    #[default]
-    Empty,
-    /// Ours.
-    Parked,
-    /// An instance's.
-    Taken,
-}
-
-/// For how long nobody has had a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Idle {
-    /// Not all gateways say so.
-    #[default]
-    Unknown,
-    /// Somebody has one.
-    Busy,
-    /// For so long.
-    For(Duration),
-}
-
-/// An instance that could take the place, and did not.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Elsewhere {
-    /// Its own id.
-    pub instance: ServerId,
-    /// The one that it has now: its own, or that of the place, where another presence has taken its presence's place.
-    pub at: ServerId,
-}
-
-/// What is so.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Facts {
-    /// When it sleeps; none: never.
-    pub sleep: Option<Sleep>,
-    /// Instances wanted, by the service's spec.
-    pub replicas: i32,
-    /// Whether the broker is connected, and has told all presences.
-    pub link: bool,
-    /// Whose presence stands there.
-    pub place: Place,
-    /// What the gateways say of sessions.
-    pub idle: Idle,
-    /// Instances that there are, or are about to be; the oldest first.
-    pub instances: Vec<ServerId>,
-    /// Instances that could take the place, and did not.
-    pub elsewhere: Vec<Elsewhere>,
-    /// What keeps all instances from starting.
-    pub problem: Option<String>,
-}
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq)]
@@ -147,8 +95,6 @@ pub struct Sleeper {
     scaling: Option<(i32, Instant)>,
     /// The instance that is to take the place over.
     heir: Option<ServerId>,
-    /// The one that our presence names.
-    named: Option<ServerId>,
     waiting: Waiting,
     published: Option<Instant>,
     asked_control: Option<Instant>,
@@ -170,7 +116,6 @@ impl Sleeper {
             phase: Phase::Steady,
             scaling: None,
             heir: None,
-            named: None,
             waiting: Waiting::default(),
             published: None,
             asked_control: None,
@@ -313,7 +258,8 @@ impl Sleeper {
         let since = |holds: bool, since: Option<Instant>| holds.then(|| since.unwrap_or(now));
         let wakes = self.wakes();
         self.elsewhere_since = since(wakes && !self.facts.elsewhere.is_empty(), self.elsewhere_since);
-        self.problem_since = since(self.replicas() > 0 && self.facts.problem.is_some(), self.problem_since);
+        let hopeless = self.facts.problem.as_ref().is_some_and(|problem| problem.hopeless);
+        self.problem_since = since(self.replicas() > 0 && hopeless, self.problem_since);
         let needless = wakes && self.waiting.is_empty() && self.facts.elsewhere.is_empty();
         self.needless_since = since(needless, self.needless_since);
     }
@@ -341,7 +287,11 @@ impl Sleeper {
                 self.asked_control = Some(now);
                 out.push(Action::Subscribe);
             }
-            Control::On if self.facts.place != Place::Parked && due(self.published, AGAIN, now) => {
+            Control::On
+                if self.facts.place != Place::Parked
+                    && !self.facts.unaccepted
+                    && due(self.published, AGAIN, now) =>
+            {
                 self.publish(now, out);
             }
             _ => {}
@@ -360,22 +310,25 @@ impl Sleeper {
         let is_there = |heir: &ServerId| elsewhere.iter().any(|other| other.instance == *heir);
         let stays = |heir: &ServerId| instances.contains(heir) && (!outrun || is_there(heir));
         if !self.heir.as_ref().is_some_and(stays) {
-            self.heir = elsewhere.first().map(|other| &other.instance).or(instances.first()).cloned();
+            let there = elsewhere.iter().min_by_key(|other| other.busy);
+            self.heir = there.map(|other| &other.instance).or(instances.first()).cloned();
         }
     }
 
+    /// Whether our presence, as it stands at the broker, keeps nobody from taking the place who is to.
+    fn is_named(&self) -> bool {
+        let named = self.facts.named.as_ref();
+        named == self.heir() || (named.is_some() && named == self.heir.as_ref())
+    }
+
     fn name_heir(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if self.facts.place == Place::Parked
-            && self.heir() != self.named.as_ref()
-            && due(self.published, AGAIN, now)
-        {
+        if self.facts.place == Place::Parked && !self.is_named() && due(self.published, AGAIN, now) {
             self.publish(now, out);
         }
     }
 
     fn publish(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.published = Some(now);
-        self.named = self.heir().cloned();
         out.push(Action::Park);
     }
 
@@ -404,7 +357,7 @@ impl Sleeper {
         let is_heir = |other: &&Elsewhere| Some(&other.instance) == self.heir.as_ref();
         if let Some(Elsewhere { at, .. }) = self.facts.elsewhere.iter().find(is_heir)
             && self.elsewhere_since.is_some()
-            && self.heir() == self.named.as_ref()
+            && self.is_named()
             && due(self.nudged, NUDGE, now)
         {
             self.nudged = Some(now);
@@ -429,6 +382,7 @@ impl Sleeper {
         let idle = matches!(self.facts.idle, Idle::For(idle) if idle >= sleep.idle);
         if self.phase == Phase::Steady
             && idle
+            && !self.facts.refused // it could not be woken
             && self.replicas() > 0
             && self.facts.place != Place::Parked
             && self.scaling.is_none()
@@ -467,7 +421,7 @@ impl Sleeper {
         out.extend(self.waiting.take_if(|held| hopeless || now.duration_since(held.since) >= timeout).map(
             |held| {
                 let refusal = match &problem {
-                    Some(problem) => Refusal::Failed(problem.clone()),
+                    Some(problem) => Refusal::Failed(problem.why.clone()),
                     None => Refusal::TimedOut(timeout),
                 };
                 Action::Refuse(held, refusal)

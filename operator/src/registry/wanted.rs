@@ -48,6 +48,11 @@ pub struct Wanted {
     pub sleep: Option<Sleep>,
     /// Its broker.
     pub broker: Broker,
+    /// Why it cannot be as it is asked for: no instance of it comes.
+    pub refused: Option<String>,
+    /// Whether it could be so once, in this operator's time. Else what stands of it in the registry stays, and nothing
+    /// new is put there.
+    pub accepted: bool,
 }
 
 /// A broker, and how the operator gets in.
@@ -105,6 +110,8 @@ impl Wanted {
             replicas: service.replicas,
             sleep: service.autoscaling.as_ref().and_then(|autoscaling| autoscaling.sleep),
             broker: Broker::of(&service.broker, namespace, references, default_secret, salt),
+            refused: None,
+            accepted: true,
         })
     }
 }
@@ -219,6 +226,23 @@ impl Registry {
         self.0.news.notify_one();
     }
 
+    /// The service is to be like this, and cannot: told where nothing is known of it yet.
+    pub fn introduce(&self, service: &ServiceRef, wanted: Wanted) {
+        if !lock(&self.0.told).known.contains_key(service) {
+            self.tell(service, Wanted { accepted: false, ..wanted });
+        }
+    }
+
+    /// The service cannot be as it is asked for now: what is known of it still holds, and whoever wakes it hears why
+    /// nothing comes.
+    pub fn refuse(&self, service: &ServiceRef, replicas: Option<i32>, why: String) {
+        let known = lock(&self.0.told).known.get(service).map(|known| Wanted::clone(known));
+        if let Some(known) = known {
+            let replicas = replicas.unwrap_or(known.replicas);
+            self.tell(service, Wanted { replicas, refused: Some(why), ..known });
+        }
+    }
+
     /// The service is gone.
     pub fn forget(&self, service: &ServiceRef) {
         let mut told = lock(&self.0.told);
@@ -256,5 +280,47 @@ impl Registry {
     /// Says what the broker says.
     pub(super) fn show(&self, service: &ServiceRef, seen: Seen) {
         lock(&self.0.seen).insert(service.clone(), seen);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controller::fixtures;
+
+    fn wanted() -> Wanted {
+        let valid = fixtures::validated(fixtures::STDIO).unwrap();
+        let (settings, references) = (fixtures::settings(), ReferenceMemory::default());
+        Wanted::of(&valid, &settings, &references, None, &fixtures::salt()).unwrap()
+    }
+
+    async fn told(registry: &Registry) -> Wanted {
+        let (_, wanted) = registry.news().await.pop().unwrap();
+        Wanted::clone(&wanted.unwrap())
+    }
+
+    const WHY: &str = "ReferenceNotFound: Secret meteo/keys does not exist";
+
+    #[tokio::test]
+    async fn what_is_known_of_a_service_holds_while_it_is_refused() {
+        let (registry, weather) = (Registry::default(), ServiceRef::new("weather").within("meteo"));
+        registry.tell(&weather, wanted());
+        // As it is asked for now, it would have another name.
+        registry
+            .introduce(&weather, Wanted { server_name: ServerName::new("meteo/sun").unwrap(), ..wanted() });
+        registry.refuse(&weather, Some(3), WHY.to_owned());
+        let refused = Wanted { replicas: 3, refused: Some(WHY.to_owned()), ..wanted() };
+        assert_eq!(told(&registry).await, refused);
+        registry.tell(&weather, wanted());
+        assert_eq!(told(&registry).await, wanted());
+    }
+
+    #[tokio::test]
+    async fn one_that_was_refused_from_the_first_is_known_all_the_same() {
+        let (registry, weather) = (Registry::default(), ServiceRef::new("weather").within("meteo"));
+        registry.introduce(&weather, wanted());
+        registry.refuse(&weather, None, WHY.to_owned());
+        let refused = Wanted { accepted: false, refused: Some(WHY.to_owned()), ..wanted() };
+        assert_eq!(told(&registry).await, refused);
     }
 }

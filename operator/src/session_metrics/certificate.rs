@@ -15,6 +15,7 @@ use rcgen::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::json;
 use time::OffsetDateTime;
+use tokio::time::sleep;
 
 use super::{GROUP, VERSION};
 use crate::names::FIELD_MANAGER;
@@ -23,6 +24,8 @@ use crate::names::FIELD_MANAGER;
 const LIFE: Duration = Duration::from_hours(30 * 24);
 /// When a new one is made: long before that.
 pub const RENEWAL: Duration = Duration::from_hours(10 * 24);
+/// How often it is looked whether the API server still knows it: whoever applies the chart's objects anew may take it away.
+const LOOK: Duration = Duration::from_mins(1);
 /// Clocks differ.
 const SKEW: Duration = Duration::from_hours(1);
 
@@ -93,6 +96,31 @@ pub async fn publish(client: &Client, authority: &str) -> Result<(), kube::Error
     api.patch(&format!("{VERSION}.{GROUP}"), &parameters, &patch).await.map(drop)
 }
 
+/// Tells it again whenever it is gone from there, for as long as it is polled.
+pub async fn keep_published(client: &Client, authority: &str) {
+    loop {
+        sleep(LOOK).await;
+        match is_published(client, authority).await {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::warn!(
+                    "somebody took our authority from the APIService {VERSION}.{GROUP}: telling it again"
+                );
+                if let Err(error) = publish(client, authority).await {
+                    tracing::warn!(retry_in = ?LOOK, "the APIService {VERSION}.{GROUP} cannot be written: {error}");
+                }
+            }
+            Err(error) => tracing::debug!("the APIService {VERSION}.{GROUP} cannot be read: {error}"),
+        }
+    }
+}
+
+async fn is_published(client: &Client, authority: &str) -> Result<bool, kube::Error> {
+    let service = Api::<APIService>::all(client.clone()).get(&format!("{VERSION}.{GROUP}")).await?;
+    let bundle = service.spec.and_then(|spec| spec.ca_bundle);
+    Ok(bundle.is_some_and(|bundle| bundle.0 == authority.as_bytes()))
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -123,5 +151,46 @@ mod tests {
         assert!(good("metrics.mcp-mqtt.svc", RENEWAL * 2));
         assert!(!good("other.mcp-mqtt.svc", Duration::ZERO));
         assert!(!good("metrics.mcp-mqtt.svc", LIFE + SKEW));
+    }
+    /// The API server is one of the test's own: time passes, and the real one's does not.
+    #[tokio::test(start_paused = true)]
+    async fn an_authority_that_somebody_takes_away_is_told_again() {
+        type Shared = Arc<std::sync::Mutex<(serde_json::Value, usize)>>;
+        let stored: Shared = Arc::new(std::sync::Mutex::new((json!({"caBundle": null}), 0)));
+        let api = {
+            let stored = stored.clone();
+            tower::service_fn(move |request: http::Request<kube::client::Body>| {
+                let stored = stored.clone();
+                async move {
+                    let patches = request.method() == http::Method::PATCH;
+                    let body = request.into_body().collect_bytes().await?;
+                    let mut stored = stored.lock().expect("no panic");
+                    if patches {
+                        let patch: serde_json::Value = serde_json::from_slice(&body)?;
+                        *stored = (patch["spec"].clone(), stored.1 + 1);
+                    }
+                    let mut spec = stored.0.clone();
+                    spec["groupPriorityMinimum"] = json!(1);
+                    spec["versionPriority"] = json!(1);
+                    let answer = json!({"metadata": {"name": "ours"}, "spec": spec}).to_string();
+                    Ok::<_, tower::BoxError>(http::Response::new(kube::client::Body::from(
+                        answer.into_bytes(),
+                    )))
+                }
+            })
+        };
+        let client = Client::new(api, "default");
+        let writes = || stored.lock().expect("no panic").1;
+        publish(&client, "ours").await.unwrap();
+        assert!(
+            is_published(&client, "ours").await.unwrap() && !is_published(&client, "theirs").await.unwrap()
+        );
+        let kept = tokio::spawn(async move { keep_published(&client, "ours").await });
+        sleep(LOOK * 3).await;
+        assert_eq!(writes(), 1, "it stands there");
+        stored.lock().expect("no panic").0 = json!({"caBundle": null});
+        sleep(LOOK * 3).await;
+        assert_eq!(writes(), 2);
+        kept.abort();
     }
 }

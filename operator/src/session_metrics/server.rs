@@ -107,6 +107,7 @@ async fn serve_until_renewal(
     tokio::select! {
         () = accept(listener, tls, api.clone()) => {}
         () = changed(client, &api.proxying) => tracing::info!("the API server proxies otherwise now"),
+        () = certificate::keep_published(client, &made.authority) => {}
         () = sleep(RENEWAL) => tracing::info!("making a new certificate"),
     }
     Ok(())
@@ -234,4 +235,115 @@ async fn value(
 
 fn failure(status: StatusCode, reason: &str, message: &str) -> Response {
     (status, Json(answers::failure(status.as_u16(), reason, message))).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::client::Body;
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, pem::PemObject};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::session_metrics::{counts::tests::counts, requester::tests::proxying};
+
+    const HOST: &str = "metrics.mcp-mqtt.svc";
+
+    /// Who signs for those that speak for others.
+    struct Authority {
+        issuer: Issuer<'static, KeyPair>,
+        pem: String,
+    }
+
+    impl Authority {
+        fn new() -> Self {
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let key = KeyPair::generate().unwrap();
+            let pem = params.self_signed(&key).unwrap().pem();
+            Self { issuer: Issuer::new(params, key), pem }
+        }
+
+        fn sign(&self, name: &str) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(DnType::CommonName, name);
+            let key = KeyPair::generate().unwrap();
+            let certificate = params.signed_by(&key, &self.issuer).unwrap();
+            (certificate.der().clone(), PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+        }
+    }
+
+    /// The API of a service with seven sessions, at an API server that lets only `ann` read it.
+    async fn serving(authority: &Authority) -> (SocketAddr, String) {
+        let reviews = tower::service_fn(|request: http::Request<Body>| async move {
+            let review = request.into_body().collect_bytes().await?;
+            let mut review: serde_json::Value = serde_json::from_slice(&review)?;
+            review["status"] = serde_json::json!({"allowed": review["spec"]["user"] == "ann"});
+            Ok::<_, tower::BoxError>(http::Response::new(Body::from(review.to_string().into_bytes())))
+        });
+        let (made, proxying) = (Certificate::new(HOST).unwrap(), proxying(&authority.pem));
+        let tls = TlsAcceptor::from(Arc::new(tls_config(&made, &proxying).unwrap()));
+        let authorizer = Authorizer::new(kube::Client::new(reviews, "default"));
+        let api = Arc::new(Api { authorizer, proxying, counts: counts(&[Some((7, 0))]) });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(accept(listener, tls, api));
+        (address, made.authority)
+    }
+
+    /// What this user is answered, through whoever shows this certificate.
+    async fn ask(
+        (address, authority): &(SocketAddr, String),
+        shown: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
+        user: Option<&str>,
+    ) -> std::io::Result<String> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(authority.as_bytes()).unwrap()).unwrap();
+        let config = rustls::ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let config = match shown {
+            Some((certificate, key)) => config.with_client_auth_cert(vec![certificate], key).unwrap(),
+            None => config.with_no_client_auth(),
+        };
+        let stream = TcpStream::connect(address).await?;
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let mut stream = connector.connect(ServerName::try_from(HOST).unwrap(), stream).await?;
+        let path = format!(
+            "/apis/{GROUP}/{VERSION}/namespaces/meteo/{}/weather/mcp_sessions",
+            answers::described_resource()
+        );
+        let user = user.map(|user| format!("X-Remote-User: {user}\r\n")).unwrap_or_default();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n{user}Connection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        if answer.is_empty() { Err(std::io::ErrorKind::UnexpectedEof.into()) } else { Ok(answer) }
+    }
+
+    #[tokio::test]
+    async fn a_number_is_for_whom_the_api_server_lets_read_it() {
+        let authority = Authority::new();
+        let served = serving(&authority).await;
+        let ask = async |user| ask(&served, Some(authority.sign("front-proxy-client")), user).await.unwrap();
+        let answer = ask(Some("ann")).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(r#""value":"7""#), "{answer}");
+        let answer = ask(Some("bob")).await;
+        assert!(answer.starts_with("HTTP/1.1 403") && !answer.contains(r#""value""#), "{answer}");
+        let answer = ask(None).await;
+        assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn nobody_but_the_api_server_is_heard() {
+        let authority = Authority::new();
+        let served = serving(&authority).await;
+        let somebody = authority.sign("somebody");
+        let forged = Authority::new().sign("front-proxy-client");
+        for shown in [None, Some(somebody), Some(forged)] {
+            let answer = ask(&served, shown, Some("ann")).await;
+            assert!(answer.is_err(), "{answer:?}");
+        }
+    }
 }

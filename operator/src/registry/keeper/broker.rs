@@ -11,6 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use mcp_mqtt_transport::{
+    jsonrpc::{Kind, Message},
     mqtt::{Ack, Filter, FilterReply, Publication, PublishError, Publisher, Qos, ReasonCode, Received},
     topic::{self, ClientId, ServerId, ServerName},
     user_property::{self, Component},
@@ -19,7 +20,7 @@ use tokio::{runtime::Handle, sync::mpsc, task::AbortHandle};
 
 use super::Setting;
 use crate::registry::{
-    held::{IN_ALL, MAX_BYTES},
+    held::{IN_ALL, MAX_BYTES, Refusal},
     link::{self, Access, Happening},
     presences::Presences,
     wanted,
@@ -37,7 +38,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// A broker that is away for less is no news.
 const WORTH_TELLING: Duration = Duration::from_secs(15);
 /// A message for a service of which we were not told waits this long: the first reconciles take their time.
-const UNCLAIMED: Duration = Duration::from_mins(1);
+/// Many clients give a request up after a minute, and are to hear before that that nobody knows of it.
+const UNCLAIMED: Duration = Duration::from_secs(30);
 
 /// What the operator writes, by the right that a broker has to give for it: the note by which a refusal is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,9 +112,18 @@ pub(super) struct Unclaimed {
     pub(super) payload: Bytes,
     /// When it came.
     pub(super) since: Instant,
+    /// The name of the service that it is for; a line of the journal by an older operator has none.
+    pub(super) server_name: Option<ServerName>,
 }
 
-/// A line of the journal.
+/// What the journal has of a message that is held.
+pub(super) struct Line<'a> {
+    pub(super) payload: &'a Bytes,
+    pub(super) since: Instant,
+    pub(super) server_name: Option<&'a ServerName>,
+}
+
+/// A line of the journal, as it is read.
 #[derive(Debug)]
 pub(super) enum Journalled {
     /// Not of the journal.
@@ -306,17 +317,22 @@ impl Broker {
     }
 
     /// Writes down what is held, and since when, or (none) that it is no more.
-    pub(super) fn write_down(&mut self, standby: &str, client: &ClientId, held: Option<(&Bytes, Instant)>) {
-        let since = held.map(|(_, since)| {
+    pub(super) fn write_down(&mut self, standby: &str, client: &ClientId, line: Option<Line<'_>>) {
+        let mut user_properties = Vec::new();
+        if let Some(Line { since, server_name, .. }) = &line {
             let since = SystemTime::now().checked_sub(since.elapsed()).unwrap_or(UNIX_EPOCH);
-            since.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis().to_string()
-        });
+            let since = since.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+            user_properties.push((SINCE.to_owned(), since.to_string()));
+            let name =
+                server_name.map(|name| (user_property::SERVER_NAME.to_owned(), name.as_str().to_owned()));
+            user_properties.extend(name);
+        }
         self.say(Publication {
             topic: format!("{JOURNAL}/{}/{standby}/{client}", self.client_id),
-            payload: held.map(|(payload, _)| payload.clone()).unwrap_or_default(),
+            payload: line.map(|line| line.payload.clone()).unwrap_or_default(),
             qos: Qos::AtLeastOnce,
             retain: true,
-            user_properties: since.map(|since| (SINCE.to_owned(), since)).into_iter().collect(),
+            user_properties,
         });
     }
 
@@ -336,7 +352,9 @@ impl Broker {
         let since = since.and_then(|since| since.parse().ok()).map(Duration::from_millis);
         let age = since.and_then(|since| SystemTime::now().duration_since(UNIX_EPOCH + since).ok());
         let since = Instant::now().checked_sub(age.unwrap_or_default()).unwrap_or_else(Instant::now);
-        let message = Unclaimed { client, payload: received.payload.clone(), since };
+        let server_name = user_property::find(&received.user_properties, user_property::SERVER_NAME);
+        let server_name = server_name.and_then(|name| ServerName::new(name).ok());
+        let message = Unclaimed { client, payload: received.payload.clone(), since, server_name };
         Journalled::Message(standby.to_owned(), message)
     }
 
@@ -346,11 +364,11 @@ impl Broker {
         waiting.retain(|(_, other)| other.client != message.client);
         if message.payload.len() > MAX_BYTES || self.unclaimed.values().map(Vec::len).sum::<usize>() >= IN_ALL
         {
-            let client = &message.client;
-            tracing::warn!(standby, %client, "dropped: for a service not known yet, and too large or too many");
-            return self.write_down(standby, &message.client, None);
+            return self.refuse_unclaimed(standby, &message);
         }
-        self.write_down(standby, &message.client, Some((&message.payload, message.since)));
+        let Unclaimed { client, payload, since, server_name } = &message;
+        let line = Line { payload, since: *since, server_name: server_name.as_ref() };
+        self.write_down(standby, client, Some(line));
         self.unclaimed.entry(standby.to_owned()).or_default().push((now, message));
     }
 
@@ -364,12 +382,34 @@ impl Broker {
         let mut forgotten = Vec::new();
         self.unclaimed.retain(|standby, messages| {
             let late = messages.extract_if(.., |(waits, _)| now.duration_since(*waits) >= UNCLAIMED);
-            forgotten.extend(late.map(|(_, message)| (standby.clone(), message.client)));
+            forgotten.extend(late.map(|(_, message)| (standby.clone(), message)));
             !messages.is_empty()
         });
-        for (standby, client) in forgotten {
-            self.write_down(&standby, &client, None);
+        for (standby, message) in forgotten {
+            self.refuse_unclaimed(&standby, &message);
         }
+    }
+
+    /// Answers a message that nobody is to take, as far as its request can be read and its answer sent.
+    fn refuse_unclaimed(&mut self, standby: &str, message: &Unclaimed) {
+        let Unclaimed { client, payload, server_name, .. } = message;
+        tracing::warn!(standby, %client, "refused: for a service that is not known, or too large or one too many");
+        let request = Message::parse(payload.clone(), usize::MAX).ok();
+        let id = request.as_ref().and_then(|request| match request.kind() {
+            Kind::Request { id, .. } => Some(id),
+            _ => None,
+        });
+        if let (Some(id), Some(name), Ok(standby)) = (id, server_name, ServerId::new(standby)) {
+            self.say(Publication {
+                user_properties: user_property::of_publish(Component::Server, standby.as_str()),
+                ..Publication::new(
+                    topic::rpc(client, &standby, name),
+                    Refusal::Unknown.answer(id).into_raw(),
+                    Qos::AtLeastOnce,
+                )
+            });
+        }
+        self.write_down(standby, client, None);
     }
 }
 

@@ -17,7 +17,7 @@ use mcp_mqtt_transport::{
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 
-use super::{Done, Held, Keeper, Wanted};
+use super::{Done, Held, Keeper, Wanted, broker::Line};
 use crate::{
     controller::scope::ServiceRef,
     crd::McpService,
@@ -79,8 +79,12 @@ impl Keeper {
                     let _ = publisher.subscribe_start(vec![filter]); // a client that leaves unheard is answered all the same
                 }
                 if let Some(broker) = self.brokers.get_mut(&wanted.broker.key) {
-                    let line = Some((&held.payload, held.since));
-                    broker.write_down(wanted.standby.as_str(), &held.client, line);
+                    let line = Line {
+                        payload: &held.payload,
+                        since: held.since,
+                        server_name: Some(&wanted.server_name),
+                    };
+                    broker.write_down(wanted.standby.as_str(), &held.client, Some(line));
                 }
             }
             Action::Drop(held) => self.release(&wanted, &held),

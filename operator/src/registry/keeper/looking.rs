@@ -1,11 +1,17 @@
 //! What the pods and their gateways say, and whether the broker shows the same.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use mcp_mqtt_transport::topic::ServerId;
 
 use super::{Action, Idle, Keeper, Place, Service};
-use crate::{controller::scope::ServiceRef, registry::instances};
+use crate::{
+    controller::scope::ServiceRef,
+    registry::{instances, sleeper::Obstacle},
+};
 
 /// An instance that calls itself registered, and does not show, is told to register again after this long.
 const MISSING: Duration = Duration::from_secs(2);
@@ -32,22 +38,39 @@ impl Keeper {
     fn look_for_missing(&mut self, reference: &ServiceRef, now: Instant) {
         let Some(service) = self.services.get_mut(reference) else { return };
         let Some(broker) = self.brokers.get(&service.wanted.broker.key) else { return };
-        if !broker.presences.settled() {
-            return service.missing.clear();
-        }
         let registered = service.found.registered.iter().map(|(_, id)| id);
-        let missing: Vec<ServerId> =
-            registered.filter(|id| !broker.presences.has(id.as_str())).cloned().collect();
-        service.missing.retain(|id, _| missing.contains(id));
+        let missing = registered.filter(|id| !broker.presences.has(id.as_str())).cloned().collect();
+        let missing = if broker.presences.settled() { missing } else { Vec::new() };
+        for id in service.missing.due(&missing, now) {
+            self.act(reference, Action::Nudge(id));
+        }
+    }
+}
+
+/// Instances that call themselves registered and that the broker does not show: since when, and when each was told so.
+#[derive(Debug, Default)]
+pub(super) struct Missing(HashMap<ServerId, (Instant, Option<Instant>)>);
+
+impl Missing {
+    /// These are missing now. Those that are to be told so.
+    fn due(&mut self, missing: &[ServerId], now: Instant) -> Vec<ServerId> {
+        self.0.retain(|id, _| missing.contains(id));
+        let mut due = Vec::new();
         for id in missing {
-            let since = *service.missing.entry(id.clone()).or_insert(now);
-            let due = now.duration_since(since) >= MISSING;
-            let (reference, nudged) = (reference.clone(), service.nudged);
-            if due && nudged.is_none_or(|last| now.duration_since(last) >= MISSING_AGAIN) {
-                service.nudged = Some(now);
-                return self.act(&reference, Action::Nudge(id));
+            let (since, told) = self.0.entry(id.clone()).or_insert((now, None));
+            if now.duration_since(*since) >= MISSING
+                && told.is_none_or(|told| now.duration_since(told) >= MISSING_AGAIN)
+            {
+                *told = Some(now);
+                due.push(id.clone());
             }
         }
+        due
+    }
+
+    /// Whether it has been so for some time.
+    fn has(&self, id: &ServerId) -> bool {
+        self.0.get(id).is_some_and(|(since, _)| since.elapsed() >= MISSING)
     }
 }
 
@@ -69,16 +92,43 @@ impl Service {
         facts.idle = idle;
         facts.instances.clone_from(&self.found.instances);
         facts.elsewhere.clone_from(&self.found.elsewhere);
-        facts.problem.clone_from(&self.found.problem);
+        self.take_problem();
+    }
+
+    /// What keeps instances from starting: a refusal of the service where there are none, as those that are there from
+    /// before go on.
+    pub(super) fn take_problem(&mut self) {
+        let refused = self.wanted.refused.as_ref().filter(|_| self.found.instances.is_empty());
+        let refused = refused.map(|why| Obstacle { why: why.clone(), hopeless: true });
+        self.sleeper.facts.problem = refused.or_else(|| self.found.problem.clone());
     }
 
     /// Pods that the broker has not shown for some time.
     pub(super) fn missing(&self) -> Vec<String> {
-        let missing = |id: &ServerId| self.missing.get(id).is_some_and(|since| since.elapsed() >= MISSING);
-        self.found.registered.iter().filter(|(_, id)| missing(id)).map(|(pod, _)| pod.clone()).collect()
+        let missing = self.found.registered.iter().filter(|(_, id)| self.missing.has(id));
+        missing.map(|(pod, _)| pod.clone()).collect()
     }
 
     pub(super) fn is_taken(&self) -> bool {
         self.sleeper.facts.place == Place::Taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_instance_that_is_missing_is_told_so_and_told_again_later() {
+        let ids = |names: &[&str]| -> Vec<ServerId> {
+            names.iter().map(|name| ServerId::new(name).unwrap()).collect()
+        };
+        let (mut missing, start) = (Missing::default(), Instant::now());
+        assert!(missing.due(&ids(&["a", "b"]), start).is_empty(), "their presences may be on their way");
+        let later = start + MISSING;
+        assert_eq!(missing.due(&ids(&["a", "b", "c"]), later), ids(&["a", "b"]));
+        assert!(missing.due(&ids(&["a", "b", "c"]), later + MISSING / 2).is_empty());
+        assert_eq!(missing.due(&ids(&["b", "c"]), later + MISSING), ids(&["c"]));
+        assert_eq!(missing.due(&ids(&["a", "b", "c"]), later + MISSING_AGAIN), ids(&["b"]));
     }
 }

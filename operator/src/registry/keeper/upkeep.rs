@@ -7,8 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, runtime::reflector::ObjectRef};
+use kube::Api;
 use mcp_mqtt_transport::topic::{ServerId, ServerName};
 use tokio::time::timeout;
 
@@ -16,13 +15,17 @@ use super::{Done, Keeper};
 use crate::{
     controller::scope::ServiceRef,
     crd::McpService,
+    live::pod::Pod,
     names::{Minted, of_server_id},
+    observe::is_over,
 };
 
 /// What nobody seems to stand behind for so long is looked into.
 const DOUBT: Duration = Duration::from_secs(1);
 /// What was looked into, and exists, is left alone for so long.
 const TRUST: Duration = Duration::from_secs(30);
+/// And so long where the API server could not say.
+const UNTOLD: Duration = Duration::from_secs(1);
 /// For the API server to answer.
 const ANSWER: Duration = Duration::from_secs(5);
 /// Questions at one time.
@@ -94,9 +97,7 @@ impl Keeper {
         let (Minted::Pod { namespace, .. } | Minted::Service { namespace, .. }) = minted;
         let Some(watched) = self.setting.watched.of_namespace(namespace) else { return true };
         match minted {
-            Minted::Pod { pod, .. } => {
-                watched.stores.pods.store().get(&ObjectRef::new(pod).within(namespace)).is_some()
-            }
+            Minted::Pod { pod, .. } => watched.stores.pods.lives(namespace, pod),
             Minted::Service { service, .. } => {
                 let reference = ServiceRef::new(service).within(namespace);
                 match self.services.get(&reference) {
@@ -121,7 +122,7 @@ impl Keeper {
                 match of_server_id(&cluster, &suspect.server_id) {
                     Some(Minted::Pod { namespace, pod }) => {
                         let pods = Api::<Pod>::namespaced(client, namespace);
-                        pods.get_metadata_opt(pod).await.map(|pod| pod.is_some())
+                        pods.get_opt(pod).await.map(|pod| pod.is_some_and(|pod| !is_over(&pod)))
                     }
                     // The service exists, and so does none of its instances that would say it has this place.
                     Some(Minted::Service { .. }) if known => Ok(false),
@@ -142,20 +143,16 @@ impl Keeper {
 
     /// The API server's word.
     pub(super) fn confirmed(&mut self, suspect: Suspect, exists: Result<bool, String>) {
-        let trust = Doubt::TrustedUntil(Instant::now() + TRUST);
-        let doubt = match exists {
-            // By now somebody may stand behind it.
-            Ok(false) if !self.is_known(&suspect.server_id) => {
-                self.clear(&suspect);
-                Doubt::Since(Instant::now() + DOUBT) // the broker is to say so first
-            }
-            Ok(_) => trust,
+        // By now somebody may stand behind it.
+        let exists = exists.map(|exists| exists || self.is_known(&suspect.server_id));
+        match &exists {
+            Ok(true) => {}
+            Ok(false) => self.clear(&suspect),
             Err(error) => {
                 tracing::warn!(server_id = suspect.server_id, "whether it exists cannot be told: {error}");
-                trust
             }
-        };
-        self.upkeep.doubts.insert(suspect, doubt);
+        }
+        self.upkeep.doubts.insert(suspect, verdict(&exists, Instant::now()));
     }
 
     fn clear(&mut self, suspect: &Suspect) {
@@ -172,5 +169,37 @@ impl Keeper {
         );
         self.setting.metrics.cleared();
         broker.say_presence(&id, &name, &self.setting.mark, Bytes::new());
+    }
+}
+
+/// When a presence is looked into again, after what the API server said of it.
+fn verdict(exists: &Result<bool, String>, now: Instant) -> Doubt {
+    match exists {
+        Ok(true) => Doubt::TrustedUntil(now + TRUST),
+        Ok(false) => Doubt::Since(now + DOUBT), // it is cleared: the broker is to say so first
+        Err(_) => Doubt::TrustedUntil(now + UNTOLD),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::{link::LONGEST_WAIT, presences::SETTLE};
+
+    #[test]
+    fn what_a_broker_shows_on_its_return_is_put_right_within_five_seconds() {
+        let steps = LONGEST_WAIT + SETTLE + DOUBT + Duration::from_secs(1);
+        assert!(steps < Duration::from_secs(5), "with the ticks, and the API server's answer: {steps:?}");
+    }
+
+    #[test]
+    fn a_presence_is_doubted_again_soon_where_the_api_server_could_not_say() {
+        let now = Instant::now();
+        let until = |answer| match verdict(answer, now) {
+            Doubt::TrustedUntil(until) => until.duration_since(now),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(until(&Ok(true)), TRUST);
+        assert_eq!(until(&Err("503".to_owned())), UNTOLD);
     }
 }

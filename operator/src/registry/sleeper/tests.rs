@@ -1,8 +1,11 @@
+mod heirs;
+
 use bytes::Bytes;
 use mcp_mqtt_transport::{jsonrpc::RequestId, topic::ClientId};
 use proptest::prelude::*;
 
 use super::*;
+use crate::controller::validate::Sleep;
 
 const IDLE: Duration = Duration::from_secs(100);
 const WAKE_TIMEOUT: Duration = Duration::from_secs(40);
@@ -55,7 +58,10 @@ impl Scene {
         }
         match action {
             Action::Subscribe => self.with(|sleeper, now, out| sleeper.subscribed(true, now, out)),
-            Action::Park => self.place(Place::Parked),
+            Action::Park => {
+                self.sleeper.facts.named = self.sleeper.heir().cloned();
+                self.place(Place::Parked);
+            }
             Action::Clear => self.place(Place::Empty),
             Action::Scale(replicas) => {
                 self.sleeper.facts.replicas = *replicas;
@@ -104,7 +110,7 @@ impl Scene {
 
 fn under_its_own_id(instance: &str) -> Elsewhere {
     let id = ServerId::new(instance).unwrap();
-    Elsewhere { instance: id.clone(), at: id }
+    Elsewhere { instance: id.clone(), at: id, busy: false }
 }
 
 #[test]
@@ -190,10 +196,33 @@ fn a_service_without_instances_that_does_not_show_is_shown() {
 }
 
 #[test]
+fn a_service_that_was_never_accepted_is_not_put_into_the_registry_and_heard_where_it_stands() {
+    let mut scene = Scene::new(0, Place::Empty);
+    scene.expect(&["subscribe", "park"]);
+    let mut scene = Scene::new(1, Place::Empty);
+    scene.sleeper.facts.unaccepted = true;
+    scene.sleeper.facts.replicas = 0;
+    scene.pass(Duration::from_secs(2));
+    scene.expect(&["subscribe"]);
+    scene.place(Place::Parked);
+    scene.initialize("a");
+    scene.expect(&["keep a", "scale 1"]);
+}
+
+#[test]
+fn who_could_not_be_woken_is_not_put_to_sleep() {
+    let mut scene = Scene::new(1, Place::Empty);
+    scene.sleeper.facts.idle = Idle::For(IDLE);
+    scene.sleeper.facts.refused = true;
+    scene.pass(Duration::from_secs(5));
+    scene.expect(&[]);
+}
+
+#[test]
 fn what_keeps_the_pods_from_starting_is_told_to_all_who_wait_and_to_the_next_at_once() {
     let mut scene = Scene::new(0, Place::Parked);
     scene.initialize("a");
-    scene.sleeper.facts.problem = Some("no such image".to_owned());
+    scene.sleeper.facts.problem = Some(obstacle(true));
     scene.pass(PROBLEM + Duration::from_secs(1));
     scene.initialize("b");
     scene.expect(&[
@@ -206,6 +235,21 @@ fn what_keeps_the_pods_from_starting_is_told_to_all_who_wait_and_to_the_next_at_
     ]);
 }
 
+fn obstacle(hopeless: bool) -> Obstacle {
+    Obstacle { why: "no such image".to_owned(), hopeless }
+}
+
+#[test]
+fn what_may_pass_is_waited_for_and_told_in_the_end() {
+    let mut scene = Scene::new(0, Place::Parked);
+    scene.initialize("a");
+    scene.sleeper.facts.problem = Some(obstacle(false));
+    scene.pass(WAKE_TIMEOUT.checked_sub(Duration::from_secs(1)).unwrap());
+    scene.expect(&["subscribe", "keep a", "scale 1"]);
+    scene.pass(Duration::from_secs(2));
+    scene.expect(&["refuse a wake-failed"]);
+}
+
 #[test]
 fn nobody_waits_longer_than_was_said() {
     let mut scene = Scene::new(0, Place::Parked);
@@ -216,64 +260,6 @@ fn nobody_waits_longer_than_was_said() {
     scene.expect(&["subscribe", "keep a", "scale 1", "keep b", "refuse a wake-timed-out"]);
     scene.pass(Duration::from_secs(11));
     scene.expect(&["refuse b wake-timed-out"]);
-}
-
-/// The instance that our presence names as the one to take it over.
-fn heir(scene: &Scene) -> Option<&str> {
-    scene.sleeper.heir().map(ServerId::as_str)
-}
-
-fn instances(names: &[&str]) -> Vec<ServerId> {
-    names.iter().map(|name| ServerId::new(name).unwrap()).collect()
-}
-
-#[test]
-fn one_instance_needs_no_word_and_of_several_the_oldest_is_named() {
-    let mut scene = Scene::new(0, Place::Parked);
-    scene.sleeper.facts.replicas = 1;
-    scene.sleeper.facts.instances = instances(&["weather-9"]);
-    scene.step();
-    scene.expect(&["subscribe"]);
-    assert_eq!(heir(&scene), None);
-    scene.sleeper.facts.instances = instances(&["weather-1", "weather-9"]);
-    scene.pass(Duration::from_secs(2));
-    scene.expect(&["park"]);
-    assert_eq!(heir(&scene), Some("weather-9"), "it may have seen that it may");
-    scene.place(Place::Taken);
-    scene.expect(&["unsubscribe"]);
-}
-
-#[test]
-fn another_one_is_named_when_the_heir_goes_and_when_it_is_outrun() {
-    let mut scene = Scene::new(0, Place::Parked);
-    scene.sleeper.facts.replicas = 3;
-    scene.sleeper.facts.instances = instances(&["weather-1", "weather-2", "weather-3"]);
-    scene.step();
-    scene.expect(&["subscribe", "park"]);
-    scene.sleeper.facts.instances.remove(0);
-    scene.pass(Duration::from_secs(1));
-    scene.expect(&["park"]);
-    assert_eq!(heir(&scene), Some("weather-2"));
-    // It starts slowly, and another one is there: it is not asked at once, they might both come.
-    scene.sleeper.facts.elsewhere = vec![under_its_own_id("weather-3")];
-    scene.pass(NUDGE.checked_sub(Duration::from_secs(1)).unwrap());
-    scene.expect(&[]);
-    scene.pass(Duration::from_secs(2));
-    scene.expect(&["park", "nudge weather-3"]);
-    assert_eq!(heir(&scene), Some("weather-3"));
-}
-
-#[test]
-fn who_goes_back_to_sleep_names_nobody() {
-    let mut scene = Scene::new(0, Place::Parked);
-    scene.sleeper.facts.replicas = 2;
-    scene.sleeper.facts.instances = instances(&["weather-1", "weather-2"]);
-    scene.step();
-    scene.pass(Duration::from_secs(1));
-    scene.sleeper.facts.replicas = 0;
-    scene.step();
-    scene.expect(&["subscribe", "park", "park"]);
-    assert_eq!(heir(&scene), None);
 }
 
 #[test]
@@ -351,7 +337,7 @@ enum Event {
     Subscribed(bool),
     Scaled(bool),
     Asked(Idle),
-    Problem(bool),
+    Problem(Option<bool>),
     Elsewhere(bool),
 }
 
@@ -376,7 +362,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => any::<bool>().prop_map(Event::Subscribed),
         1 => any::<bool>().prop_map(Event::Scaled),
         2 => idle().prop_map(Event::Asked),
-        1 => any::<bool>().prop_map(Event::Problem),
+        1 => any::<Option<bool>>().prop_map(Event::Problem),
         1 => any::<bool>().prop_map(Event::Elsewhere),
     ]
 }
@@ -422,7 +408,7 @@ proptest! {
                 }
                 Event::Asked(idle) => sleeper.asked(idle, now, &mut out),
                 Event::Problem(problem) => {
-                    sleeper.facts.problem = problem.then(|| "x".to_owned());
+                    sleeper.facts.problem = problem.map(obstacle);
                     sleeper.step(now, &mut out);
                 }
                 Event::Elsewhere(there) => {

@@ -1,10 +1,12 @@
 //! Services that sleep, and the registry, at a real API server and real brokers. No pod runs here: a gateway of this
 //! test's own takes the place of one, when and if the test wants it.
 
+mod refused;
+mod registry;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use bytes::Bytes;
 use k8s_openapi::api::{autoscaling::v2::HorizontalPodAutoscaler, core::v1::Pod};
 use kube::api::ListParams;
 use mcp_mqtt_tests::{
@@ -17,10 +19,7 @@ use mcp_mqtt_tests::{
 use mcp_mqtt_transport::{
     client::{Client, ClientOptions, Instance, OpenError, Session, Unhandled},
     jsonrpc::RpcError,
-    mqtt::{ConnectOptions, Connection, Event, Filter, Publication, Qos},
-    presence::Online,
-    topic::{self, ClientId, ServerId, ServerName},
-    user_property::{self, UserProperties},
+    topic::{ClientId, ServerId, ServerName},
 };
 use serde_json::{Value, json, value::RawValue};
 use tokio::time::timeout;
@@ -404,87 +403,6 @@ async fn an_instance_that_is_relieved_leaves_the_presence_alone() -> Result<()> 
     tokio::time::sleep(Duration::from_secs(1)).await;
     ensure!(!gap.is_finished(), "for a moment the registry did not show it");
     gap.abort();
-    operator.stop().await?;
-    space.remove().await
-}
-
-/// The user properties of a retained message.
-async fn properties(connection: &mut Connection, topic: &str) -> Result<UserProperties> {
-    connection.publisher.subscribe(vec![Filter::new(topic, Qos::AtLeastOnce)], PATIENCE).await?;
-    let event = timeout(PATIENCE, connection.events.recv()).await?;
-    connection.publisher.unsubscribe(vec![topic.to_owned()])?.await?;
-    match event {
-        Some(Event::Received(received)) => Ok(received.user_properties),
-        other => anyhow::bail!("no presence but {other:?}"),
-    }
-}
-
-async fn retain(connection: &Connection, topic: &str, payload: Bytes, mark: &UserProperties) -> Result<()> {
-    let publication = Publication {
-        retain: true,
-        user_properties: mark.clone(),
-        ..Publication::new(topic, payload, Qos::AtLeastOnce)
-    };
-    Ok(connection.publisher.publish_confirmed(publication, PATIENCE).await?)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_stands_behind_is_cleared_and_what_is_cleared_by_mistake_comes_back() -> Result<()> {
-    let Scene { space, mut broker, operator, instance } = Scene::asleep("true").await?;
-    let mut meddler = Connection::open(&ConnectOptions::new(broker.url(), "meddler")).await?;
-    let (name, place) =
-        (server_name(&space)?, topic::server_presence(&instance.server_id, &instance.server_name));
-    let mark = properties(&mut meddler, &place).await?;
-    ensure!(user_property::find(&mark, user_property::KEEPER).is_some(), "{mark:?}");
-    let online = Online::new(name.as_str(), "", None).to_payload();
-    let id = |name: &str| ServerId::new(&format!("kubernetes.{}.{name}", space.namespace));
-    let stranger = topic::server_presence(&id("stranger-1")?, &name);
-    retain(&meddler, &stranger, online.clone(), &Vec::new()).await?;
-    for ghost in ["ghost-1", "ghost_service"] {
-        retain(&meddler, &topic::server_presence(&id(ghost)?, &name), online.clone(), &mark).await?;
-    }
-    let start = Instant::now();
-    let left = instances(&space, &broker, |all| all.len() == 2).await?;
-    println!("ghosts are cleared after {:?}", start.elapsed());
-    ensure!(left.iter().any(|instance| instance.server_id.as_str().ends_with("stranger-1")), "{left:?}");
-
-    retain(&meddler, &place, Bytes::new(), &mark).await?;
-    instances(&space, &broker, |all| all.iter().any(|instance| instance.online.is_parked())).await?;
-    // A broker that has forgotten all is told all again.
-    broker.restart().await?;
-    asleep(&space, &broker).await?;
-    operator.stop().await?;
-    space.remove().await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_cannot_be_reached_concerns_its_own_services_only() -> Result<()> {
-    let (space, broker) = (Space::new("brokers").await?, Mosquitto::start().await?);
-    let mut gone = Mosquitto::start().await?;
-    gone.kill()?;
-    let operator = Operator::start(&space, &[]).await?;
-    space.create("elsewhere", &sleepy(&gone)).await?;
-    space.create(NAME, &sleepy(&broker)).await?;
-    asleep(&space, &broker).await?;
-    space.condition(NAME, "Ready", "True", "Asleep").await?;
-    let told = |status: &Value| status["conditions"][2]["message"].as_str().unwrap_or_default().to_owned();
-    space.status("elsewhere", |status| told(status).contains("cannot reach the broker at 127.0.0.1")).await?;
-    gone.restart().await?;
-    space.condition("elsewhere", "Ready", "True", "Asleep").await?;
-    operator.stop().await?;
-    space.remove().await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_may_sleep_no_more_or_goes_leaves_nothing_in_the_registry() -> Result<()> {
-    let Scene { space, broker, operator, .. } = Scene::asleep("leaves").await?;
-    let awake = json!({"minReplicas": 1, "maxReplicas": 3, "idleSeconds": null, "wakeTimeoutSeconds": null});
-    space.patch(NAME, json!({"spec": {"autoscaling": awake}})).await?;
-    instances(&space, &broker, <[Instance]>::is_empty).await?;
-    space.patch(NAME, json!({"spec": {"autoscaling": {"minReplicas": 0}}})).await?;
-    asleep(&space, &broker).await?;
-    space.services().delete(NAME, &kube::api::DeleteParams::default()).await?;
-    instances(&space, &broker, <[Instance]>::is_empty).await?;
     operator.stop().await?;
     space.remove().await
 }

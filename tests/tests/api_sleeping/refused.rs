@@ -1,0 +1,97 @@
+//! Services that sleep and are not to be had: whoever wakes one hears why.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::DeleteParams;
+use mcp_mqtt_tests::{
+    broker::Mosquitto,
+    cluster::{PATIENCE, Space},
+    operator::Operator,
+};
+use mcp_mqtt_transport::{
+    mqtt::{ConnectOptions, Connection, Event, Filter, Publication, Qos},
+    topic::{self, ClientId},
+    user_property::{self, Component},
+};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::{NAME, Scene, asleep, client, echoes, initialize, pod, replicas, sleepy, told};
+
+/// For an operator to get what the broker kept, and to write it down: a good deal more than it takes.
+const HELD: Duration = Duration::from_secs(3);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_went_while_the_operator_was_away_is_the_answer() -> Result<()> {
+    let (space, broker) = (Space::new("refused").await?, Mosquitto::start().await?);
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}, "stringData": {"api-key": "1"},
+    });
+    space.apply::<Secret>(secret.clone()).await?;
+    let operator = Operator::start(&space, &[]).await?;
+    let mut spec = sleepy(&broker);
+    let from = json!({"secretKeyRef": {"name": "keys", "key": "api-key"}});
+    spec["server"]["env"] = json!([{"name": "API_KEY", "valueFrom": from}]);
+    space.create(NAME, &spec).await?;
+    let instance = asleep(&space, &broker).await?;
+    operator.kill().await?;
+    space.api::<Secret>().delete("keys", &DeleteParams::default()).await?;
+
+    let operator = Operator::start(&space, &[]).await?;
+    space.condition(NAME, "Accepted", "False", "ReferenceNotFound").await?;
+    let client = client(&broker).await?;
+    let error = initialize(&client, &instance).await.expect_err("no pod can be made");
+    let rpc = told(&error).context("the operator's own words")?.clone();
+    ensure!(rpc.reason() == Some("wake-failed") && rpc.message.contains("keys does not exist"), "{rpc:?}");
+
+    space.apply::<Secret>(secret).await?;
+    space.condition(NAME, "Accepted", "True", "Accepted").await?;
+    let instance = asleep(&space, &broker).await?;
+    let wake = async {
+        replicas(&space, 1).await?;
+        pod(&space, &broker, "weather-1")
+    };
+    let (session, pod) = tokio::join!(initialize(&client, &instance), wake);
+    echoes(&session?).await?;
+    drop(pod);
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_for_a_service_that_went_while_the_operator_was_away_is_answered() -> Result<()> {
+    let Scene { space, broker, operator, instance } = Scene::asleep("unknown").await?;
+    // Another one keeps the operator at this broker, which keeps for it what was asked meanwhile.
+    space.create("tides", &sleepy(&broker)).await?;
+    space.condition("tides", "Ready", "True", "Asleep").await?;
+    operator.kill().await?;
+    space.services().delete(NAME, &DeleteParams::default()).await?;
+
+    let id = ClientId::new("client-1")?;
+    let mut client = Connection::open(&ConnectOptions::new(broker.url(), id.as_str())).await?;
+    let answers = topic::rpc(&id, &instance.server_id, &instance.server_name);
+    client.publisher.subscribe(vec![Filter::no_local(answers, Qos::AtLeastOnce)], PATIENCE).await?;
+    let request = json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {}});
+    let control = topic::control(&instance.server_id, &instance.server_name);
+    let publication = Publication {
+        user_properties: user_property::of_publish(Component::Client, id.as_str()),
+        ..Publication::new(control, request.to_string().into_bytes(), Qos::AtLeastOnce)
+    };
+    client.publisher.publish_confirmed(publication, PATIENCE).await?;
+
+    // The next life of the operator holds it, writes it down and dies; the one after that has only what was written.
+    let operator = Operator::start(&space, &[]).await?;
+    space.condition("tides", "Ready", "True", "Asleep").await?;
+    tokio::time::sleep(HELD).await;
+    operator.kill().await?;
+    let operator = Operator::start(&space, &[]).await?;
+    let answer = match timeout(PATIENCE, client.events.recv()).await.context("no answer")? {
+        Some(Event::Received(received)) => serde_json::from_slice::<Value>(&received.payload)?,
+        other => bail!("no answer but {other:?}"),
+    };
+    ensure!(answer["id"] == 1 && answer["error"]["data"]["reason"] == "not-served", "{answer}");
+    operator.stop().await?;
+    space.remove().await
+}

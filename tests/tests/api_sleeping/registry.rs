@@ -1,0 +1,171 @@
+//! The registry is true: what nobody stands behind goes, and what is to stand there comes back.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Patch, PatchParams, PostParams};
+use mcp_mqtt_tests::{
+    broker::Mosquitto,
+    cluster::{PATIENCE, Space, eventually},
+    operator::Operator,
+    proxy::{Manner, Proxy},
+};
+use mcp_mqtt_transport::{
+    client::Instance,
+    mqtt::{ConnectOptions, Connection, Event, Filter, Publication, Qos},
+    presence::Online,
+    topic::{self, ServerId},
+    user_property::{self, UserProperties},
+};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::{NAME, Scene, asleep, client, instances, server_name, sleepy};
+
+/// The user properties of a retained message.
+async fn properties(connection: &mut Connection, topic: &str) -> Result<UserProperties> {
+    connection.publisher.subscribe(vec![Filter::new(topic, Qos::AtLeastOnce)], PATIENCE).await?;
+    let event = timeout(PATIENCE, connection.events.recv()).await?;
+    connection.publisher.unsubscribe(vec![topic.to_owned()])?.await?;
+    match event {
+        Some(Event::Received(received)) => Ok(received.user_properties),
+        other => anyhow::bail!("no presence but {other:?}"),
+    }
+}
+
+async fn retain(connection: &Connection, topic: &str, payload: Bytes, mark: &UserProperties) -> Result<()> {
+    let publication = Publication {
+        retain: true,
+        user_properties: mark.clone(),
+        ..Publication::new(topic, payload, Qos::AtLeastOnce)
+    };
+    Ok(connection.publisher.publish_confirmed(publication, PATIENCE).await?)
+}
+
+/// A pod that the operator watches, and that no node takes.
+async fn bare_pod(space: &Space, name: &str) -> Result<()> {
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": name, "labels": {"mcp-mqtt.io/service": "elsewhere"}},
+        "spec": {"schedulerName": "nobody", "containers": [{"name": "server", "image": "registry.example/weather:3"}]},
+    }))?;
+    let api = space.api::<Pod>();
+    // The namespace's ServiceAccount comes a moment after it.
+    let made = async || api.create(&PostParams::default(), &pod).await.ok().map(drop);
+    eventually(PATIENCE, made).await.with_context(|| format!("the pod {name} cannot be made"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_stands_behind_is_cleared_and_what_is_cleared_by_mistake_comes_back() -> Result<()> {
+    let Scene { space, mut broker, operator, instance } = Scene::asleep("true").await?;
+    let mut meddler = Connection::open(&ConnectOptions::new(broker.url(), "meddler")).await?;
+    let (name, place) =
+        (server_name(&space)?, topic::server_presence(&instance.server_id, &instance.server_name));
+    let mark = properties(&mut meddler, &place).await?;
+    ensure!(user_property::find(&mark, user_property::KEEPER).is_some(), "{mark:?}");
+    let online = Online::new(name.as_str(), "", None).to_payload();
+    let id = |name: &str| ServerId::new(&format!("kubernetes.{}.{name}", space.namespace));
+    let stranger = topic::server_presence(&id("stranger-1")?, &name);
+    retain(&meddler, &stranger, online.clone(), &Vec::new()).await?;
+    let pods = ["living-1", "evicted-1"];
+    for pod in pods {
+        bare_pod(&space, pod).await?;
+    }
+    let watching = client(&broker).await?;
+    let mut watch = watching.watch(name.as_str()).await?;
+    for ours in ["ghost-1", "ghost_service"].into_iter().chain(pods) {
+        retain(&meddler, &topic::server_presence(&id(ours)?, &name), online.clone(), &mark).await?;
+    }
+    let start = Instant::now();
+    let shows = |all: &[Instance], who: &str| all.iter().any(|one| one.server_id.as_str().ends_with(who));
+    let no_ghosts = |all: &[Instance]| shows(all, "evicted-1") && !shows(all, "ghost-1") && all.len() == 4;
+    timeout(PATIENCE, watch.until(no_ghosts)).await.with_context(|| format!("{:?}", watch.instances()))?;
+    println!("ghosts are cleared after {:?}", start.elapsed());
+    // The kubelet evicts it: its object stays.
+    let evicted = Patch::Merge(json!({"status": {"phase": "Failed", "reason": "Evicted"}}));
+    space.api::<Pod>().patch_status("evicted-1", &PatchParams::default(), &evicted).await?;
+    let start = Instant::now();
+    let gone = timeout(PATIENCE, watch.until(|all| !shows(all, "evicted-1"))).await;
+    gone.context("the presence of the evicted pod stays")?;
+    println!("an evicted pod's presence is cleared after {:?}", start.elapsed());
+    let left = watch.instances();
+    ensure!(left.len() == 3 && shows(&left, "stranger-1") && shows(&left, "living-1"), "{left:?}");
+    watching.close(PATIENCE).await?;
+
+    retain(&meddler, &place, Bytes::new(), &mark).await?;
+    instances(&space, &broker, |all| all.iter().any(|instance| instance.online.is_parked())).await?;
+    // A broker that has forgotten all is told all again.
+    broker.restart().await?;
+    asleep(&space, &broker).await?;
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changed_while_the_broker_was_away_is_put_right_within_five_seconds_of_its_return() -> Result<()>
+{
+    /// By then attempts to connect are as seldom as they get.
+    const AWAY: Duration = Duration::from_secs(20);
+    let (space, broker) = (Space::new("away").await?, Mosquitto::start().await?);
+    let proxy = Proxy::start(broker.port(), Manner::default()).await?;
+    let operator = Operator::start(&space, &[]).await?;
+    let mut spec = sleepy(&broker);
+    spec["broker"]["url"] = json!(proxy.url().as_str().trim_end_matches('/'));
+    space.create(NAME, &spec).await?;
+    let instance = asleep(&space, &broker).await?;
+    let mut meddler = Connection::open(&ConnectOptions::new(broker.url(), "meddler")).await?;
+    let (name, place) =
+        (server_name(&space)?, topic::server_presence(&instance.server_id, &instance.server_name));
+    let mark = properties(&mut meddler, &place).await?;
+    proxy.behave(Manner { refuses: Some(0x88), ..Manner::default() });
+    proxy.cut();
+    let ghost = ServerId::new(&format!("kubernetes.{}.ghost-1", space.namespace))?;
+    let online = Online::new(name.as_str(), "", None).to_payload();
+    retain(&meddler, &topic::server_presence(&ghost, &name), online, &mark).await?;
+    tokio::time::sleep(AWAY).await;
+    let watching = client(&broker).await?;
+    let mut watch = watching.watch(name.as_str()).await?;
+    timeout(PATIENCE, watch.until(|all| all.len() == 2)).await?;
+    proxy.behave(Manner::default());
+    let back = Instant::now();
+    timeout(PATIENCE, watch.until(|all| all.len() == 1)).await.context("the ghost stays")?;
+    ensure!(watch.instances()[0].online.is_parked(), "{:?}", watch.instances());
+    println!("put right {:?} after the broker was back", back.elapsed());
+    ensure!(back.elapsed() < Duration::from_secs(5), "only after {:?}", back.elapsed());
+    watching.close(PATIENCE).await?;
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_cannot_be_reached_concerns_its_own_services_only() -> Result<()> {
+    let (space, broker) = (Space::new("brokers").await?, Mosquitto::start().await?);
+    let mut gone = Mosquitto::start().await?;
+    gone.kill()?;
+    let operator = Operator::start(&space, &[]).await?;
+    space.create("elsewhere", &sleepy(&gone)).await?;
+    space.create(NAME, &sleepy(&broker)).await?;
+    asleep(&space, &broker).await?;
+    space.condition(NAME, "Ready", "True", "Asleep").await?;
+    let told = |status: &Value| status["conditions"][2]["message"].as_str().unwrap_or_default().to_owned();
+    space.status("elsewhere", |status| told(status).contains("cannot reach the broker at 127.0.0.1")).await?;
+    gone.restart().await?;
+    space.condition("elsewhere", "Ready", "True", "Asleep").await?;
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_may_sleep_no_more_or_goes_leaves_nothing_in_the_registry() -> Result<()> {
+    let Scene { space, broker, operator, .. } = Scene::asleep("leaves").await?;
+    let awake = json!({"minReplicas": 1, "maxReplicas": 3, "idleSeconds": null, "wakeTimeoutSeconds": null});
+    space.patch(NAME, json!({"spec": {"autoscaling": awake}})).await?;
+    instances(&space, &broker, <[Instance]>::is_empty).await?;
+    space.patch(NAME, json!({"spec": {"autoscaling": {"minReplicas": 0}}})).await?;
+    asleep(&space, &broker).await?;
+    space.services().delete(NAME, &kube::api::DeleteParams::default()).await?;
+    instances(&space, &broker, <[Instance]>::is_empty).await?;
+    operator.stop().await?;
+    space.remove().await
+}
