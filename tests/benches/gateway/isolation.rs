@@ -190,8 +190,11 @@ fn line(slow: Slow, blocks: &[Block], left_out: usize) -> String {
             (beside.p50 / alone.p50, beside.p99 / alone.p99)
         })
         .collect();
+    // At the echo the gateway has no part.
+    let more_cpu =
+        if slow == Slow::ClientOfEcho { "-".to_owned() } else { format!("{:.2}", beside.cpu / alone.cpu) };
     format!(
-        "  {:<35} │ {:>7.0} {:>7.0} {:>7.1} │ {:>7.0} {:>7.0} {:>7.1} │ {:>6.2} {:>11} {:>6.2} {:>11} {:>6.2} │ {left_out:>6}",
+        "  {:<35} │ {:>7.0} {:>7.0} {:>7.1} │ {:>7.0} {:>7.0} {:>7.1} │ {:>6.2} {:>11} {:>6.2} {:>11} {more_cpu:>6} │ {left_out:>6}",
         slow.name(),
         alone.p50,
         alone.p99,
@@ -203,7 +206,6 @@ fn line(slow: Slow, blocks: &[Block], left_out: usize) -> String {
         within(drawn.iter().map(|it| it.0)),
         beside.p99 / alone.p99,
         within(drawn.iter().map(|it| it.1)),
-        if slow == Slow::ClientOfEcho { f64::NAN } else { beside.cpu / alone.cpu }, // the gateway has no part in it
     )
 }
 

@@ -53,7 +53,7 @@ impl Kind {
             Self::BrokerKilled => "broker killed and restarted",
             Self::BrokerStopped => "broker stood still",
             Self::ConnectionCut => "gateway's connection cut",
-            Self::ConnectionFrozen => "gateway's packets dropped",
+            Self::ConnectionFrozen => "gateway's connection stood still",
             Self::ServerKilled => "server's container killed",
             Self::ProcessesKilled => "a session's process killed",
             Self::ServerCrashes => "a session's process crashed",
