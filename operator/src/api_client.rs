@@ -3,8 +3,8 @@
 //! What the API server refuses for a while (429, 503, 504) is sent again a few times, after the time that it names or
 //! within seconds. Kube's policy goes on for minutes, with ever longer waits; here whoever asked tries again, and says
 //! so: nothing is logged of a single request. And a connection that nothing uses is closed: a burst of a thousand
-//! objects opens dozens, each with its buffers. One that has died unheard, as with the API server of several that it led to,
-//! is found out: by the kernel, and by an answer that does not begin.
+//! objects opens dozens, each with its buffers. One that has died unheard, as with the API server of
+//! several that it led to, is found out: by the kernel, and by an answer that does not begin.
 
 use std::time::Duration;
 

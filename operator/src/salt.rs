@@ -177,6 +177,7 @@ mod tests {
     fn it_is_never_printed() {
         assert_eq!(format!("{:?}", Salt::new([7; LENGTH])), "Salt(…)");
     }
+
     /// An API server that gives these answers in turn, the last one ever after; none: it cannot be reached.
     fn api_server(answers: &'static [Option<u16>]) -> Client {
         let asked = std::sync::atomic::AtomicUsize::new(0);

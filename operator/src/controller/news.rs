@@ -1,7 +1,7 @@
 //! Events: what people see in `kubectl describe`. Only turns of conditions and writes are news; a sentence that
 //! changes is not. They are written one after the other, beside the reconciles: what is told of one service keeps no
-//! other from being made. What comes faster than the API server takes
-//! it is left out after a moment.
+//! other from being made. What comes faster than the API server takes it is left out after a
+//! moment.
 
 use std::{
     sync::{

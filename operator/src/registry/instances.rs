@@ -186,6 +186,7 @@ mod tests {
             assert_eq!(found.registered.len(), 1);
         }
     }
+
     #[test]
     fn a_pod_that_waits_for_a_node_may_yet_get_one() {
         let condition =

@@ -114,9 +114,7 @@ impl Wanted {
             accepted: true,
         })
     }
-}
 
-impl Wanted {
     /// The presence of the service asleep, left to one of its instances.
     pub fn parked_for(&self, heir: &ServerId) -> Bytes {
         let online = Online::parse(&self.parked).expect("made of a presence");

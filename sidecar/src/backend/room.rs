@@ -58,23 +58,20 @@ pub struct Outbound {
 /// What a message takes up, in the session's share and of all.
 pub(super) type Taken = [OwnedSemaphorePermit; 2];
 
-/// A place in the queue of a backend session.
-#[derive(Debug)]
-pub(super) struct Place<'a>(mpsc::Permit<'a, Box<Outbound>>);
-
 impl Room {
     /// For messages up to so many bytes.
     pub fn for_messages_of(max_message_bytes: usize) -> Self {
-        let bytes = |bytes: usize, messages: usize| bytes.max(max_message_bytes.saturating_mul(messages));
-        let everybody = bytes(GATEWAY_BYTES, 8).min(Semaphore::MAX_PERMITS);
-        Self { everybody: Arc::new(Semaphore::new(everybody)), each: bytes(SESSION_BYTES, 2) }
+        let bytes = |bytes: usize, messages: usize| {
+            bytes.max(max_message_bytes.saturating_mul(messages)).min(Semaphore::MAX_PERMITS)
+        };
+        Self { everybody: Arc::new(Semaphore::new(bytes(GATEWAY_BYTES, 8))), each: bytes(SESSION_BYTES, 2) }
     }
 
     /// Both ends of a session.
     pub fn session(&self) -> (BackendSession, FromBridge) {
         let (queue, messages) = mpsc::channel(QUEUE);
         let (alive, dropped) = oneshot::channel();
-        let own = Arc::new(Semaphore::new(self.each.min(Semaphore::MAX_PERMITS)));
+        let own = Arc::new(Semaphore::new(self.each));
         let session = BackendSession { queue, own, everybody: self.everybody.clone(), _alive: alive };
         (session, FromBridge { messages, dropped })
     }
@@ -97,15 +94,8 @@ impl BackendSession {
     }
 
     /// Waits for a place in the queue; none: the session has ended.
-    pub(super) async fn place(&self) -> Option<Place<'_>> {
-        self.queue.reserve().await.ok().map(Place)
-    }
-}
-
-impl Place<'_> {
-    /// Takes it.
-    pub(super) fn take(self, outbound: Outbound) {
-        self.0.send(Box::new(outbound));
+    pub(super) async fn place(&self) -> Option<mpsc::Permit<'_, Box<Outbound>>> {
+        self.queue.reserve().await.ok()
     }
 }
 

@@ -42,6 +42,18 @@ impl Scene {
         Self::asleep_with(test, sleepy).await
     }
 
+    /// The operator reaches the broker through the proxy.
+    async fn asleep_behind_a_proxy(test: &str) -> Result<(Self, Proxy)> {
+        let (space, broker) = (Space::new(test).await?, Mosquitto::start().await?);
+        let proxy = Proxy::start(broker.port(), Manner::default()).await?;
+        let operator = Operator::start(&space, &[]).await?;
+        let mut spec = sleepy(&broker);
+        spec["broker"]["url"] = json!(proxy.url().as_str().trim_end_matches('/'));
+        space.create(NAME, &spec).await?;
+        let instance = asleep(&space, &broker).await?;
+        Ok((Self { space, broker, operator, instance }, proxy))
+    }
+
     async fn asleep_with(test: &str, spec: impl FnOnce(&Mosquitto) -> Value) -> Result<Self> {
         let (space, broker) = (Space::new(test).await?, Mosquitto::start().await?);
         let operator = Operator::start(&space, &[]).await?;
@@ -316,13 +328,7 @@ async fn a_message_that_comes_again_is_written_down_again() -> Result<()> {
 async fn taken(test: &str, again: bool) -> Result<()> {
     // The broker never gets what the operator writes down of the message: its connection ends there, and it dies.
     let dies = Manner { closes_on: Some((kind::PUBLISH, "mcp-mqtt/held")), ..Manner::default() };
-    let (space, broker) = (Space::new(test).await?, Mosquitto::start().await?);
-    let proxy = Proxy::start(broker.port(), Manner::default()).await?;
-    let operator = Operator::start(&space, &[]).await?;
-    let mut spec = sleepy(&broker);
-    spec["broker"]["url"] = json!(proxy.url().as_str().trim_end_matches('/'));
-    space.create(NAME, &spec).await?;
-    let instance = asleep(&space, &broker).await?;
+    let (Scene { space, broker, operator, instance }, proxy) = Scene::asleep_behind_a_proxy(test).await?;
     proxy.behave(dies);
     let client = client(&broker).await?;
     let wake = async {

@@ -10,7 +10,7 @@ use mcp_mqtt_tests::{
     broker::Mosquitto,
     cluster::{PATIENCE, Space, eventually},
     operator::Operator,
-    proxy::{Manner, Proxy},
+    proxy::Manner,
 };
 use mcp_mqtt_transport::{
     client::Instance,
@@ -107,13 +107,7 @@ async fn what_changed_while_the_broker_was_away_is_put_right_within_five_seconds
 {
     /// By then attempts to connect are as seldom as they get.
     const AWAY: Duration = Duration::from_secs(20);
-    let (space, broker) = (Space::new("away").await?, Mosquitto::start().await?);
-    let proxy = Proxy::start(broker.port(), Manner::default()).await?;
-    let operator = Operator::start(&space, &[]).await?;
-    let mut spec = sleepy(&broker);
-    spec["broker"]["url"] = json!(proxy.url().as_str().trim_end_matches('/'));
-    space.create(NAME, &spec).await?;
-    let instance = asleep(&space, &broker).await?;
+    let (Scene { space, broker, operator, instance }, proxy) = Scene::asleep_behind_a_proxy("away").await?;
     let mut meddler = Connection::open(&ConnectOptions::new(broker.url(), "meddler")).await?;
     let (name, place) =
         (server_name(&space)?, topic::server_presence(&instance.server_id, &instance.server_name));

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use mcp_mqtt_transport::{
-    jsonrpc::{Kind, Message},
+    jsonrpc::{Kind, Message, RequestId},
     mqtt::{Ack, Filter, FilterReply, Publication, PublishError, Publisher, Qos, ReasonCode, Received},
     topic::{self, ClientId, ServerId, ServerName},
     user_property::{self, Component},
@@ -400,16 +400,24 @@ impl Broker {
             _ => None,
         });
         if let (Some(id), Some(name), Ok(standby)) = (id, server_name, ServerId::new(standby)) {
-            self.say(Publication {
-                user_properties: user_property::of_publish(Component::Server, standby.as_str()),
-                ..Publication::new(
-                    topic::rpc(client, &standby, name),
-                    Refusal::Unknown.answer(id).into_raw(),
-                    Qos::AtLeastOnce,
-                )
-            });
+            self.say_refusal((&standby, name), client, id, &Refusal::Unknown);
         }
         self.write_down(standby, client, None);
+    }
+
+    /// Answers a client's request in a service's name, with an error.
+    pub(super) fn say_refusal(
+        &mut self,
+        (standby, server_name): (&ServerId, &ServerName),
+        client: &ClientId,
+        id: &RequestId,
+        refusal: &Refusal,
+    ) {
+        let (topic, answer) = (topic::rpc(client, standby, server_name), refusal.answer(id).into_raw());
+        self.say(Publication {
+            user_properties: user_property::of_publish(Component::Server, standby.as_str()),
+            ..Publication::new(topic, answer, Qos::AtLeastOnce)
+        });
     }
 }
 

@@ -194,14 +194,7 @@ impl Keeper {
     fn say_rejection(&mut self, rejection: Rejection) {
         let Rejection { reference, wanted, held, refusal, ack } = rejection;
         let Some(broker) = self.brokers.get_mut(&wanted.broker.key) else { return };
-        broker.say(Publication {
-            user_properties: user_property::of_publish(Component::Server, wanted.standby.as_str()),
-            ..Publication::new(
-                topic::rpc(&held.client, &wanted.standby, &wanted.server_name),
-                refusal.answer(&held.id).into_raw(),
-                Qos::AtLeastOnce,
-            )
-        });
+        broker.say_refusal((&wanted.standby, &wanted.server_name), &held.client, &held.id, &refusal);
         if let Some(ack) = ack {
             broker.acknowledge(ack);
         }

@@ -81,7 +81,7 @@ impl Pump {
                 }
                 place = server.place(), if !self.to_server.is_empty() => {
                     match (place, self.to_server.pop_front()) {
-                        (Some(place), Some(outbound)) => place.take(outbound),
+                        (Some(place), Some(outbound)) => place.send(Box::new(outbound)),
                         _ => self.to_server.clear(), // it has ended, and is about to say so
                     }
                     continue;
