@@ -2,6 +2,8 @@
 
 mod readings;
 
+pub use readings::metric_at;
+
 use std::{
     fs::{self, File},
     net::SocketAddr,
@@ -230,10 +232,11 @@ impl Gateway {
 
     /// Whom a client opens a session with, without a look at the presences.
     pub fn instance(&self) -> Instance {
+        let name = &self.options.server_name;
         Instance {
             server_id: self.server_id(),
-            server_name: ServerName::new(SERVER_NAME).expect("a constant that is valid"),
-            online: mcp_mqtt_transport::presence::Online::new(SERVER_NAME, "", None),
+            server_name: ServerName::new(name).expect("the tests' names are valid"),
+            online: mcp_mqtt_transport::presence::Online::new(name, "", None),
         }
     }
 

@@ -179,7 +179,8 @@ impl Load {
 }
 
 impl Account {
-    fn add(&mut self, other: Self) {
+    /// Those of other clients with it.
+    pub fn add(&mut self, other: Self) {
         let Self { answered, refused, cut, lost, sessions, deaths, longest_gap, longest_move, reasons } =
             other;
         self.answered += answered;

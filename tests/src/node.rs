@@ -1,9 +1,9 @@
 //! The node that `cargo xtask cluster` runs on this machine: its containers' processes are processes here, in
 //! namespaces of their own, so that a test can kill what Kubernetes itself would never kill this way.
 
-use std::fs;
+use std::{fs, process::Command};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Kills the first process of a container with SIGKILL, as the kernel's out-of-memory killer would.
@@ -13,17 +13,61 @@ use rustix::process::{Pid, Signal, kill_process};
 /// # Errors
 /// When the container has no process on this machine.
 pub fn kill_container(container_id: &str) -> Result<()> {
+    kill_process(first_process(container_id)?, Signal::KILL).context("cannot kill the container's process")
+}
+
+/// The first process of a container.
+///
+/// # Errors
+/// When the container has no process on this machine.
+pub fn first_process(container_id: &str) -> Result<Pid> {
     let id = container_id.rsplit('/').next().filter(|id| id.len() == 64).context("odd container id")?;
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
         let read = |file: &str| fs::read_to_string(path.join(file)).unwrap_or_default();
         if read("cgroup").contains(id) && is_first(&read("status")) {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let pid = name.parse().ok().and_then(Pid::from_raw).context("odd process id")?;
-            return kill_process(pid, Signal::KILL).context("cannot kill the container's process");
+            return name.parse().ok().and_then(Pid::from_raw).context("odd process id");
         }
     }
     bail!("container {id} has no process on this machine; this test wants the cluster of `cargo xtask test`")
+}
+
+/// Packets between a process's network and a TCP port elsewhere are dropped, both ways and without a word, as long as
+/// this exists: no socket learns of it.
+#[derive(Debug)]
+pub struct Blackhole(Pid);
+
+impl Blackhole {
+    /// Begins to drop them.
+    ///
+    /// # Errors
+    /// When the process is gone, or nftables will not have it.
+    pub fn open(process: Pid, port: u16) -> Result<Self> {
+        let rules = format!(
+            "table inet blackhole {{
+                chain in {{ type filter hook input priority 0; tcp sport {port} drop; }}
+                chain out {{ type filter hook output priority 0; tcp dport {port} drop; }}
+            }}"
+        );
+        nft(process, &rules)?;
+        Ok(Self(process))
+    }
+
+    /// Lets packets pass again.
+    ///
+    /// # Errors
+    /// When nftables will not have it.
+    pub fn close(self) -> Result<()> {
+        nft(self.0, "delete table inet blackhole")
+    }
+}
+
+fn nft(process: Pid, rules: &str) -> Result<()> {
+    let target = process.as_raw_nonzero().to_string();
+    let done = Command::new("nsenter").args(["--target", &target, "--net", "nft", rules]).output()?;
+    ensure!(done.status.success(), "nft: {}", String::from_utf8_lossy(&done.stderr));
+    Ok(())
 }
 
 /// A program of the cluster's, by the name it was started under (`kube-apiserver`): the one in this process's network.

@@ -262,6 +262,31 @@ async fn a_worker_that_stands_still_ends_its_own_sessions_with_errors_and_comes_
     Ok(())
 }
 
+/// `initialize` is heard on the registering connection, the goodbye before it on the worker's: the later one first.
+#[tokio::test]
+async fn a_goodbye_that_comes_after_the_next_initialize_ends_the_session_before_and_not_the_new_one()
+-> Result<()> {
+    let broker = Mosquitto::start().await?;
+    let proxy = Proxy::start(broker.port(), Manner::default()).await?;
+    let gateway = start(&proxy.url(), 1, &[]).await?;
+    let (one, mut session) = client(&broker, &gateway, "a").await?;
+    let instance = gateway.instance();
+    for round in 1..=5 {
+        proxy.freeze_only("_w1");
+        session.close();
+        let replaced = async {
+            gateway.wait_metric(r#"sessions_ended_total{reason="replaced"}"#, round).await?;
+            proxy.thaw();
+            anyhow::Ok(())
+        };
+        let (opened, replaced) = tokio::join!(open(&one, &instance), replaced);
+        replaced?;
+        session = opened?;
+        assert_eq!(call(&session, "echo", json!({"message": "heard"})).await?, "heard");
+    }
+    Ok(())
+}
+
 /// An ACL by client id, as some brokers have it, that does not know of workers.
 #[tokio::test]
 async fn without_workers_the_registering_connection_serves_and_the_status_names_the_cause() -> Result<()> {

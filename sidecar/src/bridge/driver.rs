@@ -360,6 +360,7 @@ impl<'a> Driver<'a> {
     fn take_answer(&mut self, answer: Answer) -> Option<CloseReason> {
         match answer {
             Answer::Subscribed(session, result) => {
+                self.take_earlier(session);
                 let result = match result {
                     Ok(codes) => match codes.into_iter().find(|code| code.is_error()) {
                         None => Ok(()),
@@ -397,6 +398,17 @@ impl<'a> Driver<'a> {
                 };
                 Some(CloseReason::Protocol(format!("the presence was not taken: {refused}")))
             }
+        }
+    }
+
+    /// A worker's events and the broker's answers to it come by two ways: what came before the answer to these
+    /// subscriptions is taken before it.
+    fn take_earlier(&mut self, session: SessionId) {
+        let Some(via) = self.core.sessions.via(session).filter(|via| *via != LinkId::REGISTERING) else {
+            return;
+        };
+        while let Some(earlier) = self.links.get_mut(via).and_then(|link| link.more_like(false)) {
+            self.take_happenings(via, earlier);
         }
     }
 

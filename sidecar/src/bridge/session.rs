@@ -149,6 +149,12 @@ impl Session {
         self.from_client.contains(id)
     }
 
+    /// Whether the broker has not yet answered its subscriptions: on a connection that carries only sessions, what
+    /// comes until then was published before its `initialize`.
+    pub fn is_subscribing(&self) -> bool {
+        matches!(self.state, State::Opening { subscribed: false, .. })
+    }
+
     /// Whether its client may send batches.
     pub fn takes_batches(&self) -> bool {
         self.batches

@@ -23,7 +23,7 @@ use crate::backend::{FromBackend, SessionId};
 const REFUSAL_DELAY: Duration = Duration::from_millis(20);
 /// Refusals that may wait so; more are answered at once. Bounds what a flood of `initialize` can hold here.
 const DELAYED_REFUSALS: usize = 1024;
-/// Of a message that came by a connection which does not carry its client's session.
+/// Of a message that was meant for a session which its client had before.
 const STALE: &str = "stale-connection";
 
 /// What is asked for with [`Sessions::initialize`].
@@ -113,9 +113,23 @@ impl Sessions {
         self.link_of(client).is_some_and(|via| via != link)
     }
 
-    fn link_of(&self, client: &str) -> Option<LinkId> {
-        let session = self.of_client(client)?;
+    /// The connection that carries this session.
+    pub fn via(&self, session: SessionId) -> Option<LinkId> {
         self.by_id.get(&session).map(|entry| entry.session.via())
+    }
+
+    fn link_of(&self, client: &str) -> Option<LinkId> {
+        self.via(self.of_client(client)?)
+    }
+
+    /// Whether what came by this connection was meant for a session that the client had before. `initialize` comes by
+    /// the registering connection, and may so overtake what its client said earlier to a worker; the broker's answer
+    /// to the new session's subscriptions does not, as it comes by that worker too.
+    fn is_stale(&self, client: &str, came_by: LinkId) -> bool {
+        let session = self.of_client(client).and_then(|session| self.by_id.get(&session));
+        session.is_some_and(|Entry { session, .. }| {
+            session.via() != came_by || came_by != LinkId::REGISTERING && session.is_subscribing()
+        })
     }
 
     /// Sessions on a connection.
@@ -209,7 +223,7 @@ impl Sessions {
         now: Instant,
         out: &mut Vec<Action>,
     ) {
-        if self.is_elsewhere(client.as_str(), came_by) {
+        if self.is_stale(client.as_str(), came_by) {
             return out.push(Action::Dropped { reason: STALE });
         }
         if let Some(session) = self.of_client(client.as_str()) {
@@ -253,7 +267,7 @@ impl Sessions {
 
     /// Item 12: the client left, as was heard on this connection.
     pub fn client_left(&mut self, client: &ClientId, came_by: LinkId, now: Instant, out: &mut Vec<Action>) {
-        if self.is_elsewhere(client.as_str(), came_by) {
+        if self.is_stale(client.as_str(), came_by) {
             out.push(Action::Dropped { reason: STALE });
         } else if let Some(session) = self.of_client(client.as_str()) {
             self.step(session, now, out, |session, turn| session.end(EndReason::ClientLeft, turn));

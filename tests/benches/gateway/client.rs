@@ -13,7 +13,7 @@ use mcp_mqtt_transport::{
 };
 use url::Url;
 
-use crate::echo;
+use crate::echo::Echo;
 
 /// Length of a request without its `message`.
 const ENVELOPE: usize = 106;
@@ -24,8 +24,8 @@ pub(crate) const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
 /// Whom the clients talk to.
 #[derive(Debug, Clone)]
 pub(crate) enum Peer {
-    /// The plain echo.
-    Echo,
+    /// An echo.
+    Echo(Echo),
     /// A gateway.
     Gateway(Instance),
 }
@@ -48,7 +48,7 @@ impl Client {
         let connection = Connection::open(&options(broker, client_id.as_str())).await?;
         let user_properties = user_property::of_publish(Component::Client, client_id.as_str());
         let ((request_topic, reply_topic), control) = match peer {
-            Peer::Echo => (echo::topics(qos, client_id.as_str()), None),
+            Peer::Echo(echo) => (echo.topics(qos, client_id.as_str()), None),
             Peer::Gateway(Instance { server_id, server_name, .. }) => {
                 let rpc = topic::rpc(&client_id, server_id, server_name);
                 ((rpc.clone(), rpc), Some(topic::control(server_id, server_name)))

@@ -6,6 +6,7 @@ use mcp_mqtt_transport::mqtt::Qos;
 use crate::{
     Plan,
     client::Peer,
+    echo::Echo,
     http_server::Manner,
     report::{Bar, Ratios},
     rounds::{self, Measured, Shape},
@@ -61,7 +62,9 @@ async fn compare(stage: &Stage, plan: &Plan, rows: &[Row]) -> Result<()> {
     for row in rows {
         let mut pairs: Vec<(Measured, Measured)> = Vec::new();
         for _ in 0..plan.rounds {
-            let echo = rounds::run(&broker, &Peer::Echo, row.shape, plan.length(), gateway.pid()).await?;
+            let echo =
+                rounds::run(&broker, &Peer::Echo(Echo::Plain), row.shape, plan.length(), gateway.pid())
+                    .await?;
             let through = rounds::run(&broker, &peer, row.shape, plan.length(), gateway.pid()).await?;
             stage::emptied(&gateway).await?;
             pairs.push((echo, through));

@@ -11,29 +11,55 @@ use crate::client;
 /// How long it may take to answer first.
 const UP_LIMIT: Duration = Duration::from_secs(20);
 
-/// The topics by which it is asked, and answers, at this QoS.
-pub(crate) fn topics(qos: Qos, client_id: &str) -> (String, String) {
-    let qos = level(qos);
-    (format!("bench/echo/{qos}/{client_id}"), format!("bench/reply/{qos}/{client_id}"))
+/// Which of the echoes: each has topics, and a process, of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Echo {
+    /// What gateways are compared with.
+    Plain,
+    /// The same, while another one is compared with it.
+    Second,
+    /// Over rumqttc's client.
+    Rumqttc,
 }
 
-fn level(qos: Qos) -> u8 {
-    u8::from(qos == Qos::AtLeastOnce)
+impl Echo {
+    /// This program's face of it, and the name in its topics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "echo",
+            Self::Second => "second-echo",
+            Self::Rumqttc => "rumqttc-echo",
+        }
+    }
+
+    /// The topics by which it is asked, and answers, at this QoS.
+    pub(crate) fn topics(self, qos: Qos, client_id: &str) -> (String, String) {
+        let (name, qos) = (self.name(), u8::from(qos == Qos::AtLeastOnce));
+        (format!("bench/{name}/{qos}/{client_id}"), format!("bench/{name}-reply/{qos}/{client_id}"))
+    }
+
+    /// Where, and at which QoS, to answer what came by this topic.
+    pub(crate) fn reply_to(self, topic: &str) -> Option<(Qos, String)> {
+        let (qos, client_id) =
+            topic.strip_prefix("bench/")?.strip_prefix(self.name())?.strip_prefix('/')?.split_once('/')?;
+        let qos = if qos == "1" { Qos::AtLeastOnce } else { Qos::AtMostOnce };
+        Some((qos, self.topics(qos, client_id).1))
+    }
 }
 
 /// Answers each message with itself, at the QoS that its topic names.
-pub(crate) async fn serve(broker: &Url) -> Result<()> {
-    let mut connection = Connection::open(&client::options(broker, "bench-echo")).await?;
-    let filters = [Qos::AtMostOnce, Qos::AtLeastOnce].map(|qos| Filter::new(topics(qos, "+").0, qos));
+pub(crate) async fn serve(broker: &Url, kind: Echo) -> Result<()> {
+    let mut connection =
+        Connection::open(&client::options(broker, &format!("bench-{}", kind.name()))).await?;
+    let filters = [Qos::AtMostOnce, Qos::AtLeastOnce].map(|qos| Filter::new(kind.topics(qos, "+").0, qos));
     let reasons = connection.publisher.subscribe(filters.into(), UP_LIMIT).await?;
     ensure!(!reasons.iter().any(|it| it.is_error()), "the broker refused the echo's subscriptions");
-    let lossless = format!("/{}/", level(Qos::AtLeastOnce));
     while let Some(event) = connection.events.recv().await {
         match event {
             Event::Received(received) => {
-                let qos = if received.topic.contains(&lossless) { Qos::AtLeastOnce } else { Qos::AtMostOnce };
+                let Some((qos, topic)) = kind.reply_to(&received.topic) else { continue };
                 connection.publisher.try_publish(Publication {
-                    topic: received.topic.replacen("/echo/", "/reply/", 1),
+                    topic,
                     payload: received.payload,
                     qos,
                     retain: false,
@@ -48,10 +74,10 @@ pub(crate) async fn serve(broker: &Url) -> Result<()> {
 }
 
 /// Waits until the echo answers: its subscription may come after the first message.
-pub(crate) async fn wait_up(broker: &Url) -> Result<()> {
+pub(crate) async fn wait_up(broker: &Url, kind: Echo) -> Result<()> {
     let start = Instant::now();
     let mut connection = Connection::open(&client::options(broker, "bench-wait")).await?;
-    let (asks, answers) = topics(Qos::AtLeastOnce, "wait");
+    let (asks, answers) = kind.topics(Qos::AtLeastOnce, "wait");
     connection.publisher.subscribe(vec![Filter::new(answers, Qos::AtLeastOnce)], UP_LIMIT).await?;
     while start.elapsed() < UP_LIMIT {
         connection.publisher.try_publish(Publication::new(asks.as_str(), "?", Qos::AtLeastOnce))?;
@@ -61,5 +87,5 @@ pub(crate) async fn wait_up(broker: &Url) -> Result<()> {
             return Ok(connection.publisher.disconnect(UP_LIMIT).await?);
         }
     }
-    bail!("the echo does not answer")
+    bail!("the {} does not answer", kind.name())
 }

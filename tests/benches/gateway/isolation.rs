@@ -24,6 +24,7 @@ use crate::{
     Plan,
     client::{Client, Peer},
     compare::{LOAD, SMALL},
+    echo::Echo,
     meter::Others,
     report,
     rounds::{self, Seen, Shape, count, share},
@@ -168,7 +169,7 @@ impl Rig {
             client.leave().await?;
         }
         stage::emptied(&self.gateway).await?;
-        self.peer = Peer::Echo;
+        self.peer = Peer::Echo(Echo::Plain);
         self.others = rounds::gather(&self.broker, &self.peer, self.shape).await?;
         Ok(())
     }

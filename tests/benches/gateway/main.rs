@@ -4,6 +4,7 @@
 //! - [`workers`]: the same calls with more connections to the broker
 //! - [`rounds`]: one round of it; [`client`]: the client of both sides, so that the ratio is what gateway and server cost
 //! - [`idle`]: sessions that are held; [`opening`]: how long one takes to open
+//! - [`library`]: the echo over our own driver and over rumqttc's client
 //! - [`restart`]: the broker ends under a thousand clients; [`isolation`]: what one slow session does to the others
 //! - [`allocations`]: how often a call asks for memory
 //! - [`stage`]: the processes: broker, gateway and server, [`echo`]; [`http_server`]: a server over HTTP
@@ -16,6 +17,7 @@ mod echo;
 mod http_server;
 mod idle;
 mod isolation;
+mod library;
 mod meter;
 mod opening;
 mod report;
@@ -30,7 +32,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use url::Url;
 
-use self::stage::Stage;
+use self::{echo::Echo, stage::Stage};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench gateway", about = "What a gateway costs, beside the broker's plain echo")]
@@ -90,6 +92,8 @@ enum Part {
     Isolation,
     /// How often a call asks for memory.
     Allocations,
+    /// What the MQTT library costs, beside rumqttc's own client.
+    Library,
 }
 
 #[derive(Debug, Subcommand)]
@@ -97,6 +101,10 @@ enum Part {
 enum Helper {
     #[command(hide = true)]
     Echo { broker: Url },
+    #[command(hide = true)]
+    SecondEcho { broker: Url },
+    #[command(hide = true)]
+    RumqttcEcho { broker: Url },
     #[command(hide = true)]
     HttpServer,
     #[command(hide = true)]
@@ -127,7 +135,9 @@ fn main() -> Result<()> {
     runtime.block_on(async {
         match cli.helper {
             Some(Helper::Counted { gateway }) => allocations::run_counted(gateway),
-            Some(Helper::Echo { broker }) => echo::serve(&broker).await,
+            Some(Helper::Echo { broker }) => echo::serve(&broker, Echo::Plain).await,
+            Some(Helper::SecondEcho { broker }) => echo::serve(&broker, Echo::Second).await,
+            Some(Helper::RumqttcEcho { broker }) => library::serve(&broker).await,
             Some(Helper::HttpServer) => http_server::serve().await,
             None => measure(&cli.plan).await,
         }
@@ -158,6 +168,9 @@ async fn measure(plan: &Plan) -> Result<()> {
     }
     if plan.wants(Part::Allocations) {
         allocations::per_call(&stage).await?;
+    }
+    if plan.wants(Part::Library) {
+        library::echoes(&stage, plan).await?;
     }
     if plan.wants(Part::Restart) {
         restart::broker(&stage, plan.sessions.into()).await?;

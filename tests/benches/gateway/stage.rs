@@ -16,7 +16,8 @@ use mcp_mqtt_transport::mqtt::Qos;
 use url::Url;
 
 use crate::{
-    Plan, echo,
+    Plan,
+    echo::{self, Echo},
     http_server::{HTTP_AND_SSE, Manner},
 };
 
@@ -71,7 +72,7 @@ impl Stage {
         let echo = Process::start(own_program()?.args(["echo", url.as_str()]))?;
         let mut server = Process::start(own_program()?.arg("http-server").stdout(Stdio::piped()))?;
         let http_server = server.first_line()?.parse()?;
-        echo::wait_up(&url).await?;
+        echo::wait_up(&url, Echo::Plain).await?;
         Ok(Self { http_server, _processes: [echo, server], broker, workers: plan.workers })
     }
 
@@ -154,6 +155,10 @@ impl Process {
             .spawn()
             .with_context(|| format!("cannot start {}", command.get_program().display()))?;
         Ok(Self(child))
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
     }
 
     /// What it says first, on its stdout.

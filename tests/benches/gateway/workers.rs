@@ -7,6 +7,7 @@ use crate::{
     Plan,
     client::Peer,
     compare::SMALL,
+    echo::Echo,
     report::{self, Bar, Ratios},
     rounds::{self, Measured, Shape},
     stage::{self, Stage, Transport},
@@ -35,7 +36,9 @@ pub(crate) async fn calls(stage: &Stage, plan: &Plan) -> Result<()> {
         let shape = Shape { clients, payload: SMALL, qos: Qos::AtLeastOnce, load: None };
         let mut pairs: [Vec<(Measured, Measured)>; WORKERS.len()] = Default::default();
         for _ in 0..plan.rounds {
-            let echo = rounds::run(&broker, &Peer::Echo, shape, plan.length(), std::process::id()).await?;
+            let echo =
+                rounds::run(&broker, &Peer::Echo(Echo::Plain), shape, plan.length(), std::process::id())
+                    .await?;
             for (gateway, pairs) in gateways.iter().zip(&mut pairs) {
                 let peer = Peer::Gateway(gateway.instance());
                 let through = rounds::run(&broker, &peer, shape, plan.length(), gateway.pid()).await?;

@@ -1,6 +1,6 @@
 //! What a running gateway says of itself, over its admin port.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use mcp_mqtt_sidecar::{metrics::Metrics, status::GatewayStatus};
@@ -50,32 +50,15 @@ impl Gateway {
     /// # Errors
     /// No answer.
     pub async fn get(&self, path: &str) -> Result<(u16, String)> {
-        let answer = timeout(PATIENCE, async {
-            let mut stream = TcpStream::connect(self.admin.address()).await?;
-            let request = format!("GET {path} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n");
-            stream.write_all(request.as_bytes()).await?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await?;
-            anyhow::Ok(answer)
-        });
-        let answer = answer.await??;
-        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
-        let code = head.split(' ').nth(1).context("no HTTP status")?.parse()?;
-        Ok((code, body.to_owned()))
+        get_at(self.admin.address(), path).await
     }
 
-    /// The value of a metric's line, which is given without the prefix: `messages_dropped_total{reason="no-session"}`.
+    /// As [`metric_at`].
     ///
     /// # Errors
-    /// No answer, or a metric that does not exist. A line that is not there is 0.
+    /// No answer, or a metric that does not exist.
     pub async fn metric(&self, line: &str) -> Result<u64> {
-        let name = line.split('{').next().unwrap_or_default();
-        let is_it = |known: &str| known.strip_prefix("mcp_mqtt_gateway_") == Some(name);
-        ensure!(Metrics::catalogue().iter().any(|metric| is_it(&metric.name)), "there is no metric {name}");
-        let (_, text) = self.get("/metrics").await?;
-        let line = format!("mcp_mqtt_gateway_{line} ");
-        let value = text.lines().find_map(|l| l.strip_prefix(&line));
-        Ok(value.map_or(Ok(0), str::parse)?)
+        metric_at(self.admin.address(), line).await
     }
 
     /// Waits until a metric has this value.
@@ -106,4 +89,34 @@ impl Gateway {
         }
         Ok(())
     }
+}
+
+async fn get_at(admin: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let answer = timeout(PATIENCE, async {
+        let mut stream = TcpStream::connect(admin).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        anyhow::Ok(answer)
+    });
+    let answer = answer.await??;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    let code = head.split(' ').nth(1).context("no HTTP status")?.parse()?;
+    Ok((code, body.to_owned()))
+}
+
+/// The value of a metric's line at a gateway's admin port; the line is given without the prefix:
+/// `messages_dropped_total{reason="no-session"}`.
+///
+/// # Errors
+/// No answer, or a metric that does not exist. A line that is not there is 0.
+pub async fn metric_at(admin: SocketAddr, line: &str) -> Result<u64> {
+    let name = line.split('{').next().unwrap_or_default();
+    let is_it = |known: &str| known.strip_prefix("mcp_mqtt_gateway_") == Some(name);
+    ensure!(Metrics::catalogue().iter().any(|metric| is_it(&metric.name)), "there is no metric {name}");
+    let (_, text) = get_at(admin, "/metrics").await?;
+    let line = format!("mcp_mqtt_gateway_{line} ");
+    let value = text.lines().find_map(|l| l.strip_prefix(&line));
+    Ok(value.map_or(Ok(0), str::parse)?)
 }

@@ -2,6 +2,7 @@
 //! refused, none hangs, none is lost; and when the fault is over the service is whole again.
 
 use std::{
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -9,12 +10,18 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::ContainerStatus;
 use kube::api::DeleteParams;
+use mcp_mqtt_sidecar::config::ADMIN_PORT;
 use mcp_mqtt_tests::{
+    baseline,
+    cluster::eventually,
+    gateway::metric_at,
     load::{Account, Load},
     node,
     platform::{Deployed, PATIENCE, Platform, call, everything_over_http, everything_over_stdio, text, with},
 };
 use serde_json::{Value, json};
+
+use crate::conditions::condition;
 
 /// Clients of each test.
 const CLIENTS: usize = 8;
@@ -158,4 +165,65 @@ async fn the_service_is_scaled_out_and_in() -> Result<()> {
     })
     .await?;
     none_cut(&account)
+}
+
+/// Half-open connections on a real network: nobody hears anybody, and no socket says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn packets_between_a_gateway_and_the_broker_are_dropped() -> Result<()> {
+    let platform = Platform::get().await?;
+    let spec = with(everything_over_http(), json!({ "gateway": { "keepAlive": "5s" } }));
+    let service = platform.deploy("blackhole", spec).await?;
+    let pod = service.live_pods().await?.into_iter().next().context("no pod")?;
+    let before = container_status(&service, &pod, "gateway").await?;
+    let gateway = node::first_process(before.container_id.as_deref().context("the gateway does not run")?)?;
+    let address =
+        service.pods().get(&pod).await?.status.and_then(|status| status.pod_ip).context("no address")?;
+    let admin = SocketAddr::new(address.parse()?, ADMIN_PORT);
+    let descriptors = || baseline::fds(gateway.as_raw_nonzero().get().unsigned_abs());
+    let held = descriptors();
+
+    let client = platform.client().await?;
+    let session = service.plain_session(&client).await?;
+    let calling = session.clone();
+    let waiting = tokio::spawn(async move {
+        call(&calling, "trigger-long-running-operation", json!({ "duration": 60, "steps": 1 })).await
+    });
+    eventually(PATIENCE, async || (metric_at(admin, "requests_in_flight").await.ok()? == 1).then_some(()))
+        .await
+        .context("the call does not reach the gateway")?;
+    let start = Instant::now();
+    let blackhole = node::Blackhole::open(gateway, 1883)?;
+
+    // The broker misses the keep-alive, and tells by the gateway's will.
+    let error =
+        tokio::time::timeout(PATIENCE, waiting).await.context("the call hangs")??.expect_err("unheard");
+    println!("blackhole: the client was told after {:?}: {error:#}", start.elapsed());
+    service.registered(0).await?;
+    // The gateway misses the answer to its ping, tries again, and is not heard then either.
+    let told = service.status(|status| condition(status, "Registered")["status"] == "False").await?;
+    println!("blackhole: {:?}: {}", start.elapsed(), condition(&told, "Registered")["message"]);
+    eventually(PATIENCE, async || {
+        (metric_at(admin, "broker_connect_failures_total{reason=\"BrokerUnreachable\"}").await.ok()? >= 1)
+            .then_some(())
+    })
+    .await
+    .context("the gateway does not try to connect")?;
+    assert_eq!(metric_at(admin, "sessions_ended_total{reason=\"connection-lost\"}").await?, 1);
+    assert_eq!(metric_at(admin, "sessions").await?, 0);
+
+    blackhole.close()?;
+    let over = Instant::now();
+    service.registered(1).await?;
+    println!("blackhole: registered again {:?} after its end", over.elapsed());
+    assert_eq!(metric_at(admin, "broker_reconnects_total").await?, 1);
+    let session = service.plain_session(&client).await?;
+    assert_eq!(text(&call(&session, "echo", json!({ "message": "after" })).await?)?, "Echo: after");
+    session.close();
+    let after = container_status(&service, &pod, "gateway").await?;
+    assert_eq!(after.container_id, before.container_id, "nothing is gained by a restart");
+    eventually(PATIENCE, async || (descriptors() <= held + 2).then_some(()))
+        .await
+        .with_context(|| format!("{} descriptors, {held} before", descriptors()))?;
+    client.close(PATIENCE).await?;
+    service.remove().await
 }

@@ -19,6 +19,7 @@ async fn a_server_that_crashes_answers_what_is_in_flight_with_an_error_and_ends_
     let gateway = Gateway::ready_at(&broker.url()).await?;
     let (one, two) = (connect(&broker.url(), "one").await?, connect(&broker.url(), "two").await?);
     let (a, b) = (open(&one, &gateway.instance()).await?, open(&two, &gateway.instance()).await?);
+    let before = Baseline::of(&gateway);
     let waiting = call(&a, "silence", json!({}));
     let crash = async {
         sleep(Duration::from_millis(100)).await;
@@ -34,7 +35,10 @@ async fn a_server_that_crashes_answers_what_is_in_flight_with_an_error_and_ends_
     assert!(gateway.status().await?.ready(), "one session's process is not the backend");
     let again = open(&one, &gateway.instance()).await?;
     assert_eq!(call(&again, "echo", json!({"message": "back"})).await?, "back");
-    Ok(())
+    assert_eq!(gateway.metric(r#"sessions_ended_total{reason="backend-ended"}"#).await?, 1);
+    let failed = r#"requests_total{asker="client",method="tools/call",outcome="failed"}"#;
+    assert_eq!(gateway.metric(failed).await?, 2);
+    before.regained(&gateway).await
 }
 
 #[tokio::test]
@@ -45,6 +49,7 @@ async fn while_the_servers_container_is_gone_nobody_finds_it_and_nobody_waits() 
     let mut watch = client.watch(SERVER_NAME).await?;
     timeout(PATIENCE, watch.until(|instances| instances.len() == 1)).await?;
     let session = open(&client, &gateway.instance()).await?;
+    let before = Baseline::of(&gateway);
     let waiting = tokio::spawn({
         let session = session.clone();
         async move { call(&session, "silence", json!({})).await }
@@ -63,7 +68,7 @@ async fn while_the_servers_container_is_gone_nobody_finds_it_and_nobody_waits() 
     let again = open(&client, &gateway.instance()).await?;
     assert_eq!(call(&again, "echo", json!({"message": "back"})).await?, "back");
     assert_eq!(gateway.metric("broker_reconnects_total").await?, 0, "the broker has nothing to do with it");
-    Ok(())
+    before.regained(&gateway).await
 }
 
 /// A gateway whose server is well until the test says otherwise.
@@ -141,6 +146,8 @@ async fn a_server_that_only_talks_from_its_start_is_given_up_and_holds_up_nobody
     worked?;
     let error = error?;
     assert!(error.contains("in time"), "{error}");
+    let late = r#"requests_total{asker="client",method="initialize",outcome="timed_out"}"#;
+    assert_eq!(gateway.metric(late).await?, 1);
     before.regained(&gateway).await
 }
 
@@ -165,6 +172,7 @@ async fn a_flood_whose_client_leaves_ends_with_its_session() -> Result<()> {
         assert_eq!(timeout(PATIENCE, flood).await??, Err(RequestError::Ended(SessionEnd::Closed)));
         gateway.wait_for("the end of the session", |status| status.sessions == 1).await?;
     }
+    assert_eq!(gateway.metric(r#"sessions_ended_total{reason="client-left"}"#).await?, 3);
     before.regained(&gateway).await
 }
 

@@ -52,6 +52,7 @@ async fn answers_to_nobody_and_second_answers_reach_nobody() -> Result<()> {
     let gateway = Gateway::ready_at(&broker.url()).await?;
     let client = connect(&broker.url(), "c").await?;
     let session = open(&client, &gateway.instance()).await?;
+    let before = Baseline::of(&gateway);
     assert_eq!(call(&session, "stranger", json!({})).await?, "said");
     gateway.wait_metric(r#"messages_dropped_total{reason="unknown-answer-of-server"}"#, 2).await?;
     for n in 0..10 {
@@ -62,5 +63,5 @@ async fn answers_to_nobody_and_second_answers_reach_nobody() -> Result<()> {
     gateway.wait_metric(r#"messages_dropped_total{reason="unknown-answer-of-server"}"#, 12).await?;
     let answered = r#"requests_total{asker="client",method="tools/call",outcome="ok"}"#;
     assert_eq!(gateway.metric(answered).await?, 21);
-    Ok(())
+    before.regained(&gateway).await
 }

@@ -24,6 +24,26 @@ async fn stage(manner: Manner) -> Result<(Mosquitto, Proxy, Gateway)> {
     Ok((broker, proxy, gateway))
 }
 
+/// What the broker is asked when a gateway starts is asked again after a lost connection: a refusal is named each time,
+/// tried again, and costs nothing that stays.
+async fn refused_at_the_start_and_later(refusal: Manner, reason: &str, named: &str) -> Result<()> {
+    let (_broker, proxy, gateway) = stage(refusal.clone()).await?;
+    let failures = format!("broker_connect_failures_total{{reason=\"{reason}\"}}");
+    let status = gateway.wait_for(reason, |status| status.broker.reason == reason).await?;
+    assert!(status.broker.message.contains(named), "{status:?}");
+    assert!(gateway.metric(&failures).await? > 0);
+    proxy.behave(Manner::default());
+    gateway.wait_ready().await?;
+    let (before, failed) = (Baseline::of(&gateway), gateway.metric(&failures).await?);
+    proxy.behave(refusal);
+    proxy.cut();
+    gateway.wait_metric_above(&failures, failed).await?;
+    assert_eq!(gateway.get("/readyz").await?.0, 503);
+    proxy.behave(Manner::default());
+    gateway.wait_ready().await?;
+    before.regained(&gateway).await
+}
+
 #[tokio::test]
 async fn a_connack_that_refuses_is_named_and_tried_again() -> Result<()> {
     for (code, reason, named) in [
@@ -31,14 +51,8 @@ async fn a_connack_that_refuses_is_named_and_tried_again() -> Result<()> {
         (NOT_AUTHORIZED, "BrokerRefusedCredentials", "not authorized"),
         (0x89, "BrokerRefusedConnection", "server busy"),
     ] {
-        let (_broker, proxy, gateway) = stage(Manner { refuses: Some(code), ..Manner::default() }).await?;
-        let status = gateway.wait_for(reason, |status| status.broker.reason == reason).await?;
-        assert!(status.broker.message.contains(named), "{status:?}");
-        let failures =
-            gateway.metric(&format!("broker_connect_failures_total{{reason=\"{reason}\"}}")).await?;
-        assert!(failures > 0);
-        proxy.behave(Manner::default());
-        gateway.wait_ready().await?;
+        let refusal = Manner { refuses: Some(code), ..Manner::default() };
+        refused_at_the_start_and_later(refusal, reason, named).await?;
     }
     Ok(())
 }
@@ -46,12 +60,8 @@ async fn a_connack_that_refuses_is_named_and_tried_again() -> Result<()> {
 #[tokio::test]
 async fn a_suback_that_refuses_the_control_topic_is_named_and_tried_again() -> Result<()> {
     for (code, reason) in [(QUOTA, "BrokerRefusedTopics"), (NOT_AUTHORIZED, "BrokerNotAuthorized")] {
-        let manner = Manner { refuses_subscription: Some(("$mcp-server/", code)), ..Manner::default() };
-        let (_broker, proxy, gateway) = stage(manner).await?;
-        let status = gateway.wait_for(reason, |status| status.broker.reason == reason).await?;
-        assert!(status.broker.message.contains("$mcp-server/"), "{status:?}");
-        proxy.behave(Manner::default());
-        gateway.wait_ready().await?;
+        let refusal = Manner { refuses_subscription: Some(("$mcp-server/", code)), ..Manner::default() };
+        refused_at_the_start_and_later(refusal, reason, "$mcp-server/").await?;
     }
     Ok(())
 }
@@ -88,6 +98,7 @@ async fn an_answer_that_the_broker_refuses_is_an_error_to_who_asked_and_counted(
     gateway.wait_ready().await?;
     let client = connect(&broker.url(), "c").await?;
     let session = open(&client, &gateway.instance()).await?;
+    let before = Baseline::of(&gateway);
     for (n, code) in (1..).zip([QUOTA, NOT_AUTHORIZED, 0x99]) {
         proxy.behave(Manner { refuses_publish: Some(("unwanted", code)), ..Manner::default() });
         let error = call(&session, "echo", json!({"message": "unwanted"})).await.expect_err("refused");
@@ -96,7 +107,7 @@ async fn an_answer_that_the_broker_refuses_is_an_error_to_who_asked_and_counted(
         assert_eq!(call(&session, "echo", json!({"message": "wanted"})).await?, "wanted");
     }
     assert_eq!(gateway.status().await?.sessions, 1, "the session goes on");
-    Ok(())
+    before.regained(&gateway).await
 }
 
 #[tokio::test]
@@ -105,13 +116,14 @@ async fn a_request_of_the_server_that_the_broker_refuses_is_an_error_to_the_serv
     gateway.wait_ready().await?;
     let client = connect(&broker.url(), "c").await?;
     let session = open_with(&client, &gateway.instance(), Arc::new(Unhandled)).await?;
+    let before = Baseline::of(&gateway);
     proxy.behave(Manner { refuses_publish: Some(("roots/list", QUOTA)), ..Manner::default() });
     let answer = call(&session, "ask", json!({"method": "roots/list", "params": {}})).await?;
     let answer: Value = serde_json::from_str(&answer)?;
     assert_eq!(answer["error"]["data"]["reason"], "undelivered", "{answer}");
     let failed = r#"requests_total{asker="server",method="roots/list",outcome="failed"}"#;
     assert_eq!(gateway.metric(failed).await?, 1);
-    Ok(())
+    before.regained(&gateway).await
 }
 
 /// Not even an error gets through: the client cannot be told, so nothing may be kept for it. Its own time-out has to
@@ -141,21 +153,27 @@ async fn a_client_to_which_nothing_can_be_delivered_has_no_session_any_more() ->
 
 #[tokio::test]
 async fn a_presence_that_the_broker_refuses_is_tried_again_until_it_stands() -> Result<()> {
-    let manner =
+    let refusal =
         Manner { refuses_publish: Some(("notifications/server/online", QUOTA)), ..Manner::default() };
-    let (broker, proxy, gateway) = stage(manner).await?;
+    let (broker, proxy, gateway) = stage(Manner::default()).await?;
+    gateway.wait_ready().await?;
+    let before = Baseline::of(&gateway);
+    proxy.behave(refusal);
+    proxy.cut();
     let named = |status: &mcp_mqtt_sidecar::status::GatewayStatus| {
         status.broker.message.contains("presence") && status.broker.message.contains("quota")
     };
     let status = gateway.wait_for("the cause", named).await?;
     assert!(!status.ready(), "{status:?}");
     assert_eq!(gateway.get("/readyz").await?.0, 503);
+    assert_eq!(gateway.metric("registered").await?, 0);
     proxy.behave(Manner::default());
     gateway.wait_ready().await?;
     let client = connect(&broker.url(), "c").await?;
     let instances = client.discover("#", PATIENCE).await?;
     assert_eq!(instances.len(), 1);
-    Ok(())
+    assert_eq!(gateway.metric("registered").await?, 1);
+    before.regained(&gateway).await
 }
 
 /// What fitted before the reconnect does not fit after it: an error, and not the end of this connection, too.
@@ -165,6 +183,7 @@ async fn a_smaller_maximum_packet_size_after_a_reconnect_is_kept_to() -> Result<
     gateway.wait_ready().await?;
     let client = connect(&broker.url(), "c").await?;
     let session = open(&client, &gateway.instance()).await?;
+    let before = Baseline::of(&gateway);
     assert_eq!(call(&session, "big", json!({"bytes": 50_000})).await?.len(), 50_000);
     proxy.behave(Manner { max_packet: Some(20_000), ..Manner::default() });
     proxy.cut();
@@ -180,5 +199,5 @@ async fn a_smaller_maximum_packet_size_after_a_reconnect_is_kept_to() -> Result<
     let largest = proxy.sent().iter().filter(|packet| packet[0] & 0xF0 == PUBLISH).map(Vec::len).max();
     assert!(largest > Some(50_000), "before the cut");
     assert_eq!(gateway.metric("broker_reconnects_total").await?, 1);
-    Ok(())
+    before.regained(&gateway).await
 }

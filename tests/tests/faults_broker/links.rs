@@ -26,6 +26,7 @@ async fn after_a_lost_broker_all_sessions_are_over_with_their_processes_and_it_r
     let mut broker = Mosquitto::start().await?;
     let gateway = Gateway::ready_at(&broker.url()).await?;
     let client = connect(&broker.url(), "c").await?;
+    let before = Baseline::of(&gateway);
     let session = open(&client, &gateway.instance()).await?;
     call(&session, "echo", json!({"message": "x"})).await?;
     let shim = gateway.server_pid().expect("the shim runs");
@@ -46,6 +47,7 @@ async fn after_a_lost_broker_all_sessions_are_over_with_their_processes_and_it_r
     gateway.wait_ready().await?;
     assert_eq!(gateway.metric("broker_reconnects_total").await?, 1);
     assert_eq!(gateway.metric(r#"sessions_ended_total{reason="broker-lost"}"#).await?, 1);
+    before.regained(&gateway).await?;
     let client = connect(&broker.url(), "c").await?;
     let instance = client.find(&ServerName::new(SERVER_NAME)?, PATIENCE).await?;
     let session = open(&client, &instance).await?;
@@ -64,7 +66,10 @@ async fn two_gateways_with_one_client_id_say_so() -> Result<()> {
     let (a, b) = tokio::join!(one.wait_for("the cause", taken), two.wait_for("the cause", taken));
     assert!(a.is_ok() || b.is_ok(), "{a:?}\n{b:?}");
     drop(one);
-    two.wait_ready().await
+    two.wait_ready().await?;
+    assert!(two.metric("broker_reconnects_total").await? > 0, "each took the other's place");
+    let fresh = Gateway::ready_at(&broker.url()).await?;
+    Baseline::of(&fresh).regained(&two).await
 }
 
 /// A gateway behind a proxy, and a client that is not, with a call in flight that is never answered.

@@ -39,6 +39,7 @@ async fn a_retained_store_that_is_lost_is_filled_again_by_who_is_there() -> Resu
     let mut broker = Mosquitto::start().await?;
     let gateways = [Gateway::ready_at(&broker.url()).await?, Gateway::ready_at(&broker.url()).await?];
     let gone = Gateway::ready_at(&broker.url()).await?;
+    let before = gateways.each_ref().map(Baseline::of);
     broker.kill()?;
     drop(gone);
     broker.restart().await?;
@@ -49,9 +50,10 @@ async fn a_retained_store_that_is_lost_is_filled_again_by_who_is_there() -> Resu
     let mut watch = client.watch(SERVER_NAME).await?;
     let found = timeout(PATIENCE, watch.until(|instances| instances.len() == 2)).await?;
     let found = found.unwrap_or_default();
-    for gateway in &gateways {
+    for (gateway, before) in gateways.iter().zip(before) {
         assert!(found.iter().any(|instance| instance.server_id == gateway.server_id()), "{found:?}");
         assert_eq!(gateway.metric("broker_reconnects_total").await?, 1);
+        before.regained(gateway).await?;
     }
     let instance = client.find(&ServerName::new(SERVER_NAME)?, PATIENCE).await?;
     let session = open(&client, &instance).await?;

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use mcp_mqtt_tests::{
+    baseline::Baseline,
     broker::Mosquitto,
     gateway::{Gateway, PATIENCE, call, connect, open, reason},
     raw::{Raw, echo, initialize},
@@ -20,6 +21,7 @@ async fn a_forged_initialize_tells_the_forger_nothing_and_the_victims_call_is_an
     let gateway = Gateway::ready_at(&broker.url()).await?;
     let victim = connect(&broker.url(), "victim").await?;
     let session = open(&victim, &gateway.instance()).await?;
+    let before = Baseline::of(&gateway);
     let waiting = tokio::spawn({
         let session = session.clone();
         async move { call(&session, "silence", json!({})).await }
@@ -35,7 +37,10 @@ async fn a_forged_initialize_tells_the_forger_nothing_and_the_victims_call_is_an
     let again = open(&victim, &gateway.instance()).await?;
     assert_eq!(call(&again, "echo", json!({"message": "mine"})).await?, "mine");
     assert_eq!(gateway.status().await?.sessions, 2);
-    Ok(())
+    // By the forger, and by the victim when it came back.
+    assert_eq!(gateway.metric(r#"sessions_ended_total{reason="replaced"}"#).await?, 2);
+    mallory.rpc(Message::disconnected().into_raw()).await?;
+    before.regained(&gateway).await
 }
 
 #[tokio::test]
@@ -44,6 +49,7 @@ async fn what_is_sent_in_anothers_name_on_its_topics_changes_nothing() -> Result
     let gateway = Gateway::ready_at(&broker.url()).await?;
     let victim = connect(&broker.url(), "victim").await?;
     let session = open(&victim, &gateway.instance()).await?;
+    let before = Baseline::of(&gateway);
     let mallory = Raw::connect(&broker.url(), "mallory", &gateway).await?;
     let instance = gateway.instance();
     let rpc = topic::rpc(victim.client_id(), &instance.server_id, &instance.server_name);
@@ -67,7 +73,8 @@ async fn what_is_sent_in_anothers_name_on_its_topics_changes_nothing() -> Result
     let state = call(&session, "state", json!({})).await?;
     assert!(state.contains("\"calls\":2"), "only the victim's own reached its server: {state}");
     assert_eq!(gateway.status().await?.sessions, 1);
-    Ok(())
+    assert_eq!(gateway.metric(r#"requests_refused_total{reason="client-id-mismatch"}"#).await?, 1);
+    before.regained(&gateway).await
 }
 
 /// Topics of other servers, of no session, and of no meaning: most are not even heard, and none is answered twice.
@@ -75,6 +82,7 @@ async fn what_is_sent_in_anothers_name_on_its_topics_changes_nothing() -> Result
 async fn what_is_sent_to_wrong_topics_is_not_heard_or_refused() -> Result<()> {
     let broker = Mosquitto::start().await?;
     let gateway = Gateway::ready_at(&broker.url()).await?;
+    let before = Baseline::of(&gateway);
     let mut raw = Raw::connect(&broker.url(), "lost", &gateway).await?;
     let (id, name) = (gateway.server_id(), "tests/stub");
     for topic in [
@@ -100,5 +108,12 @@ async fn what_is_sent_to_wrong_topics_is_not_heard_or_refused() -> Result<()> {
     raw.control(echo(&json!(5), "x")).await?;
     let answer = raw.answer().await?;
     assert_eq!((&answer["id"], &answer["error"]["data"]["reason"]), (&json!(5), &json!("not-initialize")));
-    raw.echo(6).await
+    raw.echo(6).await?;
+    assert_eq!(gateway.metric("sessions_started_total").await?, 1);
+    for reason in ["initialize-on-rpc", "not-initialize"] {
+        let refused = gateway.metric(&format!("requests_refused_total{{reason=\"{reason}\"}}")).await?;
+        assert_eq!(refused, 1, "{reason}");
+    }
+    raw.rpc(Message::disconnected().into_raw()).await?;
+    before.regained(&gateway).await
 }

@@ -32,6 +32,7 @@ fn of_size(id: u64, size: usize) -> String {
 #[tokio::test]
 async fn a_request_at_the_limit_passes_and_one_byte_more_is_an_error() -> Result<()> {
     let (_broker, gateway, mut raw) = stage().await?;
+    let before = Baseline::of(&gateway);
     // Its answer is no larger than itself.
     raw.rpc(of_size(1, LIMIT)).await?;
     let answer = raw.answer().await?;
@@ -47,7 +48,8 @@ async fn a_request_at_the_limit_passes_and_one_byte_more_is_an_error() -> Result
     }
     raw.echo(5).await?;
     assert_eq!(gateway.status().await?.sessions, 1);
-    Ok(())
+    assert_eq!(gateway.metric(r#"requests_refused_total{reason="message-too-large"}"#).await?, 3);
+    before.regained(&gateway).await
 }
 
 /// MQTT 5, 3.1.2.11.4: a broker must not send a packet over the receiver's Maximum Packet Size; it drops it and goes
@@ -82,6 +84,7 @@ async fn json_nested_without_end_is_an_error_to_who_asked_and_costs_no_stack() -
             format!(r#"{{"name":"echo","arguments":{{"message":"deep","more":{}}}}}"#, nested(depth));
         format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{params}}}"#)
     };
+    let before = Baseline::of(&gateway);
     // The stub reads with serde_json, which takes 128 levels.
     raw.rpc(request(1, 120)).await?;
     assert_eq!(raw.answer().await?["result"]["content"][0]["text"], "deep");
@@ -97,5 +100,7 @@ async fn json_nested_without_end_is_an_error_to_who_asked_and_costs_no_stack() -
     gateway.wait_metric(r#"messages_dropped_total{reason="batch"}"#, 1).await?;
     raw.rpc(format!("{}1{}", r#"{"a":"#.repeat(30_000), "}".repeat(30_000))).await?;
     gateway.wait_metric(r#"messages_dropped_total{reason="nested-too-deep"}"#, 5).await?;
-    raw.echo(6).await
+    raw.echo(6).await?;
+    assert_eq!(gateway.metric(r#"requests_refused_total{reason="nested-too-deep"}"#).await?, 4);
+    before.regained(&gateway).await
 }

@@ -277,3 +277,31 @@ fn what_comes_by_a_connection_that_its_session_was_on_before_concerns_the_next_o
     scene.sessions.client_left(&client("a"), LinkId(2), scene.now, &mut scene.out);
     scene.expect(&["unsubscribe a@2", "ended a client-left"]);
 }
+
+#[test]
+fn what_a_worker_hears_late_of_the_session_before_is_not_taken_for_the_next_one() {
+    let mut scene = Scene::new();
+    scene.sessions.link_up(LinkId(1));
+    scene.open("a");
+    // The client said goodbye, and began anew: the worker's connection is slower than the registering one.
+    let second = scene.initialize("a", 1).unwrap();
+    scene.out.clear();
+    scene.sessions.client_left(&client("a"), LinkId(1), scene.now, &mut scene.out);
+    scene.expect(&["dropped stale-connection"]);
+    scene.client("a", "1 tools/call");
+    scene.expect(&["dropped stale-connection"]);
+    scene.server(second, "1 ok");
+    scene.sessions.subscribed(second, Ok(()), scene.now, &mut scene.out);
+    scene.expect(&["a@1 < 1 ok", "opened a"]);
+    scene.sessions.client_left(&client("a"), LinkId(1), scene.now, &mut scene.out);
+    scene.expect(&["unsubscribe a@1", "ended a client-left"]);
+}
+
+#[test]
+fn who_leaves_while_its_session_opens_on_the_only_connection_is_heard() {
+    let mut scene = Scene::new();
+    scene.initialize("a", 1);
+    scene.out.clear();
+    scene.sessions.client_left(&client("a"), LinkId::REGISTERING, scene.now, &mut scene.out);
+    scene.expect(&["unsubscribe a", "ended a client-left"]);
+}

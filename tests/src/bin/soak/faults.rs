@@ -6,7 +6,9 @@ use anyhow::Result;
 use mcp_mqtt_tests::{
     baseline::descendants,
     gateway::{call, connect, open},
+    raw::{Raw, echo, initialize},
 };
+use mcp_mqtt_transport::topic;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::time::sleep;
@@ -23,11 +25,15 @@ pub(crate) enum Kind {
     ServerKilled,
     ProcessesKilled,
     ServerCrashes,
+    HttpServerKilled,
+    WorkerTaken,
+    ClientsMisbehave,
+    ClientsVanish,
     GatewayDrained,
     GatewayKilled,
 }
 
-pub(crate) const KINDS: [Kind; 9] = [
+pub(crate) const KINDS: [Kind; 13] = [
     Kind::BrokerKilled,
     Kind::BrokerStopped,
     Kind::ConnectionCut,
@@ -35,6 +41,10 @@ pub(crate) const KINDS: [Kind; 9] = [
     Kind::ServerKilled,
     Kind::ProcessesKilled,
     Kind::ServerCrashes,
+    Kind::HttpServerKilled,
+    Kind::WorkerTaken,
+    Kind::ClientsMisbehave,
+    Kind::ClientsVanish,
     Kind::GatewayDrained,
     Kind::GatewayKilled,
 ];
@@ -57,6 +67,10 @@ impl Kind {
             Self::ServerKilled => "server's container killed",
             Self::ProcessesKilled => "a session's process killed",
             Self::ServerCrashes => "a session's process crashed",
+            Self::HttpServerKilled => "server over HTTP killed",
+            Self::WorkerTaken => "worker's client id taken over",
+            Self::ClientsMisbehave => "client misbehaved",
+            Self::ClientsVanish => "clients left without a word",
             Self::GatewayDrained => "gateway drained and restarted",
             Self::GatewayKilled => "gateway killed and restarted",
         }
@@ -124,6 +138,25 @@ pub(crate) async fn strike(kind: Kind, stage: &mut Stage) -> Result<Fault> {
             let crashed = call(&session, "crash", json!({"code": 9})).await;
             format!(": {}", crashed.err().map(|error| error.to_string()).unwrap_or_default())
         }
+        Kind::HttpServerKilled => {
+            let pause = a_while(3.0);
+            let other = fastrand::usize(..stage.others.len());
+            let other = &mut stage.others[other];
+            other.restart_server(pause).await?;
+            format!(" ({}) and restarted {:.1} s later", other.transport.name(), pause.as_secs_f64())
+        }
+        Kind::WorkerTaken => {
+            let worker = format!("{}_w{}", stage.young.server_id(), fastrand::u8(1..=2));
+            let thief = connect(&stage.broker.url(), &worker).await?;
+            sleep(a_while(1.0)).await;
+            drop(thief);
+            format!(" ({worker})")
+        }
+        Kind::ClientsMisbehave => format!(": {}", misbehave(stage).await?),
+        Kind::ClientsVanish => {
+            let count = vanish(stage).await?;
+            format!(", {count} with a session each")
+        }
         Kind::GatewayDrained => {
             stage.young.terminate()?;
             let ended = stage.young.wait_ended().await?;
@@ -139,4 +172,65 @@ pub(crate) async fn strike(kind: Kind, stage: &mut Stage) -> Result<Fault> {
         }
     };
     Ok(Fault { told: format!("{}{details}", kind.name()), over: Instant::now() })
+}
+
+/// One of many ways not to speak the protocol, at a gateway of any transport. Nobody else is to notice.
+async fn misbehave(stage: &Stage) -> Result<&'static str> {
+    let gateway = match fastrand::usize(..=stage.others.len()) {
+        0 => &stage.old,
+        other => &stage.others[other - 1].gateway,
+    };
+    let id = format!("villain-{:x}", fastrand::u64(..));
+    let raw = Raw::connect(&stage.broker.url(), &id, gateway).await?;
+    let (told, publications) = match fastrand::u8(..5) {
+        0 => {
+            let storm = (1..=50).map(|n| raw.publication(&raw.control, Some(&id), initialize(n)));
+            ("initialize again and again", storm.collect())
+        }
+        1 => {
+            let garbage = (0..500).map(|n| {
+                let topic = if n % 2 == 0 { &raw.rpc } else { &raw.control };
+                raw.publication(topic, Some(&id), format!("garbage {n}"))
+            });
+            ("no JSON", garbage.collect())
+        }
+        2 => {
+            let forged = (0..500).map(|n| raw.publication(&raw.rpc, Some("another"), echo(&json!(n), "x")));
+            ("another's client id", forged.collect())
+        }
+        3 => {
+            let homeless = (0..500).map(|n| raw.publication(&raw.rpc, Some(&id), echo(&json!(n), "x")));
+            ("requests without a session", homeless.collect())
+        }
+        _ => {
+            let deep = "[".repeat(100_000);
+            ("deep JSON", vec![raw.publication(&raw.rpc, Some(&id), deep)])
+        }
+    };
+    raw.pour(publications).await??;
+    raw.send(&topic::client_presence(&id.parse()?), Some(&id), "").await?;
+    Ok(told)
+}
+
+/// Many clients with a session each whose connections end all at once, calls under way: the broker tells of it by
+/// their wills.
+async fn vanish(stage: &Stage) -> Result<usize> {
+    const CLIENTS: usize = 20;
+    let mut calls = Vec::new();
+    for n in 0..CLIENTS {
+        let gateway = match n % (stage.others.len() + 1) {
+            0 => &stage.young,
+            other => &stage.others[other - 1].gateway,
+        };
+        let client = connect(&stage.broker.url(), &format!("vanishing-{:x}", fastrand::u64(..))).await?;
+        let session = open(&client, &gateway.instance()).await?;
+        let calling = session.clone();
+        let call = tokio::spawn(async move { call(&calling, "echo", json!({"message": "unheard"})).await });
+        calls.push((client, session, call));
+    }
+    for (client, _session, call) in calls {
+        call.abort();
+        drop(client);
+    }
+    Ok(CLIENTS)
 }

@@ -2,6 +2,7 @@
 //! without an answer or an explicit end, and nothing is held that was not held at the beginning.
 
 mod faults;
+mod others;
 mod stage;
 
 use std::{
@@ -30,7 +31,7 @@ struct Arguments {
     /// Of the order of the faults, to see the same again.
     #[arg(long)]
     seed: Option<u64>,
-    /// Closed-loop clients.
+    /// Closed-loop clients of the stdio server; a third of it for each other transport.
     #[arg(long, default_value_t = 12)]
     clients: usize,
 }
@@ -60,8 +61,11 @@ async fn run(arguments: &Arguments, seed: u64) -> Result<()> {
     fastrand::seed(seed);
     let length = Duration::from_secs_f64(arguments.minutes * 60.0);
     println!(
-        "Soak: {} clients, two gateways, {:.0} minutes of faults. Seed {seed}.\n",
-        arguments.clients, arguments.minutes
+        "Soak: {} clients of two gateways before the stdio server and {} of each other transport, {:.0} minutes of \
+         faults. Seed {seed}.\n",
+        arguments.clients,
+        arguments.clients.div_ceil(3),
+        arguments.minutes
     );
     let mut stage = Stage::set().await?;
     let load = stage.load(arguments.clients)?;
@@ -93,7 +97,7 @@ async fn run(arguments: &Arguments, seed: u64) -> Result<()> {
         );
         tokio::time::sleep(CALM.mul_f64(fastrand::f64())).await;
     }
-    tokio::time::sleep(CALM).await;
+    load.all_answered().await?;
     let account = load.stop().await?;
     report(&tallies, start.elapsed());
     tell(&account);
