@@ -122,14 +122,13 @@ impl Sessions {
         self.via(self.of_client(client)?)
     }
 
-    /// Whether what came by this connection was meant for a session that the client had before. `initialize` comes by
-    /// the registering connection, and may so overtake what its client said earlier to a worker; the broker's answer
-    /// to the new session's subscriptions does not, as it comes by that worker too.
-    fn is_stale(&self, client: &str, came_by: LinkId) -> bool {
+    /// Whether what came by this connection was meant for a session that the client had before, though this one is
+    /// carried by it. `initialize` comes by the registering connection, and may so overtake what its client said
+    /// earlier to a worker; the broker's answer to the new session's subscriptions does not, as it comes by that
+    /// worker too.
+    fn is_late(&self, client: &str, came_by: LinkId) -> bool {
         let session = self.of_client(client).and_then(|session| self.by_id.get(&session));
-        session.is_some_and(|Entry { session, .. }| {
-            session.via() != came_by || came_by != LinkId::REGISTERING && session.is_subscribing()
-        })
+        came_by != LinkId::REGISTERING && session.is_some_and(|entry| entry.session.is_subscribing())
     }
 
     /// Sessions on a connection.
@@ -223,8 +222,15 @@ impl Sessions {
         now: Instant,
         out: &mut Vec<Action>,
     ) {
-        if self.is_stale(client.as_str(), came_by) {
+        if self.is_elsewhere(client.as_str(), came_by) {
             return out.push(Action::Dropped { reason: STALE });
+        }
+        if self.is_late(client.as_str(), came_by) {
+            // Somebody may wait for an answer.
+            return match message.kind() {
+                Kind::Request { id, .. } => self.refuse(client, came_by, id, &Refusal::NotInitialized, out),
+                _ => out.push(Action::Dropped { reason: STALE }),
+            };
         }
         if let Some(session) = self.of_client(client.as_str()) {
             return self.step(session, now, out, |session, turn| session.client_message(message, turn));
@@ -267,7 +273,7 @@ impl Sessions {
 
     /// Item 12: the client left, as was heard on this connection.
     pub fn client_left(&mut self, client: &ClientId, came_by: LinkId, now: Instant, out: &mut Vec<Action>) {
-        if self.is_stale(client.as_str(), came_by) {
+        if self.is_elsewhere(client.as_str(), came_by) || self.is_late(client.as_str(), came_by) {
             out.push(Action::Dropped { reason: STALE });
         } else if let Some(session) = self.of_client(client.as_str()) {
             self.step(session, now, out, |session, turn| session.end(EndReason::ClientLeft, turn));

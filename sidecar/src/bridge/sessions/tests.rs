@@ -288,8 +288,13 @@ fn what_a_worker_hears_late_of_the_session_before_is_not_taken_for_the_next_one(
     scene.out.clear();
     scene.sessions.client_left(&client("a"), LinkId(1), scene.now, &mut scene.out);
     scene.expect(&["dropped stale-connection"]);
-    scene.client("a", "1 tools/call");
+    scene.client("a", "notifications/cancelled 0");
     scene.expect(&["dropped stale-connection"]);
+    // Who waits is answered, unless it would take the answer for that of `initialize`.
+    scene.client("a", "7 tools/call");
+    scene.expect(&["a@1 < 7 error not-initialized"]);
+    scene.client("a", "1 tools/call");
+    scene.expect(&["dropped not-initialized"]);
     scene.server(second, "1 ok");
     scene.sessions.subscribed(second, Ok(()), scene.now, &mut scene.out);
     scene.expect(&["a@1 < 1 ok", "opened a"]);
