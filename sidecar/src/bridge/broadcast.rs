@@ -15,6 +15,8 @@ use bytes::Bytes;
 pub const MERGE_WINDOW: Duration = Duration::from_millis(50);
 /// Different notifications that may wait; one more goes out at once. Only `resources/updated` has many forms.
 const MAX_WAITING: usize = 1024;
+/// And their bytes: a server may write much into one, and there are as many servers as sessions.
+const MAX_BYTES: usize = 1 << 20;
 
 /// What waits to be broadcast.
 #[derive(Debug, Default)]
@@ -22,6 +24,8 @@ pub struct Broadcasts {
     /// In the order of their due times, as all wait equally long.
     due: VecDeque<(Instant, Bytes)>,
     waiting: HashSet<Bytes>,
+    /// Of all that wait.
+    bytes: usize,
 }
 
 /// What became of a notification.
@@ -41,9 +45,10 @@ impl Broadcasts {
         if self.waiting.contains(&payload) {
             return Said::Merged;
         }
-        if self.due.len() >= MAX_WAITING {
+        if self.due.len() >= MAX_WAITING || self.bytes + payload.len() > MAX_BYTES {
             return Said::Now(payload);
         }
+        self.bytes += payload.len();
         self.waiting.insert(payload.clone());
         self.due.push_back((now + MERGE_WINDOW, payload));
         Said::Waits
@@ -61,6 +66,7 @@ impl Broadcasts {
         }
         let (_, payload) = self.due.pop_front()?;
         self.waiting.remove(&payload);
+        self.bytes -= payload.len();
         Some(payload)
     }
 
@@ -68,6 +74,7 @@ impl Broadcasts {
     pub fn clear(&mut self) {
         self.due.clear();
         self.waiting.clear();
+        self.bytes = 0;
     }
 }
 
@@ -114,5 +121,21 @@ mod tests {
         }
         assert_eq!(broadcasts.say(TOOLS, now), Said::Now(TOOLS));
         assert_eq!(broadcasts.say(Bytes::from_static(b"0"), now), Said::Merged);
+    }
+
+    #[test]
+    fn large_ones_wait_only_as_long_as_all_of_them_are_small_together() {
+        let now = Instant::now();
+        let mut broadcasts = Broadcasts::default();
+        let large = |n: u8| Bytes::from(vec![n; MAX_BYTES / 2]);
+        assert_eq!(broadcasts.say(large(1), now), Said::Waits);
+        assert_eq!(broadcasts.say(large(2), now), Said::Waits);
+        assert_eq!(broadcasts.say(large(3), now), Said::Now(large(3)));
+        assert_eq!(broadcasts.say(large(1), now), Said::Merged);
+        assert!(broadcasts.take_due(now + MERGE_WINDOW).is_some());
+        assert_eq!(broadcasts.say(large(3), now), Said::Waits, "there is room again");
+        broadcasts.clear();
+        assert_eq!(broadcasts.say(large(1), now), Said::Waits);
+        assert_eq!(broadcasts.say(large(2), now), Said::Waits);
     }
 }

@@ -11,6 +11,9 @@ use crate::client;
 /// How long it may take to answer first.
 const UP_LIMIT: Duration = Duration::from_secs(20);
 
+/// What every one of them answers, by whatever it is answered.
+const PING: &str = r#"{"jsonrpc":"2.0","id":0,"method":"ping"}"#;
+
 /// Which of the echoes: each has topics, and a process, of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Echo {
@@ -20,6 +23,8 @@ pub(crate) enum Echo {
     Second,
     /// Over rumqttc's client.
     Rumqttc,
+    /// By way of a process.
+    Floor,
 }
 
 impl Echo {
@@ -29,6 +34,7 @@ impl Echo {
             Self::Plain => "echo",
             Self::Second => "second-echo",
             Self::Rumqttc => "rumqttc-echo",
+            Self::Floor => "floor-echo",
         }
     }
 
@@ -80,7 +86,7 @@ pub(crate) async fn wait_up(broker: &Url, kind: Echo) -> Result<()> {
     let (asks, answers) = kind.topics(Qos::AtLeastOnce, "wait");
     connection.publisher.subscribe(vec![Filter::new(answers, Qos::AtLeastOnce)], UP_LIMIT).await?;
     while start.elapsed() < UP_LIMIT {
-        connection.publisher.try_publish(Publication::new(asks.as_str(), "?", Qos::AtLeastOnce))?;
+        connection.publisher.try_publish(Publication::new(asks.as_str(), PING, Qos::AtLeastOnce))?;
         if let Ok(Some(Event::Received(_))) =
             tokio::time::timeout(Duration::from_millis(100), connection.events.recv()).await
         {

@@ -4,7 +4,7 @@
 //! - [`workers`]: the same calls with more connections to the broker
 //! - [`rounds`]: one round of it; [`client`]: the client of both sides, so that the ratio is what gateway and server cost
 //! - [`idle`]: sessions that are held; [`opening`]: how long one takes to open
-//! - [`library`]: the echo over our own driver and over rumqttc's client
+//! - [`floor`]: the least that any gateway could cost; [`library`]: the echo over our own driver and over rumqttc's client
 //! - [`restart`]: the broker ends under a thousand clients; [`isolation`]: what one slow session does to the others
 //! - [`allocations`]: how often a call asks for memory
 //! - [`stage`]: the processes: broker, gateway and server, [`echo`]; [`http_server`]: a server over HTTP
@@ -14,6 +14,7 @@ mod allocations;
 mod client;
 mod compare;
 mod echo;
+mod floor;
 mod http_server;
 mod idle;
 mod isolation;
@@ -92,6 +93,8 @@ enum Part {
     Isolation,
     /// How often a call asks for memory.
     Allocations,
+    /// The least that any gateway could cost before stdio servers.
+    Floor,
     /// What the MQTT library costs, beside rumqttc's own client.
     Library,
 }
@@ -105,6 +108,8 @@ enum Helper {
     SecondEcho { broker: Url },
     #[command(hide = true)]
     RumqttcEcho { broker: Url },
+    #[command(hide = true)]
+    FloorEcho { broker: Url },
     #[command(hide = true)]
     HttpServer,
     #[command(hide = true)]
@@ -138,6 +143,7 @@ fn main() -> Result<()> {
             Some(Helper::Echo { broker }) => echo::serve(&broker, Echo::Plain).await,
             Some(Helper::SecondEcho { broker }) => echo::serve(&broker, Echo::Second).await,
             Some(Helper::RumqttcEcho { broker }) => library::serve(&broker).await,
+            Some(Helper::FloorEcho { broker }) => floor::serve(&broker).await,
             Some(Helper::HttpServer) => http_server::serve().await,
             None => measure(&cli.plan).await,
         }
@@ -168,6 +174,9 @@ async fn measure(plan: &Plan) -> Result<()> {
     }
     if plan.wants(Part::Allocations) {
         allocations::per_call(&stage).await?;
+    }
+    if plan.wants(Part::Floor) {
+        floor::calls(&stage, plan).await?;
     }
     if plan.wants(Part::Library) {
         library::echoes(&stage, plan).await?;

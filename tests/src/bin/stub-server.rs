@@ -36,7 +36,8 @@ const TOOLS: [(&str, &str); 15] = [
 ];
 
 /// `--list-changed-first`: say so before the `initialize` result, as a well-known server does.
-/// `--trouble FILE`: do what the file says at start: `exit`, `hang`, `flood`, or go on as usual when it is not there.
+/// `--trouble FILE`: do what the file says at start: `exit`, `hang`, `flood`, `refuse` (as below), or go on as usual when
+/// it is not there.
 /// `--refuse`: answer `initialize` with an error. `--slow MS`: answer `initialize` after so long.
 struct Manners {
     list_changed_first: bool,
@@ -57,12 +58,11 @@ fn main() {
     let args: Vec<String> = std::env::args().collect();
     let value = |name: &str| args.iter().position(|arg| arg == name).and_then(|at| args.get(at + 1));
     let slow = value("--slow");
-    if let Some(file) = value("--trouble") {
-        trouble(std::fs::read_to_string(file).unwrap_or_default().trim());
-    }
+    let kind = value("--trouble").and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+    trouble(kind.trim());
     let manners = Manners {
         list_changed_first: args.iter().any(|arg| arg == "--list-changed-first"),
-        refuse: args.iter().any(|arg| arg == "--refuse"),
+        refuse: kind.trim() == "refuse" || args.iter().any(|arg| arg == "--refuse"),
         slow: Duration::from_millis(slow.and_then(|ms| ms.parse().ok()).unwrap_or_default()),
     };
     let server = Arc::new(Server::default());

@@ -114,6 +114,23 @@ async fn a_server_that_exits_at_start_is_an_error_with_its_exit_code_and_nothing
 }
 
 #[tokio::test]
+async fn a_server_that_refuses_initialize_is_heard_in_its_own_words_and_its_process_ended() -> Result<()> {
+    let broker = Mosquitto::start().await?;
+    let (gateway, switch) = troubled(&broker, &[]).await?;
+    let client = connect(&broker.url(), "c").await?;
+    let before = Baseline::of(&gateway);
+    let error = open_in_trouble(&client, &gateway, &switch, "refuse").await?;
+    assert!(error.contains("not today") && error.contains("-32000"), "{error}");
+    gateway.wait_metric(r#"sessions_ended_total{reason="initialize-failed"}"#, 1).await?;
+    let refused = r#"requests_total{asker="client",method="initialize",outcome="error"}"#;
+    assert_eq!(gateway.metric(refused).await?, 1);
+    before.regained(&gateway).await?;
+    let session = open(&client, &gateway.instance()).await?;
+    assert_eq!(call(&session, "echo", json!({"message": "well"})).await?, "well");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_server_that_hangs_at_start_is_given_up_in_time_and_its_process_ended() -> Result<()> {
     let broker = Mosquitto::start().await?;
     let (gateway, switch) = troubled(&broker, &["--timeout-default=2s"]).await?;
