@@ -150,6 +150,8 @@ pub enum EndReason {
     Undeliverable(String),
     /// The backend session ended.
     Backend(BackendEnd),
+    /// The client never said that it has the answer to its `initialize`, nor anything else.
+    NeverInitialized,
     /// Nothing was said for as long as the configuration allows.
     Idle,
     /// The instance is being drained.
@@ -170,6 +172,7 @@ impl EndReason {
             Self::SubscriptionRefused => "subscription-refused",
             Self::Undeliverable(_) => "undeliverable",
             Self::Backend(_) => "backend-ended",
+            Self::NeverInitialized => "never-initialized",
             Self::Idle => "idle",
             Self::Drained => "drained",
             Self::ConnectionLost => "connection-lost",
@@ -195,6 +198,7 @@ impl EndReason {
             Self::Replaced(_)
             | Self::InitializeFailed
             | Self::SubscriptionRefused
+            | Self::NeverInitialized
             | Self::Idle
             | Self::Undeliverable(_) => Some(Refusal::SessionEnded(self.to_string())),
         }
@@ -209,9 +213,12 @@ impl EndReason {
     pub fn tells_client(&self) -> bool {
         match self {
             // What the broker refused may have been too large for it, and a goodbye is small.
-            Self::Backend(_) | Self::Idle | Self::Drained | Self::ConnectionLost | Self::Undeliverable(_) => {
-                true
-            }
+            Self::Backend(_)
+            | Self::NeverInitialized
+            | Self::Idle
+            | Self::Drained
+            | Self::ConnectionLost
+            | Self::Undeliverable(_) => true,
             Self::ClientLeft
             | Self::Replaced(_)
             | Self::InitializeFailed
@@ -238,6 +245,9 @@ impl fmt::Display for EndReason {
                 write!(f, "nothing can be delivered to its client: {why}")
             }
             Self::Backend(end) => end.fmt(f),
+            Self::NeverInitialized => {
+                f.write_str("its client was not heard again after its initialize; it has left, most likely")
+            }
             Self::Idle => f.write_str("nothing was said for longer than --idle-timeout"),
             Self::Drained => f.write_str("the instance is shutting down"),
             Self::ConnectionLost => f.write_str("the connection that carried it was lost"),

@@ -31,6 +31,11 @@ use crate::{
 /// The only revision of MCP with batches: whoever speaks it must take them.
 const WITH_BATCHES: &str = "2025-03-26";
 
+/// How long a client may be silent after its `initialize` result, to which it owes `notifications/initialized`
+/// (MCP, lifecycle) and sends it at once. One that died before the broker had our subscription to its presence never
+/// does, and nothing else would tell of it.
+const INITIALIZED_WITHIN: Duration = Duration::from_secs(60);
+
 /// What all sessions have in common.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rules {
@@ -76,6 +81,8 @@ pub struct Session {
     from_client: Flights,
     from_server: Flights,
     began: Instant,
+    /// When it ends unless its client has said something before; none when it has.
+    initialized_by: Option<Instant>,
     /// When it ends unless something is said before, or its client waits then.
     idle_at: Option<Instant>,
     /// But for the time that it lasted.
@@ -121,6 +128,7 @@ impl Session {
             from_client,
             from_server: Flights::new(turn.rules.max_in_flight),
             began: turn.now,
+            initialized_by: None,
             idle_at: None,
             summary,
         };
@@ -168,7 +176,7 @@ impl Session {
     /// When to call [`Session::expire`].
     pub fn next_deadline(&self) -> Option<Instant> {
         let idle_at = self.idle_at.filter(|_| self.may_be_idle());
-        [self.from_client.next_deadline(), self.from_server.next_deadline(), idle_at]
+        [self.from_client.next_deadline(), self.from_server.next_deadline(), self.initialized_by, idle_at]
             .into_iter()
             .flatten()
             .min()
@@ -200,6 +208,7 @@ impl Session {
         let size = message.raw().len();
         self.summary.received_bytes += size as u64;
         self.summary.requests += u64::from(matches!(message.kind(), Kind::Request { .. }));
+        self.initialized_by = None;
         self.stir(turn);
         if size > turn.rules.max_message_bytes {
             return self.too_large_from_client(&message, size, turn);
@@ -408,6 +417,7 @@ impl Session {
         }
         self.batches = answer.protocol_version().as_deref() == Some(WITH_BATCHES);
         self.state = State::Open;
+        self.initialized_by = Some(turn.now + INITIALIZED_WITHIN);
         turn.out.push(Action::Opened { session: self.id, client: self.client.clone(), result: answer });
         self.end_when_drained(turn);
     }

@@ -38,6 +38,9 @@ impl Session {
         if initialize_failed {
             self.end(EndReason::InitializeFailed, turn);
         }
+        if self.initialized_by.is_some_and(|by| by <= turn.now) {
+            self.end(EndReason::NeverInitialized, turn);
+        }
         if self.may_be_idle() && self.idle_at.is_some_and(|idle_at| idle_at <= turn.now) {
             self.end(EndReason::Idle, turn);
         }
@@ -68,6 +71,7 @@ impl Session {
             State::Opening { .. } => false,
         };
         self.state = State::Over;
+        self.initialized_by = None;
         let refusal = reason.refusal();
         for (id, flight, waiting) in self.from_client.land_all() {
             match &refusal {

@@ -16,6 +16,13 @@ struct Scene {
 
 impl Scene {
     fn new(idle_timeout: Option<Duration>) -> Self {
+        let mut scene = Self::silent(idle_timeout);
+        scene.session.initialized_by = None;
+        scene
+    }
+
+    /// Its client has said nothing yet.
+    fn silent(idle_timeout: Option<Duration>) -> Self {
         let rules = Rules { idle_timeout, ..RULES };
         let (now, mut out) = (Instant::now(), Vec::new());
         let initialize = (RequestId::number(0), message("0 initialize"));
@@ -146,4 +153,26 @@ fn the_end_tells_what_the_session_was() {
     let refused: Vec<_> =
         scene.out.iter().filter(|action| matches!(action, Action::Refused { .. })).collect();
     assert!(matches!(refused[..], [Action::Refused { reason: "initialize-on-rpc" }]), "{refused:?}");
+}
+
+#[test]
+fn a_client_that_is_not_heard_after_its_initialize_has_no_session_for_long() {
+    let mut scene = Scene::silent(None);
+    scene.server("log");
+    scene.seconds(59);
+    scene.out.clear();
+    assert!(!scene.session.is_over());
+    scene.seconds(1);
+    assert_actions(
+        &mut scene.out,
+        &["c < notifications/disconnected", "unsubscribe c", "ended c never-initialized"],
+    );
+    for word in ["notifications/initialized", "7 ping", "notifications/progress p1"] {
+        let mut scene = Scene::silent(None);
+        scene.client(word);
+        assert_eq!(scene.session.next_deadline().is_some(), word == "7 ping", "the call's own");
+        scene.server("7 ok");
+        scene.seconds(3600);
+        assert!(!scene.session.is_over(), "{word}: its client is there");
+    }
 }
