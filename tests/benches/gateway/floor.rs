@@ -1,7 +1,7 @@
 //! The least that a gateway before stdio servers can cost: an echo that hands each message to a process of its client's
 //! own, line by line, and reads nothing of it. What it loses against the plain echo no gateway can win back.
 
-use std::{collections::HashMap, process::Stdio};
+use std::{collections::HashMap, path::Path, process::Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
@@ -32,8 +32,8 @@ struct Server {
     _process: Child,
 }
 
-/// Serves until the connection ends.
-pub(crate) async fn serve(broker: &Url) -> Result<()> {
+/// Serves until the connection ends, with this program for a server.
+pub(crate) async fn serve(broker: &Url, server: &Path) -> Result<()> {
     let mut connection = Connection::open(&client::options(broker, "bench-floor")).await?;
     let filter = Filter::new(Echo::Floor.topics(Qos::AtLeastOnce, "+").0, Qos::AtLeastOnce);
     let reasons = connection.publisher.subscribe(vec![filter], REPLY_TIMEOUT).await?;
@@ -44,7 +44,7 @@ pub(crate) async fn serve(broker: &Url) -> Result<()> {
             Event::Received(received) => {
                 let Some((_, reply)) = Echo::Floor.reply_to(&received.topic) else { continue };
                 if !servers.contains_key(&reply) {
-                    servers.insert(reply.clone(), start(&connection.publisher, &reply)?);
+                    servers.insert(reply.clone(), start(server, &connection.publisher, &reply)?);
                 }
                 let server = servers.get_mut(&reply).context("it was started")?;
                 let mut line = Vec::with_capacity(received.payload.len() + 1);
@@ -59,8 +59,8 @@ pub(crate) async fn serve(broker: &Url) -> Result<()> {
     Ok(())
 }
 
-fn start(publisher: &Publisher, reply: &str) -> Result<Server> {
-    let mut command = Command::new(binaries::stub_server());
+fn start(server: &Path, publisher: &Publisher, reply: &str) -> Result<Server> {
+    let mut command = Command::new(server);
     let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
     let stdin = process.stdin.take().context("its input is ours")?;
     let stdout = process.stdout.take().context("its output is ours")?;
@@ -83,7 +83,9 @@ async fn say(stdout: ChildStdout, publisher: Publisher, topic: String) -> Result
 /// The table: the plain echo, the floor and the gateway, in turn.
 pub(crate) async fn calls(stage: &Stage, plan: &Plan) -> Result<()> {
     let broker = stage.url();
-    let floor = Process::start(own_program()?.args([Echo::Floor.name(), broker.as_str()]))?;
+    let mut command = own_program()?;
+    command.args([Echo::Floor.name(), broker.as_str()]).arg(binaries::stub_server());
+    let floor = Process::start(&mut command)?;
     echo::wait_up(&broker, Echo::Floor).await?;
     let gateway = stage::start(stage.gateway(Transport::Stdio, Qos::AtLeastOnce)?).await?;
     let through = Peer::Gateway(gateway.instance());

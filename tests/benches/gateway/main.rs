@@ -27,7 +27,7 @@ mod rounds;
 mod stage;
 mod workers;
 
-use std::{ffi::OsString, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -109,7 +109,7 @@ enum Helper {
     #[command(hide = true)]
     RumqttcEcho { broker: Url },
     #[command(hide = true)]
-    FloorEcho { broker: Url },
+    FloorEcho { broker: Url, server: PathBuf },
     #[command(hide = true)]
     HttpServer,
     #[command(hide = true)]
@@ -143,7 +143,7 @@ fn main() -> Result<()> {
             Some(Helper::Echo { broker }) => echo::serve(&broker, Echo::Plain).await,
             Some(Helper::SecondEcho { broker }) => echo::serve(&broker, Echo::Second).await,
             Some(Helper::RumqttcEcho { broker }) => library::serve(&broker).await,
-            Some(Helper::FloorEcho { broker }) => floor::serve(&broker).await,
+            Some(Helper::FloorEcho { broker, server }) => floor::serve(&broker, &server).await,
             Some(Helper::HttpServer) => http_server::serve().await,
             None => measure(&cli.plan).await,
         }
