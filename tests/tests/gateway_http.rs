@@ -11,6 +11,7 @@ use mcp_mqtt_transport::{
     client::{Session, SessionEnd},
     topic::ServerName,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -106,5 +107,20 @@ async fn a_server_over_http_sse_serves_mqtt_clients_and_comes_back_after_a_resta
     let again = open(&one, &instance).await?;
     echo(&again, "back").await?;
     assert_eq!(gateway.metric("broker_reconnects_total").await?, 0, "the broker has nothing to do with it");
+    Ok(())
+}
+
+/// A request over HTTP has a connection of its own: by habit a process may open 1,024 files and no more.
+#[tokio::test]
+async fn a_gateway_before_a_server_over_http_opens_as_many_files_as_it_may() -> Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    let soft = limit.maximum.map_or(1000, |hard| hard.min(1000));
+    setrlimit(Resource::Nofile, Rlimit { current: Some(soft), ..limit })?; // what it inherits from us
+    let (broker, server) = (Mosquitto::start().await?, servers::everything_http().await?);
+    let gateway = gateway(&broker, &server).await?;
+    let (_, metrics) = gateway.get("/metrics").await?;
+    let open = metrics.lines().find_map(|line| line.strip_prefix("process_max_fds ")).unwrap_or_default();
+    let expected = limit.maximum.and_then(|hard| i64::try_from(hard).ok()).unwrap_or(i64::MAX);
+    assert_eq!(open.parse::<i64>()?, expected, "{limit:?}");
     Ok(())
 }
