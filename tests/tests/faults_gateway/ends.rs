@@ -182,6 +182,8 @@ async fn sigterm_at_every_point_of_a_session_leaves_nobody_waiting_and_nothing_b
         };
         assert!(expected.contains(&told.as_str()), "{point:?}: {told}");
         assert!(gateway.wait_ended().await?.success(), "{point:?}");
+        // Its metrics are gone with it: the log has the last word.
+        assert!(gateway.log().contains("session ended: "), "{point:?}: {}", gateway.log());
         nothing_is_left(point, &client, gateway).await?;
     }
     Ok(())
