@@ -17,7 +17,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api,
-    api::{DeleteParams, ListParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use mcp_mqtt_operator::leader::{Candidate, Leadership};
 use mcp_mqtt_tests::{
@@ -137,7 +137,9 @@ async fn lead_to_operator(space: &Space, service: &str, port: u16) -> Result<API
             "service": {"name": service, "namespace": space.namespace, "port": 443},
         },
     }))?;
-    Ok(Api::<APIService>::all(space.kube.clone()).create(&PostParams::default(), &api).await?)
+    // A run that failed may have left one.
+    let parameters = PatchParams::apply("mcp-mqtt-tests").force();
+    Ok(Api::<APIService>::all(space.kube.clone()).patch(METRICS, &parameters, &Patch::Apply(&api)).await?)
 }
 
 /// Where the API server reaches what runs on the node.
