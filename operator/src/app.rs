@@ -279,7 +279,12 @@ async fn session_metrics(args: &RunArgs, client: Client, counts: Counts) {
     let args = (&args.namespace, &args.session_metrics);
     let (
         namespace,
-        SessionMetricsArgs { session_metrics_service: Some(service), session_metrics_port, pod_ip: Some(ip) },
+        SessionMetricsArgs {
+            session_metrics_service: Some(service),
+            session_metrics_port,
+            session_metrics_certificate_lifetime: lifetime,
+            pod_ip: Some(ip),
+        },
     ) = args
     else {
         return std::future::pending().await;
@@ -289,7 +294,7 @@ async fn session_metrics(args: &RunArgs, client: Client, counts: Counts) {
         service: service.clone(),
         address: (*ip, *session_metrics_port).into(),
     };
-    server::serve(client, counts, place).await;
+    server::serve(client, counts, place, *lifetime).await;
 }
 
 /// Answers KEDA, where the chart has made a way for it.

@@ -148,6 +148,10 @@ pub struct SessionMetricsArgs {
     #[arg(long, env = "MCP_MQTT_SESSION_METRICS_PORT", default_value_t = 6443, value_name = "PORT")]
     pub session_metrics_port: u16,
 
+    /// How long its certificate is good. The operator makes it itself, and a new one when a third of that has passed.
+    #[arg(long, env = "MCP_MQTT_SESSION_METRICS_CERTIFICATE_LIFETIME", default_value = "30d", value_parser = certificate_lifetime, value_name = "DURATION")]
+    pub session_metrics_certificate_lifetime: Duration,
+
     /// Address of the operator itself, as the API server reaches it.
     #[arg(long, env = "POD_IP", value_name = "ADDRESS")]
     pub pod_ip: Option<std::net::IpAddr>,
@@ -212,6 +216,14 @@ fn cluster_name(text: &str) -> Result<String, String> {
     }
 }
 
+/// Long enough to be told to the API server in time, and not so long that a clock cannot hold it.
+fn certificate_lifetime(text: &str) -> Result<Duration, String> {
+    const RANGE: std::ops::RangeInclusive<Duration> =
+        Duration::from_secs(10)..=Duration::from_hours(3650 * 24);
+    let lifetime = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if RANGE.contains(&lifetime) { Ok(lifetime) } else { Err("between 10s and ten years".to_owned()) }
+}
+
 impl RunArgs {
     /// Empty strings are what an unset Helm value leaves in an environment variable: they count as not given.
     #[must_use]
@@ -269,6 +281,14 @@ mod tests {
     #[test]
     fn the_admin_port_is_the_default_of_its_address() {
         assert_eq!(run_args(&[]).admin_address.port(), ADMIN_PORT);
+    }
+
+    #[test]
+    fn a_certificate_lives_as_long_as_it_takes_to_tell_of_it() {
+        assert_eq!(certificate_lifetime("30d"), Ok(Duration::from_hours(30 * 24)));
+        for bad in ["0s", "9s", "4000d", "soon"] {
+            assert!(certificate_lifetime(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

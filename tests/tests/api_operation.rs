@@ -3,16 +3,27 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use axum::http::Request;
 use futures::future::try_join_all;
 use k8s_openapi::{
-    api::{apps::v1::Deployment, coordination::v1::Lease},
+    api::{
+        apps::v1::Deployment,
+        autoscaling::v2::HorizontalPodAutoscaler,
+        coordination::v1::Lease,
+        core::v1::{Node, Service},
+    },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    kube_aggregator::pkg::apis::apiregistration::v1::APIService,
 };
-use kube::api::PostParams;
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+};
 use mcp_mqtt_operator::leader::{Candidate, Leadership};
 use mcp_mqtt_tests::{
     cluster::{PATIENCE, Space, eventually, smallest},
     operator::{Operator, TAKEOVER},
+    ports::Port,
 };
 use serde_json::json;
 
@@ -61,6 +72,130 @@ async fn at_rest_it_writes_nothing_also_after_a_restart() -> Result<()> {
     let audited = writes(&space)?.split_off(before);
     ensure!(audited.is_empty(), "a restart writes {audited:#?}");
     operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test]
+async fn under_an_autoscaler_it_never_writes_replicas_and_says_who_does() -> Result<()> {
+    let space = Space::new("owned").await?;
+    let operator = Operator::start(&space, &[]).await?;
+    let mut spec = smallest(1);
+    spec["autoscaling"] = json!({"minReplicas": 2, "maxReplicas": 3});
+    space.create("weather", &spec).await?;
+    let said = space.condition("weather", "Accepted", "True", "Accepted").await?;
+    ensure!(
+        said.contains("HorizontalPodAutoscaler weather owns spec.replicas and keeps it from 2 to 3"),
+        "{said}"
+    );
+    let replicas = async |wanted: i64| {
+        eventually(PATIENCE, async || {
+            let service = space.services().get("weather").await.ok()?;
+            let deployment = space.api::<Deployment>().get("weather").await.ok()?.spec?.replicas?;
+            (service.data["spec"]["replicas"] == wanted && i64::from(deployment) == wanted).then_some(())
+        })
+        .await
+        .with_context(|| format!("it does not come to have {wanted} instances"))
+    };
+    // The manifest's one is fewer than the autoscaler allows, and what a person scales to is more.
+    replicas(2).await?;
+    space.patch("weather", json!({"spec": {"replicas": 9}})).await?;
+    replicas(3).await?;
+    // At none it rests, and somebody else's number of instances is what the operator makes.
+    space.patch("weather", json!({"spec": {"replicas": 0}})).await?;
+    replicas(0).await?;
+    space.condition("weather", "Ready", "False", "ScaledToZero").await?;
+
+    let writes = writes(&space)?;
+    let status = |write: &&String| write.contains("/mcpservices/weather/status?");
+    ensure!(writes.iter().any(|write| status(&write)), "the audit log shows nothing: {writes:#?}");
+    let services: Vec<_> =
+        writes.iter().filter(|write| write.contains("/mcpservices/") && !status(write)).collect();
+    ensure!(services.is_empty(), "it writes {services:#?}");
+    let autoscalers = writes.iter().filter(|write| write.contains("/horizontalpodautoscalers/")).count();
+    ensure!(autoscalers == 1, "it writes its autoscaler {autoscalers} times: {writes:#?}");
+    let autoscaler = space.api::<HorizontalPodAutoscaler>().get("weather").await?;
+    ensure!(
+        autoscaler.status.is_some_and(|status| status.last_scale_time.is_some()),
+        "it has scaled nothing"
+    );
+    operator.stop().await?;
+    space.remove().await
+}
+
+/// The API by which an autoscaler asks for sessions.
+const METRICS: &str = "v1beta2.custom.metrics.k8s.io";
+
+/// Leads the API server to an operator on the node, by a Service of the space.
+async fn lead_to_operator(space: &Space, service: &str, port: u16) -> Result<APIService> {
+    let ports = json!([{"name": "https", "port": 443, "targetPort": port}]);
+    space.apply::<Service>(json!({"metadata": {"name": service}, "spec": {"ports": ports}})).await?;
+    let api: APIService = serde_json::from_value(json!({
+        "metadata": {"name": METRICS},
+        "spec": {
+            "group": "custom.metrics.k8s.io", "version": "v1beta2",
+            "groupPriorityMinimum": 100, "versionPriority": 200,
+            "service": {"name": service, "namespace": space.namespace, "port": 443},
+        },
+    }))?;
+    // A run that failed may have left one.
+    let parameters = PatchParams::apply("mcp-mqtt-tests").force();
+    Ok(Api::<APIService>::all(space.kube.clone()).patch(METRICS, &parameters, &Patch::Apply(&api)).await?)
+}
+
+/// Where the API server reaches what runs on the node.
+async fn node_address(space: &Space) -> Result<String> {
+    let nodes = Api::<Node>::all(space.kube.clone()).list(&ListParams::default()).await?;
+    let addresses = nodes.items.into_iter().filter_map(|node| node.status?.addresses).flatten();
+    let address = addresses.into_iter().find(|address| address.type_ == "InternalIP");
+    Ok(address.context("a node's address")?.address)
+}
+
+#[tokio::test]
+async fn its_certificate_is_renewed_in_time_and_who_asks_for_sessions_notices_nothing() -> Result<()> {
+    /// A new certificate comes every four seconds then.
+    const LIFETIME: Duration = Duration::from_secs(12);
+    let space = Space::new("renewal").await?;
+    let (port, node) = (Port::reserve()?, node_address(&space).await?);
+    let apis = Api::<APIService>::all(space.kube.clone());
+    lead_to_operator(&space, "sessions", port.number()).await?;
+    let lifetime = format!("{}s", LIFETIME.as_secs());
+    let arguments = [
+        ["--session-metrics-service", "sessions"],
+        ["--session-metrics-port", &port.number().to_string()],
+        ["--session-metrics-certificate-lifetime", &lifetime],
+        ["--pod-ip", &node],
+    ];
+    let operator = Operator::start(&space, &arguments.concat()).await?;
+    space.create("weather", &smallest(0)).await?;
+    let path = format!(
+        "/apis/custom.metrics.k8s.io/v1beta2/namespaces/{}/mcpservices.mcp-mqtt.io/weather/mcp_sessions",
+        space.namespace
+    );
+    // As `kubectl get --raw` does, and the autoscaler's controller.
+    let ask = async || {
+        space.kube.request_text(Request::get(&path).body(Vec::new())?).await.map_err(anyhow::Error::from)
+    };
+    let answered = async || ask().await.ok();
+    let answer = eventually(PATIENCE, answered).await.context("nobody answers")?;
+    ensure!(answer.contains(r#""name":"mcp_sessions""#), "{answer}");
+
+    let (begin, mut asked, mut failed, mut trusted) = (Instant::now(), 0, Vec::new(), Vec::new());
+    while begin.elapsed() < 3 * LIFETIME {
+        asked += 1;
+        if let Err(error) = ask().await {
+            failed.push(format!("after {:?}: {error:#}", begin.elapsed()));
+        }
+        let bundle = apis.get(METRICS).await?.spec.and_then(|spec| spec.ca_bundle);
+        if trusted.last() != Some(&bundle) {
+            trusted.push(bundle);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    println!("asked {asked} times, {} authorities, failed: {failed:#?}", trusted.len());
+    ensure!(trusted.len() > 3, "the authority changed {} times only", trusted.len() - 1);
+    ensure!(failed.is_empty(), "of {asked} requests these failed: {failed:#?}");
+    operator.stop().await?;
+    apis.delete(METRICS, &DeleteParams::default()).await?;
     space.remove().await
 }
 

@@ -27,7 +27,7 @@ pub(crate) enum Bench {
     },
     /// A thousand `McpServices` at a real API server: time, requests, writes, processor time, memory.
     Operator(operator::Arguments),
-    /// Calls under way while instances are taken away: a rolling update, a scale-in, a drained node, an upgrade.
+    /// Calls under way while instances are taken away: a rolling update, a scale-in, a drained node, an upgrade; and wakes.
     Rollout(rollout::Arguments),
 }
 

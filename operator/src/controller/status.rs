@@ -255,9 +255,33 @@ fn fails(reason: &str, message: impl Into<String>) -> Judgment {
 
 fn accepted(outcome: &Outcome<'_>) -> Judgment {
     match outcome {
-        Outcome::Accepted(_) => holds(reasons::ACCEPTED, "the spec and what it refers to are usable"),
+        Outcome::Accepted(resources) => {
+            let usable = "the spec and what it refers to are usable";
+            let owner = owner_of_replicas(resources).map(|owner| format!("; {owner}"));
+            holds(reasons::ACCEPTED, format!("{usable}{}", owner.unwrap_or_default()))
+        }
         Outcome::Refused(problem) => (false, (*problem).clone()),
     }
+}
+
+/// Who writes `spec.replicas`, for the person who wonders what became of their own value; none: people do.
+fn owner_of_replicas(resources: &Resources<Applied>) -> Option<String> {
+    let (owner, fewest, most, but) = match (&resources.autoscaler, &resources.scaled_object) {
+        (Some(autoscaler), _) => {
+            let spec = autoscaler.spec.as_ref()?;
+            let owner = format!("HorizontalPodAutoscaler {}", autoscaler.metadata.name.as_deref()?);
+            // At none Kubernetes' autoscaler leaves it alone.
+            (owner, spec.min_replicas.unwrap_or(1), spec.max_replicas, ", but for 0, which suspends it")
+        }
+        (None, Some(object)) => {
+            let owner = format!("ScaledObject {}", object.metadata.name.as_deref()?);
+            (owner, object.spec.min_replica_count, object.spec.max_replica_count, "")
+        }
+        (None, None) => return None,
+    };
+    Some(format!(
+        "{owner} owns spec.replicas and keeps it from {fewest} to {most}: what others write there does not last{but}"
+    ))
 }
 
 fn ready_condition(outcome: &Outcome<'_>, seen: &Seen<'_>, ready: i32) -> Judgment {
@@ -297,11 +321,12 @@ fn draining(seen: &Seen<'_>) -> Option<String> {
         })
         .collect();
     let sessions: u32 = waiting.iter().map(|(_, sessions)| sessions).sum();
+    let sessions = format!("{sessions} session{}", if sessions == 1 { "" } else { "s" });
     match waiting.as_slice() {
         [] => None,
-        [(one, _)] => Some(format!("{one} goes down and lets its {sessions} sessions finish")),
+        [(one, _)] => Some(format!("{one} goes down and lets its {sessions} finish")),
         [(first, _), rest @ ..] => {
-            Some(format!("{first} and {} more go down and let their {sessions} sessions finish", rest.len()))
+            Some(format!("{first} and {} more go down and let their {sessions} finish", rest.len()))
         }
     }
 }

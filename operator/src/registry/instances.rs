@@ -22,9 +22,12 @@ use crate::{
 pub struct Found {
     /// Sessions.
     pub idle: Idle,
-    /// Those that there are, or are about to be; the oldest first.
+    /// Whether there are instances, or are about to be.
+    pub any: bool,
+    /// These, the oldest first; of a service that may sleep.
     pub instances: Vec<ServerId>,
-    /// Instances that stand in the registry under an id of their own, or gave the service's up.
+    /// Instances that stand in the registry under an id of their own, or gave the service's up; of a service that may
+    /// sleep.
     pub elsewhere: Vec<Elsewhere>,
     /// Whether one of them says that it has the service's own place, or may have it and cannot be asked.
     pub stands_in: bool,
@@ -34,8 +37,15 @@ pub struct Found {
     pub problem: Option<Obstacle>,
 }
 
-/// What the pods of a service say.
-pub fn find(watched: &Watched, service: &ServiceRef, standby: &ServerId, cluster: &str) -> Found {
+/// What the pods of a service say. Where it never `sleeps`, nobody is to take its place, and nothing is made of who
+/// could: services and pods are many, and this is done twice a second.
+pub fn find(
+    watched: &Watched,
+    service: &ServiceRef,
+    standby: &ServerId,
+    sleeps: bool,
+    cluster: &str,
+) -> Found {
     let pods = watched.stores.pods.of(service);
     let seen: Vec<(&Pod, Option<Observation>)> = pods
         .iter()
@@ -47,8 +57,9 @@ pub fn find(watched: &Watched, service: &ServiceRef, standby: &ServerId, cluster
     let refused = || deployment.as_deref().and_then(problems::of_deployment);
     Found {
         idle: idle(&seen),
-        instances: staying(&seen, cluster, namespace),
-        elsewhere: elsewhere(&seen, standby, cluster, namespace),
+        any: seen.iter().any(|(pod, _)| !leaves(pod)),
+        instances: if sleeps { staying(&seen, cluster, namespace) } else { Vec::new() },
+        elsewhere: if sleeps { elsewhere(&seen, standby, cluster, namespace) } else { Vec::new() },
         stands_in: stands_in(&seen, standby),
         registered: registered(&seen),
         problem: if seen.is_empty() {
@@ -149,6 +160,11 @@ mod tests {
     /// Of pods of `meteo/weather`, the oldest first, each with its phase, and its gateway's last word: sessions, or
     /// silence.
     fn found(pods: &[(&str, &str, Option<u32>)]) -> Found {
+        found_of(true, pods)
+    }
+
+    /// The same of a service that sleeps, or never does.
+    fn found_of(sleeps: bool, pods: &[(&str, &str, Option<u32>)]) -> Found {
         let made = pods.iter().enumerate().map(|(minute, (name, phase, _))| {
             let created = format!("2026-01-15T08:{minute:02}:00Z");
             let annotations = json!({"mcp-mqtt.io/service-name": "weather"});
@@ -165,7 +181,17 @@ mod tests {
             watched.observations.set(name, status.ok_or_else(|| "silence".to_owned()));
         }
         let standby = ServerId::new("north.meteo.weather_service").unwrap();
-        find(&watched, &ServiceRef::new("weather").within("meteo"), &standby, "north")
+        find(&watched, &ServiceRef::new("weather").within("meteo"), &standby, sleeps, "north")
+    }
+
+    #[test]
+    fn of_a_service_that_never_sleeps_nothing_is_made_of_who_could_take_its_place() {
+        let pods = [("weather-1", "Running", Some(0)), ("weather-2", "Running", None)];
+        let (sleeps, never) = (found(&pods), found_of(false, &pods));
+        assert_eq!((sleeps.instances.len(), sleeps.elsewhere.len(), sleeps.any), (2, 1, true));
+        let expected = Found { instances: Vec::new(), elsewhere: Vec::new(), ..sleeps };
+        assert_eq!(never, expected);
+        assert!(!found_of(false, &[]).any);
     }
 
     #[test]

@@ -20,10 +20,8 @@ use tokio::time::sleep;
 use super::{GROUP, VERSION};
 use crate::names::FIELD_MANAGER;
 
-/// How long a certificate is good.
-const LIFE: Duration = Duration::from_hours(30 * 24);
-/// When a new one is made: long before that.
-pub const RENEWAL: Duration = Duration::from_hours(10 * 24);
+/// A new certificate is made when this part of its lifetime has passed: a third.
+pub const RENEWED_AFTER: u32 = 3;
 /// How often it is looked whether the API server still knows it: whoever applies the chart's objects anew may take it away.
 const LOOK: Duration = Duration::from_mins(1);
 /// Clocks differ.
@@ -50,19 +48,19 @@ pub struct CertificateError {
 }
 
 impl Certificate {
-    /// For a server that is reached by this name.
+    /// For a server that is reached by this name, good for so long.
     ///
     /// # Errors
     /// The name is none, or the system has no randomness.
-    pub fn new(host: &str) -> Result<Self, CertificateError> {
-        Self::make(host).map_err(|source| CertificateError { host: host.to_owned(), source })
+    pub fn new(host: &str, lifetime: Duration) -> Result<Self, CertificateError> {
+        Self::make(host, lifetime).map_err(|source| CertificateError { host: host.to_owned(), source })
     }
 
-    fn make(host: &str) -> Result<Self, rcgen::Error> {
+    fn make(host: &str, lifetime: Duration) -> Result<Self, rcgen::Error> {
         let now = OffsetDateTime::now_utc();
         let lived = |mut params: CertificateParams, name: &str| {
             params.distinguished_name.push(DnType::CommonName, name);
-            (params.not_before, params.not_after) = (now - SKEW, now + LIFE);
+            (params.not_before, params.not_after) = (now - SKEW, now + lifetime);
             params
         };
         let mut authority = lived(CertificateParams::default(), "mcp-mqtt-operator session metrics");
@@ -132,7 +130,8 @@ mod tests {
 
     #[test]
     fn it_is_good_for_its_host_and_by_its_authority_for_a_while() {
-        let made = Certificate::new("metrics.mcp-mqtt.svc").unwrap();
+        let lifetime = Duration::from_hours(30 * 24);
+        let made = Certificate::new("metrics.mcp-mqtt.svc", lifetime).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(made.authority.as_bytes()).unwrap()).unwrap();
         let verifier =
@@ -148,9 +147,9 @@ mod tests {
             verifier.verify_server_cert(&made.certificate, &[], &name, &[], now).is_ok()
         };
         assert!(good("metrics.mcp-mqtt.svc", Duration::ZERO));
-        assert!(good("metrics.mcp-mqtt.svc", RENEWAL * 2));
+        assert!(good("metrics.mcp-mqtt.svc", lifetime / RENEWED_AFTER * 2));
         assert!(!good("other.mcp-mqtt.svc", Duration::ZERO));
-        assert!(!good("metrics.mcp-mqtt.svc", LIFE + SKEW));
+        assert!(!good("metrics.mcp-mqtt.svc", lifetime + SKEW));
     }
     /// The API server is one of the test's own: time passes, and the real one's does not.
     #[tokio::test(start_paused = true)]

@@ -25,7 +25,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
     GROUP, Metric, VERSION, answers,
-    certificate::{self, Certificate, CertificateError, RENEWAL},
+    certificate::{self, Certificate, CertificateError, RENEWED_AFTER},
     counts::{CountError, Counts},
     endpoint::{self, Place},
     requester::{Authorizer, Proxying, ProxyingError},
@@ -81,9 +81,10 @@ pub enum ServeError {
     },
 }
 
-/// Serves the API for as long as it is polled; what fails is told and tried again.
-pub async fn serve(client: kube::Client, counts: Counts, place: Place) {
-    let serve = async || serve_until_renewal(&client, &counts, &place).await;
+/// Serves the API for as long as it is polled, each time with a certificate that is good for `lifetime`; what fails is
+/// told and tried again.
+pub async fn serve(client: kube::Client, counts: Counts, place: Place, lifetime: Duration) {
+    let serve = async || serve_until_renewal(&client, &counts, &place, lifetime).await;
     serving::keep_serving("session metrics are not served", serve).await;
 }
 
@@ -91,12 +92,13 @@ async fn serve_until_renewal(
     client: &kube::Client,
     counts: &Counts,
     place: &Place,
+    lifetime: Duration,
 ) -> Result<(), ServeError> {
     let Place { namespace, service, address } = place;
     let any = place.listen();
     let listener =
         TcpListener::bind(any).await.map_err(|source| ServeError::Listen { address: any, source })?;
-    let made = Certificate::new(&format!("{service}.{namespace}.svc"))?;
+    let made = Certificate::new(&format!("{service}.{namespace}.svc"), lifetime)?;
     let proxying = Proxying::fetch(client).await?;
     let api = Arc::new(Api { authorizer: Authorizer::new(client.clone()), proxying, counts: counts.clone() });
     let tls = TlsAcceptor::from(Arc::new(tls_config(&made, &api.proxying)?));
@@ -108,7 +110,7 @@ async fn serve_until_renewal(
         () = accept(listener, tls, api.clone()) => {}
         () = changed(client, &api.proxying) => tracing::info!("the API server proxies otherwise now"),
         () = certificate::keep_published(client, &made.authority) => {}
-        () = sleep(RENEWAL) => tracing::info!("making a new certificate"),
+        () = sleep(lifetime / RENEWED_AFTER) => tracing::info!("making a new certificate"),
     }
     Ok(())
 }
@@ -281,7 +283,8 @@ mod tests {
             review["status"] = serde_json::json!({"allowed": review["spec"]["user"] == "ann"});
             Ok::<_, tower::BoxError>(http::Response::new(Body::from(review.to_string().into_bytes())))
         });
-        let (made, proxying) = (Certificate::new(HOST).unwrap(), proxying(&authority.pem));
+        let (made, proxying) =
+            (Certificate::new(HOST, Duration::from_mins(1)).unwrap(), proxying(&authority.pem));
         let tls = TlsAcceptor::from(Arc::new(tls_config(&made, &proxying).unwrap()));
         let authorizer = Authorizer::new(kube::Client::new(reviews, "default"));
         let api = Arc::new(Api { authorizer, proxying, counts: counts(&[Some((7, 0))]) });

@@ -1,5 +1,5 @@
 //! `cargo xtask bench operator`: the operator at scale, on a real API server, etcd and controller manager without a
-//! kubelet: how long a thousand `McpServices` take, what they cost, and what is written when there is nothing to do.
+//! kubelet (but for those with real pods): how long a thousand `McpServices` take, what they cost, and what is written when there is nothing to do.
 //!
 //! The table goes to stdout; stderr tells how far it is, a line each, for whoever shows it.
 
@@ -8,6 +8,7 @@ mod instances;
 mod look;
 mod meter;
 mod parked;
+mod pods;
 mod report;
 mod rounds;
 mod stage;
@@ -29,6 +30,9 @@ struct Args {
     /// `McpServices` in memory at the end; 0: this part is left out.
     #[arg(long, default_value_t = 10_000)]
     many: usize,
+    /// `McpServices` with real pods, whose images have to be on the node; 0: this part is left out.
+    #[arg(long, default_value_t = 0)]
+    pods: usize,
     /// Only these parts; those from `ready` on need `at-once`.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Part>,
@@ -43,6 +47,7 @@ struct Args {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
     Latencies,
+    Pods,
     Floor,
     Parked,
     AtOnce,
@@ -65,6 +70,9 @@ async fn measure(args: &Args) -> Result<()> {
     rounds::empty(&mut stage, &mut table).await?;
     if wanted(Part::Latencies) {
         rounds::latencies(&mut stage, &mut table).await?;
+    }
+    if wanted(Part::Pods) && args.pods > 0 {
+        pods::pods(&mut stage, &mut table, args.pods).await?;
     }
     if wanted(Part::Floor) {
         floor::floor(&mut stage, &mut table, args.objects).await?;

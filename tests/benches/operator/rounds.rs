@@ -152,7 +152,8 @@ pub(crate) async fn ready(stage: &mut Stage, table: &mut Table, objects: usize) 
     Ok(())
 }
 
-async fn count_ready(stage: &Stage) -> Result<usize> {
+/// Services of which all conditions hold.
+pub(crate) async fn count_ready(stage: &Stage) -> Result<usize> {
     let list = stage.space.services().list(&ListParams::default().match_any()).await?;
     let holds = |condition: &serde_json::Value| condition["status"] == "True";
     let ready = |conditions: &serde_json::Value| {

@@ -52,9 +52,6 @@ impl Stage {
     pub(crate) async fn set(rest: Duration) -> Result<Self> {
         let space = Space::new("bench").await?;
         let halted = HALTED.iter().map(|name| node::component(name)).collect::<Result<Vec<u32>>>()?;
-        for pid in &halted {
-            node::halt(*pid)?;
-        }
         let binary = std::env::var_os(BINARY).map_or_else(|| binaries::operator().to_owned(), PathBuf::from);
         let look = Look::at(Api::namespaced(space.kube.clone(), &space.namespace)).await?;
         let mut stage = Self {
@@ -67,16 +64,25 @@ impl Stage {
             halted,
             operator: None,
         };
+        stage.halt()?;
         stage.start(&[]).await?;
         Ok(stage)
+    }
+
+    /// Halts what is not measured.
+    pub(crate) fn halt(&self) -> Result<()> {
+        self.halted.iter().try_for_each(|pid| node::halt(*pid))
+    }
+
+    /// Lets it go on.
+    pub(crate) fn go_on(&self) -> Result<()> {
+        self.halted.iter().try_for_each(|pid| node::go_on(*pid))
     }
 
     /// Takes it down.
     pub(crate) async fn strike(mut self) -> Result<()> {
         self.stop().await?;
-        for pid in &self.halted {
-            node::go_on(*pid)?;
-        }
+        self.go_on()?;
         self.space.remove().await
     }
 

@@ -1,5 +1,5 @@
 //! `cargo xtask bench rollout`: what clients notice of everything that takes instances away on purpose: a new template,
-//! a scale-in, a node that is drained, a new release of the product. On the cluster, with the chart installed, a real MCP
+//! a scale-in, a node that is drained, a new release of the product; and of a service that sleeps. On the cluster, with the chart installed, a real MCP
 //! server and clients that call it throughout.
 //!
 //! The table goes to stdout; stderr tells how far it is, a line each, for whoever shows it.
@@ -7,6 +7,7 @@
 mod changes;
 mod picture;
 mod report;
+mod wakes;
 
 use std::{
     path::PathBuf,
@@ -25,6 +26,7 @@ use self::{
     changes::{CHANGES, Change},
     picture::Recorder,
     report::Row,
+    wakes::Wakes,
 };
 
 /// Instances under load.
@@ -44,6 +46,12 @@ struct Args {
     /// Clients at one time; every fourth calls a tool that takes three seconds.
     #[arg(long, default_value_t = 64)]
     clients: usize,
+    /// Wakes of a service that sleeps; 0 leaves them out.
+    #[arg(long, default_value_t = 10)]
+    wakes: usize,
+    /// Only these, and no change.
+    #[arg(long, conflicts_with = "picture")]
+    only_wakes: bool,
     /// Where the chart's dashboard is drawn, as Prometheus saw the changes.
     #[arg(long)]
     picture: Option<PathBuf>,
@@ -66,12 +74,18 @@ async fn measure(args: &Args) -> Result<()> {
         recorder = Some(Recorder::start(&platform).await?);
     }
     let mut rows = Vec::new();
-    for change in CHANGES {
+    let changes: &[Change] = if args.only_wakes { &[] } else { &CHANGES };
+    for &change in changes {
         let row = under_load(change, args.clients, recorder.as_mut()).await?;
         eprintln!("{row}");
         rows.push(row);
     }
-    println!("{}", report::table(args.clients, &rows));
+    if !rows.is_empty() {
+        println!("{}", report::table(args.clients, &rows));
+    }
+    if args.wakes > 0 {
+        println!("{}", Wakes::measure(args.wakes).await?);
+    }
     if let (Some(recorder), Some(path)) = (recorder, &args.picture) {
         recorder.draw(path).await?;
     }

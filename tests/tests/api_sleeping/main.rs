@@ -1,6 +1,7 @@
 //! Services that sleep, and the registry, at a real API server and real brokers. No pod runs here: a gateway of this
 //! test's own takes the place of one, when and if the test wants it.
 
+mod brokers;
 mod refused;
 mod registry;
 

@@ -1,13 +1,13 @@
 //! Services that sleep and are not to be had: whoever wakes one hears why.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ResourceQuota, Secret};
 use kube::api::DeleteParams;
 use mcp_mqtt_tests::{
     broker::Mosquitto,
-    cluster::{PATIENCE, Space},
+    cluster::{PATIENCE, Space, eventually},
     operator::Operator,
 };
 use mcp_mqtt_transport::{
@@ -22,6 +22,8 @@ use crate::{NAME, Scene, asleep, client, echoes, initialize, pod, replicas, slee
 
 /// For an operator to get what the broker kept, and to write it down: a good deal more than it takes.
 const HELD: Duration = Duration::from_secs(3);
+/// Far below the 50 s that an `initialize` may wait here.
+const SOON: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secret_that_went_while_the_operator_was_away_is_the_answer() -> Result<()> {
@@ -49,6 +51,43 @@ async fn a_secret_that_went_while_the_operator_was_away_is_the_answer() -> Resul
     space.apply::<Secret>(secret).await?;
     space.condition(NAME, "Accepted", "True", "Accepted").await?;
     let instance = asleep(&space, &broker).await?;
+    let wake = async {
+        replicas(&space, 1).await?;
+        pod(&space, &broker, "weather-1")
+    };
+    let (session, pod) = tokio::join!(initialize(&client, &instance), wake);
+    echoes(&session?).await?;
+    drop(pod);
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_that_leaves_no_room_for_the_pod_is_the_answer() -> Result<()> {
+    let Scene { space, broker, operator, instance } = Scene::asleep("quota").await?;
+    let quota = json!({"metadata": {"name": "none-left"}, "spec": {"hard": {"pods": "0"}}});
+    space.apply::<ResourceQuota>(quota).await?;
+    // Until its controller has counted, the API server refuses pods for that.
+    let counted = async || {
+        let quota = space.api::<ResourceQuota>().get("none-left").await.ok()?;
+        quota.status?.used
+    };
+    eventually(PATIENCE, counted).await.context("the quota is not counted")?;
+    let client = client(&broker).await?;
+    let start = Instant::now();
+    let error = initialize(&client, &instance).await.expect_err("no pod can be made");
+    let rpc = told(&error).context("the operator's own words")?.clone();
+    println!("refused after {:?}: {}", start.elapsed(), rpc.message);
+    ensure!(start.elapsed() < SOON, "only after {:?}", start.elapsed());
+    ensure!(
+        rpc.reason() == Some("wake-failed") && rpc.message.contains("exceeded quota: none-left"),
+        "{rpc:?}"
+    );
+
+    // Once it sleeps again, and there is room, it can be woken.
+    replicas(&space, 0).await?;
+    let instance = asleep(&space, &broker).await?;
+    space.api::<ResourceQuota>().delete("none-left", &DeleteParams::default()).await?;
     let wake = async {
         replicas(&space, 1).await?;
         pod(&space, &broker, "weather-1")

@@ -7,9 +7,7 @@ use bytes::Bytes;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams, PostParams};
 use mcp_mqtt_tests::{
-    broker::Mosquitto,
     cluster::{PATIENCE, Space, eventually},
-    operator::Operator,
     proxy::Manner,
 };
 use mcp_mqtt_transport::{
@@ -19,10 +17,10 @@ use mcp_mqtt_transport::{
     topic::{self, ServerId},
     user_property::{self, UserProperties},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::timeout;
 
-use crate::{NAME, Scene, asleep, client, instances, server_name, sleepy};
+use crate::{NAME, Scene, asleep, client, instances, server_name};
 
 /// The user properties of a retained message.
 async fn properties(connection: &mut Connection, topic: &str) -> Result<UserProperties> {
@@ -128,24 +126,6 @@ async fn what_changed_while_the_broker_was_away_is_put_right_within_five_seconds
     println!("put right {:?} after the broker was back", back.elapsed());
     ensure!(back.elapsed() < Duration::from_secs(5), "only after {:?}", back.elapsed());
     watching.close(PATIENCE).await?;
-    operator.stop().await?;
-    space.remove().await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_cannot_be_reached_concerns_its_own_services_only() -> Result<()> {
-    let (space, broker) = (Space::new("brokers").await?, Mosquitto::start().await?);
-    let mut gone = Mosquitto::start().await?;
-    gone.kill()?;
-    let operator = Operator::start(&space, &[]).await?;
-    space.create("elsewhere", &sleepy(&gone)).await?;
-    space.create(NAME, &sleepy(&broker)).await?;
-    asleep(&space, &broker).await?;
-    space.condition(NAME, "Ready", "True", "Asleep").await?;
-    let told = |status: &Value| status["conditions"][2]["message"].as_str().unwrap_or_default().to_owned();
-    space.status("elsewhere", |status| told(status).contains("cannot reach the broker at 127.0.0.1")).await?;
-    gone.restart().await?;
-    space.condition("elsewhere", "Ready", "True", "Asleep").await?;
     operator.stop().await?;
     space.remove().await
 }

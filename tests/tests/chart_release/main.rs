@@ -2,6 +2,7 @@
 //!
 //! The suite owns the cluster while it runs: a release of the chart that it finds there is uninstalled first.
 
+mod adapter;
 mod cycle;
 mod dry_run;
 mod namespaced;

@@ -114,6 +114,7 @@ async fn an_upgrade_from_the_previous_chart_drains_sessions_and_loses_nothing() 
     sleep(AROUND).await;
     let account = load.finish().await?;
     ensure!(account.sessions > CLIENTS as u64, "no client changed instances: {account:?}");
+    ensure!(account.cut == 0, "{} calls were cut off: {:?}", account.cut, account.reasons);
     quiet.close(PATIENCE).await?;
 
     // It is this version that works: it takes what the previous one did not know.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::{autoscaling::v2::HorizontalPodAutoscaler, events::v1::Event};
 use kube::{Api, ResourceExt, api::ListParams};
 use mcp_mqtt_tests::platform::{
     Deployed, PATIENCE, Platform, call, everything_over_http, everything_over_stdio, text, with,
@@ -84,6 +84,61 @@ async fn the_instances_without_sessions_go_first_and_the_others_sessions_go_on()
         "{:?}",
         pod.annotations()
     );
+    for client in clients {
+        client.close(PATIENCE).await?;
+    }
+    service.remove().await
+}
+
+/// The Events of this reason about the service, by what they say.
+async fn events(service: &Deployed, reason: &str) -> Result<Vec<String>> {
+    let events = Api::<Event>::namespaced(service.kube(), &service.namespace);
+    let all = events.list(&ListParams::default()).await?.items;
+    let told = all.into_iter().filter(|event| {
+        let about = event.regarding.as_ref().and_then(|about| about.kind.as_deref());
+        event.reason.as_deref() == Some(reason) && about == Some("McpService")
+    });
+    Ok(told.filter_map(|event| event.note).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_goes_down_and_waits_for_its_sessions_is_told_of_until_they_are_over() -> Result<()>
+{
+    const CALL_SECONDS: u32 = 8;
+    let platform = Platform::get().await?;
+    let two = json!({ "replicas": 2, "drain": { "timeoutSeconds": 60 } });
+    let service = platform.deploy("lingering", with(everything_over_stdio(), two)).await?;
+    let instances = service.registered(2).await?;
+    let clients = clients(&platform, 2).await?;
+    // One at each instance, so that whichever goes has a session and a call under way.
+    let mut calls = Vec::new();
+    for (client, instance) in clients.iter().zip(&instances) {
+        let session = open(client, instance).await?;
+        calls.push(tokio::spawn(async move {
+            let arguments = json!({ "duration": CALL_SECONDS, "steps": 2 });
+            call(&session, "trigger-long-running-operation", arguments).await
+        }));
+    }
+    service.status(|status| status["sessions"] == 2).await?;
+    let reason = |status: &Value| status["conditions"][1]["reason"].clone();
+    ensure!(events(&service, "DrainingSessions").await?.is_empty(), "nothing goes down yet");
+    service.patch(json!({ "spec": { "replicas": 1 } })).await?;
+    let status = service.status(|status| reason(status) == "DrainingSessions").await?;
+    let under_way = calls.iter().filter(|call| !call.is_finished()).count();
+    ensure!(under_way == 2, "it is told of when the calls are over");
+    let [left] = &service.live_pods().await?[..] else { anyhow::bail!("one instance was to stay") };
+    let pods = instances.iter().map(|instance| service.pod_of(instance)).collect::<Result<Vec<_>>>()?;
+    let leaves = pods.iter().find(|pod| *pod != left).context("the one that goes")?;
+    let said = format!("1 of 1 instances ready; {leaves} goes down and lets its 1 session finish");
+    ensure!(status["conditions"][1]["status"] == "True", "{status}");
+    ensure!(status["conditions"][1]["message"] == said.as_str(), "{status}");
+    for call in calls {
+        let answer = call.await?.context("a call that was under way when its instance had to go")?;
+        ensure!(text(&answer)?.contains("completed"), "{answer}");
+    }
+    service.status(|status| reason(status) == "Ready" && status["sessions"] == 1).await?;
+    let told = events(&service, "DrainingSessions").await?;
+    ensure!(told == [said], "{told:?}");
     for client in clients {
         client.close(PATIENCE).await?;
     }

@@ -165,18 +165,40 @@ async fn an_operator_that_dies_in_the_middle_of_a_wake_loses_nobody() -> Result<
     service.remove().await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn who_wakes_what_cannot_start_is_told_why() -> Result<()> {
+/// Far below the time that an `initialize` may wait here, and that a client waits.
+const SOON: Duration = Duration::from_secs(30);
+
+/// What the operator says to who wakes a service that cannot start.
+async fn refused(name: &str, change: Value) -> Result<RpcError> {
     let platform = Platform::get().await?;
-    let image = json!({ "replicas": 0, "server": { "image": "localhost/no-such-server:1", "imagePullPolicy": "Never" } });
-    let service = platform.deploy_asleep("broken", sleepy(60, image)).await?;
+    let spec = sleepy(60, with(json!({ "replicas": 0 }), change));
+    let service = platform.deploy_asleep(name, spec).await?;
     let instance = asleep(&service).await?;
     let client = platform.client().await?;
     let start = Instant::now();
-    let error = open(&client, &instance).await.expect_err("there is no such image");
+    let error = open(&client, &instance).await.expect_err("it cannot start");
     println!("refused after {:?}: {error}", start.elapsed());
-    let rpc = told(&error).context("the operator's own words")?;
-    ensure!(rpc.reason() == Some("wake-failed") && rpc.message.contains("ErrImageNeverPull"), "{rpc:?}");
+    ensure!(start.elapsed() < SOON, "only after {:?}", start.elapsed());
+    let rpc = told(&error).context("the operator's own words")?.clone();
+    ensure!(rpc.reason() == Some("wake-failed"), "{rpc:?}");
     client.close(PATIENCE).await?;
-    service.remove().await
+    service.remove().await?;
+    Ok(rpc)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_wakes_what_has_no_image_is_told_so() -> Result<()> {
+    let image = json!({ "image": "localhost/no-such-server:1", "imagePullPolicy": "Never" });
+    let rpc = refused("broken", json!({ "server": image })).await?;
+    ensure!(rpc.message.contains("ErrImageNeverPull"), "{rpc:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_wakes_what_ends_at_its_start_is_told_how() -> Result<()> {
+    let ends = json!({ "command": ["sh", "-c", "echo no key >&2; exit 7"], "args": [] });
+    let rpc = refused("crashing", json!({ "server": ends })).await?;
+    ensure!(rpc.message.contains("container server: ended with exit code 7"), "{rpc:?}");
+    ensure!(rpc.message.contains("CrashLoopBackOff") && rpc.message.contains("kubectl logs"), "{rpc:?}");
+    Ok(())
 }

@@ -19,6 +19,9 @@ use crate::{
 pub(crate) const CLUSTER: &str = "bench";
 /// Lines of what it said that an error shows.
 const LAST_WORDS: usize = 20;
+/// How a program of ours that returns an error from `main` begins to tell of it; its causes follow, and where
+/// `RUST_BACKTRACE` is set a hundred lines more.
+const FAILS: &str = "Error: ";
 
 /// A bench of the package `mcp-mqtt-tests` that needs a cluster.
 #[derive(Debug)]
@@ -75,15 +78,47 @@ impl Measurement<'_> {
         child.stdout.take().context("as above")?.read_to_string(&mut table)?;
         let status = child.wait().context("cannot wait for cargo")?;
         if !status.success() {
-            let last = lines.split_off(lines.len().saturating_sub(LAST_WORDS));
             bail!(
                 "the measurement did not end well ({status}); the cluster {CLUSTER} stands to be looked at:\n{table}\n{}",
-                last.join("\n")
+                last_words(&lines).join("\n")
             );
         }
         step.done(format!("Measured: {}", self.what));
         cluster.down()?;
         println!("{table}");
         Ok(())
+    }
+}
+
+/// What an error shows of what was said: from the error itself on, or the end where there is none.
+fn last_words(lines: &[String]) -> &[String] {
+    let end = lines.len().saturating_sub(LAST_WORDS);
+    let begin = lines.iter().rposition(|line| line.starts_with(FAILS)).unwrap_or(end);
+    &lines[begin..lines.len().min(begin + LAST_WORDS)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(first: &[&str], then: usize) -> Vec<String> {
+        let first = first.iter().map(|line| (*line).to_owned());
+        first.chain((0..then).map(|number| format!("  {number}: core::ops::call"))).collect()
+    }
+
+    #[test]
+    fn an_error_is_shown_however_much_is_said_after_it() {
+        let cause = ["creating: 3 of 4", "Error: there are no pods", "", "Stack backtrace:"];
+        let lines = said(&cause, 100);
+        let shown = last_words(&lines);
+        assert_eq!((shown[0].as_str(), shown.len()), (cause[1], LAST_WORDS));
+        assert_eq!(last_words(&said(&cause, 0)), &cause[1..]);
+    }
+
+    #[test]
+    fn without_an_error_the_end_is_shown() {
+        let lines = said(&["error: could not compile"], 100);
+        assert_eq!(last_words(&lines), &lines[lines.len() - LAST_WORDS..]);
+        assert_eq!(last_words(&said(&["killed"], 0)), ["killed"]);
     }
 }

@@ -16,7 +16,10 @@ pub(crate) struct Arguments {
     /// `McpServices` in memory at the end; 0 leaves this part out.
     #[arg(long, default_value_t = 10_000)]
     many: usize,
-    /// Only these parts, by commas: latencies, floor, parked, at-once, ready, restart, upgrade. Those from ready on need at-once.
+    /// `McpServices` with real pods; 0 leaves this part, and the images, out.
+    #[arg(long, default_value_t = 50)]
+    pods: usize,
+    /// Only these parts, by commas: latencies, pods, floor, parked, at-once, ready, restart, upgrade. Those from ready on need at-once.
     #[arg(long)]
     only: Option<String>,
     /// Seconds that the operator is watched at rest.
@@ -33,12 +36,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let cluster = Cluster::named(CLUSTER)?;
     cluster.down()?;
     cluster.up()?;
-    let Arguments { objects, many, only, rest } = arguments;
+    let Arguments { objects, many, pods, only, rest } = arguments;
+    let parts = only.as_deref().map(|only| only.split(',').collect::<Vec<_>>());
+    if *pods > 0 && parts.is_none_or(|parts| parts.contains(&"pods")) {
+        images::ensure(&cluster)?;
+    }
     let only = only.iter().map(|only| format!("--only={only}"));
-    let numbers = [format!("--objects={objects}"), format!("--many={many}"), format!("--rest={rest}")];
+    let numbers =
+        [("objects", *objects), ("many", *many), ("pods", *pods)].map(|(name, n)| format!("--{name}={n}"));
+    let rest = format!("--rest={rest}");
     Measurement {
         bench: "operator",
-        arguments: numbers.into_iter().chain(only).collect(),
+        arguments: numbers.into_iter().chain([rest]).chain(only).collect(),
         environment: vec![("MCP_MQTT_OPERATOR_BINARY", binary.to_string_lossy().into_owned())],
         what: "the operator",
     }

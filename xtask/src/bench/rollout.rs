@@ -13,6 +13,12 @@ pub(crate) struct Arguments {
     /// Clients at one time; every fourth calls a tool that takes three seconds.
     #[arg(long, default_value_t = 64)]
     clients: usize,
+    /// Wakes of a service that sleeps; 0 leaves them out.
+    #[arg(long, default_value_t = 10)]
+    wakes: usize,
+    /// Only these, and no change.
+    #[arg(long, conflicts_with = "picture")]
+    only_wakes: bool,
     /// Draws the chart's dashboard, too, as a Prometheus saw the changes: docs/dashboard.svg.
     #[arg(long)]
     picture: bool,
@@ -23,7 +29,11 @@ pub(crate) struct Arguments {
 /// # Errors
 /// When something cannot be built, a call is cut off, or one is never answered.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let mut further = vec![format!("--clients={}", arguments.clients)];
+    let mut further =
+        vec![format!("--clients={}", arguments.clients), format!("--wakes={}", arguments.wakes)];
+    if arguments.only_wakes {
+        further.push("--only-wakes".to_owned());
+    }
     if arguments.picture {
         packages::ensure(&[packages::PROMETHEUS])?;
         further.push(format!("--picture={}", root().join("docs/dashboard.svg").display()));

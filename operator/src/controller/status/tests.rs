@@ -129,6 +129,38 @@ fn a_service_that_runs_has_this_status() {
 }
 
 #[test]
+fn who_owns_the_number_of_instances_is_told() {
+    let autoscaler = json!({
+        "metadata": {"name": "mistral"},
+        "spec": {"minReplicas": 2, "maxReplicas": 9, "scaleTargetRef": {"kind": "McpService", "name": "weather"}},
+    });
+    let object = json!({
+        "metadata": {"name": "sirocco"},
+        "spec": {
+            "scaleTargetRef": {"kind": "McpService", "name": "weather"},
+            "minReplicaCount": 0, "maxReplicaCount": 5, "triggers": [],
+        },
+    });
+    let of = |autoscaler: Value, scaled_object: Value| {
+        let resources = Resources {
+            autoscaler: serde_json::from_value(autoscaler).unwrap(),
+            scaled_object: serde_json::from_value(scaled_object).unwrap(),
+            ..applied()
+        };
+        let metadata = metadata();
+        let seen = seen(&metadata, 1, Vec::new());
+        told(&build_status(&Outcome::Accepted(&resources), &seen, None, noon()), "Accepted").2
+    };
+    let usable = "the spec and what it refers to are usable";
+    assert_eq!(of(Value::Null, Value::Null), usable);
+    let owned = "HorizontalPodAutoscaler mistral owns spec.replicas and keeps it from 2 to 9: what others write there \
+        does not last, but for 0, which suspends it";
+    assert_eq!(of(autoscaler, Value::Null), format!("{usable}; {owned}"));
+    let owned = "ScaledObject sirocco owns spec.replicas and keeps it from 0 to 5: what others write there does not last";
+    assert_eq!(of(Value::Null, object), format!("{usable}; {owned}"));
+}
+
+#[test]
 fn one_cause_of_many_instances_is_told_once() {
     let pods = ["a", "b", "c"].map(|name| (starting_pod(name), Some(refused_by_broker())));
     let status = status(3, pods.into());
@@ -269,6 +301,8 @@ fn an_instance_that_waits_for_its_sessions_is_told() {
     };
     let message = "1 of 1 instances ready; b goes down and lets its 3 sessions finish";
     assert_eq!(told(&status(1, pods(3)), "Ready"), words("True", "DrainingSessions", message));
+    let message = "1 of 1 instances ready; b goes down and lets its 1 session finish";
+    assert_eq!(told(&status(1, pods(1)), "Ready"), words("True", "DrainingSessions", message));
     assert_eq!(told(&status(1, pods(0)), "Ready"), words("True", "Ready", "1 of 1 instances ready"));
 }
 

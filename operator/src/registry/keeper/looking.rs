@@ -7,7 +7,7 @@ use std::{
 
 use mcp_mqtt_transport::topic::ServerId;
 
-use super::{Action, Idle, Keeper, Place, Service};
+use super::{Action, Idle, Keeper, Place, Service, Wanted};
 use crate::{
     controller::scope::ServiceRef,
     registry::{instances, sleeper::Obstacle},
@@ -23,8 +23,9 @@ impl Keeper {
     pub(super) fn look_at_instances(&mut self, now: Instant) {
         for (reference, service) in &mut self.services {
             if let Some(watched) = self.setting.watched.of(reference) {
-                service.found =
-                    instances::find(watched, reference, &service.wanted.standby, &self.setting.cluster);
+                let Wanted { standby, sleep, .. } = &*service.wanted;
+                let cluster = &self.setting.cluster;
+                service.found = instances::find(watched, reference, standby, sleep.is_some(), cluster);
                 service.take_found(now);
             }
         }
@@ -98,7 +99,7 @@ impl Service {
     /// What keeps instances from starting: a refusal of the service where there are none, as those that are there from
     /// before go on.
     pub(super) fn take_problem(&mut self) {
-        let refused = self.wanted.refused.as_ref().filter(|_| self.found.instances.is_empty());
+        let refused = self.wanted.refused.as_ref().filter(|_| !self.found.any);
         let refused = refused.map(|why| Obstacle { why: why.clone(), hopeless: true });
         self.sleeper.facts.problem = refused.or_else(|| self.found.problem.clone());
     }

@@ -1,0 +1,98 @@
+//! A cluster in which another adapter serves custom.metrics.k8s.io, before the chart comes.
+
+use anyhow::{Result, ensure};
+use k8s_openapi::{
+    api::apps::v1::Deployment,
+    kube_aggregator::pkg::apis::apiregistration::v1::{APIService, APIServiceSpec},
+};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, PostParams},
+};
+use mcp_mqtt_tests::helm::{chart, helm};
+use serde_json::{Value, json};
+
+use crate::{
+    ONE_AT_A_TIME,
+    site::{DEV_IMAGES, namespace, uninstall_all, upgrade},
+};
+
+const RELEASE: &str = "mcp-mqtt";
+const NAMESPACE: &str = "mcp-mqtt";
+const API: &str = "v1beta2.custom.metrics.k8s.io";
+/// Where the operator is told of its Service in front of that API.
+const TOLD: &str = "MCP_MQTT_SESSION_METRICS_SERVICE";
+
+/// Another one's, as prometheus-adapter's chart makes it.
+fn foreign() -> Result<APIService> {
+    Ok(serde_json::from_value(json!({
+        "metadata": {"name": API, "annotations": {
+            "meta.helm.sh/release-name": "adapter", "meta.helm.sh/release-namespace": "monitoring",
+        }},
+        "spec": {
+            "group": "custom.metrics.k8s.io", "version": "v1beta2",
+            "groupPriorityMinimum": 100, "versionPriority": 200, "insecureSkipTLSVerify": true,
+            "service": {"name": "adapter", "namespace": "monitoring"},
+        },
+    }))?)
+}
+
+async fn spec(apis: &Api<APIService>) -> Result<Option<APIServiceSpec>> {
+    Ok(apis.get(API).await?.spec)
+}
+
+/// Whether the operator is to serve it.
+async fn serves(client: &Client) -> Result<bool> {
+    let operator = Api::<Deployment>::namespaced(client.clone(), NAMESPACE).get("mcp-mqtt-operator").await?;
+    let operator: Value = serde_json::to_value(operator.spec)?;
+    let env = operator["template"]["spec"]["containers"][0]["env"].as_array().cloned().unwrap_or_default();
+    Ok(env.iter().any(|variable| variable["name"] == TOLD))
+}
+
+#[tokio::test]
+async fn where_another_adapter_serves_the_metrics_the_chart_leaves_it_alone_and_says_what_to_do() -> Result<()>
+{
+    let _guard = ONE_AT_A_TIME.lock().await;
+    let client = Client::try_default().await?;
+    uninstall_all().await?;
+    namespace(&client, NAMESPACE).await?;
+    let apis: Api<APIService> = Api::all(client.clone());
+    let theirs = apis.create(&PostParams::default(), &foreign()?).await?.spec;
+
+    let notes = upgrade(RELEASE, NAMESPACE, &["mosquitto.enabled=true"]).await?;
+    for said in [
+        "another adapter of this cluster serves custom.metrics.k8s.io",
+        "kubectl get apiservice v1beta2.custom.metrics.k8s.io",
+        "autoscaled by CPU and memory (spec.autoscaling.resources)",
+        "helm upgrade mcp-mqtt … --set autoscaling.metrics=keda",
+    ] {
+        ensure!(notes.contains(said), "no {said:?} in the notes:\n{notes}");
+    }
+    ensure!(!serves(&client).await?, "the operator serves it, too");
+    ensure!(spec(&apis).await? == theirs, "the adapter's APIService is not as it was");
+
+    // Who insists is refused before anything changes, with the same advice.
+    let (directory, asked) =
+        (chart().to_string_lossy().into_owned(), "autoscaling.sessionMetrics.enabled=true");
+    let values = ["--set", DEV_IMAGES, "--set", "mosquitto.enabled=true", "--set", asked];
+    let insists = ["upgrade", "--install", RELEASE, &directory, "--namespace", NAMESPACE];
+    let answer = helm(&[&insists[..], &values[..]].concat()).await?;
+    let said = &answer.stderr;
+    ensure!(!answer.success && said.contains("a cluster has one"), "{said}");
+    ensure!(
+        said.contains("set autoscaling.metrics=keda") && said.contains("uninstall the other adapter"),
+        "{said}"
+    );
+    ensure!(spec(&apis).await? == theirs, "the adapter's APIService is not as it was");
+
+    // With the adapter gone, the next upgrade takes its place; and what is the release's own is no other adapter's.
+    apis.delete(API, &DeleteParams::default()).await?;
+    for _ in 0..2 {
+        let notes = upgrade(RELEASE, NAMESPACE, &["mosquitto.enabled=true"]).await?;
+        ensure!(!notes.contains("another adapter"), "{notes}");
+        ensure!(serves(&client).await?, "the operator does not serve it");
+    }
+    let ours = spec(&apis).await?.and_then(|spec| spec.service).and_then(|service| service.namespace);
+    ensure!(ours.as_deref() == Some(NAMESPACE), "{ours:?}");
+    uninstall_all().await
+}
