@@ -1,6 +1,10 @@
 //! Logs.
 
-use tracing_subscriber::{EnvFilter, filter::ParseError};
+use tracing_subscriber::{
+    filter::{ParseError, Targets},
+    fmt,
+    prelude::*,
+};
 
 use crate::cli::LogFormat;
 
@@ -18,13 +22,14 @@ pub struct TelemetryError {
 /// # Errors
 /// A filter that cannot be read.
 pub fn start(format: LogFormat, filter: &str) -> Result<(), TelemetryError> {
-    let parsed =
-        EnvFilter::try_new(filter).map_err(|source| TelemetryError { filter: filter.to_owned(), source })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
+    let parsed: Targets =
+        filter.parse().map_err(|source| TelemetryError { filter: filter.to_owned(), source })?;
+    let registry = tracing_subscriber::registry().with(parsed);
+    let lines = fmt::layer().with_writer(std::io::stderr);
     // A second start in one process (tests) keeps the first one's.
     let _ = match format {
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
+        LogFormat::Text => registry.with(lines).try_init(),
     };
     Ok(())
 }

@@ -6,7 +6,7 @@ use mcp_mqtt_transport::{
     presence::Rbac,
     topic::{ServerId, ServerName},
 };
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 
 use super::{BackendOptions, GatewayConfig};
 
@@ -75,7 +75,7 @@ impl GatewayConfig {
         keep(
             &mut problems,
             "--log",
-            EnvFilter::try_new(&self.log).map_err(|error| format!("is no filter: {error}")),
+            self.log.parse::<Targets>().map_err(|error| format!("is no filter: {error}")),
         );
         match (server_name, server_id, standby_id, rbac) {
             (Some(server_name), Some(server_id), Some(standby_id), Some(rbac)) if problems.is_empty() => {
