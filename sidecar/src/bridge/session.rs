@@ -34,7 +34,7 @@ const WITH_BATCHES: &str = "2025-03-26";
 /// How long a client may be silent after its `initialize` result, to which it owes `notifications/initialized`
 /// (MCP, lifecycle) and sends it at once. One that died before the broker had our subscription to its presence never
 /// does, and nothing else would tell of it.
-const INITIALIZED_WITHIN: Duration = Duration::from_secs(60);
+const INITIALIZED_WITHIN: Duration = Duration::from_mins(1);
 
 /// What all sessions have in common.
 #[derive(Debug, Clone, PartialEq)]
