@@ -11,6 +11,7 @@ use mcp_mqtt_tests::{
     operator::Operator,
 };
 use mcp_mqtt_transport::{
+    client::{Client, Instance},
     mqtt::{ConnectOptions, Connection, Event, Filter, Publication, Qos},
     topic::{self, ClientId},
     user_property::{self, Component},
@@ -24,6 +25,16 @@ use crate::{NAME, Scene, asleep, client, echoes, initialize, pod, replicas, slee
 const HELD: Duration = Duration::from_secs(3);
 /// Far below the 50 s that an `initialize` may wait here.
 const SOON: Duration = Duration::from_secs(20);
+
+/// Nothing is in the way any more: the service is woken, and answers.
+async fn wakes(space: &Space, broker: &Mosquitto, client: &Client, instance: &Instance) -> Result<()> {
+    let wake = async {
+        replicas(space, 1).await?;
+        pod(space, broker, "weather-1")
+    };
+    let (session, _pod) = tokio::join!(initialize(client, instance), wake);
+    echoes(&session?).await
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secret_that_went_while_the_operator_was_away_is_the_answer() -> Result<()> {
@@ -51,13 +62,7 @@ async fn a_secret_that_went_while_the_operator_was_away_is_the_answer() -> Resul
     space.apply::<Secret>(secret).await?;
     space.condition(NAME, "Accepted", "True", "Accepted").await?;
     let instance = asleep(&space, &broker).await?;
-    let wake = async {
-        replicas(&space, 1).await?;
-        pod(&space, &broker, "weather-1")
-    };
-    let (session, pod) = tokio::join!(initialize(&client, &instance), wake);
-    echoes(&session?).await?;
-    drop(pod);
+    wakes(&space, &broker, &client, &instance).await?;
     operator.stop().await?;
     space.remove().await
 }
@@ -88,13 +93,7 @@ async fn a_quota_that_leaves_no_room_for_the_pod_is_the_answer() -> Result<()> {
     replicas(&space, 0).await?;
     let instance = asleep(&space, &broker).await?;
     space.api::<ResourceQuota>().delete("none-left", &DeleteParams::default()).await?;
-    let wake = async {
-        replicas(&space, 1).await?;
-        pod(&space, &broker, "weather-1")
-    };
-    let (session, pod) = tokio::join!(initialize(&client, &instance), wake);
-    echoes(&session?).await?;
-    drop(pod);
+    wakes(&space, &broker, &client, &instance).await?;
     operator.stop().await?;
     space.remove().await
 }
