@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use mcp_mqtt_transport::mqtt::{Connection, Event, Filter, Publication, Qos};
+use mcp_mqtt_transport::mqtt::{Connection, Event, Filter, Publication, Publisher, Qos};
 use url::Url;
 
 use crate::client;
@@ -64,13 +64,16 @@ pub(crate) async fn serve(broker: &Url, kind: Echo) -> Result<()> {
         match event {
             Event::Received(received) => {
                 let Some((qos, topic)) = kind.reply_to(&received.topic) else { continue };
-                connection.publisher.try_publish(Publication {
+                let publication = Publication {
                     topic,
                     payload: received.payload,
                     qos,
                     retain: false,
                     user_properties: received.user_properties,
-                })?;
+                };
+                // Many large ones do not fit into the queue at once.
+                connection.publisher.ready(Publisher::packet_size(&publication)).await;
+                connection.publisher.try_publish(publication)?;
             }
             Event::Refused(_) => {} // only for what has a note
             Event::Closed(reason) => bail!("the echo lost its connection: {reason}"),
