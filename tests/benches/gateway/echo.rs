@@ -1,8 +1,12 @@
 //! The plain echo: client → broker → echo → broker → client, and nothing but MQTT.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail, ensure};
+use futures::FutureExt;
 use mcp_mqtt_transport::mqtt::{Connection, Event, Filter, Publication, Publisher, Qos};
 use url::Url;
 
@@ -55,14 +59,27 @@ impl Echo {
 
 /// Answers each message with itself, at the QoS that its topic names.
 pub(crate) async fn serve(broker: &Url, kind: Echo) -> Result<()> {
-    let mut connection =
-        Connection::open(&client::options(broker, &format!("bench-{}", kind.name()))).await?;
+    let connection = Connection::open(&client::options(broker, &format!("bench-{}", kind.name()))).await?;
     let filters = [Qos::AtMostOnce, Qos::AtLeastOnce].map(|qos| Filter::new(kind.topics(qos, "+").0, qos));
     let reasons = connection.publisher.subscribe(filters.into(), UP_LIMIT).await?;
     ensure!(!reasons.iter().any(|it| it.is_error()), "the broker refused the echo's subscriptions");
-    while let Some(event) = connection.events.recv().await {
+    let Connection { publisher, mut events, .. } = connection;
+    // Many large ones do not fit into the queue at once; and reading has to go on, or nothing is acknowledged.
+    let mut waiting: VecDeque<Publication> = VecDeque::new();
+    loop {
+        let next = waiting.front().map_or(0, Publisher::packet_size);
+        let event = tokio::select! {
+            biased;
+            () = publisher.ready(next), if !waiting.is_empty() => {
+                if let Some(publication) = waiting.pop_front() {
+                    publisher.try_publish(publication)?;
+                }
+                continue;
+            }
+            event = events.recv() => event,
+        };
         match event {
-            Event::Received(received) => {
+            Some(Event::Received(received)) => {
                 let Some((qos, topic)) = kind.reply_to(&received.topic) else { continue };
                 let publication = Publication {
                     topic,
@@ -71,15 +88,18 @@ pub(crate) async fn serve(broker: &Url, kind: Echo) -> Result<()> {
                     retain: false,
                     user_properties: received.user_properties,
                 };
-                // Many large ones do not fit into the queue at once.
-                connection.publisher.ready(Publisher::packet_size(&publication)).await;
-                connection.publisher.try_publish(publication)?;
+                let size = Publisher::packet_size(&publication);
+                if waiting.is_empty() && publisher.ready(size).now_or_never().is_some() {
+                    publisher.try_publish(publication)?;
+                } else {
+                    waiting.push_back(publication);
+                }
             }
-            Event::Refused(_) => {} // only for what has a note
-            Event::Closed(reason) => bail!("the echo lost its connection: {reason}"),
+            Some(Event::Refused(_)) => {} // only for what has a note
+            Some(Event::Closed(reason)) => bail!("the echo lost its connection: {reason}"),
+            None => return Ok(()),
         }
     }
-    Ok(())
 }
 
 /// Waits until the echo answers: its subscription may come after the first message.

@@ -54,7 +54,7 @@ struct Plan {
     /// These parts alone.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
     only: Vec<Part>,
-    /// Calls in every combination of transport, clients, payload and QoS (about an hour).
+    /// Calls in every combination of transport, clients, payload and QoS (twenty minutes).
     #[arg(long)]
     all: bool,
     /// Rounds of each side per row; their median is shown.
