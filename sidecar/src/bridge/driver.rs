@@ -402,7 +402,7 @@ impl<'a> Driver<'a> {
     }
 
     /// A worker's events and the broker's answers to it come by two ways: what came before the answer to these
-    /// subscriptions is taken before it.
+    /// subscriptions is taken before it. (The connection's task is on this thread, too: nothing is added meanwhile.)
     fn take_earlier(&mut self, session: SessionId) {
         let Some(via) = self.core.sessions.via(session).filter(|via| *via != LinkId::REGISTERING) else {
             return;

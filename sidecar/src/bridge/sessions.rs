@@ -118,8 +118,12 @@ impl Sessions {
         self.by_id.get(&session).map(|entry| entry.session.via())
     }
 
+    fn session_of(&self, client: &str) -> Option<&Session> {
+        self.by_id.get(&self.of_client(client)?).map(|entry| &entry.session)
+    }
+
     fn link_of(&self, client: &str) -> Option<LinkId> {
-        self.via(self.of_client(client)?)
+        self.session_of(client).map(Session::via)
     }
 
     /// Whether what came by this connection was meant for a session that the client had before, though this one is
@@ -127,8 +131,7 @@ impl Sessions {
     /// earlier to a worker; the broker's answer to the new session's subscriptions does not, as it comes by that
     /// worker too.
     fn is_late(&self, client: &str, came_by: LinkId) -> bool {
-        let session = self.of_client(client).and_then(|session| self.by_id.get(&session));
-        came_by != LinkId::REGISTERING && session.is_some_and(|entry| entry.session.is_subscribing())
+        came_by != LinkId::REGISTERING && self.session_of(client).is_some_and(Session::is_subscribing)
     }
 
     /// Sessions on a connection.
@@ -153,8 +156,7 @@ impl Sessions {
 
     /// Whether a client's session has agreed on the one revision with batches.
     pub fn takes_batches(&self, client: &ClientId) -> bool {
-        let session = self.of_client(client.as_str()).and_then(|session| self.by_id.get(&session));
-        session.is_some_and(|entry| entry.session.takes_batches())
+        self.session_of(client.as_str()).is_some_and(Session::takes_batches)
     }
 
     /// The last session id that was given out.
@@ -260,8 +262,7 @@ impl Sessions {
         refusal: &Refusal,
         out: &mut Vec<Action>,
     ) {
-        let session = self.of_client(client.as_str()).and_then(|session| self.by_id.get(&session));
-        let session = session.map(|entry| &entry.session);
+        let session = self.session_of(client.as_str());
         if session.is_some_and(|session| session.has_in_flight(id)) {
             out.push(Action::Dropped { reason: refusal.reason() });
         } else {

@@ -69,7 +69,7 @@ impl Stage {
             None => Broker::Own(Mosquitto::options().quiet().start().await?),
         };
         let url = broker.url();
-        let echo = Process::start(own_program()?.args(["echo", url.as_str()]))?;
+        let echo = Process::start(own_program()?.args([Echo::Plain.name(), url.as_str()]))?;
         let mut server = Process::start(own_program()?.arg("http-server").stdout(Stdio::piped()))?;
         let http_server = server.first_line()?.parse()?;
         echo::wait_up(&url, Echo::Plain).await?;

@@ -1,5 +1,6 @@
 //! `cargo xtask bench operator`: the operator at scale, on a real API server, etcd and controller manager without a
-//! kubelet (but for those with real pods): how long a thousand `McpServices` take, what they cost, and what is written when there is nothing to do.
+//! kubelet (but for those with real pods): how long a thousand `McpServices` take, what they cost, and what is written
+//! when there is nothing to do.
 //!
 //! The table goes to stdout; stderr tells how far it is, a line each, for whoever shows it.
 

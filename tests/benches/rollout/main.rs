@@ -1,6 +1,6 @@
 //! `cargo xtask bench rollout`: what clients notice of everything that takes instances away on purpose: a new template,
-//! a scale-in, a node that is drained, a new release of the product; and of a service that sleeps. On the cluster, with the chart installed, a real MCP
-//! server and clients that call it throughout.
+//! a scale-in, a node that is drained, a new release of the product; and of a service that sleeps. On the cluster, with
+//! the chart installed, a real MCP server and clients that call it throughout.
 //!
 //! The table goes to stdout; stderr tells how far it is, a line each, for whoever shows it.
 
