@@ -1,6 +1,8 @@
 //! Observe: asks each gateway for its `/status`, over the pod network and never through the API server. A gateway
 //! that does not answer delays nobody else, and a service is reconciled only when something changed.
 
+mod hosts;
+
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex},
@@ -12,6 +14,7 @@ use kube::ResourceExt;
 use mcp_mqtt_sidecar::{config::ADMIN_PORT, status::GatewayStatus};
 use tokio::{sync::mpsc, time::Instant};
 
+use self::hosts::Hosts;
 use crate::{
     census::Census,
     controller::scope::{ServiceRef, Stores, lock},
@@ -37,8 +40,15 @@ pub const CHANGED_CAPACITY: usize = 256;
 
 /// What the gateways said last, by their pods' uids.
 #[derive(Debug, Default)]
-// Boxed: a map has room for twice what it holds.
-pub struct Observations(Mutex<HashMap<String, Box<Observation>>>);
+pub struct Observations(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    // Boxed: a map has room for twice what it holds.
+    said: HashMap<String, Box<Observation>>,
+    /// When those were asked first that have not answered since.
+    unanswered: HashMap<String, Instant>,
+}
 
 /// What one gateway said last.
 #[derive(Debug, Clone)]
@@ -52,12 +62,36 @@ pub struct Observation {
 impl Observations {
     /// Of one pod.
     pub fn get(&self, uid: &str) -> Option<Observation> {
-        lock(&self.0).get(uid).map(|seen| (**seen).clone())
+        lock(&self.0).said.get(uid).map(|seen| (**seen).clone())
+    }
+
+    /// For how long this pod's gateway has owed an answer; none: it owes none.
+    pub fn silent_for(&self, uid: &str) -> Option<Duration> {
+        lock(&self.0).unanswered.get(uid).map(Instant::elapsed)
+    }
+
+    /// For tests and the observer: this pod's gateway is asked now.
+    pub fn ask(&self, uid: &str) {
+        let mut known = lock(&self.0);
+        if !known.unanswered.contains_key(uid) {
+            known.unanswered.insert(uid.to_owned(), Instant::now());
+        }
     }
 
     /// For tests and the observer: what this pod's gateway said now.
     pub fn set(&self, uid: &str, status: Result<GatewayStatus, String>) {
-        lock(&self.0).insert(uid.to_owned(), Box::new(Observation { status, at: Instant::now() }));
+        let mut known = lock(&self.0);
+        if status.is_ok() {
+            known.unanswered.remove(uid);
+        }
+        known.said.insert(uid.to_owned(), Box::new(Observation { status, at: Instant::now() }));
+    }
+
+    /// Of one pod: when something was noted last, and whether its gateway was ready then.
+    fn last(&self, uid: &str) -> Option<(Instant, bool)> {
+        let known = lock(&self.0);
+        let seen = known.said.get(uid)?;
+        Some((seen.at, seen.status.as_ref().is_ok_and(GatewayStatus::ready)))
     }
 }
 
@@ -86,7 +120,7 @@ pub fn is_ready(pod: &Pod) -> bool {
 
 /// Whether the pod's gateway runs, so that it is asked.
 pub fn is_asked(pod: &Pod) -> bool {
-    address(pod).is_some()
+    gateway_ip(pod).is_some()
 }
 
 /// Asks the gateways of the pods in a store, for as long as it is polled.
@@ -129,6 +163,7 @@ impl Observer {
                 && let Some((uid, pod)) = due.pop_front()
             {
                 asked.insert(uid.clone());
+                self.observations.ask(&uid);
                 let http = &http;
                 answers.push(async move { (uid, ask(http, &pod).await, pod) });
             }
@@ -153,12 +188,15 @@ impl Observer {
     /// Whom to ask now: those that were not asked for the longest time first, so that the silent ones, which hold
     /// their places until the time is over, keep nobody out for good.
     fn due(&self, pods: &[Arc<Pod>], asked: &HashSet<String>) -> VecDeque<(String, Arc<Pod>)> {
+        let hosts = Hosts::of(pods, &self.observations);
         let mut due: Vec<(Option<Instant>, String, Arc<Pod>)> = pods
             .iter()
-            .filter(|pod| self.is_due(pod))
+            .filter(|pod| is_asked(pod))
             .filter_map(|pod| {
                 let uid = pod.uid().filter(|uid| !asked.contains(uid))?;
-                Some((self.observations.get(&uid).map(|last| last.at), uid, pod.clone()))
+                let last = self.observations.last(&uid);
+                let is_due = last.is_none_or(|last| self.is_due(pod, last)) || hosts.ask(pod, &uid);
+                is_due.then(|| (last.map(|(at, _)| at), uid, pod.clone()))
             })
             .collect();
         due.sort_by_key(|(at, ..)| *at);
@@ -166,16 +204,15 @@ impl Observer {
     }
 
     fn forget_all_but(&self, pods: &[Arc<Pod>]) {
-        let uids: HashSet<String> = pods.iter().filter_map(|pod| pod.uid()).collect();
-        lock(&self.observations.0).retain(|uid, _| uids.contains(uid));
+        let uids: HashSet<&str> = pods.iter().filter_map(|pod| pod.metadata.uid.as_deref()).collect();
+        let mut known = lock(&self.observations.0);
+        known.said.retain(|uid, _| uids.contains(uid.as_str()));
+        known.unanswered.retain(|uid, _| uids.contains(uid.as_str()));
     }
 
     /// Each second until a gateway and the kubelet agree that it is ready, then now and then.
-    fn is_due(&self, pod: &Pod) -> bool {
-        let (Some(uid), Some(_)) = (pod.uid(), address(pod)) else { return false };
-        let Some(last) = self.observations.get(&uid) else { return true };
-        let settled = is_ready(pod) && last.status.as_ref().is_ok_and(GatewayStatus::ready);
-        last.at.elapsed() >= if settled { self.interval } else { TICK / 2 }
+    fn is_due(&self, pod: &Pod, (at, ready): (Instant, bool)) -> bool {
+        at.elapsed() >= if ready && is_ready(pod) { self.interval } else { TICK / 2 }
     }
 
     fn note(&self, uid: &str, pod: &Pod, status: Result<GatewayStatus, String>, pending: &mut Pending) {
@@ -253,8 +290,8 @@ pub async fn ask_now(pods: &[Arc<Pod>], observations: &Observations, concurrency
         .await;
 }
 
-/// Where the gateway listens; none: it does not run (yet, or any more).
-fn address(pod: &Pod) -> Option<String> {
+/// The pod's address, when its gateway runs.
+fn gateway_ip(pod: &Pod) -> Option<&str> {
     let status = pod.status.as_ref()?;
     let ip = status.pod_ip.as_deref().filter(|ip| !ip.is_empty() && !is_over(pod))?;
     let gateway = status
@@ -263,6 +300,12 @@ fn address(pod: &Pod) -> Option<String> {
         .flatten()
         .find(|container| container.name == crate::controller::build::GATEWAY)?;
     gateway.state.as_ref()?.running.as_ref()?;
+    Some(ip)
+}
+
+/// Where the gateway listens; none: it does not run (yet, or any more).
+fn address(pod: &Pod) -> Option<String> {
+    let ip = gateway_ip(pod)?;
     Some(if ip.contains(':') { format!("[{ip}]:{ADMIN_PORT}") } else { format!("{ip}:{ADMIN_PORT}") })
 }
 
@@ -342,6 +385,22 @@ mod tests {
         inbox.try_recv().unwrap();
         pending.flush(&changed);
         assert!(pending.now.is_empty() && inbox.try_recv().is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gateway_is_silent_from_the_first_question_that_it_leaves_open() {
+        let observations = Observations::default();
+        assert_eq!(observations.silent_for("u"), None);
+        observations.ask("u");
+        tokio::time::advance(TICK).await;
+        observations.set("u", Err("timed out".to_owned()));
+        observations.ask("u");
+        tokio::time::advance(TICK).await;
+        assert_eq!(observations.silent_for("u"), Some(2 * TICK));
+        observations.set("u", Ok(status(0)));
+        assert_eq!(observations.silent_for("u"), None);
+        observations.ask("u");
+        assert_eq!(observations.silent_for("u"), Some(Duration::ZERO));
     }
 
     fn pod(status: &serde_json::Value) -> Pod {

@@ -33,21 +33,33 @@ pub fn first_process(container_id: &str) -> Result<Pid> {
     bail!("container {id} has no process on this machine; this test wants the cluster of `cargo xtask test`")
 }
 
-/// Packets between a process's network and a TCP port elsewhere are dropped, both ways and without a word, as long as
-/// this exists: no socket learns of it.
+/// Packets of a process's network are dropped, both ways and without a word, as long as this exists: no socket learns
+/// of it.
 #[derive(Debug)]
 pub struct Blackhole(Pid);
 
 impl Blackhole {
-    /// Begins to drop them.
+    /// Begins to drop what goes to a TCP port elsewhere, and what comes from there.
     ///
     /// # Errors
     /// When the process is gone, or nftables will not have it.
-    pub fn open(process: Pid, port: u16) -> Result<Self> {
+    pub fn of_port(process: Pid, port: u16) -> Result<Self> {
+        Self::open(process, &format!("tcp sport {port} drop"), &format!("tcp dport {port} drop"))
+    }
+
+    /// Begins to drop everything, as if the node were lost.
+    ///
+    /// # Errors
+    /// As [`of_port`](Self::of_port).
+    pub fn of_all(process: Pid) -> Result<Self> {
+        Self::open(process, "iif != lo drop", "oif != lo drop")
+    }
+
+    fn open(process: Pid, incoming: &str, outgoing: &str) -> Result<Self> {
         let rules = format!(
             "table inet blackhole {{
-                chain in {{ type filter hook input priority 0; tcp sport {port} drop; }}
-                chain out {{ type filter hook output priority 0; tcp dport {port} drop; }}
+                chain in {{ type filter hook input priority 0; {incoming}; }}
+                chain out {{ type filter hook output priority 0; {outgoing}; }}
             }}"
         );
         nft(process, &rules)?;

@@ -316,6 +316,11 @@ pub fn rpc(client_id: &ClientId, server_id: &ServerId, server_name: &ServerName)
     format!("$mcp-rpc/{client_id}/{server_id}/{server_name}")
 }
 
+/// The filter that matches all that servers say to this client alone.
+pub fn rpc_filter(client_id: &ClientId) -> String {
+    format!("$mcp-rpc/{client_id}/#")
+}
+
 /// The filter that matches the presence of every instance of the servers that `name_filter` matches
 /// (a server name, or one with `+` and `#`).
 pub fn server_presence_filter(name_filter: &str) -> String {

@@ -24,6 +24,9 @@ pub struct PodStatus {
     /// Its address.
     #[serde(rename = "podIP")]
     pub pod_ip: Option<String>,
+    /// Its node's address.
+    #[serde(rename = "hostIP")]
+    pub host_ip: Option<String>,
     /// Its conditions.
     pub conditions: Option<Vec<PodCondition>>,
     /// Its init containers, native sidecars among them.

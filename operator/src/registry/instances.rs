@@ -17,6 +17,9 @@ use crate::{
     watched::Watched,
 };
 
+/// An answer takes a millisecond: who owes one for so long is asked by way of the broker, too.
+const SILENT: Duration = Duration::from_millis(250);
+
 /// What was found of one service.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Found {
@@ -33,6 +36,8 @@ pub struct Found {
     pub stands_in: bool,
     /// Those that call themselves registered: pod and server id.
     pub registered: Vec<(String, ServerId)>,
+    /// Ids under which those may stand that owe the operator an answer.
+    pub silent: Vec<ServerId>,
     /// What keeps all of them from starting.
     pub problem: Option<Obstacle>,
 }
@@ -62,6 +67,7 @@ pub fn find(
         elsewhere: if sleeps { elsewhere(&seen, standby, cluster, namespace) } else { Vec::new() },
         stands_in: stands_in(&seen, standby),
         registered: registered(&seen),
+        silent: silent(&seen, watched, standby, |pod| id(pod, cluster, namespace)),
         problem: if seen.is_empty() {
             refused().map(|problem| Obstacle { why: problem.message, hopeless: true })
         } else {
@@ -129,6 +135,28 @@ fn registered(pods: &[(&Pod, Option<Observation>)]) -> Vec<(String, ServerId)> {
 fn stands_in(pods: &[(&Pod, Option<Observation>)], standby: &ServerId) -> bool {
     pods.iter()
         .any(|(_, seen)| status(seen.as_ref()).is_none_or(|status| status.server_id == standby.as_str()))
+}
+
+/// By their own ids, and by the service's, if it may be one of them that has it.
+fn silent(
+    pods: &[(&Pod, Option<Observation>)],
+    watched: &Watched,
+    standby: &ServerId,
+    id: impl Fn(&Pod) -> Option<ServerId>,
+) -> Vec<ServerId> {
+    let is_silent = |pod: &Pod| {
+        let silent = pod.metadata.uid.as_deref().and_then(|uid| watched.observations.silent_for(uid));
+        silent.is_some_and(|silent| silent >= SILENT)
+    };
+    let mut silent: Vec<ServerId> =
+        pods.iter().filter(|(pod, _)| is_silent(pod)).filter_map(|(pod, _)| id(pod)).collect();
+    let has_it = |seen: &Option<Observation>| {
+        status(seen.as_ref()).is_some_and(|status| status.server_id == standby.as_str())
+    };
+    if !silent.is_empty() && !pods.iter().any(|(pod, seen)| !is_silent(pod) && has_it(seen)) {
+        silent.push(standby.clone());
+    }
+    silent
 }
 
 /// The first pod's, when none of them is merely on its way. While one waits for a node, there is hope: a cluster's
@@ -199,6 +227,40 @@ mod tests {
         let found = found(&[("weather-1", "Running", None), ("weather-2", "Running", Some(0))]);
         assert_eq!((found.idle, found.stands_in), (Idle::Unknown, true));
         assert_eq!(found.instances.first().map(ServerId::as_str), Some("north.meteo.weather-1"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_owes_an_answer_is_silent_and_may_have_the_place() {
+        let pod = |name: &str| {
+            let annotations = json!({"mcp-mqtt.io/service-name": "weather"});
+            let metadata =
+                json!({"name": name, "namespace": "meteo", "uid": name, "annotations": annotations});
+            serde_json::from_value(json!({"metadata": metadata})).unwrap()
+        };
+        let services = vec![fixtures::service(fixtures::STDIO)];
+        let watched = watched(None, services, vec![pod("weather-1"), pod("weather-2")]);
+        let standby = ServerId::new("north.meteo.weather_service").unwrap();
+        let silent = || {
+            let service = ServiceRef::new("weather").within("meteo");
+            let found = find(&watched, &service, &standby, false, "north");
+            found.silent.iter().map(|id| id.as_str().to_owned()).collect::<Vec<_>>()
+        };
+        let says = |pod: &str, server_id: &str| {
+            let gateway = gateway((reason::BACKEND_READY, true), (reason::REGISTERED, true));
+            watched.observations.set(pod, Ok(GatewayStatus { server_id: server_id.to_owned(), ..gateway }));
+        };
+        says("weather-1", standby.as_str());
+        says("weather-2", "north.meteo.weather-2");
+        watched.observations.ask("weather-1");
+        watched.observations.ask("weather-2");
+        assert!(silent().is_empty(), "it has not had the time");
+        tokio::time::advance(SILENT).await;
+        says("weather-1", standby.as_str());
+        assert_eq!(silent(), ["north.meteo.weather-2"]);
+        watched.observations.ask("weather-1");
+        tokio::time::advance(SILENT).await;
+        says("weather-2", "north.meteo.weather-2");
+        assert_eq!(silent(), ["north.meteo.weather-1", standby.as_str()]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod broker;
 mod doing;
 mod looking;
+mod probing;
 mod upkeep;
 
 use std::{
@@ -19,7 +20,7 @@ use kube::{Client, runtime::reflector::Store};
 use mcp_mqtt_transport::{
     jsonrpc::{Kind, Message},
     mqtt::{Ack, PublishError, ReasonCode, Received},
-    topic::{ClientId, ServerName, Topic},
+    topic::{ClientId, ServerId, ServerName, Topic},
     user_property,
 };
 use tokio::sync::mpsc;
@@ -73,6 +74,7 @@ struct Service {
     /// When somebody had a session last, as far as we saw.
     busy: Option<Instant>,
     missing: looking::Missing,
+    probes: probing::Probes,
     /// Whether a request to scale is under way, and what to ask for after it.
     scaling: bool,
     scale_next: Option<i32>,
@@ -88,6 +90,8 @@ enum Done {
     Asked(ServiceRef),
     /// The time has come to say that a message that was for a service is refused.
     Reject(doing::Rejection),
+    /// Whether the broker has taken the question, on this connection, if an instance lives.
+    AskedByBroker(ServiceRef, u64, ServerId, Result<(), PublishError>),
     /// Whether what a presence stands for exists, by the API server's word.
     Confirmed(upkeep::Suspect, Result<bool, String>),
 }
@@ -175,6 +179,7 @@ impl Keeper {
                 found: Found::default(),
                 busy: None,
                 missing: looking::Missing::default(),
+                probes: probing::Probes::default(),
                 scaling: false,
                 scale_next: None,
             })
@@ -243,6 +248,9 @@ impl Keeper {
 
     fn unlink(&mut self, key: &str) {
         for reference in self.services_of(key) {
+            if let Some(service) = self.services.get_mut(&reference) {
+                service.probes.forget();
+            }
             self.with(&reference, |sleeper, _, _| sleeper.unlinked());
             self.show(&reference);
         }
@@ -282,6 +290,12 @@ impl Keeper {
                 let server_name = ServerName::new(server_name).ok();
                 let message = Unclaimed { client, payload: received.payload, since: now, server_name };
                 self.heard(key, &standby, message);
+            }
+            Ok(Topic::Rpc { client_id, server_id, .. }) if client_id == broker.client_id() => {
+                broker.heard();
+                for service in self.services.values_mut() {
+                    service.probes.heard(server_id, now);
+                }
             }
             Ok(Topic::ClientPresence { client_id }) if !received.retain => {
                 let leaves = received.payload.is_empty()
@@ -448,6 +462,9 @@ impl Keeper {
                 self.with(&reference, |sleeper, now, out| sleeper.asked(sleeper.facts.idle, now, out));
             }
             Done::Reject(rejection) => self.reject(rejection),
+            Done::AskedByBroker(reference, connection, id, taken) => {
+                self.asked_by_broker(&reference, connection, &id, &taken);
+            }
             Done::Confirmed(suspect, exists) => self.confirmed(suspect, exists),
         }
     }

@@ -6,7 +6,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use mcp_mqtt_transport::{presence::Online, topic::ServerId, user_property};
+use mcp_mqtt_transport::{
+    presence::Online,
+    topic::{ServerId, ServerName},
+    user_property,
+};
 
 use super::sleeper::Place;
 use crate::names::of_server_id;
@@ -129,8 +133,19 @@ impl Presences {
 
     /// Whether this server id stands there, under whatever name: a broker may give another than was asked for.
     pub fn has(&self, server_id: &str) -> bool {
+        self.standing(server_id).is_some()
+    }
+
+    /// The server name under which this server id stands there, if it bears our mark.
+    pub fn name_of_ours(&self, server_id: &str) -> Option<ServerName> {
+        let (name, presence) = self.standing(server_id)?;
+        ServerName::new(name).ok().filter(|_| presence.ours)
+    }
+
+    fn standing(&self, server_id: &str) -> Option<(&str, &Presence)> {
         let mut from = self.known.range((server_id.to_owned(), String::new())..);
-        from.next().is_some_and(|((id, _), presence)| id == server_id && !presence.parked)
+        let ((id, name), presence) = from.next()?;
+        (id == server_id && !presence.parked).then_some((name, presence))
     }
 
     /// All of them.
@@ -168,6 +183,10 @@ mod tests {
         let marks: Vec<_> =
             presences.iter().map(|(id, _, presence)| (id.to_owned(), presence.ours)).collect();
         assert_eq!(marks, [("north.meteo.weather-1".to_owned(), false), (standby.to_owned(), true)]);
+        let name_of_ours =
+            |presences: &Presences, id| presences.name_of_ours(id).map(|name| name.to_string());
+        assert_eq!(name_of_ours(&presences, "north.meteo.weather-1"), None, "another operator's");
+        assert_eq!(name_of_ours(&presences, standby), None, "parked");
 
         presences.unlinked();
         presences.subscribed(now);
@@ -176,6 +195,7 @@ mod tests {
         assert!(presences.settle(now));
         assert_eq!(presences.place(standby, "meteo/weather"), Place::Taken);
         assert!(!presences.has("north.meteo.weather-1"));
+        assert_eq!(name_of_ours(&presences, standby).as_deref(), Some("meteo/weather"));
         presences.received(standby, "meteo/weather", &Bytes::new(), &[], now);
         assert_eq!(presences.place(standby, "meteo/weather"), Place::Empty);
     }

@@ -210,6 +210,13 @@ impl Core {
                 let request = Initialize { id: id.clone(), message, client, via, max_to_client };
                 self.sessions.initialize(request, now, out, |session| open(session, via));
             }
+            // Before `initialize`, too, and of nobody's session: whether this instance lives.
+            Kind::Request { id, method }
+                if &**method == "ping" && self.sessions.of_client(client.as_str()).is_none() =>
+            {
+                let message = Message::result_of_parts(id, &["{}"]);
+                out.push(Action::ToClient { via: came_by, client, message });
+            }
             Kind::Request { id, .. } => {
                 self.sessions.refuse(&client, came_by, id, &Refusal::NotInitialize, out);
             }

@@ -76,7 +76,11 @@ async fn kill_container(service: &Deployed, container: &str) -> Result<()> {
         .with_context(|| format!("{container} was not restarted"))?
 }
 
-async fn container_status(service: &Deployed, pod: &str, container: &str) -> Result<ContainerStatus> {
+pub(crate) async fn container_status(
+    service: &Deployed,
+    pod: &str,
+    container: &str,
+) -> Result<ContainerStatus> {
     let status = service.pods().get(pod).await?.status.context("a pod without status")?;
     let all = status
         .container_statuses
@@ -192,7 +196,7 @@ async fn packets_between_a_gateway_and_the_broker_are_dropped() -> Result<()> {
         .await
         .context("the call does not reach the gateway")?;
     let start = Instant::now();
-    let blackhole = node::Blackhole::open(gateway, 1883)?;
+    let blackhole = node::Blackhole::of_port(gateway, 1883)?;
 
     // The broker misses the keep-alive, and tells by the gateway's will.
     let error =

@@ -4,7 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use mcp_mqtt_tests::platform::{PATIENCE, Platform, everything_over_stdio};
+use mcp_mqtt_tests::{
+    node,
+    platform::{PATIENCE, Platform, call, everything_over_stdio, text},
+};
 use mcp_mqtt_transport::{
     client::Instance,
     mqtt::{ConnectOptions, Connection, Event, Filter, Publication, Qos},
@@ -12,6 +15,8 @@ use mcp_mqtt_transport::{
     topic::{self, ServerId},
     user_property::{self, Component, UserProperties},
 };
+
+use crate::faults::container_status;
 
 /// A connection that registers nothing and may write anywhere.
 async fn meddler(platform: &Platform) -> Result<Connection> {
@@ -102,5 +107,39 @@ async fn a_presence_that_was_cleared_by_mistake_comes_back() -> Result<()> {
     watching.close(PATIENCE).await?;
     println!("a cleared presence is back after {back:?}");
     service.status(|status| status["registered"] == 1 && status["instances"][0].is_string()).await?;
+    service.remove().await
+}
+
+/// Neither the API server nor the broker knows of it yet: Kubernetes counts the pod among the living for minutes, and the
+/// broker's keep-alive is over after 22.5 s.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_on_a_lost_node_leaves_the_registry_and_comes_back_with_it() -> Result<()> {
+    let platform = Platform::get().await?;
+    let service = platform.deploy("lost", everything_over_stdio()).await?;
+    let live = service.registered(1).await?.pop().context("an instance")?;
+    let pod = service.live_pods().await?.pop().context("no pod")?;
+    let before = container_status(&service, &pod, "gateway").await?;
+    let gateway = node::first_process(before.container_id.as_deref().context("the gateway does not run")?)?;
+    let watching = platform.client().await?;
+    let mut watch = watching.watch(service.server_name().as_str()).await?;
+    service.until(&mut watch, |all| all.len() == 1).await?;
+
+    let blackhole = node::Blackhole::of_all(gateway)?;
+    let lost = Instant::now();
+    service.until(&mut watch, <[Instance]>::is_empty).await?;
+    let cleared = lost.elapsed();
+    println!("an instance on a lost node: its presence is cleared after {cleared:?}");
+    ensure!(cleared < Duration::from_secs(10), "only after {cleared:?}: by the broker");
+    blackhole.close()?;
+    let found = Instant::now();
+    service.until(&mut watch, |all| all.iter().any(|one| one.server_id == live.server_id)).await?;
+    println!("it is back {:?} after its node", found.elapsed());
+
+    let session = service.plain_session(&watching).await?;
+    assert_eq!(text(&call(&session, "echo", serde_json::json!({ "message": "back" })).await?)?, "Echo: back");
+    session.close();
+    watching.close(PATIENCE).await?;
+    let after = container_status(&service, &pod, "gateway").await?;
+    ensure!(after.container_id == before.container_id, "the gateway was restarted");
     service.remove().await
 }

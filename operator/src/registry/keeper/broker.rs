@@ -37,6 +37,8 @@ const PENDING: usize = 3 * IN_ALL;
 const FAREWELL: Duration = Duration::from_secs(5);
 /// A broker that is away for less is no news.
 const WORTH_TELLING: Duration = Duration::from_secs(15);
+/// How often it is tried whether an instance's answer reaches us, until one has.
+const TRY_TO_HEAR: Duration = Duration::from_secs(30);
 /// A message for a service of which we were not told waits this long: the first reconciles take their time.
 /// Many clients give a request up after a minute, and are to hear before that that nobody knows of it.
 const UNCLAIMED: Duration = Duration::from_secs(30);
@@ -94,8 +96,17 @@ pub(super) struct Broker {
     pending: VecDeque<Outgoing>,
     /// Errors that are said in a moment.
     pub(super) refusals: usize,
+    /// Whether an instance's answer has reached us on this connection; else when that was tried last.
+    hears: Hears,
     /// By the server id that they are for, each with the time from which it waits here.
     unclaimed: HashMap<String, Vec<(Instant, Unclaimed)>>,
+}
+
+/// Whether what an instance says to us reaches us, or the broker's ACL keeps it from us without a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hears {
+    Yes,
+    No(Option<Instant>),
 }
 
 /// What a broker is to get, in order.
@@ -164,6 +175,7 @@ impl Broker {
             connection: 0,
             pending: VecDeque::new(),
             refusals: 0,
+            hears: Hears::No(None),
             unclaimed: HashMap::new(),
         }
     }
@@ -195,14 +207,37 @@ impl Broker {
         self.publisher.is_some() && to_say
     }
 
-    /// It stands: asks for all presences, and for what was written down.
+    /// Whether answers of instances reach us.
+    pub(super) fn hears(&self) -> bool {
+        self.hears == Hears::Yes
+    }
+
+    /// One has.
+    pub(super) fn heard(&mut self) {
+        self.hears = Hears::Yes;
+    }
+
+    /// Whether it is time to try if one would.
+    pub(super) fn is_to_try(&mut self, now: Instant) -> bool {
+        let Hears::No(tried) = &mut self.hears else { return false };
+        let due = tried.is_none_or(|tried| now.duration_since(tried) >= TRY_TO_HEAR);
+        if due {
+            *tried = Some(now);
+        }
+        due
+    }
+
+    /// It stands: asks for all presences, for what was written down, and for what instances answer.
     pub(super) fn up(&mut self, publisher: Publisher) -> Option<FilterReply> {
         self.connection += 1;
         self.presences.unlinked();
+        self.hears = Hears::No(None);
         // At QoS 0: some brokers drop what is beyond a thousand messages of QoS 1 in one go.
         let presences = Filter::new(topic::server_presence_filter("#"), Qos::AtMostOnce);
         let journal = Filter::new(format!("{JOURNAL}/{}/+/+", self.client_id), Qos::AtLeastOnce);
-        let reply = publisher.subscribe_start(vec![presences, journal]);
+        let client_id = ClientId::new(&self.client_id).expect("made of a cluster, a namespace and a lease");
+        let answers = Filter::new(topic::rpc_filter(&client_id), Qos::AtLeastOnce);
+        let reply = publisher.subscribe_start(vec![presences, journal, answers]);
         self.publisher = Some(publisher);
         self.flush();
         match reply {
@@ -246,6 +281,14 @@ impl Broker {
                 broker = %self.access.url,
                 "the broker does not let us read {JOURNAL}/{}/#: what is held for services that wake does not outlive \
                  this operator",
+                self.client_id
+            );
+        }
+        if codes.get(2).is_some_and(|code| code.is_error()) {
+            tracing::warn!(
+                broker = %self.access.url,
+                "the broker does not let us read $mcp-rpc/{}/#: what stood on a lost node stays in the registry until \
+                 the broker misses its keep-alive",
                 self.client_id
             );
         }

@@ -32,6 +32,7 @@ impl Keeper {
         let services: Vec<ServiceRef> = self.services.keys().cloned().collect();
         for reference in services {
             self.look_for_missing(&reference, now);
+            self.look_for_silent(&reference, now);
         }
     }
 

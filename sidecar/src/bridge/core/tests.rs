@@ -103,6 +103,16 @@ fn other_messages_on_control_are_refused() {
 }
 
 #[test]
+fn who_has_no_session_may_ask_on_control_whether_the_instance_lives() {
+    let mut scene = Scene::with_session();
+    scene.receive(CONTROL, Some("d"), shorthand::json("5 ping"));
+    scene.expect(&["d < 5 ok"]);
+    // Who has one might take it for the answer to another request of that id.
+    scene.receive(CONTROL, Some("c"), shorthand::json("5 ping"));
+    scene.expect(&["c < 5 error not-initialize"]);
+}
+
+#[test]
 fn rpc_needs_a_session_and_the_topics_own_client_id() {
     let mut scene = Scene::with_session();
     for (topic, sender, text, expected) in [
