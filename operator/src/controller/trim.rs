@@ -29,6 +29,7 @@ pub(super) fn pod(pod: &mut Pod) {
     pod.status = pod.status.take().map(|status| PodStatus {
         phase: status.phase,
         pod_ip: status.pod_ip,
+        host_ip: status.host_ip,
         conditions: status.conditions.map(conditions),
         init_container_statuses: status.init_container_statuses.map(containers),
         container_statuses: status.container_statuses.map(containers),
@@ -109,6 +110,8 @@ mod tests {
             assert_eq!(of_pod(&trimmed, None), of_pod(&whole, None), "{state} {last}");
             assert_eq!(is_ready(&trimmed), is_ready(&whole));
             assert!(is_asked(&whole) && is_asked(&trimmed));
+            let host = |pod: &Pod| pod.status.as_ref().and_then(|status| status.host_ip.clone());
+            assert_eq!(host(&trimmed), host(&whole));
         }
     }
 

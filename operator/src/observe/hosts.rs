@@ -126,14 +126,18 @@ mod tests {
     async fn one_that_does_not_answer_puts_its_host_in_doubt_for_a_while() {
         let pods = pods([("a", "h1"), ("b", "h1"), ("c", "h2")]);
         let observations = Observations::default();
-        ["a", "b", "c"].map(|uid| answer(&observations, uid));
+        for uid in ["a", "b", "c"] {
+            answer(&observations, uid);
+        }
         observations.ask("a");
         assert!(asked(&pods, &observations).is_empty(), "it has not had the time");
         tokio::time::advance(TICK).await;
         answer(&observations, "c");
         assert_eq!(asked(&pods, &observations), ["a", "b"]);
         tokio::time::advance(OWN_TROUBLE).await;
-        ["b", "c"].map(|uid| answer(&observations, uid));
+        for uid in ["b", "c"] {
+            answer(&observations, uid);
+        }
         assert!(asked(&pods, &observations).is_empty(), "its own trouble");
     }
 
@@ -149,7 +153,9 @@ mod tests {
         tokio::time::advance(TICK).await;
         let first = asked(&pods, &observations);
         assert_eq!(first, names[..A_TICK]);
-        first.into_iter().for_each(|uid| answer(&observations, uid));
+        for uid in first {
+            answer(&observations, uid);
+        }
         assert_eq!(asked(&pods, &observations), names[A_TICK..]);
     }
 }
