@@ -47,6 +47,14 @@ impl Blackhole {
         Self::open(process, &format!("tcp sport {port} drop"), &format!("tcp dport {port} drop"))
     }
 
+    /// Begins to drop what goes to a TCP port of the process's own, and what comes from it.
+    ///
+    /// # Errors
+    /// As [`of_port`](Self::of_port).
+    pub fn of_own_port(process: Pid, port: u16) -> Result<Self> {
+        Self::open(process, &format!("tcp dport {port} drop"), &format!("tcp sport {port} drop"))
+    }
+
     /// Begins to drop everything, as if the node were lost.
     ///
     /// # Errors

@@ -317,7 +317,7 @@ pub fn rpc(client_id: &ClientId, server_id: &ServerId, server_name: &ServerName)
 }
 
 /// The filter that matches all that servers say to this client alone.
-pub fn rpc_filter(client_id: &ClientId) -> String {
+pub fn rpc_filter(client_id: &str) -> String {
     format!("$mcp-rpc/{client_id}/#")
 }
 

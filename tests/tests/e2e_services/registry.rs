@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
+use mcp_mqtt_sidecar::config::ADMIN_PORT;
 use mcp_mqtt_tests::{
     node,
     platform::{PATIENCE, Platform, call, everything_over_stdio, text},
@@ -16,7 +17,7 @@ use mcp_mqtt_transport::{
     user_property::{self, Component, UserProperties},
 };
 
-use crate::faults::container_status;
+use crate::{conditions::condition, faults::container_status};
 
 /// A connection that registers nothing and may write anywhere.
 async fn meddler(platform: &Platform) -> Result<Connection> {
@@ -123,6 +124,15 @@ async fn an_instance_on_a_lost_node_leaves_the_registry_and_comes_back_with_it()
     let watching = platform.client().await?;
     let mut watch = watching.watch(service.server_name().as_str()).await?;
     service.until(&mut watch, |all| all.len() == 1).await?;
+
+    // That the operator alone cannot reach it is no reason.
+    let blackhole = node::Blackhole::of_own_port(gateway, ADMIN_PORT)?;
+    let gone = service.until(&mut watch, <[Instance]>::is_empty);
+    ensure!(
+        tokio::time::timeout(Duration::from_secs(8), gone).await.is_err(),
+        "it is heard of by the broker"
+    );
+    blackhole.close()?;
 
     let blackhole = node::Blackhole::of_all(gateway)?;
     let lost = Instant::now();

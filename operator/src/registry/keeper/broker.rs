@@ -37,8 +37,8 @@ const PENDING: usize = 3 * IN_ALL;
 const FAREWELL: Duration = Duration::from_secs(5);
 /// A broker that is away for less is no news.
 const WORTH_TELLING: Duration = Duration::from_secs(15);
-/// How often it is tried whether an instance's answer reaches us, until one has.
-const TRY_TO_HEAR: Duration = Duration::from_secs(30);
+/// Server name under which the operator sends itself a message, to see whether answers would reach it.
+const ECHO: &str = "mcp-mqtt/echo";
 /// A message for a service of which we were not told waits this long: the first reconciles take their time.
 /// Many clients give a request up after a minute, and are to hear before that that nobody knows of it.
 const UNCLAIMED: Duration = Duration::from_secs(30);
@@ -96,17 +96,10 @@ pub(super) struct Broker {
     pending: VecDeque<Outgoing>,
     /// Errors that are said in a moment.
     pub(super) refusals: usize,
-    /// Whether an instance's answer has reached us on this connection; else when that was tried last.
-    hears: Hears,
+    /// Whether what is said to us reaches us on this connection, and no ACL keeps it from us without a word.
+    hears: bool,
     /// By the server id that they are for, each with the time from which it waits here.
     unclaimed: HashMap<String, Vec<(Instant, Unclaimed)>>,
-}
-
-/// Whether what an instance says to us reaches us, or the broker's ACL keeps it from us without a word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Hears {
-    Yes,
-    No(Option<Instant>),
 }
 
 /// What a broker is to get, in order.
@@ -175,7 +168,7 @@ impl Broker {
             connection: 0,
             pending: VecDeque::new(),
             refusals: 0,
-            hears: Hears::No(None),
+            hears: false,
             unclaimed: HashMap::new(),
         }
     }
@@ -209,34 +202,23 @@ impl Broker {
 
     /// Whether answers of instances reach us.
     pub(super) fn hears(&self) -> bool {
-        self.hears == Hears::Yes
+        self.hears
     }
 
-    /// One has.
+    /// Something has come on our own topic.
     pub(super) fn heard(&mut self) {
-        self.hears = Hears::Yes;
-    }
-
-    /// Whether it is time to try if one would.
-    pub(super) fn is_to_try(&mut self, now: Instant) -> bool {
-        let Hears::No(tried) = &mut self.hears else { return false };
-        let due = tried.is_none_or(|tried| now.duration_since(tried) >= TRY_TO_HEAR);
-        if due {
-            *tried = Some(now);
-        }
-        due
+        self.hears = true;
     }
 
     /// It stands: asks for all presences, for what was written down, and for what instances answer.
     pub(super) fn up(&mut self, publisher: Publisher) -> Option<FilterReply> {
         self.connection += 1;
         self.presences.unlinked();
-        self.hears = Hears::No(None);
+        self.hears = false;
         // At QoS 0: some brokers drop what is beyond a thousand messages of QoS 1 in one go.
         let presences = Filter::new(topic::server_presence_filter("#"), Qos::AtMostOnce);
         let journal = Filter::new(format!("{JOURNAL}/{}/+/+", self.client_id), Qos::AtLeastOnce);
-        let client_id = ClientId::new(&self.client_id).expect("made of a cluster, a namespace and a lease");
-        let answers = Filter::new(topic::rpc_filter(&client_id), Qos::AtLeastOnce);
+        let answers = Filter::new(topic::rpc_filter(&self.client_id), Qos::AtLeastOnce);
         let reply = publisher.subscribe_start(vec![presences, journal, answers]);
         self.publisher = Some(publisher);
         self.flush();
@@ -288,10 +270,22 @@ impl Broker {
             tracing::warn!(
                 broker = %self.access.url,
                 "the broker does not let us read $mcp-rpc/{}/#: what stood on a lost node stays in the registry until \
-                 the broker misses its keep-alive",
+                 its keep-alive is over",
                 self.client_id
             );
+        } else if let Some(echo) = self.echo() {
+            self.say(echo);
         }
+    }
+
+    /// A message to ourselves.
+    fn echo(&self) -> Option<Publication> {
+        let (client, id) = (ClientId::new(&self.client_id).ok()?, ServerId::new(&self.client_id).ok()?);
+        let name = ServerName::new(ECHO).ok()?;
+        Some(Publication {
+            user_properties: user_property::of_publish(Component::Server, &self.client_id),
+            ..Publication::new(topic::rpc(&client, &id, &name), Bytes::new(), Qos::AtLeastOnce)
+        })
     }
 
     /// The broker refused something.

@@ -96,17 +96,8 @@ impl Keeper {
     pub(super) fn look_for_silent(&mut self, reference: &ServiceRef, now: Instant) {
         let Some(service) = self.services.get_mut(reference) else { return };
         let key = service.wanted.broker.key.clone();
-        let Some(broker) = self.brokers.get_mut(&key) else { return };
-        if !broker.presences.settled() {
-            return;
-        }
-        if !broker.hears() {
-            // Whether an answer would reach us is tried with one that lives.
-            let mut live = service.found.registered.iter().map(|(_, id)| id);
-            let live = live.find(|id| broker.presences.name_of_ours(id.as_str()).is_some()).cloned();
-            if let Some(id) = live.filter(|_| broker.is_to_try(now)) {
-                self.ask_by_broker(reference, &key, id);
-            }
+        let Some(broker) = self.brokers.get(&key) else { return };
+        if !broker.presences.settled() || !broker.hears() {
             return;
         }
         let silent = service.found.silent.iter();
