@@ -45,6 +45,7 @@ fn conditions(all: Vec<PodCondition>) -> Vec<PodCondition> {
 }
 
 /// One that runs, or has ended as it should, and did so at once, has nothing to say; but a gateway that runs is asked.
+/// The last words of others are not ours to tell.
 fn containers(all: Vec<ContainerStatus>) -> Vec<ContainerStatus> {
     let is_well = |state: &ContainerState| {
         state.running.is_some() || state.terminated.as_ref().is_some_and(|end| end.exit_code == 0)
@@ -53,6 +54,13 @@ fn containers(all: Vec<ContainerStatus>) -> Vec<ContainerStatus> {
         container.name == GATEWAY
             || container.restart_count > 0
             || !container.state.as_ref().is_some_and(is_well)
+    });
+    let told = told.map(|mut container| {
+        if container.name != GATEWAY {
+            let states = [&mut container.state, &mut container.last_state].into_iter().flatten();
+            states.filter_map(|state| state.terminated.as_mut()).for_each(|end| end.message = None);
+        }
+        container
     });
     told.collect::<Box<[_]>>().into_vec()
 }
@@ -78,7 +86,7 @@ mod tests {
         json!({
             "phase": "Running", "podIP": "10.0.0.1", "hostIP": "10.1.1.1", "conditions": conditions,
             "initContainerStatuses": [
-                container("install", &json!({"terminated": {"exitCode": 0}}), &json!({}), 0),
+                container("migrate", &json!({"terminated": {"exitCode": 0}}), &json!({}), 0),
                 container(GATEWAY, &running, &json!({}), 0),
             ],
             "containerStatuses": [container("server", state, last, restarts)],
