@@ -121,6 +121,28 @@ mod tests {
     }
 
     #[test]
+    fn last_words_are_kept_of_the_gateway_alone() {
+        let failed = |name: &str| {
+            let end = json!({"terminated": {"exitCode": 1, "message": "words"}});
+            json!({"name": name, "restartCount": 1, "state": end, "lastState": end})
+        };
+        let both =
+            json!({"initContainerStatuses": [failed(GATEWAY)], "containerStatuses": [failed("server")]});
+        let mut ended = problems::pod("a", &both);
+        pod(&mut ended);
+        let status = ended.status.unwrap();
+        let words = |all: Option<Vec<ContainerStatus>>| {
+            let container = all.unwrap().remove(0);
+            [container.state, container.last_state].map(|state| state.unwrap().terminated.unwrap().message)
+        };
+        assert_eq!(
+            words(status.init_container_statuses),
+            [Some("words".to_owned()), Some("words".to_owned())]
+        );
+        assert_eq!(words(status.container_statuses), [None, None]);
+    }
+
+    #[test]
     fn of_a_pod_that_is_well_the_gateway_is_kept() {
         let mut well = problems::pod("a", &status(&json!({"running": {}}), &json!({}), 0, &json!([])));
         pod(&mut well);

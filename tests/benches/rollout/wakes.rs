@@ -95,7 +95,7 @@ impl fmt::Display for Wakes {
         let (median, longest) = spread(self.0.iter().map(|(waited, _)| *waited));
         writeln!(
             to,
-            "{} wakes of a service asleep, its image on the node: initialize to answer (aim: {} s)\n\n{:62} │ {:>8} {:>9}",
+            "{} wakes of a service asleep, its image on the node: initialize to answer (aim: {} s)\n\n{:65} │ {:>8} {:>9}",
             self.0.len(),
             AIM.as_secs(),
             "",
@@ -104,8 +104,8 @@ impl fmt::Display for Wakes {
         )?;
         for (index, stage) in STAGES.iter().enumerate() {
             let (median, longest) = spread(self.0.iter().map(|(_, stages)| stages.took(index)));
-            writeln!(to, "{stage:62} │ {median:>8.2} {longest:>9.2}")?;
+            writeln!(to, "{stage:65} │ {median:>8.2} {longest:>9.2}")?;
         }
-        write!(to, "{:62} │ {median:>8.2} {longest:>9.2}", "all of it")
+        write!(to, "{:65} │ {median:>8.2} {longest:>9.2}", "all of it")
     }
 }

@@ -67,12 +67,15 @@ async fn a_binary_that_cannot_be_installed_is_named_in_the_condition_and_no_serv
     service.status(|status| has(status, "Ready", "False", "ErrImageNeverPull")).await?;
     let deployments = Api::<Deployment>::namespaced(platform.kube.clone(), &service.namespace);
     let template = deployments.get(&service.name).await?.spec.context("no spec")?.template;
-    let mut pod = Pod { metadata: template.metadata.context("no labels")?, spec: template.spec, status: None };
+    let mut pod =
+        Pod { metadata: template.metadata.context("no labels")?, spec: template.spec, status: None };
     pod.metadata.name = Some("handmade".to_owned());
     let spec = pod.spec.as_mut().context("no containers")?;
     spec.containers[0].image = Some("mcp-servers:dev".to_owned());
-    let mounts = spec.init_containers.iter_mut().flatten().flat_map(|gateway| gateway.volume_mounts.iter_mut());
-    let installed = mounts.flatten().find(|mount| mount.mount_path == BIN_DIR).context("nowhere to install")?;
+    let mounts =
+        spec.init_containers.iter_mut().flatten().flat_map(|gateway| gateway.volume_mounts.iter_mut());
+    let installed =
+        mounts.flatten().find(|mount| mount.mount_path == BIN_DIR).context("nowhere to install")?;
     installed.read_only = Some(true);
     service.pods().create(&PostParams::default(), &pod).await?;
 
@@ -83,7 +86,12 @@ async fn a_binary_that_cannot_be_installed_is_named_in_the_condition_and_no_serv
     service.status(told).await?;
     let status = service.pods().get("handmade").await?.status.context("no status")?;
     let server = status.container_statuses.into_iter().flatten().next().context("no server")?;
-    ensure!(server.started != Some(true) && server.restart_count == 0 && server.last_state.is_none_or(|last| last.terminated.is_none()), "the server ran");
+    ensure!(
+        server.started != Some(true)
+            && server.restart_count == 0
+            && server.last_state.is_none_or(|last| last.terminated.is_none()),
+        "the server ran"
+    );
     service.remove().await
 }
 

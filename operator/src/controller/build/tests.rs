@@ -302,7 +302,10 @@ fn the_binary_is_installed_where_the_servers_container_has_it_and_may_not_change
     let hook = gateway.lifecycle.unwrap().post_start.unwrap().exec.unwrap().command.unwrap();
     // The path is the image's, whose entrypoint a hook does not have.
     let image = include_str!("../../../../sidecar/Dockerfile");
-    assert!(hook[0] == IMAGE_BINARY && image.contains(&format!("COPY mcp-mqtt-sidecar {IMAGE_BINARY}\n")), "{hook:?}");
+    assert!(
+        hook[0] == IMAGE_BINARY && image.contains(&format!("COPY mcp-mqtt-sidecar {IMAGE_BINARY}\n")),
+        "{hook:?}"
+    );
     let Face::Install(install) = Cli::try_parse_from(hook).unwrap().face else { panic!("no installation") };
     let mount = |container: Option<Vec<VolumeMount>>| {
         container.unwrap().into_iter().find(|mount| mount.name == BIN_VOLUME).unwrap()
