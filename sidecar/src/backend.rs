@@ -148,6 +148,8 @@ pub enum BackendEnd {
     Closed,
     /// It could not be opened.
     OpenFailed(String),
+    /// Likewise, since nobody listens: the server has not started yet, or restarts.
+    NobodyListens(String),
     /// The process exited or its pipe closed.
     Exited(String),
     /// The server no longer knows the session (HTTP 404), or ended the stream that it was (HTTP+SSE).
@@ -202,7 +204,7 @@ impl Backend {
     }
 
     /// Opens a session and returns at once; what is sent meanwhile waits. A failure arrives as
-    /// [`BackendEnd::OpenFailed`]. Must be called within a tokio runtime.
+    /// [`BackendEnd::OpenFailed`] or [`BackendEnd::NobodyListens`]. Must be called within a tokio runtime.
     pub fn open(&self, session: SessionId, room: &Room, events: BackendEvents) -> BackendSession {
         self.open_in(self.era().is_modern(), session, room, events)
     }
@@ -321,7 +323,7 @@ impl fmt::Display for BackendEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Closed => f.write_str("closed by the gateway"),
-            Self::OpenFailed(why) => write!(f, "could not be opened: {why}"),
+            Self::OpenFailed(why) | Self::NobodyListens(why) => write!(f, "could not be opened: {why}"),
             Self::Exited(why) => write!(f, "the server's process ended: {why}"),
             Self::SessionLost(why) => write!(f, "the server lost the session: {why}"),
             Self::BackendLost(why) => write!(f, "the server is gone: {why}"),

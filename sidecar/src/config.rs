@@ -13,6 +13,8 @@ mod identity;
 pub(crate) use arguments::REQUIRED;
 pub use check::{ConfigError, Identity};
 
+/// Where the binary is in its own image.
+pub const IMAGE_BINARY: &str = "/mcp-mqtt-sidecar";
 /// Where the shared binary and the sockets live in a pod; the operator mounts it, the shim and the gateway use it.
 pub const BIN_DIR: &str = "/mcp-mqtt/bin";
 /// Directory of the Unix sockets (an emptyDir shared by the gateway and the server container).

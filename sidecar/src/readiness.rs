@@ -55,8 +55,11 @@ impl Board {
 
     /// The MCP server has not answered yet; why, in a sentence.
     pub fn backend_starting(&self, message: &str) {
-        tracing::debug!("{message}");
-        self.lock().backend = part(false, reason::BACKEND_STARTING, message);
+        let new = part(false, reason::BACKEND_STARTING, message);
+        let old = std::mem::replace(&mut self.lock().backend, new.clone());
+        if old != new {
+            tracing::debug!("{message}");
+        }
     }
 
     /// The MCP server does not answer; why, in a sentence.

@@ -80,7 +80,7 @@ async fn a_service_becomes_its_objects_and_takes_them_along_when_it_goes() -> Re
     let told = |status: &Value| status["conditions"][1]["message"].as_str().unwrap_or_default().to_owned();
     let said = told(&space.status(NAME, |status| told(status).contains("and 1 more")).await?);
     ensure!(
-        said.contains("0 of 2 instances ready") && said.contains("and 1 more: container install: "),
+        said.contains("0 of 2 instances ready") && said.contains("and 1 more: container gateway: "),
         "{said}"
     );
     let status = space.status(NAME, |status| status["replicas"] == 2).await?;

@@ -32,8 +32,6 @@ use k8s_openapi::{
 use super::validate::ValidService;
 use crate::{keda::scaled_object::ScaledObject, names, salt::Salt, settings::Settings};
 
-/// Name of the init container that brings the binary.
-pub const INSTALL: &str = "install";
 /// Name of the native sidecar.
 pub const GATEWAY: &str = "gateway";
 /// Name of the server's container.

@@ -7,7 +7,7 @@ use super::build::GATEWAY;
 use crate::{
     live::{
         Deployment,
-        pod::{ContainerStatus, Pod},
+        pod::{ContainerStatus, Pod, Terminated},
     },
     observe::{Observation, is_ready, leaves},
     reasons,
@@ -88,6 +88,9 @@ fn of_containers(pod: &Pod) -> Option<Problem> {
 fn of_container(container: &ContainerStatus) -> Option<Problem> {
     let state = container.state.as_ref()?;
     let name = &container.name;
+    if let Some(words) = last_words(container) {
+        return Some(Problem::new(reasons::CONTAINER_FAILED, format!("container {name}: {words}")));
+    }
     if let Some(waiting) = &state.waiting {
         let reason = waiting.reason.as_deref().unwrap_or_default();
         // These two are the way of every start.
@@ -102,11 +105,11 @@ fn of_container(container: &ContainerStatus) -> Option<Problem> {
         return Some(Problem::new(reason, format!("container {name}: {words}")));
     }
     if let Some(ended) = &state.terminated
-        && ended.exit_code != 0
+        && (ended.exit_code != 0 || name == GATEWAY)
     {
         return Some(Problem::new(
             reasons::CONTAINER_FAILED,
-            format!("container {name} {}", ending(ended.exit_code, ended.reason.as_deref())),
+            format!("container {name} {}", ending(name, ended)),
         ));
     }
     // The gateway knows better why it restarted a server; what it says of itself comes first.
@@ -129,16 +132,30 @@ fn same_while_retried<'a>(reason: &'a str, words: &'a str) -> (&'a str, &'a str)
     (WAITS, words.split_once("ErrImagePull: ").map_or(words, |(_, cause)| cause))
 }
 
+/// What a gateway that does not run said of its end: why the binary could not be installed. The kubelet takes turns
+/// between "its hook failed", "it ended" and "I wait before the next try", and only the first has the cause.
+fn last_words(container: &ContainerStatus) -> Option<&str> {
+    let state =
+        container.state.as_ref().filter(|state| container.name == GATEWAY && state.running.is_none())?;
+    let before = || container.last_state.as_ref()?.terminated.as_ref();
+    let ended = state.terminated.as_ref().or_else(before)?;
+    ended.message.as_deref().map(str::trim_end).filter(|words| !words.is_empty())
+}
+
 /// How the container ended the last time. The kubelet's own words ("back-off 20s restarting …") say less and change
 /// with each try.
 fn last_end(container: &ContainerStatus) -> Option<String> {
     let ended = container.last_state.as_ref()?.terminated.as_ref()?;
-    Some(ending(ended.exit_code, ended.reason.as_deref()))
+    Some(ending(&container.name, ended))
 }
 
-fn ending(code: i32, reason: Option<&str>) -> String {
-    let reason =
-        reason.filter(|reason| *reason != "Error").map(|reason| format!(" ({reason})")).unwrap_or_default();
+fn ending(name: &str, ended: &Terminated) -> String {
+    let code = ended.exit_code;
+    if code == 0 && name == GATEWAY {
+        return "was stopped by the kubelet; see the pod's events (`kubectl describe pod`)".to_owned();
+    }
+    let reason = ended.reason.as_deref().filter(|reason| *reason != "Error");
+    let reason = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
     format!("ended with exit code {code}{reason}; see `kubectl logs --previous`")
 }
 
@@ -270,6 +287,40 @@ pub(crate) mod tests {
         let expected =
             "container server: ended with exit code 137 (OOMKilled); see `kubectl logs --previous`";
         assert_eq!(problem(&status, None), ("CrashLoopBackOff".to_owned(), expected.to_owned()));
+    }
+
+    #[test]
+    fn a_gateway_whose_hook_failed_tells_the_cause_whatever_the_kubelet_does_meanwhile() {
+        let of = |name: &str, state: &Value, end: &Value| {
+            problem(&json!({"initContainerStatuses": [container(name, state, end, 1)]}), None)
+        };
+        let end =
+            |words: &str| json!({"terminated": {"exitCode": 0, "reason": "Completed", "message": words}});
+        let waits = |reason: &str| json!({"waiting": {"reason": reason, "message": "the kubelet's words"}});
+        let expected =
+            ("ContainerFailed".to_owned(), "container gateway: cannot install: no space".to_owned());
+        for state in
+            [waits("PostStartHookError"), waits("CrashLoopBackOff"), end("cannot install: no space\n")]
+        {
+            assert_eq!(of(GATEWAY, &state, &end("cannot install: no space")), expected, "{state}");
+        }
+        assert_eq!(of(GATEWAY, &end("cannot install: no space"), &Value::Null), expected);
+        // Without words of its own: who stopped it has them. Those of other containers may hold what is not for all.
+        for (name, told) in [(GATEWAY, "was stopped by the kubelet"), ("migrate", "ended with exit code 0")] {
+            let end = end(if name == GATEWAY { "" } else { "a password" });
+            let (reason, message) = of(name, &waits("CrashLoopBackOff"), &end);
+            assert_eq!(reason, "CrashLoopBackOff");
+            assert!(message.starts_with(&format!("container {name}: {told}")), "{message}");
+        }
+        let (reason, message) = of(GATEWAY, &end(""), &Value::Null);
+        assert_eq!(reason, "ContainerFailed");
+        assert!(message.starts_with("container gateway was stopped by the kubelet"), "{message}");
+        let running = json!({"running": {}});
+        assert_eq!(
+            of(GATEWAY, &running, &end("cannot install: no space")).0,
+            "Progressing",
+            "it had another try"
+        );
     }
 
     #[test]

@@ -46,6 +46,7 @@ fn conditions(all: Vec<PodCondition>) -> Vec<PodCondition> {
 }
 
 /// One that runs, or has ended as it should, and did so at once, has nothing to say; but a gateway that runs is asked.
+/// The last words of others are not ours to tell.
 fn containers(all: Vec<ContainerStatus>) -> Vec<ContainerStatus> {
     let is_well = |state: &ContainerState| {
         state.running.is_some() || state.terminated.as_ref().is_some_and(|end| end.exit_code == 0)
@@ -54,6 +55,13 @@ fn containers(all: Vec<ContainerStatus>) -> Vec<ContainerStatus> {
         container.name == GATEWAY
             || container.restart_count > 0
             || !container.state.as_ref().is_some_and(is_well)
+    });
+    let told = told.map(|mut container| {
+        if container.name != GATEWAY {
+            let states = [&mut container.state, &mut container.last_state].into_iter().flatten();
+            states.filter_map(|state| state.terminated.as_mut()).for_each(|end| end.message = None);
+        }
+        container
     });
     told.collect::<Box<[_]>>().into_vec()
 }
@@ -79,7 +87,7 @@ mod tests {
         json!({
             "phase": "Running", "podIP": "10.0.0.1", "hostIP": "10.1.1.1", "conditions": conditions,
             "initContainerStatuses": [
-                container("install", &json!({"terminated": {"exitCode": 0}}), &json!({}), 0),
+                container("migrate", &json!({"terminated": {"exitCode": 0}}), &json!({}), 0),
                 container(GATEWAY, &running, &json!({}), 0),
             ],
             "containerStatuses": [container("server", state, last, restarts)],
@@ -113,6 +121,28 @@ mod tests {
             let host = |pod: &Pod| pod.status.as_ref().and_then(|status| status.host_ip.clone());
             assert_eq!(host(&trimmed), host(&whole));
         }
+    }
+
+    #[test]
+    fn last_words_are_kept_of_the_gateway_alone() {
+        let failed = |name: &str| {
+            let end = json!({"terminated": {"exitCode": 1, "message": "words"}});
+            json!({"name": name, "restartCount": 1, "state": end, "lastState": end})
+        };
+        let both =
+            json!({"initContainerStatuses": [failed(GATEWAY)], "containerStatuses": [failed("server")]});
+        let mut ended = problems::pod("a", &both);
+        pod(&mut ended);
+        let status = ended.status.unwrap();
+        let words = |all: Option<Vec<ContainerStatus>>| {
+            let container = all.unwrap().remove(0);
+            [container.state, container.last_state].map(|state| state.unwrap().terminated.unwrap().message)
+        };
+        assert_eq!(
+            words(status.init_container_statuses),
+            [Some("words".to_owned()), Some("words".to_owned())]
+        );
+        assert_eq!(words(status.container_statuses), [None, None]);
     }
 
     #[test]

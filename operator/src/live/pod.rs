@@ -85,6 +85,8 @@ pub struct Terminated {
     pub exit_code: i32,
     /// Why, in a word.
     pub reason: Option<String>,
+    /// Its last words (`terminationMessagePath`).
+    pub message: Option<String>,
 }
 
 /// It is to start.

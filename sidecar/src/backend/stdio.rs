@@ -86,7 +86,7 @@ impl StdioBackend {
                         Session { id: session, events: &events, max: backend.limits.max_message_bytes };
                     session.serve(process, from_bridge).await
                 }
-                Err(why) => BackendEnd::OpenFailed(why),
+                Err(end) => end,
             };
             let _ = events.send((session, FromBackend::Ended(end))).await; // the bridge is gone: nobody to tell
         });
@@ -98,7 +98,10 @@ impl StdioBackend {
             return std::future::pending().await; // we are here as long as we are
         };
         let monitor = async {
-            let mut control = connect(socket, Purpose::Monitor).await?;
+            let mut control = connect(socket, Purpose::Monitor).await.map_err(|end| match end {
+                BackendEnd::NobodyListens(why) | BackendEnd::OpenFailed(why) => why,
+                other => other.to_string(),
+            })?;
             match control.receive::<Report>().await {
                 Ok(Some(Report::Ready { .. })) => Ok(control),
                 Ok(_) => Err("the shim closed the connection".to_owned()),
@@ -115,42 +118,43 @@ impl StdioBackend {
         }
     }
 
-    async fn start_process(&self) -> Result<Process, String> {
+    async fn start_process(&self) -> Result<Process, BackendEnd> {
+        let failed = BackendEnd::OpenFailed;
         let socket = match &self.source {
             Source::Shim(socket) => socket,
             Source::Own(spawner) => {
-                let mut lease = spawner.take().map_err(|error| error.to_string())?;
+                let mut lease = spawner.take().map_err(|error| failed(error.to_string()))?;
                 let pipes = lease.take_pipes();
-                return Process::new(Watch::Own(lease), pipes);
+                return Process::new(Watch::Own(lease), pipes).map_err(failed);
             }
         };
         let started = async {
             let mut control = connect(socket, Purpose::Session).await?;
             let pipes = match control.receive::<Report>().await {
                 Ok(Some(Report::Spawned { .. })) => control.take_pipes(),
-                Ok(Some(Report::Failed { message })) => return Err(message),
-                Ok(_) => return Err(gone()),
-                Err(error) => return Err(format!("the shim answered nothing usable: {error}")),
+                Ok(Some(Report::Failed { message })) => return Err(failed(message)),
+                Ok(_) => return Err(failed(gone())),
+                Err(error) => return Err(failed(format!("the shim answered nothing usable: {error}"))),
             };
-            Process::new(Watch::Shim(control), pipes)
+            Process::new(Watch::Shim(control), pipes).map_err(failed)
         };
-        timeout(OPEN_TIMEOUT, started).await.unwrap_or_else(|_| Err(no_answer()))
+        timeout(OPEN_TIMEOUT, started).await.unwrap_or_else(|_| Err(failed(no_answer())))
     }
 }
 
-async fn connect(socket: &Path, purpose: Purpose) -> Result<Control, String> {
+async fn connect(socket: &Path, purpose: Purpose) -> Result<Control, BackendEnd> {
     let connected = async {
         let mut control = Control::new(UnixStream::connect(socket).await?);
         control.send(&Hello::Open(purpose)).await?;
         Ok(control)
     };
     connected.await.map_err(|error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => format!(
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => BackendEnd::NobodyListens(format!(
             "the server container does not run (yet): nobody listens on {}. If it stays so, see `kubectl describe pod` \
              and `kubectl logs -c server`.",
             socket.display()
-        ),
-        _ => format!("the shim's socket {} cannot be used: {error}", socket.display()),
+        )),
+        _ => BackendEnd::OpenFailed(format!("the shim's socket {} cannot be used: {error}", socket.display())),
     })
 }
 

@@ -40,7 +40,7 @@ async fn without_a_shim_sessions_and_the_monitor_say_so() {
     let directory = tempfile::tempdir().unwrap();
     let backend = backend(&directory.path().join("shim.sock"));
     match Client::open(&backend).end().await {
-        BackendEnd::OpenFailed(why) => assert!(why.contains("server container does not run"), "{why}"),
+        BackendEnd::NobodyListens(why) => assert!(why.contains("server container does not run"), "{why}"),
         other => panic!("{other:?}"),
     }
     let lost = tokio::time::timeout(PATIENCE, backend.lost()).await.unwrap();

@@ -120,14 +120,12 @@ fn running(ip: &str) -> serde_json::Value {
         })
     };
     let running = json!({"running": {"startedAt": now}});
-    let ended =
-        json!({"terminated": {"exitCode": 0, "reason": "Completed", "startedAt": now, "finishedAt": now}});
     let conditions = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"]
         .map(condition);
     json!({"status": {
         "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "hostIP": "198.18.0.1", "startTime": now, "qosClass": "Burstable",
         "conditions": conditions,
-        "initContainerStatuses": [container("install", ended), container("gateway", running.clone())],
+        "initContainerStatuses": [container("gateway", running.clone())],
         "containerStatuses": [container("server", running)],
     }})
 }

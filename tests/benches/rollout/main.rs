@@ -7,6 +7,7 @@
 mod changes;
 mod picture;
 mod report;
+mod stages;
 mod wakes;
 
 use std::{
@@ -52,6 +53,9 @@ struct Args {
     /// Only these, and no change.
     #[arg(long, conflicts_with = "picture")]
     only_wakes: bool,
+    /// Fail where a wake took longer than its aim; on a machine that has nothing else to do.
+    #[arg(long)]
+    strict: bool,
     /// Where the chart's dashboard is drawn, as Prometheus saw the changes.
     #[arg(long)]
     picture: Option<PathBuf>,
@@ -84,7 +88,11 @@ async fn measure(args: &Args) -> Result<()> {
         println!("{}", report::table(args.clients, &rows));
     }
     if args.wakes > 0 {
-        println!("{}", Wakes::measure(args.wakes).await?);
+        let wakes = Wakes::measure(args.wakes).await?;
+        println!("{wakes}");
+        if args.strict {
+            wakes.check()?;
+        }
     }
     if let (Some(recorder), Some(path)) = (recorder, &args.picture) {
         recorder.draw(path).await?;

@@ -8,8 +8,9 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api,
-    api::{DeleteParams, ListParams},
+    api::{DeleteParams, ListParams, PostParams},
 };
+use mcp_mqtt_sidecar::config::BIN_DIR;
 use mcp_mqtt_tests::{
     broker_pod::BrokerPod,
     platform::{Deployed, PATIENCE, Platform, everything_over_stdio, with},
@@ -53,6 +54,44 @@ async fn an_image_that_is_not_there_is_named_in_the_condition() -> Result<()> {
     let status = service.status(|status| has(status, "Ready", "False", "ErrImageNeverPull")).await?;
     let message = condition(&status, "Ready")["message"].to_string();
     ensure!(message.contains("no-such-image:1"), "{message}");
+    service.remove().await
+}
+
+/// A kubelet with a gateway that cannot write where the binary goes: that is in the volume's mount, so the test makes an
+/// instance by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_binary_that_cannot_be_installed_is_named_in_the_condition_and_no_server_starts() -> Result<()> {
+    let platform = Platform::get().await?;
+    let image = json!({ "server": { "image": "no-such-image:1", "imagePullPolicy": "Never" } });
+    let service = platform.apply("noinstall", with(everything_over_stdio(), image)).await?;
+    service.status(|status| has(status, "Ready", "False", "ErrImageNeverPull")).await?;
+    let deployments = Api::<Deployment>::namespaced(platform.kube.clone(), &service.namespace);
+    let template = deployments.get(&service.name).await?.spec.context("no spec")?.template;
+    let mut pod =
+        Pod { metadata: template.metadata.context("no labels")?, spec: template.spec, status: None };
+    pod.metadata.name = Some("handmade".to_owned());
+    let spec = pod.spec.as_mut().context("no containers")?;
+    spec.containers[0].image = Some("mcp-servers:dev".to_owned());
+    let mounts =
+        spec.init_containers.iter_mut().flatten().flat_map(|gateway| gateway.volume_mounts.iter_mut());
+    let installed =
+        mounts.flatten().find(|mount| mount.mount_path == BIN_DIR).context("nowhere to install")?;
+    installed.read_only = Some(true);
+    service.pods().create(&PostParams::default(), &pod).await?;
+
+    let told = |status: &Value| {
+        let message = condition(status, "Ready")["message"].as_str().unwrap_or_default();
+        message.contains("container gateway: cannot install mcp-mqtt-sidecar into /mcp-mqtt/bin: Read-only")
+    };
+    service.status(told).await?;
+    let status = service.pods().get("handmade").await?.status.context("no status")?;
+    let server = status.container_statuses.into_iter().flatten().next().context("no server")?;
+    ensure!(
+        server.started != Some(true)
+            && server.restart_count == 0
+            && server.last_state.is_none_or(|last| last.terminated.is_none()),
+        "the server ran"
+    );
     service.remove().await
 }
 

@@ -19,6 +19,9 @@ pub(crate) struct Arguments {
     /// Only these, and no change.
     #[arg(long, conflicts_with = "picture")]
     only_wakes: bool,
+    /// Fail where a wake took longer than its aim; on a machine that has nothing else to do.
+    #[arg(long)]
+    strict: bool,
     /// Draws the chart's dashboard, too, as a Prometheus saw the changes: docs/dashboard.svg.
     #[arg(long)]
     picture: bool,
@@ -33,6 +36,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         vec![format!("--clients={}", arguments.clients), format!("--wakes={}", arguments.wakes)];
     if arguments.only_wakes {
         further.push("--only-wakes".to_owned());
+    }
+    if arguments.strict {
+        further.push("--strict".to_owned());
     }
     if arguments.picture {
         packages::ensure(&[packages::PROMETHEUS])?;

@@ -1,43 +1,37 @@
-//! Our own containers: the installer and the gateway.
+//! Our own container: the gateway, which brings the binary to the server's.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, ObjectFieldSelector,
-        Probe, ResourceRequirements, SecurityContext, VolumeMount,
+        Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, ExecAction, HTTPGetAction, Lifecycle,
+        LifecycleHandler, ObjectFieldSelector, Probe, ResourceRequirements, SecurityContext, VolumeMount,
     },
     apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
 };
-use mcp_mqtt_sidecar::config::{ADMIN_PORT, BIN_DIR, GatewayConfig, RUN_DIR};
+use mcp_mqtt_sidecar::config::{ADMIN_PORT, BIN_DIR, GatewayConfig, IMAGE_BINARY, RUN_DIR};
 
-use super::{BIN_VOLUME, BROKER_VOLUME, GATEWAY, INSTALL, NONROOT, RUN_VOLUME, Surroundings};
+use super::{BIN_VOLUME, BROKER_VOLUME, GATEWAY, NONROOT, RUN_VOLUME, Surroundings};
 use crate::{
     controller::validate::{SERVER_ID_OF_THE_POD, ValidService, broker::BROKER_DIR},
     names,
-    settings::Settings,
 };
-
-/// Copies the static binary to where the server's container finds it.
-pub(super) fn build_installer(service: &ValidService, settings: &Settings) -> Container {
-    Container {
-        args: Some(vec!["install".to_owned(), "--to".to_owned(), BIN_DIR.to_owned()]),
-        volume_mounts: Some(vec![mount(BIN_VOLUME, BIN_DIR, false)]),
-        ..own(INSTALL, service, settings)
-    }
-}
 
 /// The native sidecar: it starts before the server and ends after it.
 pub(super) fn build_gateway(service: &ValidService, surroundings: Surroundings<'_>) -> Container {
     let settings = surroundings.settings;
-    let mut mounts = vec![mount(RUN_VOLUME, RUN_DIR, false)];
+    let mut mounts = vec![mount(BIN_VOLUME, BIN_DIR, false), mount(RUN_VOLUME, RUN_DIR, false)];
     if !service.broker.files.is_empty() {
         mounts.push(mount(BROKER_VOLUME, BROKER_DIR, true));
     }
     Container {
+        name: GATEWAY.to_owned(),
+        image: Some(settings.sidecar_image.clone()),
+        image_pull_policy: Some(settings.sidecar_image_pull_policy.as_str().to_owned()),
         args: Some(args(service, surroundings)),
         env: Some(vec![field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace")]),
         restart_policy: Some("Always".to_owned()),
+        lifecycle: Some(Lifecycle { post_start: Some(install()), ..Lifecycle::default() }),
         ports: Some(vec![ContainerPort {
             name: Some("mcp-mqtt-admin".to_owned()),
             container_port: ADMIN_PORT.into(),
@@ -56,8 +50,31 @@ pub(super) fn build_gateway(service: &ValidService, surroundings: Surroundings<'
             ..probe("/healthz")
         }),
         volume_mounts: Some(mounts),
-        ..own(GATEWAY, service, settings)
+        resources: Some(service.gateway_resources.clone().unwrap_or_else(default_resources)),
+        security_context: Some(security_context()),
+        ..Container::default()
     }
+}
+
+/// Restricted Pod Security, and then some.
+fn security_context() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+        read_only_root_filesystem: Some(true),
+        run_as_group: Some(NONROOT),
+        run_as_non_root: Some(true),
+        run_as_user: Some(NONROOT),
+        ..SecurityContext::default()
+    }
+}
+
+/// Copies the static binary to where the server's container finds it. The kubelet starts no other container before
+/// this has ended; one of its own would cost each start another second, as the kubelet looks that often whether an init
+/// container has ended.
+fn install() -> LifecycleHandler {
+    let command = [IMAGE_BINARY, "install", "--to", BIN_DIR].map(str::to_owned).to_vec();
+    LifecycleHandler { exec: Some(ExecAction { command: Some(command) }), ..LifecycleHandler::default() }
 }
 
 /// The gateway's whole configuration. The kubelet expands `$(NAME)` in arguments: that is how the client id gets the
@@ -71,26 +88,6 @@ fn args(service: &ValidService, surroundings: Surroundings<'_>) -> Vec<String> {
             _ => argument.replace('$', "$$"),
         });
     std::iter::once("gateway".to_owned()).chain(arguments).collect()
-}
-
-/// What our containers have in common: restricted Pod Security, and then some.
-fn own(name: &str, service: &ValidService, settings: &Settings) -> Container {
-    Container {
-        name: name.to_owned(),
-        image: Some(settings.sidecar_image.clone()),
-        image_pull_policy: Some(settings.sidecar_image_pull_policy.as_str().to_owned()),
-        resources: Some(service.gateway_resources.clone().unwrap_or_else(default_resources)),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
-            read_only_root_filesystem: Some(true),
-            run_as_group: Some(NONROOT),
-            run_as_non_root: Some(true),
-            run_as_user: Some(NONROOT),
-            ..SecurityContext::default()
-        }),
-        ..Container::default()
-    }
 }
 
 /// An idle gateway has a few MiB; the limit leaves room for the largest messages of a hundred sessions.

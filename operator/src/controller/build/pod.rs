@@ -51,10 +51,7 @@ pub(super) fn build_pod_template(
                 ..PodSecurityContext::default()
             }),
             image_pull_secrets: image_pull_secrets(surroundings),
-            init_containers: Some(vec![
-                gateway::build_installer(service, surroundings.settings),
-                gateway::build_gateway(service, surroundings),
-            ]),
+            init_containers: Some(vec![gateway::build_gateway(service, surroundings)]),
             containers: vec![server::build_server(service)],
             termination_grace_period_seconds: Some(drain_seconds + GRACE_BEYOND_DRAIN_SECONDS),
             topology_spread_constraints: spread(service),

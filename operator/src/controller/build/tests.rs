@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::{ByteString, api::core::v1::Container};
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{Container, VolumeMount},
+};
 use mcp_mqtt_sidecar::config::BackendConfig;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -133,26 +136,12 @@ spec:
       - {name: mcp-mqtt-bin, emptyDir: {}}
       - {name: mcp-mqtt-run, emptyDir: {}}
       initContainers:
-      - name: install
-        image: registry.example/bridge:9
-        imagePullPolicy: Never
-        args: [install, --to, /mcp-mqtt/bin]
-        resources:
-          requests: {cpu: 10m, memory: 16Mi}
-          limits: {memory: 128Mi}
-        securityContext:
-          allowPrivilegeEscalation: false
-          capabilities: {drop: [ALL]}
-          readOnlyRootFilesystem: true
-          runAsGroup: 65532
-          runAsNonRoot: true
-          runAsUser: 65532
-        volumeMounts:
-        - {name: mcp-mqtt-bin, mountPath: /mcp-mqtt/bin}
       - name: gateway
         image: registry.example/bridge:9
         imagePullPolicy: Never
         restartPolicy: Always
+        lifecycle:
+          postStart: {exec: {command: [/mcp-mqtt-sidecar, install, --to, /mcp-mqtt/bin]}}
         args:
         - gateway
         - --server-name=meteo/weather
@@ -189,6 +178,7 @@ spec:
           runAsNonRoot: true
           runAsUser: 65532
         volumeMounts:
+        - {name: mcp-mqtt-bin, mountPath: /mcp-mqtt/bin}
         - {name: mcp-mqtt-run, mountPath: /mcp-mqtt/run}
       containers:
       - name: server
@@ -298,11 +288,32 @@ fn the_shim_and_its_drain_parse_what_is_built_for_them() {
         Face::Shim(ShimFace::Drain(config)) => assert_eq!(config.timeout.as_secs(), 70),
         other => panic!("{other:?}"),
     }
-    let install = container(&of(STDIO), INSTALL).args.unwrap();
-    assert!(matches!(
-        Cli::try_parse_from(std::iter::once("x".to_owned()).chain(install)).unwrap().face,
-        Face::Install(_)
-    ));
+}
+
+#[test]
+fn the_binary_is_installed_where_the_servers_container_has_it_and_may_not_change_it() {
+    use clap::Parser;
+    use mcp_mqtt_sidecar::{
+        cli::{Cli, Face},
+        config::IMAGE_BINARY,
+    };
+    let resources = of(STDIO);
+    let (gateway, server) = (container(&resources, GATEWAY), container(&resources, SERVER));
+    let hook = gateway.lifecycle.unwrap().post_start.unwrap().exec.unwrap().command.unwrap();
+    // The path is the image's, whose entrypoint a hook does not have.
+    let image = include_str!("../../../../sidecar/Dockerfile");
+    assert!(
+        hook[0] == IMAGE_BINARY && image.contains(&format!("COPY mcp-mqtt-sidecar {IMAGE_BINARY}\n")),
+        "{hook:?}"
+    );
+    let Face::Install(install) = Cli::try_parse_from(hook).unwrap().face else { panic!("no installation") };
+    let mount = |container: Option<Vec<VolumeMount>>| {
+        container.unwrap().into_iter().find(|mount| mount.name == BIN_VOLUME).unwrap()
+    };
+    let (ours, theirs) = (mount(gateway.volume_mounts), mount(server.volume_mounts));
+    assert_eq!((ours.mount_path.as_ref(), ours.read_only), (install.to.to_str().unwrap(), None));
+    assert!(server.command.unwrap()[0].starts_with(&theirs.mount_path));
+    assert_eq!((theirs.mount_path, theirs.read_only), (ours.mount_path, Some(true)));
 }
 
 #[test]
@@ -339,7 +350,7 @@ projected:
         let mounts = container(&resources, name).volume_mounts.unwrap();
         mounts.iter().any(|mount| mount.name == BROKER_VOLUME)
     };
-    assert_eq!([mounts(GATEWAY), mounts(SERVER), mounts(INSTALL)], [true, false, false]);
+    assert_eq!([mounts(GATEWAY), mounts(SERVER)], [true, false]);
 }
 
 fn with_default_secret(token: Option<Token>) -> (Settings, Fetched) {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::{
-    controller::build::{GATEWAY, INSTALL, RESERVED_VOLUMES, SERVER},
+    controller::build::{GATEWAY, RESERVED_VOLUMES, SERVER},
     names::RESERVED_PREFIX,
 };
 
@@ -129,10 +129,10 @@ fn check_spec(spec: &PodSpec) -> Result<(), PodTemplateError> {
     for (index, container) in spec.containers.iter().enumerate() {
         let path = format!("spec.containers[{index}]");
         match container.name.as_str() {
-            GATEWAY | INSTALL => {
+            GATEWAY => {
                 return Err(PodTemplateError::reserved(
                     path,
-                    format!("must not be named {}: that one is an init container", container.name),
+                    "must not be named gateway: that one is an init container",
                 ));
             }
             SERVER => check_server(&path, container)?,
@@ -143,7 +143,7 @@ fn check_spec(spec: &PodSpec) -> Result<(), PodTemplateError> {
     for (index, container) in spec.init_containers.iter().flatten().enumerate() {
         let path = format!("spec.initContainers[{index}]");
         match container.name.as_str() {
-            GATEWAY | INSTALL => check_own(&path, container)?,
+            GATEWAY => check_own(&path, container)?,
             SERVER => {
                 return Err(PodTemplateError::reserved(
                     path,
@@ -173,7 +173,7 @@ fn check_server(path: &str, container: &Container) -> Result<(), PodTemplateErro
     Ok(())
 }
 
-/// Our own containers: nothing but their resources.
+/// Our own container: nothing but its resources.
 fn check_own(path: &str, container: &Container) -> Result<(), PodTemplateError> {
     let rest = Container { resources: None, ..container.clone() };
     if rest == (Container { name: container.name.clone(), ..Container::default() }) {

@@ -151,7 +151,8 @@ impl Shared {
     ) -> Result<(), BackendEnd> {
         match failed {
             Failure::Rejected { body, told, .. } => self.reject(id, &body, told, opening).await,
-            Failure::Broken(why) | Failure::Refused(why) if opening => Err(BackendEnd::OpenFailed(why)),
+            Failure::Broken(why) if opening => Err(BackendEnd::OpenFailed(why)),
+            Failure::Refused(why) if opening => Err(BackendEnd::NobodyListens(why)),
             Failure::SessionLost(told) if opening => Err(BackendEnd::OpenFailed(self.misplaced(&told))),
             Failure::Broken(why) => {
                 self.fail(id, failure::CONNECTION_BROKEN, why).await;

@@ -78,7 +78,7 @@ async fn serve(shared: Shared, max_in_flight: usize, mut from_bridge: FromBridge
     let stream = tokio::select! {
         opened = timeout(OPEN_TIMEOUT, Stream::open(&shared)) => match opened {
             Ok(Ok(stream)) => stream,
-            Ok(Err(why)) => return BackendEnd::OpenFailed(why),
+            Ok(Err(end)) => return end,
             Err(_) => return BackendEnd::OpenFailed(format!(
                 "{} sent no `endpoint` event within {OPEN_TIMEOUT:?}. {}",
                 shared.wire.uri(),
@@ -103,17 +103,19 @@ struct Stream {
 
 impl Stream {
     /// Opens it, and learns where messages go. `Err`: why not.
-    async fn open(shared: &Shared) -> Result<Self, String> {
+    async fn open(shared: &Shared) -> Result<Self, BackendEnd> {
+        let failed = |why| Err(BackendEnd::OpenFailed(why));
         let wire = &shared.wire;
         let body = match wire.get(None).await {
             Ok(Reply::Stream(body)) => body,
             Ok(Reply::Json(_) | Reply::Accepted) => {
-                return Err(format!("{} answered with no stream. {}", wire.uri(), wire.endpoint.hint()));
+                return failed(format!("{} answered with no stream. {}", wire.uri(), wire.endpoint.hint()));
             }
             Err(Failure::Rejected { told, .. } | Failure::SessionLost(told)) => {
-                return Err(shared.misplaced(&told));
+                return failed(shared.misplaced(&told));
             }
-            Err(Failure::Refused(why) | Failure::Broken(why)) => return Err(why),
+            Err(Failure::Refused(why)) => return Err(BackendEnd::NobodyListens(why)),
+            Err(Failure::Broken(why)) => return failed(why),
         };
         let mut stream = Self { body, parser: SseParser::new(shared.max), waiting: VecDeque::new() };
         loop {
@@ -121,7 +123,9 @@ impl Stream {
                 Ok(Event::Endpoint(reference)) => {
                     let uri = wire.endpoint.join(&reference).map_err(|why| {
                         let shown = incoming::excerpt(&reference);
-                        format!("the server wants its messages at `{shown}`, which cannot be: {why}")
+                        BackendEnd::OpenFailed(format!(
+                            "the server wants its messages at `{shown}`, which cannot be: {why}"
+                        ))
                     })?;
                     wire.post_to(uri);
                     return Ok(stream);
@@ -130,7 +134,7 @@ impl Stream {
                     let detail = format!("the server sent {} before its `endpoint`", name(&event));
                     shared.report(FromBackend::Malformed { detail }).await;
                 }
-                Err(why) => return Err(format!("{why}, before its `endpoint` event")),
+                Err(why) => return failed(format!("{why}, before its `endpoint` event")),
             }
         }
     }

@@ -100,7 +100,7 @@ async fn a_server_that_is_not_there_is_explained() {
     let backend = backend(&fake);
     fake.stop().await;
     match backend.probe().await {
-        Err(ProbeError::Ended(BackendEnd::OpenFailed(why))) => {
+        Err(ProbeError::Ended(BackendEnd::NobodyListens(why))) => {
             assert!(why.contains("nobody listens"), "{why}");
         }
         other => panic!("{other:?}"),
