@@ -24,17 +24,19 @@ use crate::{
 
 /// The suites' own clusters, made anew for each run.
 const CLUSTERS: [ClusterSuites; 3] = [
-    ClusterSuites { cluster: "test", images: true, steps: &[&["e2e_services"]] },
+    ClusterSuites { cluster: "test", images: true, tests_at_once: "6", steps: &[&["e2e_services"]] },
     // Each takes a whole cluster for itself: its operator, its broker, its autoscalers.
     ClusterSuites {
         cluster: "test-whole",
         images: true,
+        tests_at_once: TESTS_AT_ONCE,
         steps: &[&["chart_release"], &["e2e_broker"], &["e2e_autoscalers"]],
     },
     // Their operators are processes of their own, beside which none may be installed. The longest come first.
     ClusterSuites {
         cluster: "test-api",
         images: false,
+        tests_at_once: TESTS_AT_ONCE,
         steps: &[
             &["api_faults", "api_operation", "chart_render"],
             &["api_admission", "api_reconcile", "api_sleeping"],
@@ -47,6 +49,8 @@ struct ClusterSuites {
     cluster: &'static str,
     /// Whether pods run on it.
     images: bool,
+    /// Of a suite.
+    tests_at_once: &'static str,
     /// One after the other, the suites of a step at the same time.
     steps: &'static [&'static [&'static str]],
 }
@@ -192,7 +196,7 @@ fn in_clusters() -> Result<()> {
     cluster::ensure_autoscalers()?;
     let xtask = workspace::this_program()?;
     let mut lanes = Vec::new();
-    for ClusterSuites { cluster: name, images, steps } in CLUSTERS {
+    for ClusterSuites { cluster: name, images, tests_at_once, steps } in CLUSTERS {
         let cluster = Cluster::named(name)?;
         cluster.down()?;
         cluster.up()?;
@@ -202,7 +206,7 @@ fn in_clusters() -> Result<()> {
         let command = |suite: &&str| {
             let mut test = workspace::cargo();
             test.args(["test", "--workspace", "--no-fail-fast", "--test", suite]).args(FEATURES);
-            test.current_dir(root()).env("RUST_TEST_THREADS", TESTS_AT_ONCE);
+            test.current_dir(root()).env("RUST_TEST_THREADS", tests_at_once);
             test.env(RUNNER, format!("{} in-cluster --cluster {name} --", xtask.display()));
             test
         };
