@@ -223,6 +223,10 @@ async fn tell(
         return Ok(Some(held));
     }
     let status = build_status(outcome, &seen, last.as_ref(), k8s_openapi::jiff::Timestamp::now());
+    if last.as_ref().is_some_and(|last| status::is_mere_progress(last, &status)) {
+        news::tell_changes(scope, service, &progress.changes);
+        return Ok(None);
+    }
     let written = patch_status(scope, reference, metadata, last.as_ref(), &status).await;
     match written {
         Ok(written) => {

@@ -229,6 +229,22 @@ pub fn build_status(
     status
 }
 
+/// Whether nothing but the stages of a start differs (pure): they pass by themselves, and what does not is told as a
+/// problem. Each would be a write.
+pub fn is_mere_progress(last: &McpServiceStatus, now: &McpServiceStatus) -> bool {
+    let stage = |before: &Condition, now: &Condition| {
+        before.type_ == now.type_
+            && before.status == now.status
+            && before.observed_generation == now.observed_generation
+            && reasons::passes(&before.reason)
+            && reasons::passes(&now.reason)
+    };
+    let mut conditions = last.conditions.iter().zip(&now.conditions);
+    last.conditions.len() == now.conditions.len()
+        && conditions.all(|(before, now)| before == now || stage(before, now))
+        && *last == McpServiceStatus { conditions: last.conditions.clone(), ..now.clone() }
+}
+
 fn server(seen: &Seen<'_>) -> Option<ServerStatus> {
     // The youngest pod runs the newest image.
     let youngest = seen.pods.iter().filter_map(|(pod, seen)| {

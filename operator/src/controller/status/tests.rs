@@ -161,6 +161,32 @@ fn who_owns_the_number_of_instances_is_told() {
 }
 
 #[test]
+fn the_stages_of_a_start_are_not_told_one_by_one() {
+    let starting = |reason: &str| {
+        let gateway = gateway((reason, false), (reason::WAITING_FOR_BACKEND, false));
+        vec![(starting_pod("a"), Some(observed(Ok(gateway))))]
+    };
+    let first = status(1, vec![(starting_pod("a"), None)]);
+    let later = status(1, starting(reason::BACKEND_STARTING));
+    assert_ne!(told(&first, "Ready"), told(&later, "Ready"));
+    assert!(is_mere_progress(&first, &later) && is_mere_progress(&later, &later));
+    // A problem, an end of one, and anything that is counted.
+    let fails = status(1, starting(reason::BACKEND_NOT_ANSWERING));
+    let runs = status(1, vec![(ready_pod("a"), Some(registered(0)))]);
+    let busy = status(1, vec![(ready_pod("a"), Some(registered(1)))]);
+    for (before, now) in
+        [(&later, &fails), (&fails, &later), (&later, &runs), (&runs, &later), (&runs, &busy)]
+    {
+        assert!(!is_mere_progress(before, now), "{before:?} {now:?}");
+    }
+    let of_older = |mut status: McpServiceStatus| {
+        status.conditions[1].observed_generation = Some(6);
+        status
+    };
+    assert!(!is_mere_progress(&of_older(first), &later));
+}
+
+#[test]
 fn one_cause_of_many_instances_is_told_once() {
     let pods = ["a", "b", "c"].map(|name| (starting_pod(name), Some(refused_by_broker())));
     let status = status(3, pods.into());
