@@ -95,6 +95,9 @@ impl Keeper {
     /// Instances that stand in the registry, and whose gateways owe an answer.
     pub(super) fn look_for_silent(&mut self, reference: &ServiceRef, now: Instant) {
         let Some(service) = self.services.get_mut(reference) else { return };
+        if service.found.silent.is_empty() && service.probes.0.is_empty() {
+            return; // of nearly all, nearly always
+        }
         let key = service.wanted.broker.key.clone();
         let Some(broker) = self.brokers.get(&key) else { return };
         if !broker.presences.settled() || !broker.hears() {
