@@ -3,7 +3,7 @@
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -25,6 +25,8 @@ use tokio::{
     task::AbortHandle,
     time::{Instant, sleep},
 };
+
+use crate::lock;
 
 /// The largest request of an operator.
 const MAX_BODY: usize = 4 << 20;
@@ -153,10 +155,6 @@ impl Drop for ApiLink {
     fn drop(&mut self) {
         self.task.abort();
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn pass(State((client, shared)): State<(Client, Arc<Shared>)>, request: Request) -> Response {

@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use url::Url;
 
-use crate::{cluster::eventually, platform};
+use crate::{cluster::eventually, lock, platform};
 
 /// A request without answer or refusal for so long is lost. Far above the gateway's own timeouts in these tests.
 const LOST_AFTER: Duration = Duration::from_secs(90);
@@ -60,6 +60,8 @@ pub struct Load {
 struct Counts {
     /// Of each client.
     answered: Vec<AtomicU64>,
+    /// Of each client, what it waits for, or met last.
+    at: Vec<Mutex<String>>,
     sessions: AtomicU64,
 }
 
@@ -87,12 +89,13 @@ pub struct Account {
 }
 
 impl Load {
-    /// Starts so many clients. Every fourth calls a tool that takes a second, the others `echo`.
+    /// Starts so many clients. Every fourth calls a tool that takes a second, the others `echo`, with a rest between
+    /// two calls: what a fault wants is requests under way, not a machine on which nothing else can start.
     pub fn start(broker: &Url, server: &ServerName, clients: usize) -> Self {
         let work = Work {
             quick: vec![("echo", json!({ "message": "load" }))],
             slow: ("trigger-long-running-operation", json!({ "duration": 1, "steps": 1 })),
-            rest: Duration::ZERO,
+            rest: Duration::from_millis(20),
             dies_in: None,
         };
         Self::start_with(broker, server, clients, &work)
@@ -102,7 +105,8 @@ impl Load {
     pub fn start_with(broker: &Url, server: &ServerName, clients: usize, work: &Work) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let answered = (0..clients).map(|_| AtomicU64::new(0)).collect();
-        let counts = Arc::new(Counts { answered, sessions: AtomicU64::new(0) });
+        let at = (0..clients).map(|_| Mutex::default()).collect();
+        let counts = Arc::new(Counts { answered, at, sessions: AtomicU64::new(0) });
         let mut running = JoinSet::new();
         for n in 0..clients {
             let client = LoadClient {
@@ -141,10 +145,14 @@ impl Load {
     /// When one of them waits for longer than a request may take.
     pub async fn all_answered(&self) -> Result<()> {
         let before = self.of_each();
-        let behind = || self.of_each().iter().zip(&before).filter(|(now, before)| now <= before).count();
-        eventually(LOST_AFTER, async || (behind() == 0).then_some(()))
-            .await
-            .with_context(|| format!("{} of {} clients are not answered", behind(), before.len()))
+        let behind = || -> Vec<String> {
+            let of_each = self.of_each().into_iter().zip(&before).zip(&self.counts.at);
+            of_each.filter(|((now, before), _)| now <= before).map(|(_, at)| lock(at).clone()).collect()
+        };
+        eventually(LOST_AFTER, async || behind().is_empty().then_some(())).await.with_context(|| {
+            let behind = behind();
+            format!("{} of {} clients are not answered: {behind:?}", behind.len(), before.len())
+        })
     }
 
     /// Sessions opened so far.
@@ -228,11 +236,22 @@ impl LoadClient {
         while !self.stopped() {
             if let Err(error) = self.life().await {
                 // No instance, or no broker: what a fault looks like from here, until it is over.
-                self.account.note(format!("{error:#}"));
+                self.note(format!("{error:#}"));
                 tokio::time::sleep(PAUSE).await;
             }
         }
         self.account
+    }
+
+    /// What it does now.
+    fn at(&self, what: String) {
+        *lock(&self.counts.at[self.number]) = what;
+    }
+
+    /// What it met.
+    fn note(&mut self, reason: String) {
+        self.at(reason.clone());
+        self.account.note(reason);
     }
 
     fn stopped(&self) -> bool {
@@ -251,6 +270,7 @@ impl LoadClient {
                 continue;
             };
             self.avoided = Some(found.server_id.clone());
+            self.at(format!("initialize of {}", found.server_id));
             let none = serde_json::value::RawValue::from_string("{}".to_owned())?;
             let handler = Arc::new(mcp_mqtt_transport::client::Unhandled);
             let opened = client.open_session(&found, &none, handler, LOST_AFTER).await;
@@ -268,7 +288,7 @@ impl LoadClient {
                 }
                 Err(error) => {
                     ensure!(!error.to_string().contains("no answer within"), "initialize was lost: {error}");
-                    self.account.note(error.to_string());
+                    self.note(error.to_string());
                     tokio::time::sleep(PAUSE).await;
                 }
             }
@@ -307,6 +327,7 @@ impl LoadClient {
         let (tool, arguments) = if self.slow { &self.work.slow } else { &quick[self.calls % quick.len()] };
         let tool = *tool;
         let params = json!({ "name": tool, "arguments": arguments });
+        self.at(format!("call {} of {tool}", self.calls));
         let call = session.request("tools/call", Some(&params), LOST_AFTER);
         // The session's own time-out comes first; this one is for a client that forgets it.
         let result = tokio::time::timeout(2 * LOST_AFTER, call).await;
@@ -324,12 +345,12 @@ impl LoadClient {
                     _ => self.account.refused += 1,
                 }
                 self.account.cut += u64::from(may_have_begun(&error));
-                self.account.note(format!("tools/call: {error}"));
+                self.note(format!("tools/call: {error}"));
                 false
             }
             Err(_) => {
                 self.account.lost += 1;
-                self.account.note(format!("{tool}: nothing within {LOST_AFTER:?}"));
+                self.note(format!("{tool}: nothing within {LOST_AFTER:?}"));
                 false
             }
         }

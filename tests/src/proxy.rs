@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -21,6 +21,8 @@ use tokio::{
     time::{Instant, sleep},
 };
 use url::Url;
+
+use crate::lock;
 
 /// How long a packet may take to come by.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -192,10 +194,6 @@ pub fn is(packet: &[u8], kind: u8, text: &str) -> bool {
 
 fn names(packet: &[u8], text: &str) -> bool {
     text.is_empty() || packet.windows(text.len()).any(|window| window == text.as_bytes())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One connection; whatever ends it is seen by both sides.

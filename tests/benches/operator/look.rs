@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -14,6 +14,7 @@ use kube::{
     core::PartialObjectMeta,
     runtime::watcher::{self, Event, watcher},
 };
+use mcp_mqtt_tests::lock;
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -150,8 +151,4 @@ fn note(all: &All, event: Event<PartialObjectMeta<Deployment>>) {
         }
         Event::Init | Event::InitDone => {}
     }
-}
-
-fn lock(all: &All) -> MutexGuard<'_, Known> {
-    all.lock().unwrap_or_else(PoisonError::into_inner)
 }
