@@ -16,6 +16,7 @@
 //! - [`platform`]: the product, installed and used as a user would
 //! - [`gateway`]: a gateway beside its stdio server, as in a pod
 //! - [`ports`]: loopback ports for processes that must be told theirs
+//! - [`presences`]: what stands in a broker's registry, message by message
 //! - [`proxy`]: between MQTT clients and the broker, for what Mosquitto will not do
 //! - [`raw`]: an MQTT client for what no proper MCP client does
 //! - [`servers`]: MCP servers that are not ours
@@ -40,6 +41,7 @@ pub mod node;
 pub mod operator;
 pub mod platform;
 pub mod ports;
+pub mod presences;
 pub mod proxy;
 pub mod raw;
 pub mod servers;

@@ -15,6 +15,7 @@ use mcp_mqtt_tests::{
     cluster::{PATIENCE, Space, eventually},
     gateway::{Gateway, Options, call},
     operator::Operator,
+    presences::Presences,
     proxy::{Manner, Proxy, is, kind},
 };
 use mcp_mqtt_transport::{
@@ -394,10 +395,7 @@ async fn an_instance_that_is_relieved_leaves_the_presence_alone() -> Result<()> 
     let (session, pod) = tokio::join!(initialize(&client, &instance), wake);
     echoes(&session?).await?;
     let mut pod = pod?;
-    let watching = self::client(&broker).await?;
-    let mut watch = watching.watch(server_name(&space)?.as_str()).await?;
-    watch.until(|all| all.len() == 1).await;
-    let gap = tokio::spawn(async move { watch.until(<[Instance]>::is_empty).await });
+    let gap = Presences::of(&broker.url(), &server_name(&space)?).await?.gap().await?;
     // By hand: nobody asks an instance that is no pod whether it is idle.
     client.close(PATIENCE).await?;
     pod.wait_for("no session", |status| status.sessions == 0).await?;

@@ -8,39 +8,19 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams, PostParams};
 use mcp_mqtt_tests::{
     cluster::{PATIENCE, Space, eventually},
+    presences::Presences,
     proxy::Manner,
 };
 use mcp_mqtt_transport::{
     client::Instance,
-    mqtt::{ConnectOptions, Connection, Event, Filter, Publication, Qos},
     presence::Online,
     topic::{self, ServerId},
-    user_property::{self, UserProperties},
+    user_property,
 };
 use serde_json::json;
 use tokio::time::timeout;
 
 use crate::{NAME, Scene, asleep, client, instances, server_name};
-
-/// The user properties of a retained message.
-async fn properties(connection: &mut Connection, topic: &str) -> Result<UserProperties> {
-    connection.publisher.subscribe(vec![Filter::new(topic, Qos::AtLeastOnce)], PATIENCE).await?;
-    let event = timeout(PATIENCE, connection.events.recv()).await?;
-    connection.publisher.unsubscribe(vec![topic.to_owned()])?.await?;
-    match event {
-        Some(Event::Received(received)) => Ok(received.user_properties),
-        other => anyhow::bail!("no presence but {other:?}"),
-    }
-}
-
-async fn retain(connection: &Connection, topic: &str, payload: Bytes, mark: &UserProperties) -> Result<()> {
-    let publication = Publication {
-        retain: true,
-        user_properties: mark.clone(),
-        ..Publication::new(topic, payload, Qos::AtLeastOnce)
-    };
-    Ok(connection.publisher.publish_confirmed(publication, PATIENCE).await?)
-}
 
 /// A pod that the operator watches, and that no node takes.
 async fn bare_pod(space: &Space, name: &str) -> Result<()> {
@@ -57,15 +37,15 @@ async fn bare_pod(space: &Space, name: &str) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_stands_behind_is_cleared_and_what_is_cleared_by_mistake_comes_back() -> Result<()> {
     let Scene { space, mut broker, operator, instance } = Scene::asleep("true").await?;
-    let mut meddler = Connection::open(&ConnectOptions::new(broker.url(), "meddler")).await?;
-    let (name, place) =
-        (server_name(&space)?, topic::server_presence(&instance.server_id, &instance.server_name));
-    let mark = properties(&mut meddler, &place).await?;
+    let name = server_name(&space)?;
+    let place = topic::server_presence(&instance.server_id, &name);
+    let mut presences = Presences::of(&broker.url(), &name).await?;
+    let mark = presences.next_at(&place, false).await?.user_properties;
     ensure!(user_property::find(&mark, user_property::KEEPER).is_some(), "{mark:?}");
     let online = Online::new(name.as_str(), "", None).to_payload();
     let id = |name: &str| ServerId::new(&format!("kubernetes.{}.{name}", space.namespace));
     let stranger = topic::server_presence(&id("stranger-1")?, &name);
-    retain(&meddler, &stranger, online.clone(), &Vec::new()).await?;
+    presences.write(&stranger, online.clone(), &Vec::new()).await?;
     let pods = ["living-1", "evicted-1"];
     for pod in pods {
         bare_pod(&space, pod).await?;
@@ -73,7 +53,7 @@ async fn what_nobody_stands_behind_is_cleared_and_what_is_cleared_by_mistake_com
     let watching = client(&broker).await?;
     let mut watch = watching.watch(name.as_str()).await?;
     for ours in ["ghost-1", "ghost_service"].into_iter().chain(pods) {
-        retain(&meddler, &topic::server_presence(&id(ours)?, &name), online.clone(), &mark).await?;
+        presences.write(&topic::server_presence(&id(ours)?, &name), online.clone(), &mark).await?;
     }
     let start = Instant::now();
     let shows = |all: &[Instance], who: &str| all.iter().any(|one| one.server_id.as_str().ends_with(who));
@@ -91,7 +71,7 @@ async fn what_nobody_stands_behind_is_cleared_and_what_is_cleared_by_mistake_com
     ensure!(left.len() == 3 && shows(&left, "stranger-1") && shows(&left, "living-1"), "{left:?}");
     watching.close(PATIENCE).await?;
 
-    retain(&meddler, &place, Bytes::new(), &mark).await?;
+    presences.write(&place, Bytes::new(), &mark).await?;
     instances(&space, &broker, |all| all.iter().any(|instance| instance.online.is_parked())).await?;
     // A broker that has forgotten all is told all again.
     broker.restart().await?;
@@ -106,15 +86,15 @@ async fn what_changed_while_the_broker_was_away_is_put_right_within_five_seconds
     /// By then attempts to connect are as seldom as they get.
     const AWAY: Duration = Duration::from_secs(20);
     let (Scene { space, broker, operator, instance }, proxy) = Scene::asleep_behind_a_proxy("away").await?;
-    let mut meddler = Connection::open(&ConnectOptions::new(broker.url(), "meddler")).await?;
-    let (name, place) =
-        (server_name(&space)?, topic::server_presence(&instance.server_id, &instance.server_name));
-    let mark = properties(&mut meddler, &place).await?;
+    let name = server_name(&space)?;
+    let place = topic::server_presence(&instance.server_id, &name);
+    let mut presences = Presences::of(&broker.url(), &name).await?;
+    let mark = presences.next_at(&place, false).await?.user_properties;
     proxy.behave(Manner { refuses: Some(0x88), ..Manner::default() });
     proxy.cut();
     let ghost = ServerId::new(&format!("kubernetes.{}.ghost-1", space.namespace))?;
     let online = Online::new(name.as_str(), "", None).to_payload();
-    retain(&meddler, &topic::server_presence(&ghost, &name), online, &mark).await?;
+    presences.write(&topic::server_presence(&ghost, &name), online, &mark).await?;
     tokio::time::sleep(AWAY).await;
     let watching = client(&broker).await?;
     let mut watch = watching.watch(name.as_str()).await?;

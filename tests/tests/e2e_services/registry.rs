@@ -8,58 +8,16 @@ use mcp_mqtt_sidecar::config::ADMIN_PORT;
 use mcp_mqtt_tests::{
     node,
     platform::{PATIENCE, Platform, call, everything_over_stdio, text},
+    presences::Presences,
 };
 use mcp_mqtt_transport::{
     client::Instance,
-    mqtt::{ConnectOptions, Connection, Event, Filter, Publication, Qos, Received},
     presence::Online,
     topic::{self, ServerId},
-    user_property::{self, Component, UserProperties},
+    user_property::{self, Component},
 };
 
 use crate::faults::container_status;
-
-/// A connection that registers nothing and may write anywhere.
-async fn meddler(platform: &Platform) -> Result<Connection> {
-    let id = format!("meddler-{:08x}", fastrand::u32(..));
-    Ok(Connection::open(&ConnectOptions::new(platform.broker.clone(), &id)).await?)
-}
-
-/// A connection that hears what becomes of a presence, from behind the one that stands there.
-async fn listening(platform: &Platform, presence: &str) -> Result<Connection> {
-    let mut listening = meddler(platform).await?;
-    listening.publisher.subscribe(vec![Filter::new(presence, Qos::AtLeastOnce)], PATIENCE).await?;
-    next(&mut listening).await?;
-    Ok(listening)
-}
-
-/// The next message.
-async fn next(connection: &mut Connection) -> Result<Received> {
-    match tokio::time::timeout(PATIENCE, connection.events.recv()).await? {
-        Some(Event::Received(received)) => Ok(received),
-        other => anyhow::bail!("no message but {other:?}"),
-    }
-}
-
-/// The user properties of the retained presence of an instance.
-async fn properties(connection: &mut Connection, topic: &str) -> Result<UserProperties> {
-    let filter = Filter::new(topic, Qos::AtLeastOnce);
-    connection.publisher.subscribe(vec![filter], PATIENCE).await?;
-    let presence = next(connection).await?;
-    connection.publisher.unsubscribe(vec![topic.to_owned()])?.await?;
-    Ok(presence.user_properties)
-}
-
-async fn retain(
-    connection: &Connection,
-    topic: String,
-    payload: Bytes,
-    user_properties: UserProperties,
-) -> Result<()> {
-    let publication =
-        Publication { retain: true, user_properties, ..Publication::new(topic, payload, Qos::AtLeastOnce) };
-    Ok(connection.publisher.publish_confirmed(publication, PATIENCE).await?)
-}
 
 /// A server id of the same cluster and namespace.
 fn sibling(id: &ServerId, pod: &str) -> Result<ServerId> {
@@ -73,18 +31,19 @@ async fn a_presence_that_nobody_stands_behind_is_cleared_and_a_strangers_is_left
     let platform = Platform::get().await?;
     let service = platform.deploy("haunted", everything_over_stdio()).await?;
     let live = service.registered(1).await?.pop().context("an instance")?;
-    let mut meddler = meddler(&platform).await?;
     let name = service.server_name();
-    let ours = properties(&mut meddler, &topic::server_presence(&live.server_id, &name)).await?;
+    let mut presences = Presences::of(&platform.broker, &name).await?;
+    let place = topic::server_presence(&live.server_id, &name);
+    let ours = presences.next_at(&place, false).await?.user_properties;
     let online = Online::new(name.as_str(), "", None).to_payload();
     let strangers = user_property::of_publish(Component::Server, "stranger");
     let stranger = topic::server_presence(&sibling(&live.server_id, "stranger-1")?, &name);
-    retain(&meddler, stranger.clone(), online.clone(), strangers.clone()).await?;
+    presences.write(&stranger, online.clone(), &strangers).await?;
     let watching = platform.client().await?;
     let mut watch = watching.watch(name.as_str()).await?;
     for ghost in ["ghost-1", "ghost_service"] {
         let ghost = topic::server_presence(&sibling(&live.server_id, ghost)?, &name);
-        retain(&meddler, ghost, online.clone(), ours.clone()).await?;
+        presences.write(&ghost, online.clone(), &ours).await?;
     }
     service.until(&mut watch, |all| all.len() == 4).await?;
     let start = Instant::now();
@@ -95,7 +54,7 @@ async fn a_presence_that_nobody_stands_behind_is_cleared_and_a_strangers_is_left
     let left = watch.instances();
     watching.close(PATIENCE).await?;
     ensure!(left.iter().any(|instance| instance.server_id == live.server_id), "{left:?}");
-    retain(&meddler, stranger, Bytes::new(), strangers).await?;
+    presences.write(&stranger, Bytes::new(), &strangers).await?;
     service.remove().await
 }
 
@@ -104,18 +63,18 @@ async fn a_presence_that_was_cleared_by_mistake_comes_back() -> Result<()> {
     let platform = Platform::get().await?;
     let service = platform.deploy("erased", everything_over_stdio()).await?;
     let live = service.registered(1).await?.pop().context("an instance")?;
-    let meddler = meddler(&platform).await?;
-    let topic = topic::server_presence(&live.server_id, &service.server_name());
-    let properties = user_property::of_publish(Component::Server, "somebody");
+    let place = topic::server_presence(&live.server_id, &service.server_name());
+    let somebody = user_property::of_publish(Component::Server, "somebody");
     // Not a watch of the registry, which may find it back before it has told that it was away.
-    let mut listening = listening(&platform, &topic).await?;
+    let mut presences = Presences::of(&platform.broker, &service.server_name()).await?;
+    presences.next_at(&place, false).await?;
     let mut back = Vec::new();
     for _ in 0..3 {
-        retain(&meddler, topic.clone(), Bytes::new(), properties.clone()).await?;
-        let start = Instant::now();
-        ensure!(next(&mut listening).await?.payload.is_empty(), "it is not cleared");
-        ensure!(!next(&mut listening).await?.payload.is_empty(), "it is cleared once more");
-        back.push(start.elapsed());
+        presences.write(&place, Bytes::new(), &somebody).await?;
+        presences.next_at(&place, true).await?;
+        let cleared = Instant::now();
+        presences.next_at(&place, false).await?;
+        back.push(cleared.elapsed());
     }
     println!("a cleared presence is back after {back:?}");
     service.status(|status| status["registered"] == 1 && status["instances"][0].is_string()).await?;
@@ -138,10 +97,10 @@ async fn an_instance_on_a_lost_node_leaves_the_registry_and_comes_back_with_it()
 
     // That the operator alone cannot reach it is no reason. A watch might see nothing of it: whose presence is cleared
     // publishes it again at once.
-    let presence = topic::server_presence(&live.server_id, &service.server_name());
-    let mut listening = listening(&platform, &presence).await?;
+    let mut presences = Presences::of(&platform.broker, &service.server_name()).await?;
+    presences.next().await?;
     let blackhole = node::Blackhole::of_own_port(gateway, ADMIN_PORT)?;
-    let heard = tokio::time::timeout(Duration::from_secs(8), listening.events.recv()).await;
+    let heard = tokio::time::timeout(Duration::from_secs(8), presences.next()).await;
     ensure!(heard.is_err(), "it is heard of by the broker, and yet there is {heard:?}");
     blackhole.close()?;
     tokio::time::sleep(Duration::from_secs(3)).await; // the operator reaches it again

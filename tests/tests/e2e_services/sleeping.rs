@@ -16,6 +16,7 @@ use kube::{
 use mcp_mqtt_tests::{
     load::Load,
     platform::{Deployed, NAMESPACE, PATIENCE, Platform, call, everything_over_http, text, with},
+    presences::Presences,
 };
 use mcp_mqtt_transport::{
     client::{Client, Instance, OpenError, Session, Unhandled},
@@ -72,10 +73,8 @@ async fn a_service_that_nobody_uses_sleeps_and_the_first_call_wakes_it() -> Resu
     let platform = Platform::get().await?;
     let service = platform.deploy("drowsy", sleepy(3, json!({}))).await?;
     // From now on the registry is never without it.
-    let watching = platform.client().await?;
-    let mut watch = watching.watch(service.server_name().as_str()).await?;
-    service.until(&mut watch, |all| all.len() == 1).await?;
-    let gap = tokio::spawn(async move { watch.until(<[Instance]>::is_empty).await });
+    service.registered(1).await?;
+    let gap = Presences::of(&platform.broker, &service.server_name()).await?.gap().await?;
     let mut woken = Vec::new();
     for round in 0..3 {
         let instance = asleep(&service).await?;
