@@ -111,9 +111,10 @@ async fn an_instance_that_goes_down_and_waits_for_its_sessions_is_told_of_until_
     let instances = service.registered(2).await?;
     let clients = clients(&platform, 2).await?;
     // One at each instance, so that whichever goes has a session and a call under way.
-    let mut calls = Vec::new();
+    let (mut sessions, mut calls) = (Vec::new(), Vec::new());
     for (client, instance) in clients.iter().zip(&instances) {
         let session = open(client, instance).await?;
+        sessions.push(session.clone()); // it ends with its last handle
         calls.push(tokio::spawn(async move {
             let arguments = json!({ "duration": CALL_SECONDS, "steps": 2 });
             call(&session, "trigger-long-running-operation", arguments).await

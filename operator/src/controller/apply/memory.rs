@@ -20,7 +20,8 @@ pub(super) type Key = (&'static str, String, String);
 #[derive(Debug, Clone)]
 pub(super) struct Record {
     pub(super) hash: String,
-    /// What the store had when we applied; as long as it still has that, it is behind.
+    /// What the store had when we applied; as long as it still has that, or anything else from before `after`, it is
+    /// behind.
     pub(super) before: Option<Box<str>>,
     /// What the API server answered; as long as that stands, nobody changed it.
     pub(super) after: Option<Box<str>>,
@@ -54,10 +55,10 @@ impl AppliedMemory {
         let Some(record) = records.get(key).filter(|record| record.hash == hash) else {
             return Memory::Silent;
         };
-        let version = live.and_then(|live| live.version.as_ref());
-        if version.is_some() && version == record.after.as_ref() {
+        let version = live.and_then(|live| live.version.as_deref());
+        if version.is_some() && version == record.after.as_deref() {
             Memory::Settled
-        } else if version == record.before.as_ref() {
+        } else if version == record.before.as_deref() || is_older(version, record.after.as_deref()) {
             if record.at.elapsed() < BEHIND { Memory::Behind } else { Memory::Stale }
         } else {
             Memory::Silent
@@ -85,6 +86,13 @@ impl AppliedMemory {
     pub(super) fn drop_record(&self, key: &Key) {
         lock(&self.0).remove(key);
     }
+}
+
+/// Whether one version of an object is from before another. Resource versions are decimal numbers that grow (Kubernetes
+/// API concepts, "Resource versions"; guaranteed since 1.35); of others nothing is known.
+fn is_older(version: Option<&str>, than: Option<&str>) -> bool {
+    let number = |version: Option<&str>| version?.parse::<u128>().ok();
+    number(version).zip(number(than)).is_some_and(|(version, than)| version < than)
 }
 
 #[cfg(test)]
@@ -121,6 +129,15 @@ mod tests {
         );
         assert_eq!(memory.ask(&key(), Some(&meta("6")), "h"), Memory::Silent, "somebody changed it");
         assert_eq!(memory.ask(&key(), Some(&meta("5")), "other"), Memory::Silent, "something else is wanted");
+    }
+
+    #[test]
+    fn what_others_wrote_just_before_us_is_not_taken_for_what_they_wrote_after() {
+        let memory = AppliedMemory::default();
+        memory.remember(key(), record(Some("8"), "10"));
+        assert_eq!(memory.ask(&key(), Some(&meta("9")), "h"), Memory::Behind);
+        assert_eq!(memory.ask(&key(), Some(&meta("11")), "h"), Memory::Silent);
+        assert_eq!(memory.ask(&key(), Some(&meta("9a")), "h"), Memory::Silent, "no number");
     }
 
     #[test]
