@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     ffi::OsString,
     io,
     os::{fd::OwnedFd, unix::process::CommandExt},
@@ -20,6 +21,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use tokio::{
+    net::unix::pipe,
     signal::unix::{SignalKind, signal},
     sync::watch,
     time::{sleep, timeout},
@@ -69,8 +71,10 @@ pub struct Process {
     mark: String,
     started: Instant,
     exit: watch::Receiver<Option<Exit>>,
-    /// Its stdin and stdout, until they are handed over.
-    pub pipes: Option<[OwnedFd; 2]>,
+    /// Its stdin, until it is handed over: only then does the process see that the other side closes it.
+    pub stdin: Option<OwnedFd>,
+    /// Its stdout, where nobody else reads it; see [`Processes::end`].
+    pub stdout: Option<OwnedFd>,
 }
 
 /// A process could not be started; the messages are for a person.
@@ -176,9 +180,8 @@ impl Processes {
         let (tell, exit) = watch::channel(None);
         let pid = Pid::from_child(&child);
         table.insert(pid, tell);
-        let pipes = child.stdin.take().zip(child.stdout.take());
-        let pipes = pipes.map(|(stdin, stdout)| [stdin.into(), stdout.into()]);
-        Ok(Process { pid, mark, started: Instant::now(), exit, pipes })
+        let (stdin, stdout) = (child.stdin.take().map(Into::into), child.stdout.take().map(Into::into));
+        Ok(Process { pid, mark, started: Instant::now(), exit, stdin, stdout })
     }
 
     /// Reaps whatever ends, for as long as it is polled. Without it no process is ever seen to end.
@@ -217,9 +220,19 @@ impl Processes {
 
     /// Ends a process and everything it started, and says how it ended (`None`: it would not even by SIGKILL).
     /// Takes at most two graces and [`KILL_GRACE`]. `close_first`: wait a grace for it to leave by itself, its
-    /// stdin being closed.
+    /// stdin being closed. Its stdout, if it is still here, is read to the last: an answer that nobody waits for any more
+    /// is no reason for a server to die of a broken pipe (MCP 2025-11-25, Lifecycle, "Shutdown": its stdin is closed, and
+    /// it leaves).
     pub async fn end(&self, mut process: Process, grace: Duration, close_first: bool) -> Option<Exit> {
-        process.pipes = None;
+        process.stdin = None;
+        let stdout = process.stdout.take();
+        tokio::select! {
+            exit = self.end_unread(process, grace, close_first) => exit,
+            never = discard(stdout) => match never {},
+        }
+    }
+
+    async fn end_unread(&self, mut process: Process, grace: Duration, close_first: bool) -> Option<Exit> {
         if close_first {
             let _ = timeout(grace, process.exited()).await; // it had its chance
         }
@@ -329,6 +342,14 @@ fn tell_exit(table: &mut HashMap<Pid, watch::Sender<Option<Exit>>>, pid: Pid, st
     }
 }
 
+/// Reads for nobody.
+async fn discard(stdout: Option<OwnedFd>) -> Infallible {
+    if let Some(Ok(mut stdout)) = stdout.map(pipe::Receiver::from_owned_fd) {
+        let _ = tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await; // to its end, or as far as can be read
+    }
+    std::future::pending().await
+}
+
 /// Whether there is such a file, by its path or in the PATH.
 fn is_found(program: &OsString) -> bool {
     let path = Path::new(program);
@@ -362,6 +383,8 @@ mod tests {
     use super::*;
 
     const GRACE: Duration = Duration::from_millis(300);
+    /// A grace that nobody is to need.
+    const LONG: Duration = Duration::from_secs(20);
 
     /// Processes of a shell script. Only our own are reaped: the tests share one process.
     fn of(script: &str) -> Processes {
@@ -380,7 +403,7 @@ mod tests {
     async fn a_process_that_leaves_when_its_stdin_closes_is_not_signalled() {
         let processes = of("read line; echo \"got $line\"; cat; exit 7");
         let mut process = processes.spawn().unwrap();
-        let [stdin, stdout] = process.pipes.take().unwrap();
+        let (stdin, stdout) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
         std::fs::File::from(stdin).write_all(b"it\n").unwrap(); // and is closed
         let mut said = String::new();
         std::fs::File::from(stdout).read_to_string(&mut said).unwrap();
@@ -390,13 +413,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_a_process_says_last_does_not_break_it() {
+        // More than a pipe holds.
+        let processes = of("trap '' PIPE; cat; head -c 200000 /dev/zero || exit 3");
+        let process = processes.spawn().unwrap();
+        assert_eq!(processes.end(process, LONG, true).await, Some(Exit::Code(0)));
+        // Where somebody else reads, nothing is taken away.
+        let mut process = processes.spawn().unwrap();
+        let mut stdout = std::fs::File::from(process.stdout.take().unwrap());
+        let reading = tokio::task::spawn_blocking(move || stdout.read_to_end(&mut Vec::new()).unwrap());
+        assert_eq!(processes.end(process, LONG, true).await, Some(Exit::Code(0)));
+        assert_eq!(reading.await.unwrap(), 200_000);
+    }
+
+    #[tokio::test]
     async fn a_process_gets_sigterm_then_sigkill_and_its_group_too() {
         let polite = of("trap 'exit 5' TERM; sleep 1000 & wait");
         assert_eq!(polite.end(ready(&polite).await, GRACE, false).await, Some(Exit::Code(5)));
 
         let stubborn = of("trap '' TERM; sleep 1000 & echo $!; while :; do sleep 1; done");
         let mut process = stubborn.spawn().unwrap();
-        let [_stdin, stdout] = process.pipes.take().unwrap();
+        let stdout = process.stdout.take().unwrap();
         let mut child = [0; 16];
         let length = std::fs::File::from(stdout).read(&mut child).unwrap();
         let child: i32 = std::str::from_utf8(&child[..length]).unwrap().trim().parse().unwrap();

@@ -176,21 +176,27 @@ impl Connection {
             }
         };
         let pid = process.pid();
-        let handed_over = match &process.pipes {
-            Some([stdin, stdout]) => self.control.send_with(&Report::Spawned { pid }, [stdin, stdout]).await,
-            None => Err(io::ErrorKind::BrokenPipe.into()), // taken twice: cannot be
+        let handed_over = match (&process.stdin, &process.stdout) {
+            (Some(stdin), Some(stdout)) => {
+                self.control.send_with(&Report::Spawned { pid }, [stdin, stdout]).await
+            }
+            _ => Err(io::ErrorKind::BrokenPipe.into()), // taken twice: cannot be
         };
         if let Err(error) = handed_over {
             tracing::debug!(pid, "the gateway left before its process came: {error}");
             return end(&self.processes, process, self.grace, true).await;
         }
-        process.pipes = None; // the gateway's now: its closing of stdin must be seen by the process
+        process.stdin = None; // the gateway's now: its closing of stdin must be seen by the process
+        let stdout = process.stdout.take(); // the gateway's, for as long as it is there
         let stopping = tokio::select! {
             exit = process.exited() => {
                 self.tell_exit(pid, exit).await;
                 false
             }
-            stopping = self.until_closed() => stopping,
+            stopping = self.until_closed() => {
+                process.stdout = stdout.filter(|_| !stopping);
+                stopping
+            }
         };
         // At a stop the gateway may still hold stdin open: do not wait for what cannot come.
         end(&self.processes, process, self.grace, !stopping).await;

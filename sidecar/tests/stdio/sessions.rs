@@ -133,3 +133,16 @@ async fn nothing_of_what_was_said_before_the_end_is_lost() {
     }
     assert_eq!(client.end().await, BackendEnd::Exited("exit code 0".to_owned()));
 }
+
+#[tokio::test]
+async fn an_answer_that_nobody_waits_for_any_more_does_not_break_the_server() {
+    // As Node does, it fails where its stdout is closed.
+    let script = r#"trap '' PIPE; cat > /dev/null; sleep 0.2; echo '{"jsonrpc":"2.0","id":1,"result":{}}' && touch "$DIRECTORY/said""#;
+    let shim = Shim::script(&[], script);
+    let client = shim.open();
+    shim.until("it reads", || shim.descendants().iter().any(|process| process.contains("cat"))).await;
+    client.close().await;
+    let marker = shim.directory.path().join("said");
+    shim.until("it has said it", || marker.exists()).await;
+    shim.until_alone().await;
+}

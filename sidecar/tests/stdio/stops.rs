@@ -34,6 +34,23 @@ async fn sigterm_ends_all_processes_within_the_graces_and_tells_the_gateway() {
 }
 
 #[tokio::test]
+async fn what_is_said_while_the_shim_stops_is_the_gateways() {
+    let script = r#"
+        trap 'for n in $(seq 300); do echo "{\"jsonrpc\":\"2.0\",\"method\":\"m$n\"}"; done; exit 0' TERM
+        echo '{"jsonrpc":"2.0","method":"here"}'
+        while :; do sleep 0.05; done"#;
+    let shim = Shim::script(&[], script);
+    let mut client = shim.open();
+    client.raw().await;
+    shim.signal(Signal::TERM);
+    for n in 1..=300 {
+        assert_eq!(client.raw().await, format!(r#"{{"jsonrpc":"2.0","method":"m{n}"}}"#));
+    }
+    let (status, _) = shim.wait();
+    assert!(status.success(), "{status}");
+}
+
+#[tokio::test]
 async fn the_socket_of_a_killed_shim_is_replaced() {
     let killed = Shim::command(&[], &["cat"]);
     let mut client = killed.open();

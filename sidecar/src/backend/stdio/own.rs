@@ -1,7 +1,7 @@
 //! Processes that the gateway starts itself, where no shim does: a process per session, some kept ready, and all of
 //! them ended with everything they started.
 
-use std::{io, time::Duration};
+use std::{io, os::fd::OwnedFd, time::Duration};
 
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
@@ -96,9 +96,11 @@ impl Running {
 }
 
 impl Lease {
-    /// Its stdin and stdout, the first time.
-    pub(super) fn take_pipes(&mut self) -> Option<[std::os::fd::OwnedFd; 2]> {
-        self.process.as_mut()?.pipes.take()
+    /// Its stdin and stdout, the first time. What is left of its stdout when the lease is dropped is read by nobody.
+    pub(super) fn take_pipes(&mut self) -> Option<[OwnedFd; 2]> {
+        let process = self.process.as_mut()?;
+        let stdout = process.stdout.as_ref()?.try_clone().ok()?;
+        Some([process.stdin.take()?, stdout])
     }
 
     /// Resolves when it has ended. Cancel-safe.
