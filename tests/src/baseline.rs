@@ -5,7 +5,7 @@ use std::{collections::HashMap, fs, time::Duration};
 use anyhow::{Result, ensure};
 use tokio::time::{Instant, sleep};
 
-use crate::gateway::{Gateway, PATIENCE};
+use crate::gateway::{Gateway, PATIENCE, until};
 
 /// Memory that an allocator may keep after a burst (in bytes): its arenas grow in steps and are cut at their ends only.
 pub const KEPT: u64 = 12 << 20;
@@ -88,6 +88,14 @@ pub fn cpu(pid: u32) -> Duration {
 /// Open file descriptors of a process; 0 when it is gone.
 pub fn fds(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map(Iterator::count).unwrap_or_default()
+}
+
+/// Waits until there is no process below this one: those of the sessions that were have ended, the readiness probe's too.
+///
+/// # Errors
+/// They live on.
+pub async fn childless(pid: u32) -> Result<()> {
+    until("processes of sessions have ended", || descendants(pid).is_empty()).await
 }
 
 /// All processes below this one, however deep; those that have ended and wait for their parent are none.

@@ -169,11 +169,11 @@ async fn what_cannot_be_is_told_in_a_condition_and_heals_when_it_is_mended() -> 
     space.condition(NAME, "Ready", "False", "ScaledToZero").await?;
 
     // What ran before stays as it was while the new spec cannot be.
-    let before = space.api::<Deployment>().get(NAME).await?.resource_version();
+    let before = space.api::<Deployment>().get(NAME).await?.metadata.generation;
     space.patch(NAME, json!({"spec": {"podTemplate": {"spec": {"volumes": [{"nam": "x"}]}}}})).await?;
     space.condition(NAME, "Accepted", "False", "InvalidPodTemplate").await?;
     ensure!(
-        space.api::<Deployment>().get(NAME).await?.resource_version() == before,
+        space.api::<Deployment>().get(NAME).await?.metadata.generation == before,
         "the Deployment changed"
     );
     operator.stop().await?;

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -111,17 +111,15 @@ async fn a_slow_call_does_not_hold_up_another_one_of_the_same_client() -> Result
     let gateway = Gateway::ready_at(&broker.url()).await?;
     let client = connect(&broker.url(), "c").await?;
     let session = open(&client, &gateway.instance()).await?;
-    let slow = call(&session, "sleep", json!({"ms": 1000}));
-    let quick = async {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        for n in 0..20 {
-            call(&session, "echo", json!({"message": n.to_string()})).await?;
-        }
-        Ok(std::time::Instant::now())
-    };
-    let (slow, quick) = tokio::join!(async { (slow.await, std::time::Instant::now()) }, quick);
-    assert_eq!(slow.0?, "slept");
-    assert!(quick.map_err(|error: RequestError| error)? < slow.1);
+    let slow = tokio::spawn({
+        let session = session.clone();
+        async move { call(&session, "silence", json!({})).await }
+    });
+    gateway.wait_for("a request in flight", |status| status.in_flight == 1).await?;
+    for n in 0..20 {
+        call(&session, "echo", json!({"message": n.to_string()})).await?;
+    }
+    assert!(!slow.is_finished());
     Ok(())
 }
 
@@ -177,9 +175,17 @@ async fn what_many_sessions_say_at_once_reaches_every_client_once() -> Result<()
         listener.hears("notifications/tools/list_changed", 1).await?;
     }
     // Five processes on a busy machine may not all speak within one window; but not each gets its own broadcast.
-    let broadcasts = gateway.metric("broadcasts_total").await?;
-    let merged = gateway.metric("broadcasts_merged_total").await?;
-    assert!(broadcasts + merged == 5 && broadcasts < 5, "{broadcasts} broadcasts, {merged} merged");
+    let all = async {
+        loop {
+            let broadcasts = gateway.metric("broadcasts_total").await?;
+            if broadcasts + gateway.metric("broadcasts_merged_total").await? == 5 {
+                return anyhow::Ok(broadcasts);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let broadcasts = timeout(PATIENCE, all).await.context("each is sent or merged, and none twice")??;
+    assert!(broadcasts < 5, "{broadcasts} broadcasts");
     call(&clients[0].1, "change", json!({"kind": "prompts"})).await?;
     for (_, _, listener) in &clients {
         listener.hears("notifications/prompts/list_changed", 1).await?;
@@ -294,10 +300,10 @@ async fn a_message_too_large_is_an_error_to_whoever_waits_either_way() -> Result
 async fn a_request_that_takes_too_long_is_answered_and_cancelled_in_the_server() -> Result<()> {
     let broker = Mosquitto::start().await?;
     let gateway = Options::new(&broker.url())
-        .arg("--timeout-call=300ms")
-        .arg("--timeout-default=300ms")
-        .arg("--timeout-max=1500ms")
-        .arg("--timeout-ping=300ms")
+        .arg("--timeout-call=2s")
+        .arg("--timeout-default=8s")
+        .arg("--timeout-max=8s")
+        .arg("--timeout-ping=8s")
         .start()?;
     gateway.wait_ready().await?;
     let client = connect(&broker.url(), "c").await?;
@@ -307,10 +313,10 @@ async fn a_request_that_takes_too_long_is_answered_and_cancelled_in_the_server()
     let state: Value = serde_json::from_str(&call(&session, "state", json!({})).await?)?;
     assert_eq!(state["cancelled"].as_array().map(Vec::len), Some(1), "{state}");
     let mut reports = 0;
-    let params = json!({"name": "progress", "arguments": {"steps": 8, "ms": 100}});
+    let params = json!({"name": "progress", "arguments": {"steps": 8, "ms": 400}});
     session.request_with_progress("tools/call", Some(&params), PATIENCE, |_| reports += 1).await?;
     assert_eq!(reports, 8, "progress keeps a call alive");
-    let params = json!({"name": "progress", "arguments": {"steps": 40, "ms": 100}});
+    let params = json!({"name": "progress", "arguments": {"steps": 40, "ms": 400}});
     let endless = session.request_with_progress("tools/call", Some(&params), PATIENCE, |_| ()).await;
     assert_eq!(reason(&endless.expect_err("not for ever")), Some("timed-out"));
     Ok(())
@@ -325,7 +331,7 @@ async fn a_server_that_does_not_read_is_an_error_to_its_caller_and_nobody_else()
     let (stuck_session, free_session) =
         (open(&stuck, &gateway.instance()).await?, open(&free, &gateway.instance()).await?);
     let padding = "x".repeat(10_000);
-    let stall = call(&stuck_session, "stall", json!({"ms": 3000}));
+    let stall = call(&stuck_session, "stall", json!({"ms": 8000}));
     let flood = async {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let calls = (0..400).map(|_| call(&stuck_session, "echo", json!({"message": padding})));
@@ -333,13 +339,13 @@ async fn a_server_that_does_not_read_is_an_error_to_its_caller_and_nobody_else()
     };
     let others = async {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let start = std::time::Instant::now();
         for n in 0..20 {
             call(&free_session, "echo", json!({"message": n.to_string()})).await?;
         }
-        Ok::<_, RequestError>(start.elapsed())
+        Ok::<_, RequestError>(Instant::now())
     };
-    let (stalled, flooded, others) = tokio::join!(stall, flood, others);
+    let stall = async { (stall.await, Instant::now()) };
+    let ((stalled, it_reads_again), flooded, others) = tokio::join!(stall, flood, others);
     assert_eq!(stalled?, "stalled");
     let busy = flooded
         .iter()
@@ -347,7 +353,7 @@ async fn a_server_that_does_not_read_is_an_error_to_its_caller_and_nobody_else()
         .count();
     let answered = flooded.iter().filter(|answer| answer.is_ok()).count();
     assert!(busy > 0 && busy + answered == 400, "{busy} busy, {answered} answered");
-    assert!(others? < Duration::from_secs(2), "another session was held up");
+    assert!(others? < it_reads_again, "another session was held up");
     Ok(())
 }
 

@@ -69,7 +69,7 @@ async fn ctrl_c_and_sigterm_drain_and_leave_no_process() -> Result<()> {
         let slow = tokio::spawn({
             let session = session.clone();
             async move {
-                call(&session, "trigger-long-running-operation", json!({"duration": 1, "steps": 1})).await
+                call(&session, "trigger-long-running-operation", json!({"duration": 5, "steps": 1})).await
             }
         });
         gateway.wait_for("a request in flight", |status| status.in_flight == 1).await?;

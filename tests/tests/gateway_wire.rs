@@ -126,7 +126,7 @@ async fn an_id_in_flight_cannot_be_used_twice() -> Result<()> {
     let (broker, gateway) = stage().await?;
     let mut raw = Raw::connect(&broker.url(), "raw", &gateway).await?;
     raw.open(1).await?;
-    let sleep = json!({"name": "sleep", "arguments": {"ms": 300}});
+    let sleep = json!({"name": "sleep", "arguments": {"ms": 3000}});
     raw.rpc(json!({"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": sleep}).to_string()).await?;
     raw.rpc(echo(&json!(2), "x")).await?;
     assert_eq!(raw.answer().await?["error"]["data"]["reason"], "duplicate-id");

@@ -192,7 +192,7 @@ async fn a_lost_worker_ends_its_own_sessions_with_errors_and_comes_back() -> Res
     let gateway = start(&broker.url(), 2, &[]).await?;
     let (one, a) = client(&broker, &gateway, "a").await?;
     let (_two, b) = client(&broker, &gateway, "b").await?;
-    let (lost, kept) = (calling(&a, "silence", json!({})), calling(&b, "sleep", json!({"ms": 1000})));
+    let (lost, kept) = (calling(&a, "silence", json!({})), calling(&b, "sleep", json!({"ms": 5000})));
     gateway.wait_for("two requests in flight", |status| status.in_flight == 2).await?;
     let thief = raw(&broker.url(), &format!("{}_w1", gateway.server_id())).await?;
     let error = timeout(PATIENCE, lost).await??.expect_err("its connection is gone");

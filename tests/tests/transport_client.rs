@@ -216,7 +216,8 @@ async fn a_server_that_is_not_there_is_an_error_after_the_deadline() -> Result<(
         server_name: name.clone(),
         online: Online::new("tools/echo", "", None),
     };
-    let opened = client.open_session(&gone, &raw(&json!({})), Arc::new(Unhandled), SHORT).await;
+    let opened =
+        client.open_session(&gone, &raw(&json!({})), Arc::new(Unhandled), Duration::from_secs(2)).await;
     assert!(matches!(opened, Err(OpenError::Initialize(RequestError::Timeout(_)))), "{opened:?}");
 
     let waiting = client.clone();

@@ -23,11 +23,17 @@ use serde_json::{Value, json};
 
 use crate::conditions::condition;
 
-/// Clients of each test.
+/// Clients of each test: over stdio each has a process of its own, which takes a second of CPU to start.
 const CLIENTS: usize = 8;
+const STDIO_CLIENTS: usize = 4;
 
 /// How long the clients run before and after a fault.
 const AROUND: Duration = Duration::from_secs(3);
+
+/// So many instances, which wait for calls of a second also where nothing else comes to its turn.
+fn patient(replicas: u32) -> Value {
+    json!({ "replicas": replicas, "drain": { "timeoutSeconds": 60 } })
+}
 
 /// Runs the clients, the fault among them, and waits until the service is whole.
 async fn under_load<F>(
@@ -39,8 +45,9 @@ where
     F: Future<Output = Result<()>>,
 {
     let platform = Platform::get().await?;
-    let service = Arc::new(platform.deploy(name, with(spec, json!({ "replicas": 2 }))).await?);
-    let load = Load::start(&platform.broker, &service.server_name(), CLIENTS);
+    let clients = if spec["transport"]["stdio"].is_null() { CLIENTS } else { STDIO_CLIENTS };
+    let service = Arc::new(platform.deploy(name, with(spec, patient(2))).await?);
+    let load = Load::start(&platform.broker, &service.server_name(), clients);
     load.all_answered().await?;
     tokio::time::sleep(AROUND).await;
     let start = Instant::now();

@@ -8,3 +8,6 @@ mod registry;
 mod scaling;
 mod security;
 mod sleeping;
+
+/// The operator that all tests share. Who measures what it does holds it for reading; who kills it, for writing.
+static OPERATOR: tokio::sync::RwLock<()> = tokio::sync::RwLock::const_new(());

@@ -104,7 +104,8 @@ async fn events(service: &Deployed, reason: &str) -> Result<Vec<String>> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_that_goes_down_and_waits_for_its_sessions_is_told_of_until_they_are_over() -> Result<()>
 {
-    const CALL_SECONDS: u32 = 8;
+    /// The status tells of sessions every few seconds, and of the drain after that.
+    const CALL_SECONDS: u32 = 30;
     let platform = Platform::get().await?;
     let two = json!({ "replicas": 2, "drain": { "timeoutSeconds": 60 } });
     let service = platform.deploy("lingering", with(everything_over_stdio(), two)).await?;

@@ -57,7 +57,7 @@ async fn a_5xx_is_an_error_to_its_caller_and_the_session_goes_on() -> Result<()>
 /// messages in it: each is an error in the call's own time, and the connection is given back.
 #[tokio::test]
 async fn what_never_ends_is_an_error_in_time_and_holds_up_no_other_call() -> Result<()> {
-    let Stage { gateway, session, before, .. } = &stage(&["--timeout-call=1500ms"]).await?;
+    let Stage { gateway, session, before, .. } = &stage(&["--timeout-call=5s"]).await?;
     let kinds = ["slow-head", "slow-body", "endless", "chatter"];
     let stuck = futures::future::join_all(kinds.map(|kind| call(session, kind, json!({}))));
     let others = async {
@@ -82,8 +82,7 @@ async fn what_never_ends_is_an_error_in_time_and_holds_up_no_other_call() -> Res
 /// The server's place for requests of one session is bounded; those that never end must not use it up.
 #[tokio::test]
 async fn calls_that_never_end_do_not_use_the_session_up() -> Result<()> {
-    let Stage { gateway, session, before, .. } =
-        &stage(&["--timeout-call=500ms", "--max-in-flight=8"]).await?;
+    let Stage { gateway, session, before, .. } = &stage(&["--timeout-call=3s", "--max-in-flight=8"]).await?;
     for _ in 0..3 {
         let stuck = (0..8).map(|_| call(session, "endless", json!({})));
         for answer in futures::future::join_all(stuck).await {

@@ -1,11 +1,9 @@
 //! Links that end, that end in the middle of something, and that only seem to stand.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use mcp_mqtt_sidecar::status::GatewayStatus;
 use mcp_mqtt_tests::{
-    baseline::{Baseline, descendants},
+    baseline::{Baseline, childless, descendants},
     broker::Mosquitto,
     gateway::{Gateway, Options, PATIENCE, SERVER_NAME, call, connect, open},
     proxy::{Manner, Proxy},
@@ -15,33 +13,25 @@ use mcp_mqtt_transport::{
     topic::ServerName,
 };
 use serde_json::json;
-use tokio::{
-    task::JoinHandle,
-    time::{sleep, timeout},
-};
+use tokio::{task::JoinHandle, time::timeout};
 
 #[tokio::test]
 async fn after_a_lost_broker_all_sessions_are_over_with_their_processes_and_it_registers_again() -> Result<()>
 {
     let mut broker = Mosquitto::start().await?;
     let gateway = Gateway::ready_at(&broker.url()).await?;
+    let shim = gateway.server_pid().expect("the shim runs");
+    childless(shim).await?;
     let client = connect(&broker.url(), "c").await?;
     let before = Baseline::of(&gateway);
     let session = open(&client, &gateway.instance()).await?;
     call(&session, "echo", json!({"message": "x"})).await?;
-    let shim = gateway.server_pid().expect("the shim runs");
     assert_eq!(descendants(shim).len(), 1, "a process for the session");
     broker.kill()?;
     let status = gateway.wait_for("readiness off", |status| !status.broker.ok).await?;
     assert!(status.backend.ok);
     gateway.wait_for("the end of the session", |status| status.sessions == 0).await?;
-    for _ in 0..200 {
-        if descendants(shim).is_empty() {
-            break;
-        }
-        sleep(Duration::from_millis(20)).await;
-    }
-    assert_eq!(descendants(shim).len(), 0, "the process has ended with its session");
+    childless(shim).await?;
     gateway.wait_for("the cause", |status| status.broker.reason == "BrokerUnreachable").await?;
     broker.restart().await?;
     gateway.wait_ready().await?;

@@ -5,7 +5,7 @@ use std::{collections::HashSet, time::Duration};
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
 use mcp_mqtt_tests::{
-    baseline::{self, Baseline},
+    baseline::{self, Baseline, childless},
     broker::Mosquitto,
     gateway::{Gateway, Options, connect, open},
     raw::{Raw, initialize},
@@ -27,6 +27,7 @@ use tokio::{
 async fn clients_that_die_leave_no_session_and_no_process() -> Result<()> {
     let broker = Mosquitto::start().await?;
     let gateway = Gateway::ready_at(&broker.url()).await?;
+    childless(gateway.server_pid().expect("the shim runs")).await?;
     let before = Baseline::of(&gateway);
     for round in 1..=2 {
         let clients = try_join_all((0..30).map(|n| {
