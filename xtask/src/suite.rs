@@ -173,12 +173,11 @@ fn local(suites: &Suites) -> Result<()> {
     eprintln!("\n{}", heading("Suites on this machine"));
     // Cargo runs one suite after the other, and each ends with a test that waits: two at a time fill the processors.
     let test = |first: &[&str], share: usize| {
-        let mut test = workspace::cargo();
-        test.args(["test", "--workspace", "--no-fail-fast"]).args(first).args(FEATURES);
+        let mut test = tests(TESTS_AT_ONCE);
+        test.args(first);
         for suite in suites.local.iter().skip(share).step_by(LOCAL_LANES) {
             test.args(["--test", suite]);
         }
-        test.current_dir(root()).env("RUST_TEST_THREADS", TESTS_AT_ONCE);
         test
     };
     let lanes = (0..LOCAL_LANES).map(|share| {
@@ -187,6 +186,16 @@ fn local(suites: &Suites) -> Result<()> {
     });
     lanes::run("The suites on this machine", lanes.collect())?;
     run_cargo(workspace::cargo().args(["test", "--workspace", "--doc"]).args(FEATURES))
+}
+
+/// Cargo, about to run tests, so many of a suite at a time.
+fn tests(at_once: &str) -> Command {
+    let mut cargo = workspace::cargo();
+    cargo.args(["test", "--workspace", "--no-fail-fast"]).args(FEATURES).current_dir(root());
+    cargo.env("RUST_TEST_THREADS", at_once);
+    // An error tells its causes; fifty frames of the test harness behind them only hide them. Panics keep theirs.
+    cargo.env("RUST_LIB_BACKTRACE", "0");
+    cargo
 }
 
 /// What needs a cluster: new ones, so that no run depends on the one before.
@@ -204,9 +213,8 @@ fn in_clusters() -> Result<()> {
             images::ensure(&cluster)?;
         }
         let command = |suite: &&str| {
-            let mut test = workspace::cargo();
-            test.args(["test", "--workspace", "--no-fail-fast", "--test", suite]).args(FEATURES);
-            test.current_dir(root()).env("RUST_TEST_THREADS", tests_at_once);
+            let mut test = tests(tests_at_once);
+            test.args(["--test", suite]);
             test.env(RUNNER, format!("{} in-cluster --cluster {name} --", xtask.display()));
             test
         };
