@@ -19,6 +19,7 @@ pub mod status;
 pub mod triggers;
 mod trim;
 pub mod validate;
+mod versions;
 pub mod watches;
 
 #[cfg(test)]

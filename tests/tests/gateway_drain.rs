@@ -123,16 +123,14 @@ async fn closed_loop_clients_see_each_call_answered_refused_or_ended_and_none_ha
     for n in 0..10 {
         let client = connect(&broker.url(), &format!("loop-{n}")).await?;
         let session = open(&client, &gateway.instance()).await?;
-        let first = first.clone();
+        let mut first = Some(first.clone());
         loops.push(tokio::spawn(async move {
             let _client = client;
-            let mut answered = 0_u32;
             loop {
                 match call(&session, "sleep", json!({"ms": 5})).await {
                     Ok(_) => {
-                        answered += 1;
-                        if answered == 1 {
-                            let _ = first.send(()).await; // nobody waits any more
+                        if let Some(first) = first.take() {
+                            let _ = first.send(()).await; // or nobody waits any more
                         }
                     }
                     Err(error) if reason(&error) == Some("draining") => return Ok(()),

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -11,6 +11,7 @@ use axum::{Router, extract::State, http::HeaderMap, routing::post};
 use mcp_mqtt_tests::{
     broker::Mosquitto,
     gateway::{Options, PATIENCE, SERVER_NAME, call, connect, open},
+    lock,
 };
 use mcp_mqtt_transport::client::Session;
 use serde_json::{Value, json};
@@ -36,7 +37,7 @@ impl Collector {
     }
 
     fn exports(&self) -> Vec<Value> {
-        self.exports.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.exports).clone()
     }
 
     /// The spans by name, once there are so many.
@@ -63,7 +64,7 @@ impl Collector {
 async fn take(State(collector): State<Collector>, headers: HeaderMap, body: String) -> &'static str {
     assert_eq!(headers["content-type"], "application/json");
     let export = serde_json::from_str(&body).expect("JSON");
-    collector.exports.lock().unwrap_or_else(PoisonError::into_inner).push(export);
+    lock(&collector.exports).push(export);
     "{}"
 }
 

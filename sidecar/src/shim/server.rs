@@ -187,17 +187,16 @@ impl Connection {
             return end(&self.processes, process, self.grace, true).await;
         }
         process.stdin = None; // the gateway's now: its closing of stdin must be seen by the process
-        let stdout = process.stdout.take(); // the gateway's, for as long as it is there
         let stopping = tokio::select! {
             exit = process.exited() => {
                 self.tell_exit(pid, exit).await;
                 false
             }
-            stopping = self.until_closed() => {
-                process.stdout = stdout.filter(|_| !stopping);
-                stopping
-            }
+            stopping = self.until_closed() => stopping,
         };
+        if stopping || process.exit().is_some() {
+            process.stdout = None; // the gateway is there, and may still read it
+        }
         // At a stop the gateway may still hold stdin open: do not wait for what cannot come.
         end(&self.processes, process, self.grace, !stopping).await;
     }

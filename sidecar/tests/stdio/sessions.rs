@@ -121,10 +121,11 @@ async fn anyone_in_the_pod_may_use_the_socket() {
 async fn nothing_of_what_was_said_before_the_end_is_lost() {
     let shim = Shim::script(
         &[],
-        r#"for n in $(seq 300); do echo "{\"jsonrpc\":\"2.0\",\"method\":\"m$n\"}"; done; touch "$DIRECTORY/said""#,
+        r#"for n in $(seq 300); do echo "{\"jsonrpc\":\"2.0\",\"method\":\"m$n\"}"; done; touch "$DIRECTORY/said"; sleep 60 &"#,
     );
     let mut client = shim.open();
-    // More than the bridge's channel takes: most of it is still in the pipe when the process has ended.
+    // More than the bridge's channel takes: most of it is still in the pipe when the process has ended, and the shim
+    // ends the child that it left.
     let marker = shim.directory.path().join("said");
     shim.until("all is said", || marker.exists()).await;
     shim.until_alone().await;

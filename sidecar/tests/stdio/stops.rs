@@ -43,11 +43,12 @@ async fn what_is_said_while_the_shim_stops_is_the_gateways() {
     let mut client = shim.open();
     client.raw().await;
     shim.signal(Signal::TERM);
+    // Blocks this thread, and the gateway's reader with it: what the shim reads itself cannot be read after it.
+    let (status, _) = shim.wait();
+    assert!(status.success(), "{status}");
     for n in 1..=300 {
         assert_eq!(client.raw().await, format!(r#"{{"jsonrpc":"2.0","method":"m{n}"}}"#));
     }
-    let (status, _) = shim.wait();
-    assert!(status.success(), "{status}");
 }
 
 #[tokio::test]

@@ -30,11 +30,6 @@ const STDIO_CLIENTS: usize = 4;
 /// How long the clients run before and after a fault.
 const AROUND: Duration = Duration::from_secs(3);
 
-/// So many instances, which wait for calls of a second also where nothing else comes to its turn.
-fn patient(replicas: u32) -> Value {
-    json!({ "replicas": replicas, "drain": { "timeoutSeconds": 60 } })
-}
-
 /// Runs the clients, the fault among them, and waits until the service is whole.
 async fn under_load<F>(
     name: &str,
@@ -46,7 +41,9 @@ where
 {
     let platform = Platform::get().await?;
     let clients = if spec["transport"]["stdio"].is_null() { CLIENTS } else { STDIO_CLIENTS };
-    let service = Arc::new(platform.deploy(name, with(spec, patient(2))).await?);
+    // Calls of a second are to finish, however slowly new pods come.
+    let patient = json!({ "replicas": 2, "drain": { "timeoutSeconds": 60 } });
+    let service = Arc::new(platform.deploy(name, with(spec, patient)).await?);
     let load = Load::start(&platform.broker, &service.server_name(), clients);
     load.all_answered().await?;
     tokio::time::sleep(AROUND).await;

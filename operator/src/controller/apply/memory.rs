@@ -6,7 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{controller::scope::lock, live::Meta, names};
+use crate::{
+    controller::{scope::lock, versions::is_behind},
+    live::Meta,
+    names,
+};
 
 /// How long a store may be behind; the watch takes milliseconds, unless it has to be opened anew.
 pub(super) const BEHIND: Duration = Duration::from_secs(5);
@@ -20,8 +24,7 @@ pub(super) type Key = (&'static str, String, String);
 #[derive(Debug, Clone)]
 pub(super) struct Record {
     pub(super) hash: String,
-    /// What the store had when we applied; as long as it still has that, or anything else from before `after`, it is
-    /// behind.
+    /// What the store had when we applied; see [`is_behind`].
     pub(super) before: Option<Box<str>>,
     /// What the API server answered; as long as that stands, nobody changed it.
     pub(super) after: Option<Box<str>>,
@@ -58,7 +61,7 @@ impl AppliedMemory {
         let version = live.and_then(|live| live.version.as_deref());
         if version.is_some() && version == record.after.as_deref() {
             Memory::Settled
-        } else if version == record.before.as_deref() || is_older(version, record.after.as_deref()) {
+        } else if is_behind(version, record.before.as_deref(), record.after.as_deref()) {
             if record.at.elapsed() < BEHIND { Memory::Behind } else { Memory::Stale }
         } else {
             Memory::Silent
@@ -86,13 +89,6 @@ impl AppliedMemory {
     pub(super) fn drop_record(&self, key: &Key) {
         lock(&self.0).remove(key);
     }
-}
-
-/// Whether one version of an object is from before another. Resource versions are decimal numbers that grow (Kubernetes
-/// API concepts, "Resource versions"; guaranteed since 1.35); of others nothing is known.
-fn is_older(version: Option<&str>, than: Option<&str>) -> bool {
-    let number = |version: Option<&str>| version?.parse::<u128>().ok();
-    number(version).zip(number(than)).is_some_and(|(version, than)| version < than)
 }
 
 #[cfg(test)]

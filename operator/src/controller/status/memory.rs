@@ -11,7 +11,10 @@ use kube::{
 use serde_json::json;
 
 use crate::{
-    controller::scope::{Guarded, Scope, ServiceRef, lock},
+    controller::{
+        scope::{Guarded, Scope, ServiceRef, lock},
+        versions::is_behind,
+    },
     crd::{McpService, McpServiceStatus},
     names::FIELD_MANAGER,
 };
@@ -32,7 +35,7 @@ const FEW: usize = 32;
 
 #[derive(Debug)]
 struct Written {
-    /// The version of the service that the store had then; as long as it still has that, it is behind.
+    /// The version of the service that the store had then; see [`is_behind`].
     before: Option<String>,
     /// The version that the API server answered; the store may be behind by more writes than this one.
     after: Option<String>,
@@ -42,12 +45,7 @@ struct Written {
 impl Written {
     /// Whether the store, which has this version of the service, does not know of it yet.
     fn is_news_to(&self, known: Option<&String>) -> bool {
-        let number = |version: Option<&String>| version.and_then(|version| version.parse::<u64>().ok());
-        match (number(known), number(self.after.as_ref())) {
-            // Versions of one kind are numbers that grow (Kubernetes, KEP-5504).
-            (Some(known), Some(after)) => known < after,
-            _ => known == self.before.as_ref(),
-        }
+        is_behind(known.map(String::as_str), self.before.as_deref(), self.after.as_deref())
     }
 }
 
