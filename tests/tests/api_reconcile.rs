@@ -222,6 +222,21 @@ async fn an_object_of_somebody_else_is_never_taken_over() -> Result<()> {
     );
     let after = space.api::<Deployment>().get(NAME).await?;
     ensure!(after.metadata.generation == theirs.metadata.generation, "it was changed");
+    ensure!(after.labels() == theirs.labels() && after.owner_references().is_empty(), "it was taken");
+
+    // An account has nothing in it that could be in the way.
+    let theirs = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "other"}});
+    let theirs: ServiceAccount = space.apply(theirs).await?;
+    space.create("other", &smallest(0)).await?;
+    let said = space.condition("other", "Accepted", "False", "NameTaken").await?;
+    ensure!(
+        said.contains(&format!("ServiceAccount {}/other exists and does not belong", space.namespace)),
+        "{said}"
+    );
+    let after = space.api::<ServiceAccount>().get("other").await?;
+    ensure!(after.metadata.resource_version == theirs.metadata.resource_version, "it was changed");
+    space.api::<ServiceAccount>().delete("other", &DeleteParams::default()).await?;
+    space.condition("other", "Accepted", "True", "Accepted").await?;
     operator.stop().await?;
     space.remove().await
 }

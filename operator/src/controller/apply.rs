@@ -14,7 +14,8 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Resource, ResourceExt,
-    api::{DeleteParams, GetParams, Patch, PatchParams, Preconditions},
+    api::{DeleteParams, GetParams, Patch, PatchParams, Preconditions, ValidationDirective},
+    core::PartialObjectMeta,
     runtime::reflector::{ObjectRef, Store},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -97,8 +98,9 @@ pub async fn apply(
         // Boxed: it is large, and seldom.
         Box::pin(scale_in::weigh(scope, identity)).await;
     }
-    // Neither is written where the other is somebody else's. Where `podTemplate` names another account, ours stays
-    // unused: the garbage collector takes it with the service.
+    // Side by side, as pods are made only later. Where the account is somebody else's, the service is refused; its pods
+    // gain nothing by it, as `podTemplate` may name any account. Where `podTemplate` does, ours stays unused: the
+    // garbage collector takes it with the service.
     let (account, pods) = try_join(
         async {
             let Some(account) = &service_account else { return Ok(None) };
@@ -178,9 +180,23 @@ struct Due {
     hash: String,
     /// The version that the watch knows; none: it knows no such object.
     stored: Option<Box<str>>,
-    /// The version that is to be overwritten; none: there is no such object.
-    before: Option<Box<str>>,
+    /// What is to be overwritten.
+    before: Before,
 }
+
+/// What an apply finds in its place.
+enum Before {
+    /// Nothing, as far as the watch knows: to be created, and nothing to be overwritten.
+    Unknown,
+    /// Nothing: the API server said so.
+    Nothing,
+    /// This version, which is ours to overwrite.
+    Version(Option<Box<str>>),
+}
+
+/// With this `resourceVersion` an apply creates an object and overwrites none: no object has it (etcd's first write is
+/// its second revision), an object that exists is a conflict, and for one that does not it is without meaning.
+const ABSENT: &str = "1";
 
 /// When to look again at an object that the watch does not show and the API server does.
 const ASKED: Duration = Duration::from_secs(30);
@@ -223,37 +239,52 @@ impl Step<'_> {
         live: Option<Meta>,
     ) -> Result<Option<Due>, ApplyError> {
         let name = desired.name_any();
-        let key = self.key(kind, &name);
         let (desired, hash) = with_hash(self.scope, desired);
         let stored = live.as_ref().and_then(|live| live.version.clone());
-        let (live, asked) = match (self.scope.applied.ask(&key, live.as_ref(), &hash), live) {
-            (Memory::Silent, Some(live)) => (Some(live), false),
-            (Memory::Settled, _) => return Ok(None),
+        let due = Due { kind, name, desired, hash, stored, before: Before::Unknown };
+        match (self.scope.applied.ask(&self.key(kind, &due.name), live.as_ref(), &due.hash), live) {
+            (Memory::Silent, Some(live)) => self.compare::<K>(due, Some(live), false).await,
+            // The watch sees only what has our label: the API server has the last word whether there is nothing yet.
+            (Memory::Silent, None) => Ok(Some(due)),
+            (Memory::Settled, _) => Ok(None),
             (Memory::Behind, _) => {
                 self.look_again(BEHIND);
-                return Ok(None);
+                Ok(None)
             }
-            // The watch sees only what has our label, and may stand still: whatever else has this name must not be
-            // taken over, and what we applied already not be applied again.
-            (Memory::Stale, _) | (Memory::Silent, None) => (self.find::<K>(kind, &name).await?, true),
-        };
-        if let Some(live) = &live {
-            self.check_owner(kind, live)?;
-            if live.hash.as_deref() == Some(&*hash) {
-                let Some(field) = ownership::first_lost(live, &desired) else {
-                    if asked {
-                        // One of several API servers may be behind what the watch has told us already.
-                        self.look_again(ASKED);
-                    }
-                    return Ok(None);
-                };
-                if let Err(wait) = self.scope.contests.mend(&key, Instant::now()) {
-                    return Err(self.contested::<K>(kind, &name, field, wait).await?);
-                }
+            // The watch may stand still: what we applied already must not be applied again.
+            (Memory::Stale, _) => {
+                let found = self.find::<K>(kind, &due.name).await?;
+                self.compare::<K>(due, found, true).await
             }
         }
-        let before = live.and_then(|live| live.version);
-        Ok(Some(Due { kind, name, desired, hash, stored, before }))
+    }
+
+    /// Whether it is to be written over this; `asked`: the API server was asked for it.
+    async fn compare<K: Child>(
+        &self,
+        mut due: Due,
+        live: Option<Meta>,
+        asked: bool,
+    ) -> Result<Option<Due>, ApplyError> {
+        let Some(live) = live else {
+            due.before = Before::Nothing;
+            return Ok(Some(due));
+        };
+        self.check_owner(due.kind, &live)?;
+        if live.hash.as_deref() == Some(&*due.hash) {
+            let Some(field) = ownership::first_lost(&live, &due.desired) else {
+                if asked {
+                    // One of several API servers may be behind what the watch has told us already.
+                    self.look_again(ASKED);
+                }
+                return Ok(None);
+            };
+            if let Err(wait) = self.scope.contests.mend(&self.key(due.kind, &due.name), Instant::now()) {
+                return Err(self.contested::<K>(due.kind, &due.name, field, wait).await?);
+            }
+        }
+        due.before = Before::Version(live.version);
+        Ok(Some(due))
     }
 
     /// What has this name, as the API server remembers it: a look into its store would cost as much as a write.
@@ -267,13 +298,24 @@ impl Step<'_> {
     }
 
     async fn write<K: Child>(&self, due: Option<Due>) -> Result<(), ApplyError> {
-        let Some(Due { kind, name, desired, hash, stored, before }) = due else { return Ok(()) };
+        let Some(mut due) = due else { return Ok(()) };
         let api: Api<K> = Api::namespaced(self.scope.client.clone(), &self.identity.namespace);
-        let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        let applied = api
-            .patch_metadata(&name, &parameters, &Patch::Apply(&desired))
-            .await
-            .map_err(|source| self.refused("apply", kind, &name, source))?;
+        let mut applied = patch(&api, &due).await;
+        if matches!(due.before, Before::Unknown)
+            && applied
+                .as_ref()
+                .is_err_and(|error| matches!(error, kube::Error::Api(said) if said.is_conflict()))
+        {
+            // There is one after all.
+            let found = self.find::<K>(due.kind, &due.name).await?;
+            match self.compare::<K>(due, found, true).await? {
+                Some(still) => due = still,
+                None => return Ok(()),
+            }
+            applied = patch(&api, &due).await;
+        }
+        let Due { kind, name, hash, stored, before, .. } = due;
+        let applied = applied.map_err(|source| self.refused("apply", kind, &name, source))?;
         self.scope.metrics.wrote(kind, "apply");
         tracing::info!(
             namespace = self.identity.namespace,
@@ -284,7 +326,7 @@ impl Step<'_> {
         );
         let after = applied.metadata.resource_version.map(Into::into);
         let key = self.key(kind, &name);
-        if before != after {
+        if !matches!(before, Before::Version(before) if before == after) {
             lock(&self.progress).changes.push(Change { what: reasons::EVENT_APPLIED, kind, name });
         }
         self.scope.applied.remember(key, Record { hash, before: stored, after, at: Instant::now() });
@@ -418,6 +460,21 @@ impl Step<'_> {
             source => self.api_error(verb, kind, name, source),
         }
     }
+}
+
+async fn patch<K: Child>(api: &Api<K>, due: &Due) -> kube::Result<PartialObjectMeta<K>> {
+    // Without the API server's second, strict parse, which is for what people type: a field that it does not know is
+    // refused all the same, and a podTemplate was parsed strictly before.
+    let parameters = PatchParams {
+        field_validation: Some(ValidationDirective::Ignore),
+        ..PatchParams::apply(FIELD_MANAGER).force()
+    };
+    if !matches!(due.before, Before::Unknown) {
+        return api.patch_metadata(&due.name, &parameters, &Patch::Apply(&due.desired)).await;
+    }
+    let mut desired = due.desired.clone();
+    desired["metadata"]["resourceVersion"] = ABSENT.into();
+    api.patch_metadata(&due.name, &parameters, &Patch::Apply(&desired)).await
 }
 
 /// Whether the namespace is being deleted: all in it goes, and nothing is to come.
