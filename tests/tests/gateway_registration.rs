@@ -3,6 +3,7 @@
 use anyhow::Result;
 use mcp_mqtt_sidecar::status::GatewayStatus;
 use mcp_mqtt_tests::{
+    binaries::workspace,
     broker::{self, Mosquitto},
     gateway::{Gateway, Options, PATIENCE, SERVER_NAME, call, connect, open},
     proxy::{
@@ -85,7 +86,29 @@ async fn a_broker_that_is_not_there_is_named() -> Result<()> {
 
 #[tokio::test]
 async fn the_rights_of_a_minimal_acl_are_enough() -> Result<()> {
-    let broker = with_users().acl(MINIMAL_ACL).start().await?;
+    serves_under(MINIMAL_ACL).await
+}
+
+#[tokio::test]
+async fn the_acl_that_the_documentation_gives_is_enough() -> Result<()> {
+    let page = std::fs::read_to_string(workspace().join("docs/operations.md"))?;
+    let block = |user: &str| {
+        let (_, rest) = page.split_once(&format!("```\nuser {user}\n")).expect("it is on the page");
+        rest.split_once("```").expect("a block has an end").0.to_owned()
+    };
+    // Its comments are behind the rules, where Mosquitto has none; its client may use the services of `tools`.
+    let client: String = block("client")
+        .lines()
+        .map(|line| {
+            line.split(" # ").next().unwrap_or_default().trim_end().replace("/tools/", "/tests/") + "\n"
+        })
+        .collect();
+    serves_under(&format!("user gateway\n{}\nuser client\n{client}", block("mcp"))).await
+}
+
+/// Under these rules for the users `gateway` and `client` one serves and the other calls.
+async fn serves_under(acl: &str) -> Result<()> {
+    let broker = with_users().acl(acl).start().await?;
     let (gateway, _dir) = login(&broker.url(), "secret")?;
     gateway.wait_ready().await?;
     let mut options = mcp_mqtt_transport::client::ClientOptions::new(broker.url(), "c1".parse()?);
