@@ -224,7 +224,7 @@ async fn the_packaged_chart_renders_the_same_and_leaves_the_tests_values_out() -
     let directory = tempfile::tempdir()?;
     let into = directory.path().to_string_lossy().into_owned();
     helm_ok(&["package", &chart().to_string_lossy(), "--destination", &into]).await?;
-    let package = directory.path().join("mcp-mqtt-operator-0.1.0.tgz");
+    let package = directory.path().join("mcp-mqtt-operator-0.2.0.tgz");
     let packaged = template_as::<&str>("mcp-mqtt", &package, &[]).await?;
     assert_eq!(packaged, template::<&str>(&[]).await?);
     find(&packaged, "CustomResourceDefinition", "mcpservices.mcp-mqtt.io")?;
