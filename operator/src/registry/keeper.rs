@@ -272,7 +272,8 @@ impl Keeper {
         match Topic::parse(&received.topic) {
             Ok(Topic::ServerPresence { server_id, server_name }) => {
                 let (payload, properties) = (&received.payload, &received.user_properties);
-                broker.presences.received(server_id, server_name, payload, properties, now);
+                let retained = received.retain;
+                broker.presences.received(server_id, server_name, retained, payload, properties, now);
                 let settled = broker.presences.settled();
                 if settled && let Some(reference) = self.by_standby.get(server_id).cloned() {
                     self.look_at_place(&reference);
