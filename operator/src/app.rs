@@ -253,6 +253,7 @@ async fn work(
         client: client.clone(),
         cluster: settings.cluster_name.clone(),
         mark: salt.keeper(),
+        salt: salt.clone(),
         client_id: names::operator_id(&settings.cluster_name, &args.namespace, &args.lease_name),
         default_secret,
         watched: watched.clone(),

@@ -10,6 +10,9 @@ use tokio::{
 
 /// Between two tries of what did not work.
 const RETRY: Duration = Duration::from_secs(30);
+/// How often the servers look whether the API server still has what was written for them: whoever applies the chart's
+/// objects anew may take it away.
+pub const LOOK: Duration = Duration::from_mins(1);
 /// Out of descriptors: not in a tight loop.
 const NO_ROOM: Duration = Duration::from_millis(100);
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use mcp_mqtt_transport::backoff::Backoff;
 use tokio::{
     sync::watch,
     time::{Instant, sleep},
@@ -9,7 +10,6 @@ use tokio::{
 
 use crate::{
     backend::{Backend, BackendEnd, ProbeError},
-    backoff::Backoff,
     readiness::Board,
 };
 

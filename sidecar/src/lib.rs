@@ -15,7 +15,6 @@
 pub mod admin;
 pub mod app;
 pub mod backend;
-mod backoff;
 pub mod bridge;
 pub mod cli;
 pub mod config;

@@ -5,8 +5,10 @@
 //! - [`presence`]: the retained message by which a server is found
 //! - [`jsonrpc`]: JSON-RPC envelopes whose payload passes through unparsed
 //! - [`mqtt`]: one MQTT connection; the only module that touches the MQTT client library
+//! - [`backoff`]: longer waits after each failure
 //! - [`client`]: an MCP client over MQTT: discover, initialize, call
 
+pub mod backoff;
 pub mod client;
 pub mod jsonrpc;
 pub mod mqtt;

@@ -10,6 +10,7 @@ mod outbox;
 mod packet;
 mod publisher;
 mod reason;
+mod reconnect;
 mod socket;
 pub mod tls;
 mod wire;
@@ -25,6 +26,7 @@ pub use self::{
     events::{Event, Events, Refused},
     publisher::{FilterReply, PublishReply, Publisher},
     reason::ReasonCode,
+    reconnect::Reconnect,
 };
 
 /// What to connect to and as whom.

@@ -181,7 +181,8 @@ async fn fetch_content(
     Ok(Some(content))
 }
 
-fn config_map_data(map: &ConfigMap) -> BTreeMap<String, ByteString> {
+/// What a `ConfigMap` has, texts and bytes.
+pub fn config_map_data(map: &ConfigMap) -> BTreeMap<String, ByteString> {
     let texts =
         map.data.iter().flatten().map(|(key, value)| (key.clone(), ByteString(value.clone().into_bytes())));
     let bytes = map.binary_data.iter().flatten().map(|(key, value)| (key.clone(), value.clone()));

@@ -122,7 +122,7 @@ impl Seen<'_> {
 
     /// Whether it sleeps, and can be woken.
     fn sleeps(&self) -> bool {
-        self.registry.as_ref().is_some_and(|registry| registry.sleeps)
+        self.registry.as_ref().is_some_and(|registry| registry.sleeps && registry.unscaled.is_none())
     }
 
     /// Pods that are not on their way out.
@@ -392,6 +392,10 @@ fn nothing_runs(outcome: &Outcome<'_>, seen: &Seen<'_>) -> Option<Judgment> {
             reasons::ASLEEP,
             "nobody uses it; clients find it, and the first initialize wakes it",
         ));
+    }
+    if let Some(why) = seen.registry.as_ref().and_then(|registry| registry.unscaled.as_ref()) {
+        let message = format!("spec.replicas is 0, and the last attempt to wake the service failed: {why}");
+        return Some(fails(reasons::SCALED_TO_ZERO, message));
     }
     let unreachable = seen.registry.as_ref().and_then(|registry| registry.unreachable.as_ref());
     let why = unreachable.map(|why| format!(", and the operator {UNASKABLE} ({why})"));

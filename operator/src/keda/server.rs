@@ -73,7 +73,10 @@ async fn serve_once(client: &kube::Client, counts: &Counts, place: &Place) -> Re
         TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
     endpoint::publish(client, place, PORT_NAME).await?;
     tracing::info!(address = %place.address, "answering KEDA ({SERVICE})");
-    accept(listener, counts.clone()).await;
+    tokio::select! {
+        () = accept(listener, counts.clone()) => {}
+        () = endpoint::keep_published(client, place, PORT_NAME) => {}
+    }
     Ok(())
 }
 

@@ -49,6 +49,8 @@ pub enum Refusal {
     Elsewhere,
     /// The service was deleted.
     Gone,
+    /// The service is looked after by another connection now, or under another name.
+    Moved,
     /// Something else than `initialize`.
     NotInitialize,
     /// It is for a service that the operator has not come to know, or not in time.
@@ -66,6 +68,7 @@ impl Refusal {
             Self::Replaced => "replaced",
             Self::Elsewhere => "not-asleep",
             Self::Gone => "gone",
+            Self::Moved => "moved",
             Self::NotInitialize => "not-initialize",
             Self::Unknown => "not-served",
         }
@@ -88,6 +91,7 @@ impl Refusal {
                 "the service does not sleep: initialize at one of its instances in the registry".to_owned()
             }
             Self::Gone => "the service was deleted".to_owned(),
+            Self::Moved => "the service's name or broker settings changed: try again".to_owned(),
             Self::NotInitialize => "the service sleeps: the first request to it is initialize".to_owned(),
             Self::Unknown => {
                 "the operator does not serve this service now: `kubectl describe mcpservice` may tell why"

@@ -31,10 +31,10 @@ use super::{
     held::{Held, Refusal},
     instances::Found,
     link::{HAPPENINGS, Happening},
-    sleeper::{Action, Idle, Place, Sleeper},
-    wanted::{Seen, Wanted},
+    sleeper::{Action, Idle, Obstacle, Place, Sleeper},
+    wanted::{self, Seen, Wanted},
 };
-use crate::{controller::scope::ServiceRef, metrics::Metrics, watched::Parts};
+use crate::{controller::scope::ServiceRef, metrics::Metrics, salt::Salt, watched::Parts};
 
 /// How often what only time tells is looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -51,6 +51,8 @@ pub struct Setting {
     pub mark: String,
     /// MQTT client id at the default broker; elsewhere something is added.
     pub client_id: String,
+    /// For the hashes of what Secrets hold.
+    pub salt: Salt,
     /// The default broker's Secret.
     pub default_secret: Option<Store<Secret>>,
     /// What the watches know.
@@ -86,7 +88,7 @@ enum Done {
     Watching(String, u64, Result<Vec<ReasonCode>, PublishError>),
     /// A broker's answer to the subscription of a service's control topic.
     Subscribed(ServiceRef, u64, bool),
-    Scaled(ServiceRef, i32, Result<(), String>),
+    Scaled(ServiceRef, i32, Result<(), Obstacle>),
     Asked(ServiceRef),
     /// The time has come to say that a message that was for a service is refused.
     Reject(doing::Rejection),
@@ -106,8 +108,6 @@ struct Keeper {
     happenings: mpsc::Sender<(String, Happening)>,
     done: FuturesUnordered<BoxFuture<'static, Done>>,
     upkeep: upkeep::Upkeep,
-    /// Messages and bytes held, over all services.
-    held: (usize, usize),
     /// For the message that is being taken care of.
     ack: Option<Ack>,
 }
@@ -122,7 +122,6 @@ impl Keeper {
             happenings: mpsc::channel(1).0,
             done: FuturesUnordered::new(),
             upkeep: upkeep::Upkeep::default(),
-            held: (0, 0),
             ack: None,
         }
     }
@@ -145,6 +144,7 @@ impl Keeper {
                         }
                     }
                     self.close_unused();
+                    self.choose_references();
                 }
                 Some(done) = self.done.next(), if !self.done.is_empty() => self.take_done(done),
                 _ = ticks.tick() => {
@@ -157,11 +157,12 @@ impl Keeper {
 
     /// A service is like this now.
     fn told(&mut self, reference: &ServiceRef, wanted: Arc<Wanted>) {
-        let moved = self.services.get(reference).is_some_and(|known| {
-            known.wanted.broker.key != wanted.broker.key || known.wanted.server_name != wanted.server_name
-        });
-        if moved {
-            self.gone(reference); // its place is elsewhere now
+        if let Some(known) = self.services.get(reference).map(|service| service.wanted.clone()) {
+            let same_place = known.broker.url == wanted.broker.url && known.server_name == wanted.server_name;
+            if known.broker.key != wanted.broker.key || !same_place {
+                // With new credentials the same place is reached by another connection.
+                self.leave(reference, &Refusal::Moved, !same_place);
+            }
         }
         let key = wanted.broker.key.clone();
         let broker = self
@@ -205,7 +206,12 @@ impl Keeper {
     }
 
     fn gone(&mut self, reference: &ServiceRef) {
-        self.with(reference, |sleeper, _, out| sleeper.end(out));
+        self.leave(reference, &Refusal::Gone, true);
+    }
+
+    /// The service is not at this place, or not by this connection, any more: clients that wait hear this.
+    fn leave(&mut self, reference: &ServiceRef, refusal: &Refusal, clears: bool) {
+        self.with(reference, |sleeper, _, out| sleeper.end(refusal, clears, out));
         if let Some(service) = self.services.remove(reference) {
             self.by_standby.remove(service.wanted.standby.as_str());
         }
@@ -216,6 +222,26 @@ impl Keeper {
         let used: HashSet<&str> =
             self.services.values().map(|service| service.wanted.broker.key.as_str()).collect();
         self.brokers.retain(|key, broker| used.contains(key.as_str()) || broker.is_busy());
+    }
+
+    /// A connection that services share goes by the reference of one that uses it now. One that is refused may have
+    /// lost its Secret.
+    fn choose_references(&self) {
+        let mut best: HashMap<&str, ((bool, bool), &wanted::Broker)> = HashMap::new();
+        for service in self.services.values() {
+            let Wanted { broker: reference, refused, .. } = &*service.wanted;
+            let Some(broker) = self.brokers.get(&reference.key) else { continue };
+            let rank = (refused.is_none(), broker.goes_by(reference));
+            let known = best.entry(&reference.key).or_insert((rank, reference));
+            if rank > known.0 {
+                *known = (rank, reference);
+            }
+        }
+        for (key, ((_, goes_by), reference)) in best {
+            if let Some(broker) = self.brokers.get(key).filter(|_| !goes_by) {
+                broker.go_by(reference);
+            }
+        }
     }
 
     fn happened(&mut self, key: &str, happening: Happening) {
@@ -272,7 +298,8 @@ impl Keeper {
         match Topic::parse(&received.topic) {
             Ok(Topic::ServerPresence { server_id, server_name }) => {
                 let (payload, properties) = (&received.payload, &received.user_properties);
-                broker.presences.received(server_id, server_name, payload, properties, now);
+                let retained = received.retain;
+                broker.presences.received(server_id, server_name, retained, payload, properties, now);
                 let settled = broker.presences.settled();
                 if settled && let Some(reference) = self.by_standby.get(server_id).cloned() {
                     self.look_at_place(&reference);
@@ -315,16 +342,15 @@ impl Keeper {
         let here = |reference: &&ServiceRef| {
             self.services.get(reference).is_some_and(|service| service.wanted.broker.key == key)
         };
-        match self.by_standby.get(standby).filter(here).cloned() {
-            Some(reference) => self.take_unclaimed(&reference, unclaimed),
-            // Not told of yet: the broker kept it while there was no operator.
-            None => {
-                if is_request(&unclaimed.payload)
-                    && let Some(broker) = self.brokers.get_mut(key)
-                {
-                    broker.keep_unclaimed(standby, unclaimed, Instant::now());
-                }
-            }
+        if let Some(reference) = self.by_standby.get(standby).filter(here).cloned() {
+            return self.take_unclaimed(&reference, unclaimed);
+        }
+        // Not told of yet: the broker kept it while there was no operator.
+        let room = self.has_room(unclaimed.payload.len());
+        if is_request(&unclaimed.payload)
+            && let Some(broker) = self.brokers.get_mut(key)
+        {
+            broker.keep_unclaimed(standby, unclaimed, room, Instant::now());
         }
     }
 
@@ -332,7 +358,7 @@ impl Keeper {
         let Unclaimed { client, payload, since, .. } = unclaimed;
         let Ok(message) = Message::parse(payload.clone(), usize::MAX) else { return };
         let Kind::Request { id, method } = message.kind() else { return };
-        let room = self.held.0 < held::IN_ALL && self.held.1 + payload.len() <= held::BYTES_IN_ALL;
+        let room = self.has_room(payload.len());
         let held = Held { client, id: id.clone(), payload, since };
         let initialize = &**method == "initialize";
         self.with(reference, |sleeper, now, out| {
@@ -343,6 +369,19 @@ impl Keeper {
             }
         });
         self.show(reference);
+    }
+
+    /// Messages and bytes held, over all services and for those that are not known yet.
+    fn held(&self) -> (usize, usize) {
+        let waiting = self.services.values().map(|service| service.sleeper.waiting());
+        let waiting = waiting.map(|waiting| (waiting.len(), waiting.bytes()));
+        let all = waiting.chain(self.brokers.values().map(Broker::unclaimed));
+        all.fold((0, 0), |sum, held| (sum.0 + held.0, sum.1 + held.1))
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        let held = self.held();
+        held.0 < held::IN_ALL && held.1 + bytes <= held::BYTES_IN_ALL
     }
 
     fn client_left(&mut self, key: &str, client: &str) {
@@ -383,7 +422,7 @@ impl Keeper {
         self.close_unused();
         self.setting.metrics.keeps(
             self.services.values().filter(|service| service.sleeper.sleeps()).count(),
-            self.held.0,
+            self.held().0,
             self.brokers.values().filter(|broker| broker.presences.settled()).count(),
         );
     }
@@ -410,10 +449,7 @@ impl Keeper {
     fn with(&mut self, reference: &ServiceRef, what: impl FnOnce(&mut Sleeper, Instant, &mut Vec<Action>)) {
         let Some(service) = self.services.get_mut(reference) else { return };
         let mut actions = Vec::new();
-        let before = (service.sleeper.waiting().len(), service.sleeper.waiting().bytes());
         what(&mut service.sleeper, Instant::now(), &mut actions);
-        let after = (service.sleeper.waiting().len(), service.sleeper.waiting().bytes());
-        self.held = (self.held.0 + after.0 - before.0, self.held.1 + after.1 - before.1);
         for action in actions {
             self.act(reference, action);
         }
@@ -427,6 +463,7 @@ impl Keeper {
             unreachable: broker.unreachable(),
             missing: service.missing(),
             sleeps: service.sleeper.sleeps(),
+            unscaled: service.sleeper.unscaled().map(str::to_owned),
         };
         let before = self.setting.registry.seen(reference);
         // Nothing is known yet.
@@ -456,7 +493,7 @@ impl Keeper {
                     self.show(&reference);
                 }
             }
-            Done::Scaled(reference, replicas, result) => self.scaled(&reference, replicas, &result),
+            Done::Scaled(reference, replicas, result) => self.scaled(&reference, replicas, result),
             Done::Asked(reference) => {
                 self.look_at_instances(Instant::now());
                 self.with(&reference, |sleeper, now, out| sleeper.asked(sleeper.facts.idle, now, out));
@@ -474,3 +511,6 @@ fn is_request(payload: &Bytes) -> bool {
     let message = Message::parse(payload.clone(), usize::MAX);
     message.is_ok_and(|message| matches!(message.kind(), Kind::Request { .. }))
 }
+
+#[cfg(test)]
+mod tests;

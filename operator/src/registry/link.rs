@@ -5,11 +5,12 @@
 //! down of it, so that an operator's end loses none. It has no will: what stands there is to stay.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -19,16 +20,27 @@ use k8s_openapi::{
 };
 use kube::{Api, Client, runtime::reflector::Store};
 use mcp_mqtt_transport::{
-    mqtt::{ConnectOptions, Connection, Event, Publisher, ReasonCode, Received, TlsFiles},
+    mqtt::{
+        CloseReason, ConnectOptions, Connection, Event, Publisher, ReasonCode, Received, Reconnect, TlsFiles,
+    },
     user_property::{self, Component},
 };
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::{mpsc, watch},
+    time::sleep,
+};
 
 use super::{
     memory_file::MemoryFile,
     wanted::{Broker, Origin},
 };
-use crate::controller::validate::{broker::file, references::Kind};
+use crate::{
+    controller::{
+        resolve::config_map_data,
+        validate::{broker::file, references::Kind},
+    },
+    salt::Salt,
+};
 
 /// From TCP connect to CONNACK.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -59,8 +71,10 @@ pub(super) enum Happening {
 pub(super) struct Access {
     pub client: Client,
     pub client_id: String,
-    pub broker: Broker,
+    /// As one of the services that use it refers to it now.
+    pub broker: watch::Receiver<Broker>,
     pub default_secret: Option<Store<Secret>>,
+    pub salt: Salt,
 }
 
 /// Runs until it is dropped, or the connection ends while it is `leaving`; each happening comes with the broker's key.
@@ -69,12 +83,12 @@ pub(super) async fn run(
     happenings: mpsc::Sender<(String, Happening)>,
     leaving: Arc<AtomicBool>,
 ) {
-    let key = access.broker.key.clone();
-    let mut wait = FIRST_WAIT;
+    let Broker { key, url, .. } = access.broker.borrow().clone();
+    let mut reconnect = Reconnect::new(FIRST_WAIT, LONGEST_WAIT);
     loop {
         let why = match access.connect().await {
             Ok((mut connection, _files)) => {
-                wait = FIRST_WAIT;
+                let since = Instant::now();
                 if happenings.send((key.clone(), Happening::Up(connection.publisher.clone()))).await.is_err()
                 {
                     return;
@@ -89,7 +103,10 @@ pub(super) async fn run(
                             }
                             continue;
                         }
-                        Some(Event::Closed(why)) => break why.to_string(),
+                        Some(Event::Closed(why)) => {
+                            let taken_over = reconnect.lost(&why, since);
+                            break if taken_over { access.taken_over(&why) } else { why.to_string() };
+                        }
                         None => break "the connection ended".to_owned(),
                     };
                     if happenings.send((key.clone(), Happening::Received(received))).await.is_err() {
@@ -102,17 +119,25 @@ pub(super) async fn run(
         if leaving.load(SeqCst) {
             return;
         }
-        tracing::warn!(broker = %access.broker.url, "no connection: {why}");
+        tracing::warn!(broker = %url, "no connection: {why}");
         if happenings.send((key.clone(), Happening::Down(why))).await.is_err() {
             return;
         }
-        sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-        wait = (wait * 2).min(LONGEST_WAIT);
+        sleep(reconnect.wait()).await;
     }
 }
 
 impl Access {
+    fn taken_over(&self, why: &CloseReason) -> String {
+        format!(
+            "{why}. The client id is {}: does another operator with the same cluster name and Lease use it, or another \
+             MQTT client?",
+            self.client_id
+        )
+    }
+
     async fn connect(&self) -> Result<(Connection, Vec<MemoryFile>), String> {
+        let broker = self.broker.borrow().clone();
         let mut options = ConnectOptions {
             keep_alive: KEEP_ALIVE,
             connect_timeout: CONNECT_TIMEOUT,
@@ -126,7 +151,7 @@ impl Access {
                     r#""}}"#
                 ),
             ),
-            ..ConnectOptions::new(self.broker.url.clone(), &self.client_id)
+            ..ConnectOptions::new(broker.url, &self.client_id)
         };
         let mut files = Vec::new();
         let mut in_memory = |content: &[u8]| -> Result<Option<std::path::PathBuf>, String> {
@@ -137,7 +162,7 @@ impl Access {
             Ok(Some(path))
         };
         let mut tls = TlsFiles::default();
-        for (name, origin) in &self.broker.files {
+        for (name, origin) in &broker.files {
             let content = self.content(origin).await?;
             match *name {
                 file::USERNAME => options.username = Some(text(&content)?),
@@ -153,7 +178,8 @@ impl Access {
         Ok((connection, files))
     }
 
-    /// Read anew at each connect. Errors name the object, never its content.
+    /// Read anew at each connect. Errors name the object, never its content. An object that has changed is not used:
+    /// its new content may be somebody else's login, and belongs to another connection.
     async fn content(&self, origin: &Origin) -> Result<Vec<u8>, String> {
         let lacks = |object: &str, key: &str| format!("{object} has no key {key}");
         match origin {
@@ -169,24 +195,23 @@ impl Access {
                 let value = data.and_then(|data| data.get(key)).map(|value| value.0.clone());
                 value.ok_or_else(|| lacks("the Secret of the operator's default broker", key))
             }
-            Origin::Object { kind, namespace, name, key } => {
+            Origin::Object { kind, namespace, name, key, hash } => {
                 let object = format!("{kind} {namespace}/{name}");
                 let failed = |error| format!("{object} cannot be read: {error}");
-                let value: Option<ByteString> = match kind {
+                let mut data: BTreeMap<String, ByteString> = match kind {
                     Kind::Secret => {
                         let api = Api::<Secret>::namespaced(self.client.clone(), namespace);
-                        let secret = api.get(name).await.map_err(failed)?;
-                        secret.data.and_then(|mut data| data.remove(key))
+                        api.get(name).await.map_err(failed)?.data.unwrap_or_default()
                     }
                     Kind::ConfigMap => {
                         let api = Api::<ConfigMap>::namespaced(self.client.clone(), namespace);
-                        let map = api.get(name).await.map_err(failed)?;
-                        let text = map.data.and_then(|mut data| data.remove(key));
-                        text.map(|text| ByteString(text.into_bytes()))
-                            .or_else(|| map.binary_data.and_then(|mut data| data.remove(key)))
+                        config_map_data(&api.get(name).await.map_err(failed)?)
                     }
                 };
-                value.map(|value| value.0).ok_or_else(|| lacks(&object, key))
+                if self.salt.hash_data(&data) != *hash {
+                    return Err(format!("{object} has changed, and the operator has not looked into it yet"));
+                }
+                data.remove(key).map(|value| value.0).ok_or_else(|| lacks(&object, key))
             }
         }
     }

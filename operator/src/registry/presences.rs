@@ -15,9 +15,11 @@ use mcp_mqtt_transport::{
 use super::sleeper::Place;
 use crate::names::of_server_id;
 
-/// After the last of the presences that the broker tells at first, it is taken to have told all: some brokers look
-/// for them on the side of a subscription.
+/// The broker has told all retained presences once none has come for this long: some brokers look for them on the side
+/// of a subscription.
 pub(super) const SETTLE: Duration = Duration::from_millis(700);
+/// The longest wait for that. Some brokers mark live messages as retained too, so that retained ones never end.
+const SETTLE_AT_MOST: Duration = Duration::from_secs(5);
 
 /// See the module.
 #[derive(Debug)]
@@ -47,8 +49,8 @@ pub struct Presence {
 enum Told {
     /// The subscription is not granted yet.
     Nothing,
-    /// Something came at this time last.
-    Some(Instant),
+    /// The subscription was granted at `since`, and the last retained presence came at `last`.
+    Some { since: Instant, last: Instant },
     /// All.
     All,
 }
@@ -68,13 +70,19 @@ impl Presences {
     /// The subscription is granted.
     pub fn subscribed(&mut self, now: Instant) {
         if self.told == Told::Nothing {
-            self.told = Told::Some(now);
+            self.told = Told::Some { since: now, last: now };
         }
     }
 
     /// Whether the broker has just told all there is.
     pub fn settle(&mut self, now: Instant) -> bool {
-        if matches!(self.told, Told::Some(last) if now.duration_since(last) >= SETTLE) {
+        let all = match self.told {
+            Told::Some { since, last } => {
+                now.duration_since(last) >= SETTLE || now.duration_since(since) >= SETTLE_AT_MOST
+            }
+            Told::Nothing | Told::All => false,
+        };
+        if all {
             self.told = Told::All;
             self.known.retain(|_, presence| presence.connection == self.connection);
             return true;
@@ -87,16 +95,18 @@ impl Presences {
         self.told == Told::All
     }
 
-    /// A presence, or (empty) none any more.
+    /// A presence, or (empty) none any more. The `retained` ones are the broker's answer to the subscription; others
+    /// tell of a change just now, and say nothing about how much of the answer is still to come.
     pub fn received(
         &mut self,
         server_id: &str,
         server_name: &str,
+        retained: bool,
         payload: &Bytes,
         properties: &[(String, String)],
         now: Instant,
     ) {
-        if let Told::Some(last) = &mut self.told {
+        if retained && let Told::Some { last, .. } = &mut self.told {
             *last = now;
         }
         if of_server_id(&self.cluster, server_id).is_none() {
@@ -173,9 +183,16 @@ mod tests {
         let mut presences = Presences::new("north".to_owned(), "k".to_owned());
         presences.unlinked();
         presences.subscribed(now);
-        presences.received(standby, "meteo/weather", &online(true), &properties("k"), now);
-        presences.received("north.meteo.weather-1", "meteo/weather", &online(false), &properties("x"), now);
-        presences.received("desk-1", "meteo/weather", &online(false), &[], now);
+        presences.received(standby, "meteo/weather", true, &online(true), &properties("k"), now);
+        presences.received(
+            "north.meteo.weather-1",
+            "meteo/weather",
+            true,
+            &online(false),
+            &properties("x"),
+            now,
+        );
+        presences.received("desk-1", "meteo/weather", true, &online(false), &[], now);
         assert!(!presences.settle(now));
         now += SETTLE;
         assert!(presences.settle(now) && presences.settled() && !presences.settle(now));
@@ -190,24 +207,53 @@ mod tests {
 
         presences.unlinked();
         presences.subscribed(now);
-        presences.received(standby, "meteo/weather", &online(false), &properties("k"), now);
+        presences.received(standby, "meteo/weather", true, &online(false), &properties("k"), now);
         now += SETTLE;
         assert!(presences.settle(now));
         assert_eq!(presences.place(standby, "meteo/weather"), Place::Taken);
         assert!(!presences.has("north.meteo.weather-1"));
         assert_eq!(name_of_ours(&presences, standby).as_deref(), Some("meteo/weather"));
-        presences.received(standby, "meteo/weather", &Bytes::new(), &[], now);
+        presences.received(standby, "meteo/weather", true, &Bytes::new(), &[], now);
         assert_eq!(presences.place(standby, "meteo/weather"), Place::Empty);
     }
+
+    #[test]
+    fn what_changes_elsewhere_does_not_keep_a_registry_from_being_known() {
+        let start = Instant::now();
+        // Ten changes a second, of another cluster, of devices and of this cluster.
+        let settled_after = |retained: bool| {
+            let mut presences = Presences::new("north".to_owned(), "k".to_owned());
+            presences.unlinked();
+            presences.subscribed(start);
+            presences.received(
+                "north.meteo.sun_service",
+                "sun",
+                true,
+                &online(true),
+                &properties("k"),
+                start,
+            );
+            (1..100).find_map(|number| {
+                let now = start + Duration::from_millis(100) * number;
+                for id in ["south.meteo.weather-1", "desk-1", "north.meteo.rain-1"] {
+                    presences.received(id, "meteo/rain", retained, &online(false), &[], now);
+                }
+                presences.settle(now).then(|| now - start)
+            })
+        };
+        assert_eq!(settled_after(false), Some(SETTLE));
+        assert_eq!(settled_after(true), Some(SETTLE_AT_MOST), "a broker that marks all messages as retained");
+    }
+
     #[test]
     fn whom_a_parked_presence_is_left_to_is_read_from_it() {
         let (now, standby, name) = (Instant::now(), "north.meteo.weather_service", "meteo/weather");
         let heir = ServerId::new("north.meteo.weather-2").unwrap();
         let mut presences = Presences::new("north".to_owned(), "k".to_owned());
         let parked = Online::new(name, "", None).parked().left_to(&heir).to_payload();
-        presences.received(standby, name, &parked, &properties("k"), now);
+        presences.received(standby, name, true, &parked, &properties("k"), now);
         assert_eq!(presences.heir(standby, name), Some(&heir));
-        presences.received(standby, name, &online(true), &properties("k"), now);
+        presences.received(standby, name, true, &online(true), &properties("k"), now);
         assert_eq!((presences.place(standby, name), presences.heir(standby, name)), (Place::Parked, None));
     }
 }

@@ -102,6 +102,8 @@ pub struct Sleeper {
     nudged: Option<Instant>,
     elsewhere_since: Option<Instant>,
     problem_since: Option<Instant>,
+    /// Why the API server did not take the last request for an instance.
+    unscaled: Option<Obstacle>,
     /// Since when it is about to wake for nobody.
     needless_since: Option<Instant>,
     parking_after: Option<Instant>,
@@ -123,6 +125,7 @@ impl Sleeper {
             nudged: None,
             elsewhere_since: None,
             problem_since: None,
+            unscaled: None,
             needless_since: None,
             parking_after: None,
         }
@@ -140,6 +143,11 @@ impl Sleeper {
         self.facts.replicas.min(self.replicas()) == 0
             && self.facts.place == Place::Parked
             && self.control == Control::On
+    }
+
+    /// Why the last wake failed, by the API server's word; none: it did not, or another one has not failed since.
+    pub fn unscaled(&self) -> Option<&str> {
+        self.unscaled.as_ref().map(|obstacle| obstacle.why.as_str())
     }
 
     /// Whether it is on its way from sleep.
@@ -171,11 +179,18 @@ impl Sleeper {
     }
 
     /// The API server's answer to [`Action::Scale`].
-    pub fn scaled(&mut self, replicas: i32, done: bool, now: Instant, out: &mut Vec<Action>) {
-        if !done && self.scaling.is_some_and(|(wanted, _)| wanted == replicas) {
+    pub fn scaled(
+        &mut self,
+        replicas: i32,
+        answer: Result<(), Obstacle>,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        if answer.is_err() && self.scaling.is_some_and(|(wanted, _)| wanted == replicas) {
             self.scaling = None;
             self.parking_after = Some(now + PARKING_PAUSE);
         }
+        self.unscaled = answer.err().filter(|_| replicas > 0);
         self.step(now, out);
     }
 
@@ -214,10 +229,11 @@ impl Sleeper {
         out.extend(self.waiting.remove(client).map(Action::Drop));
     }
 
-    /// The service is gone: nobody is to wait, and nothing to stay.
-    pub fn end(&mut self, out: &mut Vec<Action>) {
-        out.extend(self.waiting.take().map(|held| Action::Refuse(held, Refusal::Gone)));
-        if self.facts.place == Place::Parked {
+    /// The service is not looked after here any more. Nobody is to wait, and the presence stays only where it is not
+    /// to be cleared.
+    pub fn end(&mut self, refusal: &Refusal, clears: bool, out: &mut Vec<Action>) {
+        out.extend(self.waiting.take().map(|held| Action::Refuse(held, refusal.clone())));
+        if clears && self.facts.place == Place::Parked {
             out.push(Action::Clear);
         }
         if self.control != Control::Off {
@@ -254,12 +270,19 @@ impl Sleeper {
         self.scaling.map_or(self.facts.replicas, |(wanted, _)| wanted)
     }
 
+    /// What keeps instances from starting, or from being asked for.
+    fn problem(&self) -> Option<&Obstacle> {
+        self.unscaled.as_ref().or(self.facts.problem.as_ref())
+    }
+
     fn keep_time(&mut self, now: Instant) {
         let since = |holds: bool, since: Option<Instant>| holds.then(|| since.unwrap_or(now));
         let wakes = self.wakes();
         self.elsewhere_since = since(wakes && !self.facts.elsewhere.is_empty(), self.elsewhere_since);
-        let hopeless = self.facts.problem.as_ref().is_some_and(|problem| problem.hopeless);
-        self.problem_since = since(self.replicas() > 0 && hopeless, self.problem_since);
+        let hopeless = self.problem().is_some_and(|problem| problem.hopeless);
+        // A refused wake is tried again for the next client.
+        let tried = if self.unscaled.is_some() { !self.waiting.is_empty() } else { self.replicas() > 0 };
+        self.problem_since = since(tried && hopeless, self.problem_since);
         let needless = wakes && self.waiting.is_empty() && self.facts.elsewhere.is_empty();
         self.needless_since = since(needless, self.needless_since);
     }
@@ -417,7 +440,7 @@ impl Sleeper {
     fn expire(&mut self, now: Instant, out: &mut Vec<Action>) {
         let timeout = self.facts.sleep.map_or(Duration::ZERO, |sleep| sleep.wake_timeout);
         let hopeless = passed(self.problem_since, PROBLEM, now) && self.facts.place != Place::Taken;
-        let problem = self.facts.problem.clone();
+        let problem = self.problem().cloned();
         out.extend(self.waiting.take_if(|held| hopeless || now.duration_since(held.since) >= timeout).map(
             |held| {
                 let refusal = match &problem {

@@ -81,6 +81,8 @@ pub enum Origin {
         name: String,
         /// The key.
         key: String,
+        /// Salted hash of the object's content, as it is part of the broker's key.
+        hash: String,
     },
     /// A key of the operator's own default Secret.
     Default(String),
@@ -132,11 +134,10 @@ impl Broker {
     ) -> Self {
         let mut contents = vec![broker.url.to_string()];
         let mut files = Vec::with_capacity(broker.files.len());
-        let object = |kind, name: &str, key: &str| Origin::Object {
-            kind,
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            key: key.to_owned(),
+        let object = |kind, name: &str, key: &str| {
+            let hash = references.content_hash(kind, namespace, name);
+            let (namespace, name, key) = (namespace.to_owned(), name.to_owned(), key.to_owned());
+            (format!("{key} {hash}"), Origin::Object { kind, namespace, name, key, hash })
         };
         for file in &broker.files {
             let (content, origin) = match &file.source {
@@ -144,14 +145,8 @@ impl Broker {
                     let hash = default_secret.map(|data| salt.hash_data(data)).unwrap_or_default();
                     (format!("{key} {hash}"), Origin::Default(key.clone()))
                 }
-                Source::Secret { name, key, field: Some(_) } => {
-                    let hash = references.content_hash(Kind::Secret, namespace, name);
-                    (format!("{key} {hash}"), object(Kind::Secret, name, key))
-                }
-                Source::ConfigMap { name, key } => {
-                    let hash = references.content_hash(Kind::ConfigMap, namespace, name);
-                    (format!("{key} {hash}"), object(Kind::ConfigMap, name, key))
-                }
+                Source::Secret { name, key, field: Some(_) } => object(Kind::Secret, name, key),
+                Source::ConfigMap { name, key } => object(Kind::ConfigMap, name, key),
                 Source::Token { audience, .. } => (audience.clone(), Origin::Token),
                 Source::Text(text) => (text.clone(), Origin::Text(text.clone())),
             };
@@ -181,6 +176,8 @@ pub struct Seen {
     pub missing: Vec<String>,
     /// Whether the service sleeps, and can be woken.
     pub sleeps: bool,
+    /// Why the last attempt to wake it failed, by the API server's word.
+    pub unscaled: Option<String>,
 }
 
 /// So long after its start an operator waits for what brokers say: twice what a connection may take before it is told.

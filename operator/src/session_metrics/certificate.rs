@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
+use k8s_openapi::{
+    ByteString,
+    kube_aggregator::pkg::apis::apiregistration::v1::{APIService, APIServiceSpec},
+};
 use kube::{
     Api, Client,
     api::{Patch, PatchParams},
@@ -17,13 +20,11 @@ use serde_json::json;
 use time::OffsetDateTime;
 use tokio::time::sleep;
 
-use super::{GROUP, VERSION};
-use crate::names::FIELD_MANAGER;
+use super::{GROUP, VERSION, endpoint::Place};
+use crate::{names::FIELD_MANAGER, serving::LOOK};
 
 /// A new certificate is made when this part of its lifetime has passed: a third.
 pub const RENEWED_AFTER: u32 = 3;
-/// How often it is looked whether the API server still knows it: whoever applies the chart's objects anew may take it away.
-const LOOK: Duration = Duration::from_mins(1);
 /// Clocks differ.
 const SKEW: Duration = Duration::from_hours(1);
 
@@ -82,41 +83,78 @@ impl Certificate {
     }
 }
 
-/// Tells the API server to trust what this authority signed.
-///
-/// # Errors
-/// The API server's; 404: the chart was installed without the API.
-pub async fn publish(client: &Client, authority: &str) -> Result<(), kube::Error> {
-    let api: Api<APIService> = Api::all(client.clone());
-    let bundle = k8s_openapi::ByteString(authority.as_bytes().to_vec());
-    let patch = Patch::Merge(json!({"spec": {"caBundle": bundle}}));
-    let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    api.patch(&format!("{VERSION}.{GROUP}"), &parameters, &patch).await.map(drop)
+/// Which authority the API server is to trust for the API, as long as the `APIService` leads to our Service.
+pub struct Trust<'a> {
+    client: &'a Client,
+    place: &'a Place,
+    authority: &'a str,
+    /// The Service to which the `APIService` led last, if that was another one.
+    other: Option<String>,
 }
 
-/// Tells it again whenever it is gone from there, for as long as it is polled.
-pub async fn keep_published(client: &Client, authority: &str) {
-    loop {
-        sleep(LOOK).await;
-        match is_published(client, authority).await {
-            Ok(true) => {}
-            Ok(false) => {
+impl<'a> Trust<'a> {
+    /// Nothing is written yet.
+    pub fn new(client: &'a Client, place: &'a Place, authority: &'a str) -> Self {
+        Self { client, place, authority, other: None }
+    }
+
+    /// Tells the API server to trust what the authority signed, where it does not do so. Whether something was written.
+    /// An `APIService` that leads to another Service is left alone, and that is told once.
+    ///
+    /// # Errors
+    /// The API server's; 404: the chart was installed without the API.
+    pub async fn publish(&mut self) -> Result<bool, kube::Error> {
+        let api: Api<APIService> = Api::all(self.client.clone());
+        let name = format!("{VERSION}.{GROUP}");
+        let spec = api.get(&name).await?.spec.unwrap_or_default();
+        if let Some(other) = other(&spec, self.place) {
+            if self.other.as_ref() != Some(&other) {
                 tracing::warn!(
-                    "somebody took our authority from the APIService {VERSION}.{GROUP}: telling it again"
+                    "the APIService {name} leads to {other} and not to {}/{}: session metrics are not ours to serve, \
+                     and it is left alone",
+                    self.place.namespace,
+                    self.place.service
                 );
-                if let Err(error) = publish(client, authority).await {
-                    tracing::warn!(retry_in = ?LOOK, "the APIService {VERSION}.{GROUP} cannot be written: {error}");
+            }
+            self.other = Some(other);
+            return Ok(false);
+        }
+        if self.other.take().is_some() {
+            tracing::info!("the APIService {name} leads to our Service again");
+        }
+        let bundle = ByteString(self.authority.as_bytes().to_vec());
+        if spec.ca_bundle.as_ref() == Some(&bundle) {
+            return Ok(false);
+        }
+        let patch = Patch::Merge(json!({"spec": {"caBundle": bundle}}));
+        let parameters =
+            PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        api.patch(&name, &parameters, &patch).await.map(|_| true)
+    }
+
+    /// Looks after it for as long as it is polled.
+    pub async fn keep(&mut self) {
+        loop {
+            sleep(LOOK).await;
+            match self.publish().await {
+                Ok(false) => {}
+                Ok(true) => {
+                    tracing::warn!("the APIService {VERSION}.{GROUP} had lost our authority: written again");
+                }
+                Err(error) => {
+                    tracing::warn!(retry_in = ?LOOK, "the APIService {VERSION}.{GROUP} cannot be looked after: {error}");
                 }
             }
-            Err(error) => tracing::debug!("the APIService {VERSION}.{GROUP} cannot be read: {error}"),
         }
     }
 }
 
-async fn is_published(client: &Client, authority: &str) -> Result<bool, kube::Error> {
-    let service = Api::<APIService>::all(client.clone()).get(&format!("{VERSION}.{GROUP}")).await?;
-    let bundle = service.spec.and_then(|spec| spec.ca_bundle);
-    Ok(bundle.is_some_and(|bundle| bundle.0 == authority.as_bytes()))
+/// The Service to which it leads, if that is not ours.
+fn other(spec: &APIServiceSpec, place: &Place) -> Option<String> {
+    let Some(service) = &spec.service else { return Some("the API server itself".to_owned()) };
+    let (namespace, name) = (service.namespace.as_deref(), service.name.as_deref());
+    let ours = namespace == Some(place.namespace.as_str()) && name == Some(place.service.as_str());
+    (!ours).then(|| format!("{}/{}", namespace.unwrap_or_default(), name.unwrap_or_default()))
 }
 
 #[cfg(test)]
@@ -151,45 +189,91 @@ mod tests {
         assert!(!good("other.mcp-mqtt.svc", Duration::ZERO));
         assert!(!good("metrics.mcp-mqtt.svc", lifetime + SKEW));
     }
+
+    /// The spec that the API server has, and how often it was written.
+    type Stored = Arc<std::sync::Mutex<(serde_json::Value, usize)>>;
+
     /// The API server is one of the test's own: time passes, and the real one's does not.
+    fn api_server() -> (Client, Stored) {
+        let spec = json!({
+            "service": {"namespace": "mcp-mqtt", "name": "metrics"},
+            "groupPriorityMinimum": 1, "versionPriority": 1,
+        });
+        let stored: Stored = Arc::new(std::sync::Mutex::new((spec, 0)));
+        let shared = stored.clone();
+        let api = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let stored = shared.clone();
+            async move {
+                let patches = request.method() == http::Method::PATCH;
+                let body = request.into_body().collect_bytes().await?;
+                let mut stored = stored.lock().expect("no panic");
+                if patches {
+                    let patch: serde_json::Value = serde_json::from_slice(&body)?;
+                    stored.0["caBundle"] = patch["spec"]["caBundle"].clone();
+                    stored.1 += 1;
+                }
+                let answer = json!({"metadata": {"name": "ours"}, "spec": stored.0}).to_string();
+                Ok::<_, tower::BoxError>(http::Response::new(kube::client::Body::from(answer.into_bytes())))
+            }
+        });
+        (Client::new(api, "default"), stored)
+    }
+
+    fn place() -> Place {
+        Place {
+            namespace: "mcp-mqtt".to_owned(),
+            service: "metrics".to_owned(),
+            address: ([127, 0, 0, 1], 6443).into(),
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_authority_that_somebody_takes_away_is_told_again() {
-        type Shared = Arc<std::sync::Mutex<(serde_json::Value, usize)>>;
-        let stored: Shared = Arc::new(std::sync::Mutex::new((json!({"caBundle": null}), 0)));
-        let api = {
-            let stored = stored.clone();
-            tower::service_fn(move |request: http::Request<kube::client::Body>| {
-                let stored = stored.clone();
-                async move {
-                    let patches = request.method() == http::Method::PATCH;
-                    let body = request.into_body().collect_bytes().await?;
-                    let mut stored = stored.lock().expect("no panic");
-                    if patches {
-                        let patch: serde_json::Value = serde_json::from_slice(&body)?;
-                        *stored = (patch["spec"].clone(), stored.1 + 1);
-                    }
-                    let mut spec = stored.0.clone();
-                    spec["groupPriorityMinimum"] = json!(1);
-                    spec["versionPriority"] = json!(1);
-                    let answer = json!({"metadata": {"name": "ours"}, "spec": spec}).to_string();
-                    Ok::<_, tower::BoxError>(http::Response::new(kube::client::Body::from(
-                        answer.into_bytes(),
-                    )))
-                }
-            })
-        };
-        let client = Client::new(api, "default");
+        let (client, stored) = api_server();
         let writes = || stored.lock().expect("no panic").1;
-        publish(&client, "ours").await.unwrap();
-        assert!(
-            is_published(&client, "ours").await.unwrap() && !is_published(&client, "theirs").await.unwrap()
-        );
-        let kept = tokio::spawn(async move { keep_published(&client, "ours").await });
+        let kept = tokio::spawn({
+            let client = client.clone();
+            async move {
+                let place = place();
+                let mut trust = Trust::new(&client, &place, "ours");
+                assert!(trust.publish().await.unwrap() && !trust.publish().await.unwrap());
+                trust.keep().await;
+            }
+        });
         sleep(LOOK * 3).await;
         assert_eq!(writes(), 1, "it stands there");
-        stored.lock().expect("no panic").0 = json!({"caBundle": null});
+        stored.lock().expect("no panic").0["caBundle"] = json!(null);
         sleep(LOOK * 3).await;
         assert_eq!(writes(), 2);
+        kept.abort();
+        assert!(Trust::new(&client, &place(), "another").publish().await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_that_another_adapter_serves_is_left_alone() {
+        let (client, stored) = api_server();
+        let writes = || stored.lock().expect("no panic").1;
+        let ours = stored.lock().expect("no panic").0["service"].clone();
+        let theirs = json!({"namespace": "monitoring", "name": "adapter"});
+        let lead_to = |service: &serde_json::Value| {
+            stored.lock().expect("no panic").0["service"] = service.clone();
+        };
+        lead_to(&theirs);
+        let kept = tokio::spawn(async move {
+            let place = place();
+            let mut trust = Trust::new(&client, &place, "ours");
+            assert!(!trust.publish().await.unwrap());
+            trust.keep().await;
+        });
+        sleep(LOOK * 3).await;
+        assert_eq!(writes(), 0);
+        lead_to(&ours);
+        sleep(LOOK * 3).await;
+        assert_eq!(writes(), 1);
+        lead_to(&theirs);
+        stored.lock().expect("no panic").0["caBundle"] = json!("dGhlaXJz");
+        sleep(LOOK * 3).await;
+        assert_eq!(writes(), 1, "the other adapter's authority is not ours to replace");
         kept.abort();
     }
 }

@@ -25,7 +25,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
     GROUP, Metric, VERSION, answers,
-    certificate::{self, Certificate, CertificateError, RENEWED_AFTER},
+    certificate::{Certificate, CertificateError, RENEWED_AFTER, Trust},
     counts::{CountError, Counts},
     endpoint::{self, Place},
     requester::{Authorizer, Proxying, ProxyingError},
@@ -103,13 +103,15 @@ async fn serve_until_renewal(
     let api = Arc::new(Api { authorizer: Authorizer::new(client.clone()), proxying, counts: counts.clone() });
     let tls = TlsAcceptor::from(Arc::new(tls_config(&made, &api.proxying)?));
     let published = |what| move |source| ServeError::Publish { what, source };
-    certificate::publish(client, &made.authority).await.map_err(published("the authority (APIService)"))?;
+    let mut trust = Trust::new(client, place, &made.authority);
+    trust.publish().await.map_err(published("the authority (APIService)"))?;
     endpoint::publish(client, place, PORT_NAME).await.map_err(published("the address (EndpointSlice)"))?;
     tracing::info!(%address, "serving {GROUP}/{VERSION}");
     tokio::select! {
         () = accept(listener, tls, api.clone()) => {}
         () = changed(client, &api.proxying) => tracing::info!("the API server proxies otherwise now"),
-        () = certificate::keep_published(client, &made.authority) => {}
+        () = trust.keep() => {}
+        () = endpoint::keep_published(client, place, PORT_NAME) => {}
         () = sleep(lifetime / RENEWED_AFTER) => tracing::info!("making a new certificate"),
     }
     Ok(())

@@ -2,45 +2,33 @@
 
 use std::time::{Duration, Instant};
 
-use mcp_mqtt_transport::mqtt::CloseReason;
+use mcp_mqtt_transport::mqtt::{CloseReason, Reconnect};
 use tokio::time::sleep;
 
-use crate::{backoff::Backoff, status::reason};
+use crate::status::reason;
 
 /// First and longest wait between attempts: the pod's start is quick, a broker's restart takes seconds.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// Whoever took our client id over will be back: a little peace lets both be seen.
-const TAKEN_OVER_WAIT: Duration = Duration::from_secs(2);
-/// A connection that lasted so long was a good one.
-const STABLE: Duration = Duration::from_secs(10);
-/// So many connections that the broker closed without a word, one soon after the other, are a take-over loop.
-const TAKE_OVER_LOOP: u32 = 3;
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Attempts {
-    backoff: Backoff,
+    reconnect: Reconnect,
     begun: bool,
     connected: bool,
-    wordless_closes: u32,
 }
 
 impl Attempts {
     /// None yet: the first one does not wait.
     pub(super) fn new() -> Self {
-        Self {
-            backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
-            begun: false,
-            connected: false,
-            wordless_closes: 0,
-        }
+        Self { reconnect: Reconnect::new(FIRST_WAIT, LONGEST_WAIT), begun: false, connected: false }
     }
 
     /// Waits until the next one is due.
     pub(super) async fn next(&mut self) {
         if self.begun {
-            sleep(self.backoff.wait()).await;
+            sleep(self.reconnect.wait()).await;
         }
         self.begun = true;
     }
@@ -57,14 +45,7 @@ impl Attempts {
         why: &CloseReason,
         since: Instant,
     ) -> (&'static str, String) {
-        let stable = since.elapsed() >= STABLE;
-        if stable {
-            self.backoff.reset();
-        }
-        self.wordless_closes =
-            if stable || *why != CloseReason::ClosedByBroker { 0 } else { self.wordless_closes + 1 };
-        if *why == CloseReason::SessionTakenOver || self.wordless_closes >= TAKE_OVER_LOOP {
-            self.backoff.at_least(TAKEN_OVER_WAIT);
+        if self.reconnect.lost(why, since) {
             let message = format!(
                 "{why}. The client id is {client_id}: is the same pod running in another cluster with the same cluster \
                  name, or is another MQTT client using this id?"

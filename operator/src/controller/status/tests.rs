@@ -344,7 +344,7 @@ fn with_registry(
 }
 
 fn shown() -> registry::wanted::Seen {
-    registry::wanted::Seen { unreachable: None, missing: Vec::new(), sleeps: false }
+    registry::wanted::Seen { unreachable: None, missing: Vec::new(), sleeps: false, unscaled: None }
 }
 
 #[test]
@@ -353,6 +353,13 @@ fn a_service_that_sleeps_is_ready_and_registered_and_one_that_cannot_be_woken_is
     let told_asleep =
         words("True", "Asleep", "nobody uses it; clients find it, and the first initialize wakes it");
     assert_eq!((told(&asleep, "Ready"), told(&asleep, "Registered")), (told_asleep.clone(), told_asleep));
+    let refused =
+        registry::wanted::Seen { sleeps: true, unscaled: Some("exceeded quota".to_owned()), ..shown() };
+    let expected = "spec.replicas is 0, and the last attempt to wake the service failed: exceeded quota";
+    assert_eq!(
+        told(&with_registry(0, Vec::new(), refused), "Ready"),
+        words("False", "ScaledToZero", expected)
+    );
     let away = registry::wanted::Seen { unreachable: Some("no route".to_owned()), ..shown() };
     let expected =
         "spec.replicas is 0; clients find no instance, and the operator cannot ask the broker (no route)";

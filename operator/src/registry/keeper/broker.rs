@@ -16,7 +16,12 @@ use mcp_mqtt_transport::{
     topic::{self, ClientId, ServerId, ServerName},
     user_property::{self, Component},
 };
-use tokio::{runtime::Handle, sync::mpsc, task::AbortHandle};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+    task::AbortHandle,
+};
+use url::Url;
 
 use super::Setting;
 use crate::registry::{
@@ -83,7 +88,9 @@ pub(super) struct Broker {
     task: AbortHandle,
     /// Whether the connection's end is our own doing.
     leaving: Arc<AtomicBool>,
-    access: wanted::Broker,
+    /// As one of the services that use it refers to it now.
+    access: watch::Sender<wanted::Broker>,
+    url: Url,
     client_id: String,
     publisher: Option<Publisher>,
     /// What stands in its registry.
@@ -150,16 +157,19 @@ impl Broker {
             format!("{}_{}", setting.client_id, access.key.get(..8).unwrap_or_default())
         };
         let leaving = Arc::new(AtomicBool::new(false));
+        let (sender, receiver) = watch::channel(access.clone());
         let link = Access {
             client: setting.client.clone(),
             client_id: client_id.clone(),
-            broker: access.clone(),
+            broker: receiver,
             default_secret: setting.default_secret.clone(),
+            salt: setting.salt.clone(),
         };
         Self {
             task: tokio::spawn(link::run(link, happenings, leaving.clone())).abort_handle(),
             leaving,
-            access: access.clone(),
+            access: sender,
+            url: access.url.clone(),
             client_id,
             publisher: None,
             presences: Presences::new(setting.cluster.clone(), setting.mark.clone()),
@@ -173,8 +183,18 @@ impl Broker {
         }
     }
 
-    pub(super) fn url(&self) -> &url::Url {
-        &self.access.url
+    pub(super) fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// Whether the next connect goes by this reference.
+    pub(super) fn goes_by(&self, access: &wanted::Broker) -> bool {
+        *self.access.borrow() == *access
+    }
+
+    /// The next connect goes by this reference: of a service that uses the broker, and whose Secret is there.
+    pub(super) fn go_by(&self, access: &wanted::Broker) {
+        self.access.send_replace(access.clone());
     }
 
     pub(super) fn client_id(&self) -> &str {
@@ -260,7 +280,7 @@ impl Broker {
         }
         if codes.get(1).is_some_and(|code| code.is_error()) {
             tracing::warn!(
-                broker = %self.access.url,
+                broker = %self.url,
                 "the broker does not let us read {JOURNAL}/{}/#: what is held for services that wake does not outlive \
                  this operator",
                 self.client_id
@@ -268,7 +288,7 @@ impl Broker {
         }
         if codes.get(2).is_some_and(|code| code.is_error()) {
             tracing::warn!(
-                broker = %self.access.url,
+                broker = %self.url,
                 "the broker does not let us read $mcp-rpc/{}/#: what stood on a lost node stays in the registry until \
                  its keep-alive is over",
                 self.client_id
@@ -292,7 +312,7 @@ impl Broker {
     pub(super) fn refused(&self, note: u64, reason: ReasonCode) {
         let (filter, consequence) = Right::in_words(note);
         tracing::warn!(
-            broker = %self.access.url,
+            broker = %self.url,
             "the broker does not let {} write {filter} ({reason}): {consequence}; allow it in the broker's ACL",
             self.client_id
         );
@@ -313,7 +333,7 @@ impl Broker {
         if self.pending.len() > PENDING {
             let first = self.pending.iter().position(|it| matches!(it, Outgoing::Publication(_)));
             first.and_then(|index| self.pending.remove(index));
-            tracing::warn!(broker = %self.access.url, "the broker takes nothing: dropped what waited longest");
+            tracing::warn!(broker = %self.url, "the broker takes nothing: dropped what waited longest");
         }
         self.flush();
     }
@@ -334,7 +354,7 @@ impl Broker {
                     return self.pending.push_front(Outgoing::Publication(publication));
                 }
                 Err(error) => {
-                    tracing::warn!(broker = %self.access.url, topic = publication.topic, "not sent: {error}");
+                    tracing::warn!(broker = %self.url, topic = publication.topic, "not sent: {error}");
                 }
             }
         }
@@ -395,18 +415,23 @@ impl Broker {
         Journalled::Message(standby.to_owned(), message)
     }
 
-    /// At most one of each client, as in the journal.
-    pub(super) fn keep_unclaimed(&mut self, standby: &str, message: Unclaimed, now: Instant) {
+    /// At most one of each client, as in the journal. `room`: whether there is any, over all services.
+    pub(super) fn keep_unclaimed(&mut self, standby: &str, message: Unclaimed, room: bool, now: Instant) {
         let waiting = self.unclaimed.entry(standby.to_owned()).or_default();
         waiting.retain(|(_, other)| other.client != message.client);
-        if message.payload.len() > MAX_BYTES || self.unclaimed.values().map(Vec::len).sum::<usize>() >= IN_ALL
-        {
+        if message.payload.len() > MAX_BYTES || !room {
             return self.refuse_unclaimed(standby, &message);
         }
         let Unclaimed { client, payload, since, server_name } = &message;
         let line = Line { payload, since: *since, server_name: server_name.as_ref() };
         self.write_down(standby, client, Some(line));
         self.unclaimed.entry(standby.to_owned()).or_default().push((now, message));
+    }
+
+    /// How many wait for a service that is not known yet, and their bytes.
+    pub(super) fn unclaimed(&self) -> (usize, usize) {
+        let all = || self.unclaimed.values().flatten();
+        (all().count(), all().map(|(_, message)| message.payload.len()).sum())
     }
 
     pub(super) fn claim(&mut self, standby: &str) -> Vec<Unclaimed> {

@@ -19,13 +19,14 @@ use tokio::time::{sleep, timeout};
 
 use super::{Done, Held, Keeper, Wanted, broker::Line};
 use crate::{
+    api_client::is_refused,
     controller::scope::ServiceRef,
     crd::McpService,
     names::FIELD_MANAGER,
     observe::ask_now,
     registry::{
         held::{IN_ALL, Refusal},
-        sleeper::Action,
+        sleeper::{Action, Obstacle},
     },
 };
 
@@ -44,7 +45,7 @@ pub(super) struct Rejection {
     reference: ServiceRef,
     wanted: Arc<Wanted>,
     held: Held,
-    refusal: Refusal,
+    pub(super) refusal: Refusal,
     /// For the message, where it comes from the broker just now.
     ack: Option<Ack>,
 }
@@ -233,19 +234,21 @@ impl Keeper {
             let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
             let result = match timeout(ANSWER, api.patch_scale(&reference.name, &parameters, &patch)).await {
                 Ok(Ok(_)) => Ok(()),
-                Ok(Err(error)) => Err(error.to_string()),
-                Err(_) => Err(format!("no answer within {ANSWER:?}")),
+                Ok(Err(error)) => Err((error.to_string(), is_refused(&error))),
+                Err(_) => Err((format!("no answer within {ANSWER:?}"), false)),
             };
+            let result = result.map_err(|(why, hopeless)| Obstacle {
+                why: format!("the API server does not scale it: {why}"),
+                hopeless,
+            });
             Done::Scaled(reference, replicas, result)
         }));
     }
 
-    pub(super) fn scaled(&mut self, reference: &ServiceRef, replicas: i32, result: &Result<(), String>) {
-        match result {
+    pub(super) fn scaled(&mut self, reference: &ServiceRef, replicas: i32, result: Result<(), Obstacle>) {
+        match &result {
             Ok(()) => self.setting.metrics.wrote("McpService", "scale"),
-            Err(error) => {
-                tracing::warn!(service = %reference, replicas, "it cannot be scaled: {error}");
-            }
+            Err(Obstacle { why, .. }) => tracing::warn!(service = %reference, replicas, "{why}"),
         }
         let next = self.services.get_mut(reference).and_then(|service| {
             service.scaling = false;
@@ -254,7 +257,7 @@ impl Keeper {
         if let Some(next) = next {
             return self.scale(reference, next);
         }
-        self.with(reference, |sleeper, now, out| sleeper.scaled(replicas, result.is_ok(), now, out));
+        self.with(reference, |sleeper, now, out| sleeper.scaled(replicas, result, now, out));
     }
 
     fn ask(&mut self, reference: &ServiceRef) {

@@ -65,7 +65,7 @@ impl Scene {
             Action::Clear => self.place(Place::Empty),
             Action::Scale(replicas) => {
                 self.sleeper.facts.replicas = *replicas;
-                self.with(|sleeper, now, out| sleeper.scaled(*replicas, true, now, out));
+                self.with(|sleeper, now, out| sleeper.scaled(*replicas, Ok(()), now, out));
             }
             _ => {}
         }
@@ -321,8 +321,51 @@ fn a_service_that_may_sleep_no_more_or_is_deleted_leaves_nothing_behind() {
     let mut scene = Scene::new(0, Place::Parked);
     scene.initialize("a");
     scene.obeys = false;
-    scene.with(|sleeper, _, out| sleeper.end(out));
+    scene.with(|sleeper, _, out| sleeper.end(&Refusal::Gone, true, out));
     scene.expect(&["subscribe", "keep a", "scale 1", "refuse a gone", "clear", "unsubscribe"]);
+}
+
+#[test]
+fn with_new_credentials_at_the_same_broker_the_presence_stays() {
+    let mut scene = Scene::new(0, Place::Parked);
+    scene.initialize("a");
+    scene.obeys = false;
+    scene.with(|sleeper, _, out| sleeper.end(&Refusal::Moved, false, out));
+    scene.expect(&["subscribe", "keep a", "scale 1", "refuse a moved", "unsubscribe"]);
+}
+
+#[test]
+fn who_wakes_a_service_that_may_not_be_scaled_hears_why() {
+    let obstacle = |hopeless| Obstacle { why: "pods \"weather\" is forbidden".to_owned(), hopeless };
+    let refused = |scene: &mut Scene, hopeless| {
+        scene.with(|sleeper, now, out| sleeper.scaled(1, Err(obstacle(hopeless)), now, out));
+    };
+    let mut scene = Scene::new(0, Place::Parked);
+    scene.obeys = false;
+    scene.with(|sleeper, now, out| sleeper.subscribed(true, now, out));
+    scene.initialize("a");
+    refused(&mut scene, true);
+    scene.now += AGAIN;
+    scene.step();
+    assert_eq!(scene.sleeper.unscaled(), Some(obstacle(true).why.as_str()));
+    scene.log.clear();
+    refused(&mut scene, true);
+    scene.now += PROBLEM;
+    scene.step();
+    assert!(scene.log.contains(&"refuse a wake-failed".to_owned()), "{:?}", scene.log);
+    // The next one is not refused without another attempt.
+    scene.step();
+    scene.log.clear();
+    scene.initialize("b");
+    assert_eq!(scene.log.first().map(String::as_str), Some("keep b"), "{:?}", scene.log);
+    assert!(!scene.log.contains(&"refuse b wake-failed".to_owned()), "{:?}", scene.log);
+    // An API server that does not answer may yet do so.
+    refused(&mut scene, false);
+    scene.now += WAKE_TIMEOUT;
+    scene.step();
+    assert!(scene.log.contains(&"refuse b wake-failed".to_owned()), "{:?}", scene.log);
+    scene.with(|sleeper, now, out| sleeper.scaled(1, Ok(()), now, out));
+    assert_eq!(scene.sleeper.unscaled(), None);
 }
 
 #[derive(Debug, Clone)]
@@ -339,6 +382,10 @@ enum Event {
     Asked(Idle),
     Problem(Option<bool>),
     Elsewhere(bool),
+}
+
+fn answer(done: bool) -> Result<(), Obstacle> {
+    if done { Ok(()) } else { Err(Obstacle { why: "forbidden".to_owned(), hopeless: true }) }
 }
 
 fn idle() -> impl Strategy<Value = Idle> {
@@ -403,7 +450,7 @@ proptest! {
                 Event::Subscribed(granted) => sleeper.subscribed(granted, now, &mut out),
                 Event::Scaled(done) => {
                     if let Some((replicas, _)) = sleeper.scaling {
-                        sleeper.scaled(replicas, done, now, &mut out);
+                        sleeper.scaled(replicas, answer(done), now, &mut out);
                     }
                 }
                 Event::Asked(idle) => sleeper.asked(idle, now, &mut out),

@@ -12,14 +12,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mcp_mqtt_transport::jsonrpc::{Message, RequestId};
+use mcp_mqtt_transport::{
+    backoff::Backoff,
+    jsonrpc::{Message, RequestId},
+};
 use serde::Deserialize;
 
 use super::{Action, Ids, envelope::Envelope, members::members, reason};
-use crate::{
-    backend::{FromBackend, failure},
-    backoff::Backoff,
-};
+use crate::backend::{FromBackend, failure};
 
 /// Where the subscription's id stands in `_meta`.
 pub(super) const SUBSCRIPTION_ID: &str = "io.modelcontextprotocol/subscriptionId";

@@ -5,7 +5,7 @@ use std::time::Duration;
 /// Waits that double from a first to a longest one; each is shortened by up to half at random, so that instances
 /// which failed together do not come back together.
 #[derive(Debug, Clone)]
-pub(crate) struct Backoff {
+pub struct Backoff {
     first: Duration,
     longest: Duration,
     next: Duration,
@@ -13,24 +13,24 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     /// Begins with `first`.
-    pub(crate) fn new(first: Duration, longest: Duration) -> Self {
+    pub fn new(first: Duration, longest: Duration) -> Self {
         Self { first, longest, next: first }
     }
 
     /// How long to wait now; the next time it is twice as long.
-    pub(crate) fn wait(&mut self) -> Duration {
+    pub fn wait(&mut self) -> Duration {
         let wait = self.next;
         self.next = (wait * 2).min(self.longest);
         wait.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
     /// The next wait is at least this long.
-    pub(crate) fn at_least(&mut self, wait: Duration) {
+    pub fn at_least(&mut self, wait: Duration) {
         self.next = self.next.max(wait).min(self.longest);
     }
 
     /// All is well: the next failure is a first one.
-    pub(crate) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         self.next = self.first;
     }
 }
