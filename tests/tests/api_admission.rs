@@ -105,6 +105,16 @@ fn refused() -> Vec<(Value, &'static str)> {
             "spec.server.imagePullPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"IfNotPresent\", \"Never\"",
         ),
         (
+            with(
+                &json!({"server": {"volumeMounts": [{"name": "data", "mountPath": "/data"}, {"name": "mcp-mqtt-broker", "mountPath": "/x"}]}}),
+            ),
+            "server.volumeMounts must not name mcp-mqtt-bin, mcp-mqtt-run or mcp-mqtt-broker: these volumes are the operator's own",
+        ),
+        (
+            with(&json!({"server": {"volumeMounts": [{"name": "mcp-mqtt-bin", "mountPath": "/x"}]}})),
+            "server.volumeMounts must not name mcp-mqtt-bin, mcp-mqtt-run or mcp-mqtt-broker: these volumes are the operator's own",
+        ),
+        (
             with(&json!({"transport": {"stdio": null}})),
             "transport needs exactly one of stdio, streamableHttp and sse",
         ),

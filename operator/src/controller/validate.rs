@@ -194,6 +194,9 @@ pub fn validate(
     let (backend, backend_config) = transport(&spec.transport)?;
     let drain_timeout =
         Duration::from_secs(unsigned("drain.timeoutSeconds", spec.drain.timeout_seconds)?.into());
+    if let Some((index, problem)) = pod_template::reserved_mount(spec.server.volume_mounts.as_deref()) {
+        return Err(ValidateError::field(format!("server.volumeMounts[{index}]"), problem));
+    }
     let pod_template = spec.pod_template.as_ref().map(pod_template::parse).transpose()?;
     let gateway = GatewayConfig {
         server_name: server_name.clone(),
