@@ -28,6 +28,7 @@ pub(crate) mod fixtures;
 use std::{future::Future, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, TryStreamExt};
+use k8s_openapi::api::apps::v1::Deployment;
 use kube::{
     Resource, ResourceExt,
     core::error_boundary::InvalidObject,
@@ -41,7 +42,7 @@ use kube::{
 use tokio::time::timeout;
 
 use self::{
-    apply::{ApplyError, Progress, apply, watched_deployment},
+    apply::{ApplyError, Child, Progress, apply, watched_deployment},
     build::{Applied, Resources, Surroundings, build},
     fetch::fetch,
     problems::Problem,
@@ -217,7 +218,7 @@ async fn tell(
     let last = scope.statuses.last(reference, metadata, readable.and_then(|service| service.status.as_ref()));
     let seen = see(scope, service, readable);
     let namespace = reference.namespace.as_deref().unwrap_or_default();
-    let applied = scope.applied.age("Deployment", namespace, &crate::names::child(&reference.name));
+    let applied = scope.applied.age(Deployment::KIND, namespace, &crate::names::child(&reference.name));
     let relook = scope.backlog.relook(scope.stores.services.len());
     if let Some(held) = status::hold(outcome, &seen, last.as_ref(), applied, relook) {
         news::tell_changes(scope, service, &progress.changes);
