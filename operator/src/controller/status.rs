@@ -116,10 +116,18 @@ impl Seen<'_> {
         name.is_some_and(|name| missing.contains(name))
     }
 
-    /// Whether the pod stands in the broker's registry, by its gateway's word.
+    /// Whether the broker's registry shows what the gateway does not say.
+    fn is_present(&self, pod: &Pod) -> bool {
+        let name = pod.metadata.name.as_ref();
+        let present = self.registry.as_ref().map(|registry| registry.present.as_slice()).unwrap_or_default();
+        name.is_some_and(|name| present.contains(name))
+    }
+
+    /// Whether the pod stands in the broker's registry. The broker knows; where it has not been asked, the gateway's
+    /// word stands.
     fn is_registered(&self, pod: &Pod, seen: Option<&Observation>) -> bool {
         let status = seen.and_then(|seen| seen.status.as_ref().ok());
-        status.is_some_and(|status| status.broker.ok) && !self.is_missing(pod)
+        status.is_some_and(|status| status.broker.ok) && !self.is_missing(pod) || self.is_present(pod)
     }
 
     /// The pods that stand in the registry, by name.

@@ -426,6 +426,7 @@ impl Keeper {
         let seen = Seen {
             unreachable: broker.unreachable(),
             missing: service.missing(),
+            present: looking::present(&service.found, &broker.presences),
             sleeps: service.sleeper.sleeps(),
         };
         let before = self.setting.registry.seen(reference);

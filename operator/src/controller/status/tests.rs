@@ -330,7 +330,7 @@ pub(super) fn with_registry(
 }
 
 pub(super) fn shown() -> registry::wanted::Seen {
-    registry::wanted::Seen { unreachable: None, missing: Vec::new(), sleeps: false }
+    registry::wanted::Seen { unreachable: None, missing: Vec::new(), present: Vec::new(), sleeps: false }
 }
 
 #[test]
@@ -365,6 +365,20 @@ fn what_the_broker_does_not_show_is_not_registered_whatever_its_gateway_says() {
                     the broker (no route)";
     let away = with_registry(2, pods(), away);
     assert_eq!(told(&away, "Registered"), words("True", "RegistryUnreachable", expected));
+}
+
+#[test]
+fn an_instance_that_the_broker_shows_is_registered_though_its_gateway_cannot_be_asked() {
+    let silent = || Some(observed(Err("no route".to_owned())));
+    let pods = || vec![(ready_pod("a"), silent()), (ready_pod("b"), silent())];
+    let present = registry::wanted::Seen { present: vec!["b".to_owned()], ..shown() };
+    let status = with_registry(2, pods(), present);
+    assert_eq!((status.registered, status.instances.as_slice()), (1, ["b".to_owned()].as_slice()));
+    let expected =
+        "1 of 2 instances in the broker's registry; a: its gateway does not answer the operator: no route";
+    assert_eq!(told(&status, "Registered"), words("False", "GatewayNotAnswering", expected));
+    let present = registry::wanted::Seen { present: vec!["a".to_owned(), "b".to_owned()], ..shown() };
+    assert_eq!(told(&with_registry(2, pods(), present), "Registered").1, "Registered");
 }
 
 #[test]
