@@ -65,6 +65,21 @@ fn what_the_schema_cannot_judge_is_named_by_its_field() {
             "spec.gateway.keepAlive must be a duration such as 30s",
         ),
         (
+            "gateway: {otlpEndpoint: 'ftp://collector'}",
+            reasons::INVALID_SPEC,
+            "spec.gateway.otlpEndpoint must be an http:// or https:// URL",
+        ),
+        (
+            "gateway: {otlpEndpoint: 'http://me:secret@collector:4318'}",
+            reasons::INVALID_SPEC,
+            "spec.gateway.otlpEndpoint must not contain credentials: they belong in gateway.env",
+        ),
+        (
+            "gateway: {env: [{name: OTEL_TRACES_SAMPLER, value: always_on}, {name: LD_PRELOAD, value: /x}]}",
+            reasons::INVALID_SPEC,
+            "spec.gateway.env[1] must not set LD_PRELOAD: it takes OpenTelemetry's variables only, whose names begin with OTEL_",
+        ),
+        (
             "gateway: {log: {level: 'a=b=c'}}",
             reasons::INVALID_SPEC,
             "the gateway would refuse its configuration: --log",
