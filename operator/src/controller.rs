@@ -28,6 +28,7 @@ pub(crate) mod fixtures;
 use std::{future::Future, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, TryStreamExt};
+use k8s_openapi::api::apps::v1::Deployment;
 use kube::{
     Resource, ResourceExt,
     core::error_boundary::InvalidObject,
@@ -41,13 +42,13 @@ use kube::{
 use tokio::time::timeout;
 
 use self::{
-    apply::{ApplyError, Progress, apply, watched_deployment},
+    apply::{ApplyError, Child, Progress, apply, watched_deployment},
     build::{Applied, Resources, Surroundings, build},
     fetch::fetch,
     problems::Problem,
     resolve::{ResolveError, resolve},
     scope::{Guarded, Scope, ServiceRef, seconds, synced},
-    status::{Outcome, Seen, build_status, patch_status},
+    status::{Outcome, Seen, build_status, defer_status, is_mere_progress, is_start, patch_status},
     triggers::triggers,
     validate::{ValidateError, validate},
     watches::Watches,
@@ -127,8 +128,7 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
     let begin = std::time::Instant::now();
     let reference = ServiceRef::from_obj(&*service);
     if service.meta().deletion_timestamp.is_some() {
-        forget(&scope, &reference);
-        scope.backlog.done(&reference);
+        scope.forget(&reference);
         return Ok(Action::await_change());
     }
     let mut progress = Progress::default();
@@ -138,29 +138,28 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
         Err(invalid) => Err(unreadable(invalid)),
     };
     scope.backlog.done(&reference);
-    let (outcome, counted) = match &result {
-        Ok(resources) => (Ok(resources), Counted::Accepted),
+    // What was written is told however the steps ended, and before what came of it.
+    news::tell_changes(&scope, &service, &progress.changes);
+    let (outcome, counted) = match result {
+        Ok(resources) => (Outcome::Accepted(resources), Counted::Accepted),
         Err(Stop::Refused(problem)) => {
             let replicas = service.0.as_ref().ok().map(|service| service.spec.replicas);
             scope.registry.refuse(&reference, replicas, problem.quoted());
-            (Err(problem), Counted::Refused)
+            (Outcome::Refused(problem), Counted::Refused)
         }
-        Err(Stop::Failed(_)) => {
+        Err(Stop::Failed(error)) => {
             scope.metrics.reconciled(Counted::Failed, seconds(begin));
-            news::tell_changes(&scope, &service, &progress.changes);
-            let Err(Stop::Failed(error)) = result else { unreachable!("it was just looked at") };
             return Err(error);
         }
     };
-    let outcome = outcome.map_or_else(Outcome::Refused, Outcome::Accepted);
-    let held = tell(&scope, &service, &reference, &outcome, &progress).await?;
+    let deferred = status(&scope, &service, &reference, &outcome).await?;
     scope.metrics.reconciled(counted, seconds(begin));
     if matches!(outcome, Outcome::Refused(_)) {
         // What was refused waits for a change; but quotas, webhooks and others' objects change unseen.
         return Ok(Action::requeue(scope.failures.pause(&reference)));
     }
     scope.failures.forget(&reference);
-    Ok(Action::requeue(progress.look_again.into_iter().chain(held).min().unwrap_or(RESYNC)))
+    Ok(Action::requeue(progress.look_again.into_iter().chain(deferred).min().unwrap_or(RESYNC)))
 }
 
 /// Why the steps ended early.
@@ -171,12 +170,12 @@ enum Stop {
     Failed(ReconcileError),
 }
 
-/// The steps.
+/// The steps up to apply.
 async fn accept(
     service: &McpService,
     scope: &Scope,
     progress: &mut Progress,
-) -> Result<Resources<Applied>, Stop> {
+) -> Result<Box<Resources<Applied>>, Stop> {
     let fetched = fetch(scope);
     let valid = validate(service, &fetched, &scope.settings)?;
     let resolved = resolve(scope, &valid.identity, &valid.references).await;
@@ -202,34 +201,38 @@ async fn accept(
         },
     );
     // Boxed: it holds all of the objects.
-    Ok(Box::pin(apply(scope, &valid.identity, resources, progress)).await?)
+    Ok(Box::new(Box::pin(apply(scope, &valid.identity, resources, progress)).await?))
 }
 
-/// The status step, and the Events that go with a change of it; when to look again, where it is too early to tell.
-async fn tell(
+/// The last step, the status, and the Events that go with a change of it; when to look again, where it is too early to
+/// tell.
+async fn status(
     scope: &Scope,
     service: &Guarded,
     reference: &ServiceRef,
-    outcome: &Outcome<'_>,
-    progress: &Progress,
+    outcome: &Outcome,
 ) -> Result<Option<Duration>, ReconcileError> {
     let (metadata, readable) = (service.meta(), service.0.as_ref().ok());
     let last = scope.statuses.last(reference, metadata, readable.and_then(|service| service.status.as_ref()));
+    let last = last.as_ref();
     let seen = see(scope, service, readable);
     let namespace = reference.namespace.as_deref().unwrap_or_default();
-    let applied = scope.applied.age("Deployment", namespace, &crate::names::child(&reference.name));
+    let applied = scope.applied.age(Deployment::KIND, namespace, &crate::names::child(&reference.name));
     let relook = scope.backlog.relook(scope.stores.services.len());
-    if let Some(held) = status::hold(outcome, &seen, last.as_ref(), applied, relook) {
-        news::tell_changes(scope, service, &progress.changes);
-        return Ok(Some(held));
+    if let Some(deferred) = defer_status(outcome, &seen, last, applied, relook) {
+        return Ok(Some(deferred));
     }
-    let status = build_status(outcome, &seen, last.as_ref(), k8s_openapi::jiff::Timestamp::now());
-    if last.as_ref().is_some_and(|last| status::is_mere_progress(last, &status)) {
-        news::tell_changes(scope, service, &progress.changes);
+    let status = build_status(outcome, &seen, last, k8s_openapi::jiff::Timestamp::now());
+    if last.is_some_and(|last| is_mere_progress(last, &status)) {
+        scope.statuses.settle(reference);
         return Ok(None);
     }
-    let written = patch_status(scope, reference, metadata, last.as_ref(), &status).await;
-    match written {
+    if is_start(last, &status)
+        && let Some(deferred) = scope.statuses.defer(reference, std::time::Instant::now())
+    {
+        return Ok(Some(deferred));
+    }
+    match patch_status(scope, reference, metadata, last, &status).await {
         Ok(written) => {
             if written {
                 scope.metrics.wrote("McpService", "status");
@@ -239,8 +242,7 @@ async fn tell(
         Err(kube::Error::Api(answer)) if answer.is_not_found() => return Ok(None),
         Err(source) => return Err(ReconcileError::Status { service: reference.clone(), source }),
     }
-    news::tell_changes(scope, service, &progress.changes);
-    news::tell_conditions(scope, service, last.as_ref(), &status).await;
+    news::tell_conditions(scope, service, last, &status).await;
     Ok(None)
 }
 
@@ -261,15 +263,6 @@ fn see<'a>(scope: &Scope, service: &'a Guarded, readable: Option<&McpService>) -
 
 fn unreadable(invalid: &InvalidObject) -> Stop {
     Stop::from(ValidateError::Unreadable(invalid.error.clone()))
-}
-
-/// Forgets a service that is on its way out: the garbage collector takes what it owns.
-fn forget(scope: &Scope, service: &ServiceRef) {
-    scope.references.forget(service);
-    scope.registry.forget(service);
-    scope.applied.forget(service.namespace.as_deref().unwrap_or_default(), &service.name);
-    scope.statuses.forget(service);
-    scope.failures.forget(service);
 }
 
 /// What failed is tried again, later each time.
@@ -299,8 +292,7 @@ fn report(
         Err(ControllerError::ObjectNotFound(service)) => {
             let service =
                 ServiceRef::new(&service.name).within(service.namespace.as_deref().unwrap_or_default());
-            forget(scope, &service);
-            scope.backlog.done(&service);
+            scope.forget(&service);
         }
         Err(ControllerError::QueueError(error)) => {
             triggers::tell_failed(scope, &error);

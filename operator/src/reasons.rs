@@ -29,6 +29,9 @@ pub const SCALED_TO_ZERO: &str = "ScaledToZero";
 pub const ASLEEP: &str = "Asleep";
 /// `Registered=False`: an instance calls itself registered, and the broker's registry does not show it.
 pub const PRESENCE_MISSING: &str = "PresenceMissing";
+/// `Registered=True`: by the gateways' word alone, as the operator itself cannot ask the broker. `Registered=False`:
+/// `spec.replicas` is 0, and the operator cannot ask the broker, so that nothing can wake the service.
+pub const REGISTRY_UNREACHABLE: &str = "RegistryUnreachable";
 /// `Ready=False`, `Registered=False`: instances are on their way.
 pub const PROGRESSING: &str = "Progressing";
 /// `Ready=False`: pods cannot be made (quota, admission).

@@ -1,31 +1,33 @@
 //! Apply: server-side apply of what was built, under one field manager, and only of what is not so already.
 
 use std::{
-    fmt::Debug,
     marker::PhantomData,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use futures::future::{join, try_join};
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::{apps::v1::Deployment, core::v1::ServiceAccount},
-};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::ServiceAccount};
 use kube::{
     Api, Resource, ResourceExt,
     api::{DeleteParams, GetParams, Patch, PatchParams, Preconditions, ValidationDirective},
     core::PartialObjectMeta,
     runtime::reflector::{ObjectRef, Store},
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 
+mod child;
 mod contest;
 mod error;
 mod memory;
 
 use self::memory::{BEHIND, Memory, Record};
-pub use self::{contest::Contests, error::ApplyError, memory::AppliedMemory};
+pub use self::{
+    child::{Child, ObjectName},
+    contest::Contests,
+    error::ApplyError,
+    memory::AppliedMemory,
+};
 use super::{
     build::{Applied, Prepared, Resources},
     ownership, scale_in,
@@ -88,11 +90,11 @@ pub async fn apply(
     let stores = &scope.stores;
     let step = Step { scope, identity, progress: Mutex::new(progress) };
     let copy = names::broker_secret(&identity.name);
-    step.keep("Secret", &copy, broker_secret.as_ref(), &stores.secrets).await?;
+    step.keep(&copy, broker_secret.as_ref(), &stores.secrets).await?;
     // Before the pods are there.
     let child = names::child(&identity.name);
     if let Some(policies) = &stores.network_policies {
-        step.keep("NetworkPolicy", &child, network_policy.as_ref(), policies).await?;
+        step.keep(&child, network_policy.as_ref(), policies).await?;
     }
     if shrinks(&deployment, watched_deployment(scope, &identity.namespace, &identity.name).as_deref()) {
         // Boxed: it is large, and seldom.
@@ -104,18 +106,18 @@ pub async fn apply(
     let (account, pods) = try_join(
         async {
             let Some(account) = &service_account else { return Ok(None) };
-            step.check("ServiceAccount", account, live(&stores.service_accounts, account)).await
+            step.check(account, live(&stores.service_accounts, account)).await
         },
-        step.check("Deployment", &deployment, live(&stores.deployments, &deployment)),
+        step.check(&deployment, live(&stores.deployments, &deployment)),
     )
     .await?;
     let (account, pods) = join(step.write::<ServiceAccount>(account), step.write::<Deployment>(pods)).await;
     account.and(pods)?;
     let budgets = &stores.disruption_budgets;
-    step.keep("PodDisruptionBudget", &child, disruption_budget.as_ref(), budgets).await?;
-    step.keep("HorizontalPodAutoscaler", &child, autoscaler.as_ref(), &stores.autoscalers).await?;
+    step.keep(&child, disruption_budget.as_ref(), budgets).await?;
+    step.keep(&child, autoscaler.as_ref(), &stores.autoscalers).await?;
     if let Some(objects) = &stores.scaled_objects {
-        step.keep("ScaledObject", &child, scaled_object.as_ref(), objects).await?;
+        step.keep(&child, scaled_object.as_ref(), objects).await?;
     }
     Ok(Resources {
         service_account,
@@ -145,27 +147,6 @@ where
     store.get(&name).map(|live| live.meta.clone())
 }
 
-/// What a service can own.
-trait Child:
-    Resource<DynamicType = (), Scope = NamespaceResourceScope>
-    + Serialize
-    + DeserializeOwned
-    + Clone
-    + Debug
-    + 'static
-{
-}
-
-impl<K> Child for K where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Serialize
-        + DeserializeOwned
-        + Clone
-        + Debug
-        + 'static
-{
-}
-
 struct Step<'a> {
     scope: &'a Scope,
     identity: &'a Identity,
@@ -174,7 +155,6 @@ struct Step<'a> {
 
 /// An object that is not as it should be, and may be written.
 struct Due {
-    kind: &'static str,
     name: String,
     desired: serde_json::Value,
     hash: String,
@@ -186,10 +166,8 @@ struct Due {
 
 /// What an apply finds in its place.
 enum Before {
-    /// Nothing, as far as the watch knows: to be created, and nothing to be overwritten.
-    Unknown,
-    /// Nothing: the API server said so.
-    Nothing,
+    /// Nothing, as far as is known: to be created, and nothing to be overwritten.
+    Absent,
     /// This version, which is ours to overwrite.
     Version(Option<Box<str>>),
 }
@@ -203,46 +181,30 @@ const ASKED: Duration = Duration::from_secs(30);
 
 impl Step<'_> {
     /// What need not be: applied where it is wanted, deleted where it is not.
-    async fn keep<K>(
-        &self,
-        kind: &'static str,
-        name: &str,
-        desired: Option<&K>,
-        store: &Store<Live<K>>,
-    ) -> Result<(), ApplyError>
+    async fn keep<K>(&self, name: &str, desired: Option<&K>, store: &Store<Live<K>>) -> Result<(), ApplyError>
     where
         K: Child,
     {
         let live = store.get(&ObjectRef::new(name).within(&self.identity.namespace));
         let live = live.map(|live| live.meta.clone());
         match desired {
-            Some(desired) => self.apply(kind, desired, live).await,
-            None => self.delete::<K>(kind, name, live.as_ref()).await,
+            Some(desired) => self.apply(desired, live).await,
+            None => self.delete::<K>(name, live.as_ref()).await,
         }
     }
 
-    async fn apply<K: Child>(
-        &self,
-        kind: &'static str,
-        desired: &K,
-        live: Option<Meta>,
-    ) -> Result<(), ApplyError> {
-        let due = self.check(kind, desired, live).await?;
+    async fn apply<K: Child>(&self, desired: &K, live: Option<Meta>) -> Result<(), ApplyError> {
+        let due = self.check(desired, live).await?;
         self.write::<K>(due).await
     }
 
     /// Whether the object is to be written: it is not as it should be, and is nobody else's.
-    async fn check<K: Child>(
-        &self,
-        kind: &'static str,
-        desired: &K,
-        live: Option<Meta>,
-    ) -> Result<Option<Due>, ApplyError> {
+    async fn check<K: Child>(&self, desired: &K, live: Option<Meta>) -> Result<Option<Due>, ApplyError> {
         let name = desired.name_any();
         let (desired, hash) = with_hash(self.scope, desired);
         let stored = live.as_ref().and_then(|live| live.version.clone());
-        let due = Due { kind, name, desired, hash, stored, before: Before::Unknown };
-        match (self.scope.applied.ask(&self.key(kind, &due.name), live.as_ref(), &due.hash), live) {
+        let due = Due { name, desired, hash, stored, before: Before::Absent };
+        match (self.scope.applied.ask(&self.key(K::KIND, &due.name), live.as_ref(), &due.hash), live) {
             (Memory::Silent, Some(live)) => self.compare::<K>(due, Some(live), false).await,
             // The watch sees only what has our label: the API server has the last word whether there is nothing yet.
             (Memory::Silent, None) => Ok(Some(due)),
@@ -253,7 +215,7 @@ impl Step<'_> {
             }
             // The watch may stand still: what we applied already must not be applied again.
             (Memory::Stale, _) => {
-                let found = self.find::<K>(kind, &due.name).await?;
+                let found = self.find::<K>(&due.name).await?;
                 self.compare::<K>(due, found, true).await
             }
         }
@@ -266,11 +228,8 @@ impl Step<'_> {
         live: Option<Meta>,
         asked: bool,
     ) -> Result<Option<Due>, ApplyError> {
-        let Some(live) = live else {
-            due.before = Before::Nothing;
-            return Ok(Some(due));
-        };
-        self.check_owner(due.kind, &live)?;
+        let Some(live) = live else { return Ok(Some(due)) };
+        self.check_owner(K::KIND, &live)?;
         if live.hash.as_deref() == Some(&*due.hash) {
             let Some(field) = ownership::first_lost(&live, &due.desired) else {
                 if asked {
@@ -279,8 +238,8 @@ impl Step<'_> {
                 }
                 return Ok(None);
             };
-            if let Err(wait) = self.scope.contests.mend(&self.key(due.kind, &due.name), Instant::now()) {
-                return Err(self.contested::<K>(due.kind, &due.name, field, wait).await?);
+            if let Err(wait) = self.scope.contests.mend(&self.key(K::KIND, &due.name), Instant::now()) {
+                return Err(self.contested::<K>(&due.name, field, wait).await?);
             }
         }
         due.before = Before::Version(live.version);
@@ -288,12 +247,12 @@ impl Step<'_> {
     }
 
     /// What has this name, as the API server remembers it: a look into its store would cost as much as a write.
-    async fn find<K: Child>(&self, kind: &'static str, name: &str) -> Result<Option<Meta>, ApplyError> {
+    async fn find<K: Child>(&self, name: &str) -> Result<Option<Meta>, ApplyError> {
         let api: Api<K> = Api::namespaced(self.scope.client.clone(), &self.identity.namespace);
         match api.get_metadata_with(name, &GetParams::any()).await {
             Ok(found) => Ok(Some(found.metadata.into())),
             Err(kube::Error::Api(status)) if status.is_not_found() => Ok(None),
-            Err(source) => Err(self.api_error("get", kind, name, source)),
+            Err(source) => Err(self.api_error("get", K::KIND, name, source)),
         }
     }
 
@@ -301,21 +260,22 @@ impl Step<'_> {
         let Some(mut due) = due else { return Ok(()) };
         let api: Api<K> = Api::namespaced(self.scope.client.clone(), &self.identity.namespace);
         let mut applied = patch(&api, &due).await;
-        if matches!(due.before, Before::Unknown)
+        if matches!(due.before, Before::Absent)
             && applied
                 .as_ref()
                 .is_err_and(|error| matches!(error, kube::Error::Api(said) if said.is_conflict()))
         {
             // There is one after all.
-            let found = self.find::<K>(due.kind, &due.name).await?;
+            let found = self.find::<K>(&due.name).await?;
             match self.compare::<K>(due, found, true).await? {
                 Some(still) => due = still,
                 None => return Ok(()),
             }
             applied = patch(&api, &due).await;
         }
-        let Due { kind, name, hash, stored, before, .. } = due;
-        let applied = applied.map_err(|source| self.refused("apply", kind, &name, source))?;
+        let kind = K::KIND;
+        let Due { name, hash, stored, before, .. } = due;
+        let applied = applied.map_err(|source| self.refused::<K>("apply", &name, source))?;
         self.scope.metrics.wrote(kind, "apply");
         tracing::info!(
             namespace = self.identity.namespace,
@@ -344,25 +304,18 @@ impl Step<'_> {
     }
 
     /// Says who the rival is. Of others' entries the watch keeps nothing: the object is asked for.
-    async fn contested<K>(
-        &self,
-        kind: &'static str,
-        name: &str,
-        field: String,
-        wait: Duration,
-    ) -> Result<ApplyError, ApplyError>
+    async fn contested<K>(&self, name: &str, field: String, wait: Duration) -> Result<ApplyError, ApplyError>
     where
         K: Child,
     {
-        let namespace = self.identity.namespace.clone();
-        let api: Api<K> = Api::namespaced(self.scope.client.clone(), &namespace);
-        let live =
-            api.get_metadata_opt(name).await.map_err(|source| self.api_error("get", kind, name, source))?;
+        let api: Api<K> = Api::namespaced(self.scope.client.clone(), &self.identity.namespace);
+        let live = api
+            .get_metadata_opt(name)
+            .await
+            .map_err(|source| self.api_error("get", K::KIND, name, source))?;
         let rival = live.and_then(|live| contest::rival(&live.metadata));
         Ok(ApplyError::Contested {
-            kind,
-            namespace,
-            name: name.to_owned(),
+            object: self.object(K::KIND, name),
             field: field.into(),
             rival: rival.map_or_else(|| "somebody".into(), String::into_boxed_str),
             // A sentence that changes each second would be written each time.
@@ -370,11 +323,9 @@ impl Step<'_> {
         })
     }
 
-    async fn delete<K>(&self, kind: &'static str, name: &str, live: Option<&Meta>) -> Result<(), ApplyError>
-    where
-        K: Child,
-    {
-        self.scope.applied.drop_record(&(kind, self.identity.namespace.clone(), name.to_owned()));
+    async fn delete<K: Child>(&self, name: &str, live: Option<&Meta>) -> Result<(), ApplyError> {
+        let kind = K::KIND;
+        self.scope.applied.drop_record(&self.key(kind, name));
         let Some(live) = live.filter(|live| !live.leaves && self.owns(live)) else {
             return Ok(());
         };
@@ -412,20 +363,20 @@ impl Step<'_> {
     }
 
     fn check_owner(&self, kind: &'static str, live: &Meta) -> Result<(), ApplyError> {
-        let (namespace, name) = (self.identity.namespace.clone(), live.name.to_string());
+        let object = self.object(kind, &live.name);
         if live.leaves {
-            return Err(ApplyError::Leaving { kind, namespace, name });
+            return Err(ApplyError::Leaving { object });
         }
         if self.owns(live) {
             return Ok(());
         }
         // Of a service of the same name that was deleted: the garbage collector is on its way.
         let former = live.owners.iter().any(|owner| *owner.name == *self.identity.name);
-        Err(if former {
-            ApplyError::Leaving { kind, namespace, name }
-        } else {
-            ApplyError::NameTaken { kind, namespace, name }
-        })
+        Err(if former { ApplyError::Leaving { object } } else { ApplyError::NameTaken { object } })
+    }
+
+    fn object(&self, kind: &'static str, name: &str) -> ObjectName {
+        ObjectName { kind, namespace: self.identity.namespace.clone(), name: name.to_owned() }
     }
 
     fn api_error(
@@ -435,29 +386,18 @@ impl Step<'_> {
         name: &str,
         source: kube::Error,
     ) -> ApplyError {
-        ApplyError::Api {
-            verb,
-            kind,
-            namespace: self.identity.namespace.clone(),
-            name: name.to_owned(),
-            source: Box::new(source),
-        }
+        ApplyError::Api { verb, object: self.object(kind, name), source: Box::new(source) }
     }
 
     /// What the object itself is refused for, told from what passes by itself.
-    fn refused(&self, verb: &'static str, kind: &'static str, name: &str, source: kube::Error) -> ApplyError {
+    fn refused<K: Child>(&self, verb: &'static str, name: &str, source: kube::Error) -> ApplyError {
+        let object = self.object(K::KIND, name);
         match source {
-            kube::Error::Api(status) if is_namespace_leaving(&status) => {
-                let namespace = self.identity.namespace.clone();
-                ApplyError::Leaving { kind, namespace, name: name.to_owned() }
+            kube::Error::Api(status) if is_namespace_leaving(&status) => ApplyError::Leaving { object },
+            kube::Error::Api(status) if REFUSALS.contains(&status.code) => {
+                ApplyError::Rejected { object, reason: K::REJECTED, message: status.message.clone() }
             }
-            kube::Error::Api(status) if REFUSALS.contains(&status.code) => ApplyError::Rejected {
-                kind,
-                namespace: self.identity.namespace.clone(),
-                name: name.to_owned(),
-                message: status.message.clone(),
-            },
-            source => self.api_error(verb, kind, name, source),
+            source => ApplyError::Api { verb, object, source: Box::new(source) },
         }
     }
 }
@@ -469,7 +409,7 @@ async fn patch<K: Child>(api: &Api<K>, due: &Due) -> kube::Result<PartialObjectM
         field_validation: Some(ValidationDirective::Ignore),
         ..PatchParams::apply(FIELD_MANAGER).force()
     };
-    if !matches!(due.before, Before::Unknown) {
+    if !matches!(due.before, Before::Absent) {
         return api.patch_metadata(&due.name, &parameters, &Patch::Apply(&due.desired)).await;
     }
     let mut desired = due.desired.clone();

@@ -195,6 +195,10 @@ fn turns<'a>(last: Option<&McpServiceStatus>, now: &'a McpServiceStatus) -> Vec<
         let first = before.is_none() && condition.reason == reasons::ACCEPTED;
         // One cause is one Event, though it keeps the instance both from being ready and from being registered.
         let told = turns.iter().any(|turn: &Turn<'_>| turn.reason == condition.reason);
+        // That an instance is registered is part of its being ready.
+        let implied = condition.reason == reasons::REGISTERED
+            && turns.iter().any(|turn: &Turn<'_>| turn.reason == reasons::READY);
+        let told = told || implied;
         if same || passing || first || told {
             continue;
         }
@@ -316,5 +320,21 @@ mod tests {
         assert_eq!(reasons_of(Some(&unreachable), &refused), ["BrokerRefusedCredentials"]);
         assert_eq!(reasons_of(Some(&refused), &refused), Vec::<String>::new());
         assert_eq!(reasons_of(None, &status(&[("Ready", "False", "Progressing")])), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_start_is_one_event() {
+        let [starts, waits, runs] = [("False", "Progressing"), ("True", "Registered"), ("True", "Ready")];
+        let of = |ready: (&str, &str), registered: (&str, &str)| {
+            status(&[("Ready", ready.0, ready.1), ("Registered", registered.0, registered.1)])
+        };
+        let (starting, running) = (of(starts, starts), of(runs, waits));
+        assert_eq!(reasons_of(Some(&starting), &running), ["Ready"]);
+        assert_eq!(reasons_of(None, &running), ["Ready"]);
+        // Where it is told before.
+        assert_eq!(reasons_of(Some(&starting), &of(starts, waits)), ["Registered"]);
+        assert_eq!(reasons_of(Some(&of(starts, waits)), &running), ["Ready"]);
+        let lost = of(runs, ("False", "PresenceMissing"));
+        assert_eq!(reasons_of(Some(&lost), &running), ["Registered"]);
     }
 }

@@ -48,7 +48,7 @@ pub enum ResolveError {
 pub struct ReferenceMemory {
     /// Which objects a service refers to, so that a change of one finds the services.
     referrers: Mutex<HashMap<ServiceRef, Vec<(Kind, String)>>>,
-    /// Hash and keys of an object's content, by the version that was read.
+    /// Hash and keys of an object's content, by the version that was read; of what some service refers to.
     contents: Mutex<HashMap<(Kind, String, String), Content>>,
 }
 
@@ -83,15 +83,26 @@ impl ReferenceMemory {
 
     /// The service is gone.
     pub fn forget(&self, service: &ServiceRef) {
-        lock(&self.referrers).remove(service);
-        if lock(&self.referrers).is_empty() {
-            lock(&self.contents).clear();
-        }
+        let former = lock(&self.referrers).remove(service);
+        self.drop_unread(service, former.unwrap_or_default());
     }
 
     fn remember(&self, service: &ServiceRef, references: &[Reference]) {
-        let named = references.iter().map(|reference| (reference.kind, reference.name.clone())).collect();
-        lock(&self.referrers).insert(service.clone(), named);
+        let named: Vec<_> =
+            references.iter().map(|reference| (reference.kind, reference.name.clone())).collect();
+        let former = lock(&self.referrers).insert(service.clone(), named.clone());
+        let dropped = former.unwrap_or_default().into_iter().filter(|object| !named.contains(object));
+        self.drop_unread(service, dropped.collect());
+    }
+
+    /// Drops the content of objects that the service referred to, where no other service does.
+    fn drop_unread(&self, service: &ServiceRef, objects: Vec<(Kind, String)>) {
+        let namespace = service.namespace.as_deref().unwrap_or_default();
+        for (kind, name) in objects {
+            if self.referrers(kind, namespace, &name).is_empty() {
+                lock(&self.contents).remove(&(kind, namespace.to_owned(), name));
+            }
+        }
     }
 }
 
@@ -253,5 +264,28 @@ mod tests {
         assert_eq!(memory.referrers(Kind::ConfigMap, "meteo", "badge"), []);
         memory.forget(&weather);
         assert_eq!(memory.referrers(Kind::Secret, "meteo", "badge"), []);
+    }
+
+    #[test]
+    fn the_content_of_an_object_is_kept_as_long_as_a_service_refers_to_it() {
+        let memory = ReferenceMemory::default();
+        let [weather, tides] = ["weather", "tides"].map(|name| ServiceRef::new(name).within("meteo"));
+        let named = |name: &str| Reference { name: name.to_owned(), ..reference(false) };
+        let read = |name: &str| {
+            let content = Content { version: (None, None), hash: "h".to_owned(), keys: BTreeSet::new() };
+            lock(&memory.contents).insert((Kind::Secret, "meteo".to_owned(), name.to_owned()), content);
+        };
+        let is_kept = |name: &str| !memory.content_hash(Kind::Secret, "meteo", name).is_empty();
+        memory.remember(&weather, &[named("badge"), named("key")]);
+        memory.remember(&tides, &[named("badge"), named("map")]);
+        for name in ["badge", "key", "map"] {
+            read(name);
+        }
+        memory.remember(&weather, &[named("badge")]);
+        assert!(is_kept("badge") && !is_kept("key") && is_kept("map"));
+        memory.forget(&weather);
+        assert!(is_kept("badge"), "tides refers to it");
+        memory.forget(&tides);
+        assert!(lock(&memory.contents).is_empty());
     }
 }

@@ -111,6 +111,36 @@ pub struct Scope {
     pub backlog: Backlog,
 }
 
+impl Scope {
+    /// Forgets a service that is on its way out: the garbage collector takes what it owns.
+    pub fn forget(&self, service: &ServiceRef) {
+        // No `..`: a new memory does not compile until it is thought of here.
+        let Self {
+            registry,
+            references,
+            applied,
+            statuses,
+            failures,
+            backlog,
+            contests: _, // forgets by itself, after minutes
+            client: _,
+            settings: _,
+            salt: _,
+            stores: _,
+            unsynced: _,
+            observations: _, // of pods
+            metrics: _,
+            news: _,
+        } = self;
+        registry.forget(service);
+        references.forget(service);
+        applied.forget(service.namespace.as_deref().unwrap_or_default(), &service.name);
+        statuses.forget(service);
+        failures.forget(service);
+        backlog.done(service);
+    }
+}
+
 /// Failures in a row, by service.
 #[derive(Debug, Default)]
 pub struct Failures(Mutex<HashMap<ServiceRef, u32>>);

@@ -1,7 +1,7 @@
 //! Status: what the service has come to, told from what was applied, the pods and their gateways; written only when
 //! it says something new.
 
-use std::{fmt::Write as _, sync::Arc, time::Duration};
+use std::{fmt::Write as _, sync::Arc};
 
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
@@ -10,11 +10,15 @@ use k8s_openapi::{
 use kube::api::ObjectMeta;
 use mcp_mqtt_sidecar::status::GatewayStatus;
 
+mod defer;
 mod memory;
 #[cfg(test)]
 mod tests;
 
-pub use self::memory::{StatusMemory, patch_status};
+pub use self::{
+    defer::{defer_status, is_mere_progress, is_start},
+    memory::{StatusMemory, patch_status},
+};
 use super::{
     build::{Applied, Resources},
     problems::{self, Problem},
@@ -23,23 +27,26 @@ use crate::{
     crd::{McpServiceStatus, status::ServerStatus},
     live::{Deployment, pod::Pod},
     names::{POD_TEMPLATE_HASH, SERVICE_LABEL, child},
-    observe::{Observation, Observations, is_asked, is_ready, leaves},
+    observe::{Observation, Observations, is_ready, leaves},
     reasons, registry,
 };
 
 /// Different problems that a message tells before it says "and so many more".
 const NAMED_PROBLEMS: usize = 3;
 
+/// What is said where the operator has no connection to the broker of a service.
+const UNASKABLE: &str = "cannot ask the broker";
+
 /// Instances that the status names.
 const NAMED_INSTANCES: usize = 10;
 
 /// How far the service came.
 #[derive(Debug)]
-pub enum Outcome<'a> {
+pub enum Outcome {
     /// All of it stands at the API server. Nothing but applied resources makes this.
-    Accepted(&'a Resources<Applied>),
+    Accepted(Box<Resources<Applied>>),
     /// It does not, and this is why; what stood before still runs.
-    Refused(&'a Problem),
+    Refused(Problem),
 }
 
 /// What can be seen of the service.
@@ -109,12 +116,23 @@ impl Seen<'_> {
         name.is_some_and(|name| missing.contains(name))
     }
 
+    /// Whether the broker's registry shows what the gateway does not say.
+    fn is_present(&self, pod: &Pod) -> bool {
+        let name = pod.metadata.name.as_ref();
+        let present = self.registry.as_ref().map(|registry| registry.present.as_slice()).unwrap_or_default();
+        name.is_some_and(|name| present.contains(name))
+    }
+
+    /// Whether the pod stands in the broker's registry. The broker knows; where it has not been asked, the gateway's
+    /// word stands.
+    fn is_registered(&self, pod: &Pod, seen: Option<&Observation>) -> bool {
+        let status = seen.and_then(|seen| seen.status.as_ref().ok());
+        status.is_some_and(|status| status.broker.ok) && !self.is_missing(pod) || self.is_present(pod)
+    }
+
     /// The pods that stand in the registry, by name.
     fn registered(&self) -> Vec<String> {
-        let registered = self.pods.iter().filter(|(pod, seen)| {
-            let status = seen.as_ref().and_then(|seen| seen.status.as_ref().ok());
-            status.is_some_and(|status| status.broker.ok) && !self.is_missing(pod)
-        });
+        let registered = self.pods.iter().filter(|(pod, seen)| self.is_registered(pod, seen.as_ref()));
         let mut names: Vec<String> = registered.filter_map(|(pod, _)| pod.metadata.name.clone()).collect();
         names.sort_unstable();
         names
@@ -136,59 +154,9 @@ fn revision(pod: &Pod) -> Option<&str> {
     pod.metadata.labels.as_ref()?.get(POD_TEMPLATE_HASH).map(String::as_str)
 }
 
-/// How long the status waits for what comes of a Deployment that was applied: its controllers take milliseconds, and
-/// most of a minute where a thousand came at once.
-const HOLD: Duration = Duration::from_mins(1);
-/// What is said where the operator has no connection to the broker of a service.
-const UNASKABLE: &str = "cannot ask the broker";
-/// A gateway that was not asked yet is asked within the second, unless hundreds are silent; a broker is connected to, or
-/// found to be out of reach, within seconds.
-const UNASKED: Duration = Duration::from_secs(5);
-
-/// Whether it is too early for a status (pure), and for how long: one word later it would be another one, and both
-/// would be written. `applied` is how long ago the Deployment was. While other services wait to be taken up, nothing is
-/// told of what came of it: `relook` is when to look whether they still do.
-pub fn hold(
-    outcome: &Outcome<'_>,
-    seen: &Seen<'_>,
-    last: Option<&McpServiceStatus>,
-    applied: Option<Duration>,
-    relook: Option<Duration>,
-) -> Option<Duration> {
-    if matches!(outcome, Outcome::Refused(_)) {
-        return None;
-    }
-    if let Some(rest) = applied.and_then(|applied| HOLD.checked_sub(applied)) {
-        let rest = rest.max(Duration::from_millis(1));
-        if !seen.is_under_way() {
-            return Some(rest);
-        }
-        if let Some(relook) = relook {
-            return Some(rest.min(relook));
-        }
-    }
-    // An operator that has just started knows of no registration yet; what its predecessor wrote still holds.
-    let told = last.is_some_and(|last| {
-        let accepted = last.conditions.iter().find(|condition| condition.type_ == reasons::ACCEPTED);
-        last.observed_generation == seen.metadata.generation
-            && accepted.is_some_and(|accepted| accepted.status == "True")
-    });
-    let unasked =
-        |(pod, seen): (&Pod, Option<&Observation>)| seen.is_none() && is_ready(pod) && is_asked(pod);
-    let from_registry = |last: &McpServiceStatus| last.conditions.iter().any(is_from_registry);
-    let silent = seen.awaits_registry && last.is_some_and(from_registry);
-    (told && (silent || seen.staying().any(unasked))).then_some(UNASKED)
-}
-
-/// Whether only the broker can have told it.
-fn is_from_registry(condition: &Condition) -> bool {
-    [reasons::ASLEEP, reasons::PRESENCE_MISSING].contains(&condition.reason.as_str())
-        || condition.message.contains(UNASKABLE)
-}
-
 /// The status (pure). Conditions keep the time at which they last turned.
 pub fn build_status(
-    outcome: &Outcome<'_>,
+    outcome: &Outcome,
     seen: &Seen<'_>,
     last: Option<&McpServiceStatus>,
     now: Timestamp,
@@ -229,22 +197,6 @@ pub fn build_status(
     status
 }
 
-/// Whether nothing but the stages of a start differs (pure): they pass by themselves, and what does not is told as a
-/// problem. Each would be a write.
-pub fn is_mere_progress(last: &McpServiceStatus, now: &McpServiceStatus) -> bool {
-    let stage = |before: &Condition, now: &Condition| {
-        before.type_ == now.type_
-            && before.status == now.status
-            && before.observed_generation == now.observed_generation
-            && reasons::passes(&before.reason)
-            && reasons::passes(&now.reason)
-    };
-    let mut conditions = last.conditions.iter().zip(&now.conditions);
-    last.conditions.len() == now.conditions.len()
-        && conditions.all(|(before, now)| before == now || stage(before, now))
-        && *last == McpServiceStatus { conditions: last.conditions.clone(), ..now.clone() }
-}
-
 fn server(seen: &Seen<'_>) -> Option<ServerStatus> {
     // The youngest pod runs the newest image.
     let youngest = seen.pods.iter().filter_map(|(pod, seen)| {
@@ -269,14 +221,14 @@ fn fails(reason: &str, message: impl Into<String>) -> Judgment {
     (false, Problem { reason: reason.to_owned(), message: message.into() })
 }
 
-fn accepted(outcome: &Outcome<'_>) -> Judgment {
+fn accepted(outcome: &Outcome) -> Judgment {
     match outcome {
         Outcome::Accepted(resources) => {
             let usable = "the spec and what it refers to are usable";
             let owner = owner_of_replicas(resources).map(|owner| format!("; {owner}"));
             holds(reasons::ACCEPTED, format!("{usable}{}", owner.unwrap_or_default()))
         }
-        Outcome::Refused(problem) => (false, (*problem).clone()),
+        Outcome::Refused(problem) => (false, problem.clone()),
     }
 }
 
@@ -300,7 +252,19 @@ fn owner_of_replicas(resources: &Resources<Applied>) -> Option<String> {
     ))
 }
 
-fn ready_condition(outcome: &Outcome<'_>, seen: &Seen<'_>, ready: i32) -> Judgment {
+/// Whether enough instances are ready, and which ones still let their sessions finish, whatever else is to be told.
+fn ready_condition(outcome: &Outcome, seen: &Seen<'_>, ready: i32) -> Judgment {
+    let (holds, mut why) = readiness(outcome, seen, ready);
+    if let Some(waits) = draining(seen) {
+        let _ = write!(why.message, "; {waits}");
+        if why.reason == reasons::READY {
+            reasons::DRAINING_SESSIONS.clone_into(&mut why.reason);
+        }
+    }
+    (holds, why)
+}
+
+fn readiness(outcome: &Outcome, seen: &Seen<'_>, ready: i32) -> Judgment {
     if let Some(judgment) = nothing_runs(outcome, seen) {
         return judgment;
     }
@@ -309,10 +273,7 @@ fn ready_condition(outcome: &Outcome<'_>, seen: &Seen<'_>, ready: i32) -> Judgme
     let count = format!("{ready} of {wanted} instances ready");
     if ready >= wanted {
         return match worst(&problems) {
-            None => match draining(seen) {
-                None => holds(reasons::READY, count),
-                Some(waits) => holds(reasons::DRAINING_SESSIONS, format!("{count}; {waits}")),
-            },
+            None => holds(reasons::READY, count),
             Some(_) => {
                 holds(reasons::ROLLING_OUT, format!("{count}; the rollout waits for {}", told(&problems)))
             }
@@ -347,31 +308,26 @@ fn draining(seen: &Seen<'_>) -> Option<String> {
     }
 }
 
-fn registered_condition(outcome: &Outcome<'_>, seen: &Seen<'_>) -> Judgment {
-    if let Some(judgment) = nothing_runs(outcome, seen) {
-        return judgment;
+fn registered_condition(outcome: &Outcome, seen: &Seen<'_>) -> Judgment {
+    let unreachable = seen.registry.as_ref().and_then(|registry| registry.unreachable.as_ref());
+    if let Some((holds, mut why)) = nothing_runs(outcome, seen) {
+        if why.reason == reasons::SCALED_TO_ZERO && unreachable.is_some() {
+            reasons::REGISTRY_UNREACHABLE.clone_into(&mut why.reason);
+        }
+        return (holds, why);
     }
-    let mut problems = instances(seen, problems::of_registration);
-    let missing: Vec<String> = seen
-        .staying()
-        .filter(|(pod, _)| seen.is_missing(pod))
-        .filter_map(|(pod, _)| pod.metadata.name.clone())
-        .collect();
-    if !missing.is_empty() {
-        let message = "the broker's registry does not show it, though its gateway registered; it was told to register again";
-        let problem = Problem { reason: reasons::PRESENCE_MISSING.to_owned(), message: message.to_owned() };
-        problems.push(InstanceProblem { instances: missing, problem });
-    }
-    let missing: usize = problems.iter().map(|problem| problem.instances.len()).sum();
-    let registered = count(seen.staying().count() - missing);
+    let problems = instances(seen, |pod, observation| of_registration(seen, pod, observation));
+    let staying = seen.staying();
+    let registered = count(staying.filter(|(pod, observed)| seen.is_registered(pod, *observed)).count());
     let wanted = seen.replicas;
     let mut text = format!("{registered} of {wanted} instances in the broker's registry");
-    let unreachable = seen.registry.as_ref().and_then(|registry| registry.unreachable.as_ref());
-    if let Some(why) = unreachable.filter(|_| registered > 0) {
+    let unreachable = unreachable.filter(|_| registered > 0);
+    if let Some(why) = unreachable {
         let _ = write!(text, ", by the gateways' word: the operator itself {UNASKABLE} ({why})");
     }
     if registered >= wanted {
-        return holds(reasons::REGISTERED, text);
+        let checked = unreachable.is_none();
+        return holds(if checked { reasons::REGISTERED } else { reasons::REGISTRY_UNREACHABLE }, text);
     }
     match worst(&problems) {
         None => fails(reasons::PROGRESSING, format!("{text}; waiting for the pods")),
@@ -379,8 +335,19 @@ fn registered_condition(outcome: &Outcome<'_>, seen: &Seen<'_>) -> Judgment {
     }
 }
 
+/// Why the pod does not stand in the broker's registry; none: it does.
+fn of_registration(seen: &Seen<'_>, pod: &Pod, observation: Option<&Observation>) -> Option<Problem> {
+    if seen.is_registered(pod, observation) {
+        return None;
+    }
+    problems::of_registration(pod, observation).or_else(|| {
+        let message = "the broker's registry does not show it, though its gateway registered; it was told to register again";
+        Some(Problem { reason: reasons::PRESENCE_MISSING.to_owned(), message: message.to_owned() })
+    })
+}
+
 /// With no instance there is nothing to judge.
-fn nothing_runs(outcome: &Outcome<'_>, seen: &Seen<'_>) -> Option<Judgment> {
+fn nothing_runs(outcome: &Outcome, seen: &Seen<'_>) -> Option<Judgment> {
     if let (Outcome::Refused(_), None) = (outcome, &seen.deployment) {
         return Some(fails(reasons::NOT_ACCEPTED, "nothing runs; see the condition Accepted"));
     }
@@ -414,7 +381,7 @@ struct InstanceProblem {
 /// Problems of the staying instances, each told once: a broker that is down is down for all of them.
 fn instances(
     seen: &Seen<'_>,
-    judge: fn(&Pod, Option<&Observation>) -> Option<Problem>,
+    judge: impl Fn(&Pod, Option<&Observation>) -> Option<Problem>,
 ) -> Vec<InstanceProblem> {
     let mut problems: Vec<InstanceProblem> = Vec::new();
     for (pod, observation) in seen.staying() {

@@ -9,18 +9,16 @@ use futures::{
     Stream, StreamExt,
     stream::{self, BoxStream},
 };
-use kube::{
-    Resource,
-    runtime::{
-        reflector::{ObjectRef, Store},
-        scheduler,
-        scheduler::ScheduleRequest,
-        watcher,
-    },
+use kube::runtime::{
+    reflector::{ObjectRef, Store},
+    scheduler,
+    scheduler::ScheduleRequest,
+    watcher,
 };
 use tokio::time::Instant;
 
 use super::{
+    apply::Child,
     scope::{Scope, ServiceRef},
     validate::references::Kind,
     watches::{Children, Objects, Referred},
@@ -56,20 +54,20 @@ pub fn triggers(
     let changed = changed.map(|service| (service, soon()));
     let pods = of_watch(scope, pods, |_, pod| Some((service_of(&pod)?, soon())));
     let mut all: Vec<BoxStream<'static, Trigger>> = vec![
-        owned(scope, "Deployment", deployments, &stores.deployments, is_unobserved),
-        owned(scope, "ServiceAccount", service_accounts, &stores.service_accounts, |_| false),
-        owned(scope, "PodDisruptionBudget", disruption_budgets, &stores.disruption_budgets, |_| false),
-        owned(scope, "HorizontalPodAutoscaler", autoscalers, &stores.autoscalers, |_| false),
+        owned(scope, deployments, &stores.deployments, is_unobserved),
+        owned(scope, service_accounts, &stores.service_accounts, |_| false),
+        owned(scope, disruption_budgets, &stores.disruption_budgets, |_| false),
+        owned(scope, autoscalers, &stores.autoscalers, |_| false),
         pods,
         of_reference(scope, Kind::Secret, referred.secrets),
         of_reference(scope, Kind::ConfigMap, referred.config_maps),
         changed.boxed(),
     ];
     if let Some((policies, store)) = network_policies.zip(stores.network_policies.as_ref()) {
-        all.push(owned(scope, "NetworkPolicy", policies, store, |_| false));
+        all.push(owned(scope, policies, store, |_| false));
     }
     if let Some((objects, store)) = scaled_objects.zip(stores.scaled_objects.as_ref()) {
-        all.push(owned(scope, "ScaledObject", objects, store, |_| false));
+        all.push(owned(scope, objects, store, |_| false));
     }
     let requests = stream::select_all(all).map(|(message, run_at)| ScheduleRequest { message, run_at });
     scheduler(requests)
@@ -87,20 +85,19 @@ fn is_unobserved(deployment: &Deployment) -> bool {
 /// Of what a service owns: at once where it is gone, or `urgent`; not at all where it is our own write that comes back.
 fn owned<K, State>(
     scope: &Arc<Scope>,
-    kind: &'static str,
     objects: Objects<Live<K, State>>,
     store: &Store<Live<K, State>>,
     urgent: impl Fn(&Live<K, State>) -> bool + Send + 'static,
 ) -> BoxStream<'static, Trigger>
 where
-    K: Resource<DynamicType = ()> + 'static,
+    K: Child,
     State: Clone + Send + Sync + 'static,
 {
     let store = store.clone();
     of_watch(scope, objects, move |scope, object| {
         let service = ServiceRef::new(&object.meta.owners.first()?.name).within(&object.meta.namespace);
         let gone = store.get(&ObjectRef::from_obj(&object)).is_none();
-        if !gone && scope.applied.is_own(kind, &object.meta) {
+        if !gone && scope.applied.is_own(K::KIND, &object.meta) {
             return None;
         }
         Some((service, if gone || urgent(&object) { Instant::now() } else { soon() }))

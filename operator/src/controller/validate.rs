@@ -12,7 +12,7 @@ use std::time::Duration;
 use k8s_openapi::{
     api::{
         autoscaling::v2::{HorizontalPodAutoscalerBehavior, ResourceMetricSource},
-        core::v1::PodTemplateSpec,
+        core::v1::{EnvVar, PodTemplateSpec},
     },
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
@@ -59,6 +59,8 @@ pub struct ValidService {
     pub server: ServerSpec,
     /// The gateway's configuration, but for [`SERVER_ID_OF_THE_POD`].
     pub gateway: GatewayConfig,
+    /// Environment variables of the gateway's container, beside its own.
+    pub gateway_env: Option<Vec<EnvVar>>,
     /// Resources of the gateway's container, where they are not the default.
     pub gateway_resources: Option<k8s_openapi::api::core::v1::ResourceRequirements>,
     /// Where the gateway's credentials come from.
@@ -194,6 +196,10 @@ pub fn validate(
     let (backend, backend_config) = transport(&spec.transport)?;
     let drain_timeout =
         Duration::from_secs(unsigned("drain.timeoutSeconds", spec.drain.timeout_seconds)?.into());
+    if let Some((index, problem)) = pod_template::reserved_mount(spec.server.volume_mounts.as_deref()) {
+        return Err(ValidateError::field(format!("server.volumeMounts[{index}]"), problem));
+    }
+    check_env(spec.gateway.env.as_deref())?;
     let pod_template = spec.pod_template.as_ref().map(pod_template::parse).transpose()?;
     let gateway = GatewayConfig {
         server_name: server_name.clone(),
@@ -219,7 +225,7 @@ pub fn validate(
         log: spec.gateway.log.level.clone(),
     };
     gateway.check().map_err(|error| ValidateError::Gateway(error.problems.join("; ")))?;
-    let references = references::collect(&broker, &spec.server, pod_template.as_ref());
+    let references = references::collect(&broker, &spec.server, &spec.gateway, pod_template.as_ref());
     Ok(ValidService {
         identity,
         server_name,
@@ -232,6 +238,7 @@ pub fn validate(
         backend,
         server: spec.server.clone(),
         gateway,
+        gateway_env: spec.gateway.env.clone(),
         gateway_resources: spec.gateway.resources.clone(),
         broker,
         pod_template,
@@ -358,8 +365,32 @@ fn transport(spec: &TransportSpec) -> Result<(Backend, BackendConfig), ValidateE
 }
 
 fn otlp_endpoint(text: &str) -> Result<Url, ValidateError> {
-    Url::parse(text)
-        .map_err(|error| ValidateError::field("gateway.otlpEndpoint", format!("is no URL: {error}")))
+    const FIELD: &str = "gateway.otlpEndpoint";
+    let url = Url::parse(text).map_err(|error| ValidateError::field(FIELD, format!("is no URL: {error}")))?;
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+        return Err(ValidateError::field(FIELD, "must be an http:// or https:// URL"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        let problem =
+            "must not contain credentials: they belong in gateway.env as OTEL_EXPORTER_OTLP_HEADERS";
+        return Err(ValidateError::field(FIELD, problem));
+    }
+    Ok(url)
+}
+
+fn check_env(env: Option<&[EnvVar]>) -> Result<(), ValidateError> {
+    let mut env = env.unwrap_or_default().iter().enumerate();
+    match env.find(|(_, variable)| !variable.name.starts_with(gateway::ENV_PREFIX)) {
+        None => Ok(()),
+        Some((index, variable)) => Err(ValidateError::field(
+            format!("gateway.env[{index}]"),
+            format!(
+                "must not set {}: it takes OpenTelemetry's variables only, whose names begin with {}",
+                variable.name,
+                gateway::ENV_PREFIX
+            ),
+        )),
+    }
 }
 
 fn limits(spec: &GatewaySpec) -> Result<Limits, ValidateError> {

@@ -18,7 +18,9 @@ pub struct BrokerSpec {
             .message("broker.url must start with mqtt://, mqtts://, ws:// or wss://"),
         validation = Rule::new("!self.contains('@')").message("broker.url must not contain credentials: they belong in broker.auth"),
         validation = Rule::new(r"self.contains('@') || self.matches('^[a-z]*://([A-Za-z0-9._-]+|\\[[0-9A-Fa-f:.]+\\])(:[0-9]{1,5})?(/[^\\s]*)?$')")
-            .message("broker.url must be a URL such as mqtts://broker.example:8883")
+            .message("broker.url must be a URL such as mqtts://broker.example:8883"),
+        validation = Rule::new(r"!self.matches('^[a-z]*://[^/]*:(0{1,4}|[0-9]{5})(/[^\\s]*)?$') || self.matches('^[a-z]*://[^/]*:([1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])(/[^\\s]*)?$')")
+            .message("broker.url must have a port from 1 to 65535")
     )]
     pub url: String,
 

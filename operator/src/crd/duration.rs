@@ -50,6 +50,14 @@ impl JsonSchema for DurationText {
     }
 }
 
+/// A duration of at least so much.
+pub(super) fn at_least(generator: &mut SchemaGenerator, least: &str, message: &str) -> Schema {
+    let mut schema = DurationText::json_schema(generator);
+    let rule = Rule::new(format!("!self.matches('{FORM}') || duration(self) >= duration('{least}')"));
+    validate(&mut schema, rule.message(message)).expect("a rule is plain data");
+    schema
+}
+
 const FORM: &str = "^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?([0-9]{1,5}ms)?$";
 
 #[cfg(test)]

@@ -1,11 +1,17 @@
 //! `spec.gateway`: limits, timeouts and resources of the sidecar.
 
-use k8s_openapi::api::core::v1::ResourceRequirements;
-use kube::KubeSchema;
-use schemars::JsonSchema;
+use k8s_openapi::api::core::v1::{EnvVar, ResourceRequirements};
+use kube::{
+    KubeSchema,
+    core::{Rule, validate},
+};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use super::duration::DurationText;
+use super::duration::{self, DurationText};
+
+/// Which environment variables the gateway takes: what OpenTelemetry's own names set. All else of it has a field.
+pub const ENV_PREFIX: &str = "OTEL_";
 
 /// The gateway of each instance.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
@@ -49,14 +55,22 @@ pub struct GatewaySpec {
     #[schemars(range(min = 0, max = 1))]
     pub qos: i32,
 
-    /// MQTT keep alive: how soon the broker notices a dead instance (at 1.5 times this).
+    /// MQTT keep alive, at least 5s: how soon the broker notices a dead instance (at 1.5 times this).
+    #[schemars(schema_with = "keep_alive")]
     pub keep_alive: DurationText,
 
     /// OTLP endpoint (HTTP, such as `http://collector.observability:4318`) to which a span for each client request
     /// goes. By default there are no traces.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 2048))]
+    #[schemars(schema_with = "otlp_endpoint")]
     pub otlp_endpoint: Option<String>,
+
+    /// Environment variables of the gateway's container: OpenTelemetry's own, such as `OTEL_EXPORTER_OTLP_HEADERS` (from
+    /// a Secret, by `valueFrom`), `OTEL_TRACES_SAMPLER` and `OTEL_RESOURCE_ATTRIBUTES`. Their names begin with `OTEL_`;
+    /// all else of the gateway has a field of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "env")]
+    pub env: Option<Vec<EnvVar>>,
 
     /// The gateway's log.
     pub log: LogSpec,
@@ -75,9 +89,34 @@ impl Default for GatewaySpec {
             qos: 1,
             keep_alive: DurationText::new("15s"),
             otlp_endpoint: None,
+            env: None,
             log: LogSpec::default(),
         }
     }
+}
+
+fn keep_alive(generator: &mut SchemaGenerator) -> Schema {
+    duration::at_least(generator, "5s", "keepAlive must be at least 5s")
+}
+
+fn otlp_endpoint(_: &mut SchemaGenerator) -> Schema {
+    let mut schema = json_schema!({"type": "string", "minLength": 1, "maxLength": 2048});
+    let rule = Rule::new(
+        r"self.matches('^https?://([A-Za-z0-9._-]+|\\[[0-9A-Fa-f:.]+\\])(:[0-9]{1,5})?(/[^\\s@]*)?$')",
+    );
+    let message = "gateway.otlpEndpoint must be a URL such as http://collector.observability:4318, without credentials: \
+                   they belong in gateway.env as OTEL_EXPORTER_OTLP_HEADERS";
+    validate(&mut schema, rule.message(message)).expect("a rule is plain data");
+    schema
+}
+
+fn env(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = Vec::<EnvVar>::json_schema(generator);
+    schema.insert("maxItems".to_owned(), 64.into());
+    let rule = Rule::new(format!("self.all(variable, variable.name.startsWith('{ENV_PREFIX}'))"));
+    let message = "gateway.env takes OpenTelemetry's variables only, whose names begin with OTEL_";
+    validate(&mut schema, rule.message(message)).expect("a rule is plain data");
+    schema
 }
 
 /// How long requests may take, by method; progress prolongs a request, up to `max`.

@@ -3,12 +3,13 @@
 use k8s_openapi::api::core::v1::{
     ContainerPort, EnvFromSource, EnvVar, Probe, ResourceRequirements, SecurityContext, VolumeMount,
 };
+use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The server's container. `lifecycle` is not here: its `preStop` is the drain.
 // What is large and seldom there is boxed: a thousand of these are in memory.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ServerSpec {
     /// The image, by tag or digest.
@@ -52,6 +53,11 @@ pub struct ServerSpec {
 
     /// Mounts of volumes that `podTemplate.spec.volumes` defines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    #[x_kube(
+        validation = Rule::new("self.all(mount, !(mount.name in ['mcp-mqtt-bin', 'mcp-mqtt-run', 'mcp-mqtt-broker']))")
+            .message("server.volumeMounts must not name mcp-mqtt-bin, mcp-mqtt-run or mcp-mqtt-broker: these volumes are the operator's own")
+    )]
     pub volume_mounts: Option<Vec<VolumeMount>>,
 
     /// Liveness of the container. Readiness needs none: the gateway asks the server by MCP.

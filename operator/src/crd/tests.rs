@@ -68,6 +68,15 @@ fn quantities_may_be_numbers() {
 }
 
 #[test]
+fn the_rule_on_mounts_names_every_volume_of_the_operator() {
+    let rule = at("server.volumeMounts")["x-kubernetes-validations"][0].clone();
+    for volume in crate::controller::build::RESERVED_VOLUMES {
+        assert!(rule["rule"].to_string().contains(&format!("'{volume}'")), "{rule}");
+        assert!(rule["message"].to_string().contains(volume), "{rule}");
+    }
+}
+
+#[test]
 fn null_means_absent() {
     assert!(!schema().to_string().contains("nullable"));
 }

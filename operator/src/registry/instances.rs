@@ -36,6 +36,8 @@ pub struct Found {
     pub stands_in: bool,
     /// Those that call themselves registered: pod and server id.
     pub registered: Vec<(String, ServerId)>,
+    /// Those that stay and do not say that they are registered: pod, and the id under which it would stand.
+    pub unregistered: Vec<(String, ServerId)>,
     /// Ids under which those may stand that owe the operator an answer.
     pub silent: Vec<ServerId>,
     /// What keeps all of them from starting.
@@ -67,6 +69,7 @@ pub fn find(
         elsewhere: if sleeps { elsewhere(&seen, standby, cluster, namespace) } else { Vec::new() },
         stands_in: stands_in(&seen, standby),
         registered: registered(&seen),
+        unregistered: unregistered(&seen, |pod| id(pod, cluster, namespace)),
         silent: silent(&seen, watched, standby, |pod| id(pod, cluster, namespace)),
         problem: if seen.is_empty() {
             refused().map(|problem| Obstacle { why: problem.message, hopeless: true })
@@ -130,6 +133,22 @@ fn registered(pods: &[(&Pod, Option<Observation>)]) -> Vec<(String, ServerId)> {
         Some((pod.metadata.name.clone()?, ServerId::new(&status.server_id).ok()?))
     });
     registered.collect()
+}
+
+/// By the id that the gateway said last; by the pod's own where it does not answer.
+fn unregistered(
+    pods: &[(&Pod, Option<Observation>)],
+    id: impl Fn(&Pod) -> Option<ServerId>,
+) -> Vec<(String, ServerId)> {
+    let unregistered = pods.iter().filter_map(|(pod, seen)| {
+        let status = status(seen.as_ref());
+        if leaves(pod) || status.is_some_and(|status| status.broker.ok || status.draining) {
+            return None;
+        }
+        let id = status.map_or_else(|| id(pod), |status| ServerId::new(&status.server_id).ok());
+        Some((pod.metadata.name.clone()?, id?))
+    });
+    unregistered.collect()
 }
 
 fn stands_in(pods: &[(&Pod, Option<Observation>)], standby: &ServerId) -> bool {
@@ -227,6 +246,8 @@ mod tests {
         let found = found(&[("weather-1", "Running", None), ("weather-2", "Running", Some(0))]);
         assert_eq!((found.idle, found.stands_in), (Idle::Unknown, true));
         assert_eq!(found.instances.first().map(ServerId::as_str), Some("north.meteo.weather-1"));
+        let [(pod, id)] = found.unregistered.as_slice() else { panic!("{:?}", found.unregistered) };
+        assert_eq!((pod.as_str(), id.as_str()), ("weather-1", "north.meteo.weather-1"));
     }
 
     #[tokio::test(start_paused = true)]

@@ -462,6 +462,7 @@ impl Keeper {
         let seen = Seen {
             unreachable: broker.unreachable(),
             missing: service.missing(),
+            present: looking::present(&service.found, &broker.presences),
             sleeps: service.sleeper.sleeps(),
             unscaled: service.sleeper.unscaled().map(str::to_owned),
         };

@@ -174,6 +174,8 @@ pub struct Seen {
     pub unreachable: Option<String>,
     /// Pods whose gateways call themselves registered, and which the broker's registry has not shown for some time.
     pub missing: Vec<String>,
+    /// Pods that the broker's registry shows, though their gateways do not say that they are registered.
+    pub present: Vec<String>,
     /// Whether the service sleeps, and can be woken.
     pub sleeps: bool,
     /// Why the last attempt to wake it failed, by the API server's word.

@@ -29,7 +29,7 @@ pub(super) fn build_gateway(service: &ValidService, surroundings: Surroundings<'
         image: Some(settings.sidecar_image.clone()),
         image_pull_policy: Some(settings.sidecar_image_pull_policy.as_str().to_owned()),
         args: Some(args(service, surroundings)),
-        env: Some(vec![field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace")]),
+        env: Some(env(service)),
         restart_policy: Some("Always".to_owned()),
         lifecycle: Some(Lifecycle { post_start: Some(install()), ..Lifecycle::default() }),
         ports: Some(vec![ContainerPort {
@@ -54,6 +54,12 @@ pub(super) fn build_gateway(service: &ValidService, surroundings: Surroundings<'
         security_context: Some(security_context()),
         ..Container::default()
     }
+}
+
+/// Ours first: a variable may name those before it, as in `OTEL_RESOURCE_ATTRIBUTES=k8s.pod.name=$(POD_NAME)`.
+fn env(service: &ValidService) -> Vec<EnvVar> {
+    let own = [field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace")];
+    own.into_iter().chain(service.gateway_env.iter().flatten().cloned()).collect()
 }
 
 /// Restricted Pod Security, and then some.

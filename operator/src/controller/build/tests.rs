@@ -224,6 +224,39 @@ fn a_server_of_2024_keeps_its_own_entrypoint_too() {
 }
 
 #[test]
+fn the_gateways_variables_stand_behind_its_own_and_may_name_them() {
+    let spec = format!(
+        "{STDIO}
+gateway:
+  env:
+  - {{name: OTEL_EXPORTER_OTLP_HEADERS, valueFrom: {{secretKeyRef: {{name: collector, key: headers}}}}}}
+  - {{name: OTEL_RESOURCE_ATTRIBUTES, value: k8s.pod.name=$(POD_NAME)}}
+"
+    );
+    let expected = yaml(
+        "
+- {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+- {name: POD_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
+- {name: OTEL_EXPORTER_OTLP_HEADERS, valueFrom: {secretKeyRef: {name: collector, key: headers}}}
+- {name: OTEL_RESOURCE_ATTRIBUTES, value: k8s.pod.name=$(POD_NAME)}
+",
+    );
+    let env = container(&of(&spec), GATEWAY).env.unwrap();
+    assert_eq!(value(&env), expected);
+    assert_eq!(container(&of(&spec), SERVER).env, None, "they are the gateway's alone");
+    // What the kubelet makes of them, as the gateway reads it.
+    let kubelet = |name: &str| {
+        let variable = env.iter().find(|variable| variable.name == name)?;
+        let text = variable.value.clone().unwrap_or_else(|| "api-key=secret".to_owned());
+        Some(text.replace("$(POD_NAME)", "weather-1-x"))
+    };
+    let collector = Url::parse("http://collector:4318").unwrap();
+    let read = mcp_mqtt_sidecar::traces::export::Settings::read(&collector, &[], kubelet).unwrap();
+    let read = format!("{:?}", read.unwrap());
+    assert!(read.contains("api-key") && read.contains("weather-1-x"), "{read}");
+}
+
+#[test]
 fn the_gateway_parses_what_is_built_for_it() {
     let spec = "
 serverName: sky/report

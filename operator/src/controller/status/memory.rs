@@ -1,6 +1,10 @@
 //! The status, written, and known until the watch brings it back.
 
-use std::{collections::HashMap, sync::Mutex};
+use std::{
+    collections::HashMap,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
 use kube::{
     Api, Resource,
@@ -10,6 +14,7 @@ use kube::{
 };
 use serde_json::json;
 
+use super::defer::START;
 use crate::{
     controller::{
         scope::{Guarded, Scope, ServiceRef, lock},
@@ -26,6 +31,8 @@ pub struct StatusMemory(Mutex<Memory>);
 #[derive(Debug, Default)]
 struct Memory {
     written: HashMap<ServiceRef, Written>,
+    /// Since when a start is kept back, by service; see [`START`]. Bounded by the services there are.
+    deferred: HashMap<ServiceRef, Instant>,
     /// With so many it is looked which of them the store has by now: nobody may ask for a settled service for long.
     full: usize,
 }
@@ -70,13 +77,27 @@ impl StatusMemory {
         }
     }
 
+    /// How long the stage of a start is still kept back; none: it is to be written now.
+    pub fn defer(&self, service: &ServiceRef, now: Instant) -> Option<Duration> {
+        let since = *lock(&self.0).deferred.entry(service.clone()).or_insert(now);
+        START.checked_sub(now.duration_since(since)).filter(|rest| !rest.is_zero())
+    }
+
+    /// Nothing is kept back any more.
+    pub fn settle(&self, service: &ServiceRef) {
+        lock(&self.0).deferred.remove(service);
+    }
+
     /// The service is gone.
     pub fn forget(&self, service: &ServiceRef) {
-        lock(&self.0).written.remove(service);
+        let memory = &mut *lock(&self.0);
+        memory.written.remove(service);
+        memory.deferred.remove(service);
     }
 
     fn remember(&self, service: &ServiceRef, new: Written, store: &Store<Guarded>) {
-        let Memory { written, full } = &mut *lock(&self.0);
+        let Memory { written, deferred, full } = &mut *lock(&self.0);
+        deferred.remove(service);
         written.insert(service.clone(), new);
         if written.len() > *full {
             written.retain(|service, written| {
@@ -209,6 +230,22 @@ mod tests {
         let written = &lock(&memory.0).written;
         assert!(written.len() <= FEW * 2, "{}", written.len());
         assert!(written.contains_key(&reference(FEW * 4 - 1)));
+    }
+
+    #[test]
+    fn a_start_is_kept_back_for_a_while_and_each_stage_anew() {
+        let (memory, begin) = (StatusMemory::default(), Instant::now());
+        let (service, second) = (ServiceRef::new("weather").within("meteo"), Duration::from_secs(1));
+        assert_eq!(memory.defer(&service, begin), Some(START));
+        assert_eq!(memory.defer(&service, begin + second), Some(START - second));
+        assert_eq!(memory.defer(&service, begin + START), None);
+        let (store, _writer) = reflector::store();
+        memory.remember(&service, written(Some("4"), Some("5"), status(0)), &store);
+        assert_eq!(memory.defer(&service, begin + START), Some(START), "it was written");
+        memory.settle(&service);
+        assert_eq!(memory.defer(&service, begin + START * 2), Some(START));
+        memory.forget(&service);
+        assert!(lock(&memory.0).deferred.is_empty());
     }
 
     #[test]

@@ -15,26 +15,26 @@ fn deployment(replicas: i32) -> Arc<Deployment> {
     Arc::new(live(json!({"metadata": {}, "status": {"replicas": replicas}})))
 }
 
-fn live(deployment: Value) -> Deployment {
+pub(super) fn live(deployment: Value) -> Deployment {
     let read: wire::Deployment = serde_json::from_value(deployment).unwrap();
     read.keep(&mut Shapes::default())
 }
 
-fn observed(status: Result<GatewayStatus, String>) -> Observation {
+pub(super) fn observed(status: Result<GatewayStatus, String>) -> Observation {
     let observations = Observations::default();
     observations.set("x", status);
     observations.get("x").unwrap()
 }
 
-fn ready_pod(name: &str) -> Arc<Pod> {
+pub(super) fn ready_pod(name: &str) -> Arc<Pod> {
     Arc::new(pod(name, &json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]})))
 }
 
-fn starting_pod(name: &str) -> Arc<Pod> {
+pub(super) fn starting_pod(name: &str) -> Arc<Pod> {
     Arc::new(pod(name, &json!({"phase": "Running"})))
 }
 
-fn registered(sessions: u32) -> Observation {
+pub(super) fn registered(sessions: u32) -> Observation {
     let server = ServerInfo {
         name: "sky".to_owned(),
         version: "4".to_owned(),
@@ -47,15 +47,19 @@ fn registered(sessions: u32) -> Observation {
     }))
 }
 
-fn refused_by_broker() -> Observation {
+pub(super) fn refused_by_broker() -> Observation {
     observed(Ok(gateway((reason::BACKEND_READY, true), (reason::BROKER_REFUSED_CREDENTIALS, false))))
 }
 
-fn metadata() -> ObjectMeta {
+pub(super) fn metadata() -> ObjectMeta {
     serde_json::from_value(json!({"name": "weather", "namespace": "meteo", "generation": 7})).unwrap()
 }
 
-fn seen(metadata: &ObjectMeta, replicas: i32, pods: Vec<(Arc<Pod>, Option<Observation>)>) -> Seen<'_> {
+pub(super) fn seen(
+    metadata: &ObjectMeta,
+    replicas: i32,
+    pods: Vec<(Arc<Pod>, Option<Observation>)>,
+) -> Seen<'_> {
     Seen {
         deployment: Some(deployment(replicas)),
         pods,
@@ -67,7 +71,7 @@ fn seen(metadata: &ObjectMeta, replicas: i32, pods: Vec<(Arc<Pod>, Option<Observ
     }
 }
 
-fn applied() -> Resources<Applied> {
+pub(super) fn applied() -> Resources<Applied> {
     Resources {
         service_account: None,
         broker_secret: None,
@@ -80,16 +84,16 @@ fn applied() -> Resources<Applied> {
     }
 }
 
-fn noon() -> Timestamp {
+pub(super) fn noon() -> Timestamp {
     Timestamp::from_second(1_800_000_000).unwrap()
 }
 
-fn status(replicas: i32, pods: Vec<(Arc<Pod>, Option<Observation>)>) -> McpServiceStatus {
+pub(super) fn status(replicas: i32, pods: Vec<(Arc<Pod>, Option<Observation>)>) -> McpServiceStatus {
     let metadata = metadata();
-    build_status(&Outcome::Accepted(&applied()), &seen(&metadata, replicas, pods), None, noon())
+    build_status(&Outcome::Accepted(Box::new(applied())), &seen(&metadata, replicas, pods), None, noon())
 }
 
-fn told(status: &McpServiceStatus, type_: &str) -> (String, String, String) {
+pub(super) fn told(status: &McpServiceStatus, type_: &str) -> (String, String, String) {
     let condition = status.conditions.iter().find(|condition| condition.type_ == type_).unwrap();
     (condition.status.clone(), condition.reason.clone(), condition.message.clone())
 }
@@ -149,7 +153,7 @@ fn who_owns_the_number_of_instances_is_told() {
         };
         let metadata = metadata();
         let seen = seen(&metadata, 1, Vec::new());
-        told(&build_status(&Outcome::Accepted(&resources), &seen, None, noon()), "Accepted").2
+        told(&build_status(&Outcome::Accepted(Box::new(resources)), &seen, None, noon()), "Accepted").2
     };
     let usable = "the spec and what it refers to are usable";
     assert_eq!(of(Value::Null, Value::Null), usable);
@@ -158,32 +162,6 @@ fn who_owns_the_number_of_instances_is_told() {
     assert_eq!(of(autoscaler, Value::Null), format!("{usable}; {owned}"));
     let owned = "ScaledObject sirocco owns spec.replicas and keeps it from 0 to 5: what others write there does not last";
     assert_eq!(of(Value::Null, object), format!("{usable}; {owned}"));
-}
-
-#[test]
-fn the_stages_of_a_start_are_not_told_one_by_one() {
-    let starting = |reason: &str| {
-        let gateway = gateway((reason, false), (reason::WAITING_FOR_BACKEND, false));
-        vec![(starting_pod("a"), Some(observed(Ok(gateway))))]
-    };
-    let first = status(1, vec![(starting_pod("a"), None)]);
-    let later = status(1, starting(reason::BACKEND_STARTING));
-    assert_ne!(told(&first, "Ready"), told(&later, "Ready"));
-    assert!(is_mere_progress(&first, &later) && is_mere_progress(&later, &later));
-    // A problem, an end of one, and anything that is counted.
-    let fails = status(1, starting(reason::BACKEND_NOT_ANSWERING));
-    let runs = status(1, vec![(ready_pod("a"), Some(registered(0)))]);
-    let busy = status(1, vec![(ready_pod("a"), Some(registered(1)))]);
-    for (before, now) in
-        [(&later, &fails), (&fails, &later), (&later, &runs), (&runs, &later), (&runs, &busy)]
-    {
-        assert!(!is_mere_progress(before, now), "{before:?} {now:?}");
-    }
-    let of_older = |mut status: McpServiceStatus| {
-        status.conditions[1].observed_generation = Some(6);
-        status
-    };
-    assert!(!is_mere_progress(&of_older(first), &later));
 }
 
 #[test]
@@ -258,14 +236,17 @@ fn without_replicas_nobody_is_found() {
 
 #[test]
 fn a_refused_service_says_why_and_what_ran_before_runs_on() {
-    let problem = Problem { reason: reasons::INVALID_POD_TEMPLATE.to_owned(), message: "why".to_owned() };
+    let refused = Outcome::Refused(Problem {
+        reason: reasons::INVALID_POD_TEMPLATE.to_owned(),
+        message: "why".to_owned(),
+    });
     let metadata = metadata();
     let running = seen(&metadata, 1, vec![(ready_pod("a"), Some(registered(0)))]);
-    let status = build_status(&Outcome::Refused(&problem), &running, None, noon());
+    let status = build_status(&refused, &running, None, noon());
     assert_eq!(told(&status, "Accepted"), words("False", "InvalidPodTemplate", "why"));
     assert_eq!(told(&status, "Ready").0, "True");
     let nothing = Seen { deployment: None, ..seen(&metadata, 1, Vec::new()) };
-    let status = build_status(&Outcome::Refused(&problem), &nothing, None, noon());
+    let status = build_status(&refused, &nothing, None, noon());
     assert_eq!(
         told(&status, "Ready"),
         words("False", "NotAccepted", "nothing runs; see the condition Accepted")
@@ -284,13 +265,13 @@ fn a_name_that_the_broker_gave_is_the_one_that_clients_find() {
 #[test]
 fn a_condition_keeps_the_time_at_which_it_turned() {
     let metadata = metadata();
-    let resources = applied();
+    let outcome = Outcome::Accepted(Box::new(applied()));
     let first = status(1, vec![(starting_pod("a"), None)]);
     let later = noon() + SignedDuration::from_secs(9);
     let still = seen(&metadata, 1, vec![(starting_pod("a"), Some(refused_by_broker()))]);
-    let still = build_status(&Outcome::Accepted(&resources), &still, Some(&first), later);
+    let still = build_status(&outcome, &still, Some(&first), later);
     let now = seen(&metadata, 1, vec![(ready_pod("a"), Some(registered(0)))]);
-    let now = build_status(&Outcome::Accepted(&resources), &now, Some(&still), later);
+    let now = build_status(&outcome, &now, Some(&still), later);
     let time = |status: &McpServiceStatus, type_: &str| {
         status.conditions.iter().find(|condition| condition.type_ == type_).unwrap().last_transition_time.0
     };
@@ -333,18 +314,29 @@ fn an_instance_that_waits_for_its_sessions_is_told() {
 }
 
 /// The status of a service of which the broker says this.
-fn with_registry(
+pub(super) fn with_registry(
     replicas: i32,
     pods: Vec<(Arc<Pod>, Option<Observation>)>,
     registry: registry::wanted::Seen,
 ) -> McpServiceStatus {
     let metadata = metadata();
     let seen = Seen { registry: Some(registry), ..seen(&metadata, replicas, pods) };
-    build_status(&Outcome::Accepted(&applied()), &seen, None, Timestamp::from_second(1_800_000_000).unwrap())
+    build_status(
+        &Outcome::Accepted(Box::new(applied())),
+        &seen,
+        None,
+        Timestamp::from_second(1_800_000_000).unwrap(),
+    )
 }
 
-fn shown() -> registry::wanted::Seen {
-    registry::wanted::Seen { unreachable: None, missing: Vec::new(), sleeps: false, unscaled: None }
+pub(super) fn shown() -> registry::wanted::Seen {
+    registry::wanted::Seen {
+        unreachable: None,
+        missing: Vec::new(),
+        present: Vec::new(),
+        sleeps: false,
+        unscaled: None,
+    }
 }
 
 #[test]
@@ -363,7 +355,9 @@ fn a_service_that_sleeps_is_ready_and_registered_and_one_that_cannot_be_woken_is
     let away = registry::wanted::Seen { unreachable: Some("no route".to_owned()), ..shown() };
     let expected =
         "spec.replicas is 0; clients find no instance, and the operator cannot ask the broker (no route)";
-    assert_eq!(told(&with_registry(0, Vec::new(), away), "Ready"), words("False", "ScaledToZero", expected));
+    let away = with_registry(0, Vec::new(), away);
+    assert_eq!(told(&away, "Ready"), words("False", "ScaledToZero", expected));
+    assert_eq!(told(&away, "Registered"), words("False", "RegistryUnreachable", expected));
 }
 
 #[test]
@@ -382,100 +376,64 @@ fn what_the_broker_does_not_show_is_not_registered_whatever_its_gateway_says() {
     let away = registry::wanted::Seen { unreachable: Some("no route".to_owned()), ..shown() };
     let expected = "2 of 2 instances in the broker's registry, by the gateways' word: the operator itself cannot ask \
                     the broker (no route)";
-    assert_eq!(told(&with_registry(2, pods(), away), "Registered"), words("True", "Registered", expected));
-}
-
-/// How long the status waits, of a Deployment with this status that was applied this long ago.
-fn held(
-    deployment: &Value,
-    pods: Vec<(Arc<Pod>, Option<Observation>)>,
-    applied_ago: Option<u64>,
-) -> Option<Duration> {
-    let metadata = metadata();
-    let mut seen = seen(&metadata, 1, pods);
-    let value = json!({"metadata": {"generation": 2}, "status": deployment});
-    seen.deployment = Some(Arc::new(live(value)));
-    hold(&Outcome::Accepted(&applied()), &seen, None, applied_ago.map(Duration::from_millis), None)
+    let away = with_registry(2, pods(), away);
+    assert_eq!(told(&away, "Registered"), words("True", "RegistryUnreachable", expected));
 }
 
 #[test]
-fn a_status_waits_for_what_comes_of_the_deployment_but_not_for_long() {
-    let made = json!({"observedGeneration": 2, "updatedReplicas": 1, "replicas": 1});
-    let pods = || vec![(starting_pod("a"), None)];
-    assert_eq!(held(&made, pods(), Some(500)), None, "there is nothing to wait for");
-    for behind in [
-        json!({}),
-        json!({"observedGeneration": 1, "updatedReplicas": 1, "replicas": 1}),
-        json!({"observedGeneration": 2}),
-        json!({"observedGeneration": 2, "replicas": 1}),
+fn an_instance_that_the_broker_shows_is_registered_though_its_gateway_cannot_be_asked() {
+    let silent = || Some(observed(Err("no route".to_owned())));
+    let pods = || vec![(ready_pod("a"), silent()), (ready_pod("b"), silent())];
+    let present = registry::wanted::Seen { present: vec!["b".to_owned()], ..shown() };
+    let status = with_registry(2, pods(), present);
+    assert_eq!((status.registered, status.instances.as_slice()), (1, ["b".to_owned()].as_slice()));
+    let expected =
+        "1 of 2 instances in the broker's registry; a: its gateway does not answer the operator: no route";
+    assert_eq!(told(&status, "Registered"), words("False", "GatewayNotAnswering", expected));
+    let present = registry::wanted::Seen { present: vec!["a".to_owned(), "b".to_owned()], ..shown() };
+    assert_eq!(told(&with_registry(2, pods(), present), "Registered").1, "Registered");
+}
+
+#[test]
+fn an_instance_that_is_neither_registered_nor_shown_is_counted_once() {
+    let missing = || registry::wanted::Seen { missing: vec!["a".to_owned()], ..shown() };
+    let status = with_registry(1, vec![(starting_pod("a"), Some(refused_by_broker()))], missing());
+    let expected = "0 of 1 instances in the broker's registry; a: the words on BrokerRefusedCredentials";
+    assert_eq!(told(&status, "Registered"), words("False", "BrokerRefusedCredentials", expected));
+    let pods = vec![(starting_pod("a"), Some(refused_by_broker())), (ready_pod("b"), Some(registered(0)))];
+    let status = with_registry(2, pods, missing());
+    let expected = "1 of 2 instances in the broker's registry; a: the words on BrokerRefusedCredentials";
+    assert_eq!(told(&status, "Registered"), words("False", "BrokerRefusedCredentials", expected));
+}
+
+#[test]
+fn sessions_of_an_instance_that_goes_down_are_told_in_every_state() {
+    let mut leaving = (*ready_pod("b")).clone();
+    leaving.metadata.deletion_timestamp = serde_json::from_value(json!("2027-01-15T08:00:00Z")).unwrap();
+    let leaving = (Arc::new(leaving), Some(registered(3)));
+    let waits = "; b goes down and lets its 3 sessions finish";
+    for (replicas, others, status_and_reason, message) in [
+        (0, vec![], ("False", "ScaledToZero"), "spec.replicas is 0; clients find no instance"),
+        (1, vec![], ("False", "Progressing"), "0 of 1 instances ready; waiting for the pods"),
+        (
+            1,
+            vec![(starting_pod("a"), None)],
+            ("False", "Progressing"),
+            "0 of 1 instances ready; a: starting (pod Running)",
+        ),
+        (
+            1,
+            vec![(ready_pod("a"), Some(registered(0))), (starting_pod("c"), None)],
+            ("True", "RollingOut"),
+            "1 of 1 instances ready; the rollout waits for c: starting (pod Running)",
+        ),
     ] {
-        assert_eq!(held(&behind, pods(), Some(500)), Some(Duration::from_millis(59_500)), "{behind}");
-        assert_eq!(held(&behind, pods(), Some(60_500)), None, "it takes too long");
-        assert_eq!(held(&behind, pods(), None), None, "nothing was applied");
+        let pods = others.into_iter().chain([leaving.clone()]).collect();
+        let (status, reason) = status_and_reason;
+        let expected = words(status, reason, &format!("{message}{waits}"));
+        assert_eq!(told(&super::tests::status(replicas, pods), "Ready"), expected);
     }
-    assert_eq!(held(&made, Vec::new(), Some(500)), Some(Duration::from_millis(59_500)), "no pod was seen");
-    let refused =
-        json!({"observedGeneration": 2, "conditions": [{"type": "ReplicaFailure", "status": "True"}]});
-    assert_eq!(held(&refused, Vec::new(), Some(500)), None, "there will be no pod");
-    let metadata = metadata();
-    let problem = Problem { reason: "NameTaken".to_owned(), message: String::new() };
-    let refused = hold(
-        &Outcome::Refused(&problem),
-        &seen(&metadata, 1, Vec::new()),
-        None,
-        Some(Duration::ZERO),
-        Some(RELOOK),
-    );
-    assert_eq!(refused, None, "a refusal is told at once");
-}
-
-const RELOOK: Duration = Duration::from_millis(700);
-
-#[test]
-fn a_status_waits_for_services_that_are_not_taken_up_but_not_for_long() {
-    let metadata = metadata();
-    let mut seen = seen(&metadata, 1, vec![(starting_pod("a"), None)]);
-    let made = json!({"observedGeneration": 2, "updatedReplicas": 1, "replicas": 1});
-    seen.deployment = Some(Arc::new(live(json!({"metadata": {"generation": 2}, "status": made}))));
-    let held = |applied_ago: Option<u64>, relook| {
-        let applied_ago = applied_ago.map(Duration::from_millis);
-        hold(&Outcome::Accepted(&applied()), &seen, None, applied_ago, relook)
-    };
-    assert_eq!(held(Some(500), Some(RELOOK)), Some(RELOOK));
-    assert_eq!(held(Some(59_900), Some(RELOOK)), Some(Duration::from_millis(100)));
-    assert_eq!(held(Some(60_500), Some(RELOOK)), None, "it takes too long");
-    assert_eq!(held(None, Some(RELOOK)), None, "nothing was applied");
-    assert_eq!(held(Some(500), None), None, "there is nothing to wait for");
-}
-
-#[test]
-fn an_operator_that_has_just_started_asks_before_it_takes_back_what_its_predecessor_wrote() {
-    let gateway = json!([{"name": "gateway", "ready": true, "restartCount": 0, "image": "", "imageID": "", "state": {"running": {}}}]);
-    let status_of_pod = json!({
-        "phase": "Running", "podIP": "10.0.0.1", "initContainerStatuses": gateway,
-        "conditions": [{"type": "Ready", "status": "True"}],
-    });
-    let running = Arc::new(pod("a", &status_of_pod));
-    let last = status(1, vec![(running.clone(), Some(registered(0)))]);
-    let metadata = metadata();
-    let hold = |pods, last| hold(&Outcome::Accepted(&applied()), &seen(&metadata, 1, pods), last, None, None);
-    assert_eq!(hold(vec![(running.clone(), None)], Some(&last)), Some(UNASKED));
-    assert_eq!(hold(vec![(running.clone(), Some(registered(0)))], Some(&last)), None);
-    assert_eq!(hold(vec![(running.clone(), None)], None), None, "there is nothing to take back");
-    assert_eq!(hold(vec![(starting_pod("a"), None)], Some(&last)), None, "it is not asked");
-    let older = McpServiceStatus { observed_generation: Some(6), ..last.clone() };
-    assert_eq!(hold(vec![(running, None)], Some(&older)), None, "another generation has to be told");
-}
-
-#[test]
-fn what_a_predecessor_learned_from_the_broker_stands_until_the_broker_has_spoken_again() {
-    let asleep = with_registry(0, Vec::new(), registry::wanted::Seen { sleeps: true, ..shown() });
-    let metadata = metadata();
-    let hold = |awaits_registry, last| {
-        let seen = Seen { awaits_registry, ..seen(&metadata, 0, Vec::new()) };
-        hold(&Outcome::Accepted(&applied()), &seen, Some(last), None, None)
-    };
-    assert_eq!(hold(true, &asleep), Some(UNASKED));
-    assert_eq!(hold(false, &asleep), None, "it has spoken, or it will not");
-    assert_eq!(hold(true, &status(0, Vec::new())), None, "nothing of that came from the broker");
+    let sleeps = registry::wanted::Seen { sleeps: true, ..shown() };
+    let message = told(&with_registry(0, vec![leaving], sleeps), "Ready").2;
+    assert!(message.ends_with(waits), "{message}");
 }

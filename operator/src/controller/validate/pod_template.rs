@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, PodSpec, PodTemplateSpec};
+use k8s_openapi::api::core::v1::{Container, PodSpec, PodTemplateSpec, VolumeMount};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -112,6 +112,18 @@ fn check_spec(spec: &PodSpec) -> Result<(), PodTemplateError> {
             "must not be true: every container could read the gateway's credentials",
         ));
     }
+    if spec.host_pid == Some(true) {
+        return Err(PodTemplateError::reserved(
+            "spec.hostPID",
+            "must not be true: every container could read the gateway's credentials, and the node's processes",
+        ));
+    }
+    if spec.ephemeral_containers.is_some() {
+        return Err(PodTemplateError::reserved(
+            "spec.ephemeralContainers",
+            "must not be set: Kubernetes adds them to pods that run, and to no template",
+        ));
+    }
     if spec.termination_grace_period_seconds.is_some() {
         return Err(PodTemplateError::reserved(
             "spec.terminationGracePeriodSeconds",
@@ -186,18 +198,20 @@ fn check_own(path: &str, container: &Container) -> Result<(), PodTemplateError> 
 }
 
 fn check_mounts(path: &str, container: &Container) -> Result<(), PodTemplateError> {
-    for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
-        if RESERVED_VOLUMES.contains(&mount.name.as_str()) {
-            return Err(PodTemplateError::reserved(
-                format!("{path}.volumeMounts[{index}]"),
-                format!(
-                    "must not mount {}: that volume is the operator's own, and the broker's credentials are for the gateway alone",
-                    mount.name
-                ),
-            ));
+    match reserved_mount(container.volume_mounts.as_deref()) {
+        None => Ok(()),
+        Some((index, problem)) => {
+            Err(PodTemplateError::reserved(format!("{path}.volumeMounts[{index}]"), problem))
         }
     }
-    Ok(())
+}
+
+/// The first mount of a volume that is the operator's own, by its index, and why it is refused.
+pub(super) fn reserved_mount(mounts: Option<&[VolumeMount]>) -> Option<(usize, String)> {
+    let mut mounts = mounts.unwrap_or_default().iter().enumerate();
+    let (index, mount) = mounts.find(|(_, mount)| RESERVED_VOLUMES.contains(&mount.name.as_str()))?;
+    let why = "that volume is the operator's own, and the broker's credentials are for the gateway alone";
+    Some((index, format!("must not mount {}: {why}", mount.name)))
 }
 
 #[cfg(test)]
@@ -250,6 +264,11 @@ mod tests {
                 "metadata.annotations must not set mcp-mqtt.io/x",
             ),
             (json!({"spec": {"shareProcessNamespace": true}}), "spec.shareProcessNamespace must not be true"),
+            (json!({"spec": {"hostPID": true}}), "spec.hostPID must not be true"),
+            (
+                json!({"spec": {"ephemeralContainers": [{"name": "spy", "volumeMounts": [{"name": "mcp-mqtt-broker", "mountPath": "/x"}]}]}}),
+                "spec.ephemeralContainers must not be set",
+            ),
             (json!({"spec": {"terminationGracePeriodSeconds": 5}}), "follows from spec.drain.timeoutSeconds"),
             (
                 json!({"spec": {"volumes": [{"name": "mcp-mqtt-broker", "emptyDir": {}}]}}),

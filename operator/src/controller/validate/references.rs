@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{
 };
 
 use super::broker::{Source, ValidBroker};
-use crate::crd::ServerSpec;
+use crate::crd::{GatewaySpec, ServerSpec};
 
 /// Kind of a referenced object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,6 +47,7 @@ pub struct Reference {
 pub(super) fn collect(
     broker: &ValidBroker,
     server: &ServerSpec,
+    gateway: &GatewaySpec,
     template: Option<&PodTemplateSpec>,
 ) -> Vec<Reference> {
     let mut found = Collector::default();
@@ -62,6 +63,7 @@ pub(super) fn collect(
         }
     }
     found.env("spec.server", server.env.as_deref(), server.env_from.as_deref());
+    found.env("spec.gateway", gateway.env.as_deref(), None);
     if let Some(spec) = template.and_then(|template| template.spec.as_ref()) {
         found.pod("spec.podTemplate.spec", spec);
     }
@@ -203,6 +205,10 @@ mod tests {
             "envFrom": [{"secretRef": {"name": "s-from"}}, {"configMapRef": {"name": "c-from"}}],
         }))
         .unwrap();
+        let gateway: GatewaySpec = from_value(json!({
+            "env": [{"name": "OTEL_X", "valueFrom": {"secretKeyRef": {"name": "s-gateway", "key": "k"}}}],
+        }))
+        .unwrap();
         let template: PodTemplateSpec = from_value(json!({"spec": {
             "containers": [{"name": "more", "envFrom": [{"secretRef": {"name": "s-more"}}]}],
             "initContainers": [{"name": "first", "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s-init", "key": "k"}}}]}],
@@ -214,7 +220,7 @@ mod tests {
         }}))
         .unwrap();
         assert_eq!(
-            names(&collect(&broker(), &server, Some(&template))),
+            names(&collect(&broker(), &server, &gateway, Some(&template))),
             [
                 "ConfigMap c-env at spec.server.env[2]",
                 "ConfigMap c-from at spec.server.envFrom[1]",
@@ -222,6 +228,7 @@ mod tests {
                 "ConfigMap c-volume at spec.podTemplate.spec.volumes[1]",
                 "Secret s-env at spec.server.env[1]",
                 "Secret s-from at spec.server.envFrom[0]",
+                "Secret s-gateway at spec.gateway.env[0]",
                 "Secret s-init at spec.podTemplate.spec.initContainers[0].env[0]",
                 "Secret s-more at spec.podTemplate.spec.containers[0].envFrom[0]",
                 "Secret s-projected at spec.podTemplate.spec.volumes[2].projected.sources[0]",
@@ -240,7 +247,7 @@ mod tests {
             ],
         }))
         .unwrap();
-        let references = collect(&broker(), &server, None);
+        let references = collect(&broker(), &server, &GatewaySpec::default(), None);
         assert_eq!(
             references,
             [Reference {

@@ -1,4 +1,7 @@
-use crate::controller::fixtures::{STDIO, service, settings, validated};
+use crate::controller::{
+    build::RESERVED_VOLUMES,
+    fixtures::{STDIO, service, settings, validated},
+};
 
 use super::*;
 
@@ -62,6 +65,21 @@ fn what_the_schema_cannot_judge_is_named_by_its_field() {
             "spec.gateway.keepAlive must be a duration such as 30s",
         ),
         (
+            "gateway: {otlpEndpoint: 'ftp://collector'}",
+            reasons::INVALID_SPEC,
+            "spec.gateway.otlpEndpoint must be an http:// or https:// URL",
+        ),
+        (
+            "gateway: {otlpEndpoint: 'http://me:secret@collector:4318'}",
+            reasons::INVALID_SPEC,
+            "spec.gateway.otlpEndpoint must not contain credentials: they belong in gateway.env",
+        ),
+        (
+            "gateway: {env: [{name: OTEL_TRACES_SAMPLER, value: always_on}, {name: LD_PRELOAD, value: /x}]}",
+            reasons::INVALID_SPEC,
+            "spec.gateway.env[1] must not set LD_PRELOAD: it takes OpenTelemetry's variables only, whose names begin with OTEL_",
+        ),
+        (
             "gateway: {log: {level: 'a=b=c'}}",
             reasons::INVALID_SPEC,
             "the gateway would refuse its configuration: --log",
@@ -75,5 +93,22 @@ fn what_the_schema_cannot_judge_is_named_by_its_field() {
         let (found, message) = error(&format!("{STDIO}\n{more}"));
         assert_eq!(found, reason, "{more}");
         assert!(message.starts_with(says), "{more}: {message}");
+    }
+}
+
+#[test]
+fn the_servers_mounts_leave_the_operators_volumes_alone() {
+    let with_mount = |volume: &str| {
+        let server = "server: {image: registry.example/weather:3";
+        STDIO.replace(server, &format!("{server}, volumeMounts: [{{name: {volume}, mountPath: /x}}]"))
+    };
+    assert!(validated(&with_mount("their-data")).is_ok());
+    for volume in RESERVED_VOLUMES {
+        let (reason, message) = error(&with_mount(volume));
+        assert_eq!(reason, reasons::INVALID_SPEC);
+        assert!(
+            message.starts_with(&format!("spec.server.volumeMounts[0] must not mount {volume}: ")),
+            "{message}"
+        );
     }
 }

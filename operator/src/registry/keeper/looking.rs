@@ -10,7 +10,11 @@ use mcp_mqtt_transport::topic::ServerId;
 use super::{Action, Idle, Keeper, Place, Service, Wanted};
 use crate::{
     controller::scope::ServiceRef,
-    registry::{instances, sleeper::Obstacle},
+    registry::{
+        instances::{self, Found},
+        presences::Presences,
+        sleeper::Obstacle,
+    },
 };
 
 /// An instance that calls itself registered, and does not show, is told to register again after this long.
@@ -116,9 +120,37 @@ impl Service {
     }
 }
 
+/// Pods that the broker shows, though their gateways do not say that they are registered.
+pub(super) fn present(found: &Found, presences: &Presences) -> Vec<String> {
+    if !presences.settled() {
+        return Vec::new();
+    }
+    let present = found.unregistered.iter().filter(|(_, id)| presences.has(id.as_str()));
+    present.map(|(pod, _)| pod.clone()).collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+    use crate::registry::presences::SETTLE;
+
+    #[test]
+    fn what_the_broker_shows_is_told_once_it_has_told_all() {
+        let unregistered =
+            ["a", "b"].map(|pod| (pod.to_owned(), ServerId::new(&format!("north.meteo.{pod}")).unwrap()));
+        let found = Found { unregistered: unregistered.into(), ..Found::default() };
+        let (mut presences, now) = (Presences::new("north".to_owned(), "k".to_owned()), Instant::now());
+        presences.unlinked();
+        presences.subscribed(now);
+        presences.received("north.meteo.b", "meteo/weather", false, &Bytes::from_static(b"{}"), &[], now);
+        assert!(present(&found, &presences).is_empty());
+        assert!(presences.settle(now + SETTLE));
+        assert_eq!(present(&found, &presences), ["b"]);
+        presences.unlinked();
+        assert!(present(&found, &presences).is_empty(), "nobody can tell");
+    }
 
     #[test]
     fn each_instance_that_is_missing_is_told_so_and_told_again_later() {
