@@ -142,7 +142,7 @@ async fn serve(config: GatewayConfig, checked: Checked) -> ExitCode {
         Ok(processes) => processes,
         Err(error) => return failed(&format!("cannot look after the MCP server's processes: {error}")),
     };
-    let (to_bridge, health) = watch::channel(Health::Down("not asked yet".to_owned()));
+    let (to_bridge, health) = watch::channel(Health::unknown());
     tokio::spawn(health::watch(backend.clone(), board.clone(), to_bridge));
     let registrar = Registrar::new(config.clone(), identity, board.clone(), metrics.clone());
     let bridge = Bridge::new(config.clone(), backend, health, drains, board, metrics, tracer);

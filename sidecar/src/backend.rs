@@ -158,6 +158,33 @@ pub enum BackendEnd {
     BackendLost(String),
 }
 
+/// Why the backend as a whole cannot be used any more; a sentence for a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lost {
+    /// Nobody is there, or somebody else: what answers next was started since.
+    Gone(String),
+    /// It may be there, and cannot be spoken to.
+    Silent(String),
+}
+
+impl Lost {
+    /// The sentence.
+    pub fn into_why(self) -> String {
+        match self {
+            Self::Gone(why) | Self::Silent(why) => why,
+        }
+    }
+}
+
+impl From<ProbeError> for Lost {
+    fn from(error: ProbeError) -> Self {
+        match error {
+            ProbeError::Ended(BackendEnd::NobodyListens(why)) => Self::Gone(why),
+            error => Self::Silent(error.to_string()),
+        }
+    }
+}
+
 /// Where all backend sessions report to. Bounded: a flooding server waits, the others' order holds.
 pub type BackendEvents = mpsc::Sender<(SessionId, FromBackend)>;
 
@@ -273,29 +300,44 @@ impl Backend {
     /// port refuses. Resolves at once when it is gone already. Cancel-safe; one caller at a time.
     ///
     /// Also when it came back so soon that nobody saw it go, as a server of the other era.
-    pub async fn lost(&self) -> String {
+    pub async fn lost(&self) -> Lost {
+        tokio::select! {
+            lost = self.gone() => lost,
+            lost = self.another_era() => lost,
+        }
+    }
+
+    /// Resolves when a probe that a doubt has led to finds another server than before, or none.
+    async fn another_era(&self) -> Lost {
         loop {
-            tokio::select! {
-                why = self.transport_lost() => return why,
-                () = self.era().doubted() => {
-                    let was_modern = self.era().is_modern();
-                    match self.probe().await {
-                        Ok(_) if self.era().is_modern() == was_modern => sleep(DOUBT_PAUSE).await,
-                        Ok(server) => {
-                            return format!("the server speaks MCP {} now: it was started anew", server.protocol_version);
-                        }
-                        Err(error) => return error.to_string(),
-                    }
+            self.era().doubted().await;
+            let was_modern = self.era().is_modern();
+            match self.probe().await {
+                Ok(_) if self.era().is_modern() == was_modern => sleep(DOUBT_PAUSE).await,
+                Ok(server) => {
+                    let version = server.protocol_version;
+                    return Lost::Gone(format!("the server speaks MCP {version} now: it was started anew"));
                 }
+                Err(error) => return error.into(),
             }
         }
     }
 
-    async fn transport_lost(&self) -> String {
+    /// As [`Backend::lost`], by a look at the transport alone. Cancel-safe; one caller at a time.
+    pub async fn gone(&self) -> Lost {
         match self {
             Self::Stdio(backend) => backend.lost().await,
             Self::StreamableHttp(backend) => backend.lost().await,
             Self::Sse(backend) => backend.lost().await,
+        }
+    }
+
+    /// Has [`Backend::gone`] look at once, where it looks from time to time.
+    pub fn look(&self) {
+        match self {
+            Self::Stdio(_) => {} // the end of the shim's connection tells
+            Self::StreamableHttp(backend) => backend.look(),
+            Self::Sse(backend) => backend.look(),
         }
     }
 }

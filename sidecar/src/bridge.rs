@@ -10,9 +10,9 @@
 //!
 //! [`Bridge::run`] takes one [`Registration`](crate::registrar::Registration) after the other from the registrar.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 
 use self::{
     driver::{Driver, End},
@@ -22,7 +22,7 @@ use crate::{
     backend::{Backend, Room},
     config::GatewayConfig,
     drain::{Drains, Progress},
-    health::Health,
+    health::{Health, State},
     metrics::Metrics,
     readiness::Board,
     registrar::Registrar,
@@ -43,6 +43,9 @@ pub mod session;
 pub mod sessions;
 #[cfg(test)]
 mod shorthand;
+
+/// After a drain, how often to look whether the server is there: the kubelet takes longer to restart a container.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The bridge, from one registration to the next.
 #[derive(Debug)]
@@ -96,23 +99,69 @@ impl Bridge {
         }
     }
 
-    /// Serves registration after registration until a drain has ended.
+    /// Serves until the last drain has ended. After another one the server's container may be restarted, and is then
+    /// registered again.
     pub async fn run(mut self, mut registrar: Registrar) {
+        loop {
+            self.serve_until_drained(&mut registrar).await;
+            self.set_drained();
+            self.drains.progress.send_replace(Progress::Drained);
+            if !self.server_starts_anew().await {
+                return;
+            }
+            tracing::info!("the MCP server was started anew after a drain");
+            self.board.set_draining(false);
+            self.board.unregistered(reason::CONNECTING, "the MCP server was started anew: registering again");
+            self.drains.progress.send_replace(Progress::Serving);
+            registrar.ended();
+        }
+    }
+
+    /// Serves registration after registration until a drain has ended.
+    async fn serve_until_drained(&mut self, registrar: &mut Registrar) {
         loop {
             let registration = tokio::select! {
                 registration = registrar.establish() => registration,
                 // Without a connection there is no session and no presence: nothing is left to drain.
-                Some(_) = self.drains.requests.recv() => break,
+                Some(_) = self.drains.next() => return,
             };
             let since = registration.since;
-            let end = Driver::new(&mut self, &registrar, registration).run().await;
+            let end = Driver::new(self, registrar, registration).run().await;
             match end {
-                End::Drained => break,
+                End::Drained => return,
                 End::Lost(why) => registrar.lost(&why, since),
             }
         }
-        self.board.set_draining();
+    }
+
+    fn set_drained(&self) {
+        self.board.set_draining(true);
         self.board.unregistered(reason::DRAINED, "drained: the presence is cleared");
-        self.drains.progress.send_replace(Progress::Drained);
+    }
+
+    /// Waits, after a drain, until the server was started anew and answers. False: the process is to end.
+    async fn server_starts_anew(&mut self) -> bool {
+        while !self.drains.is_last() {
+            let Health { state, absence } = self.health.borrow_and_update().clone();
+            if self.drains.are_older_than(absence) {
+                if state == State::Up {
+                    return true;
+                }
+                // What is waited for now is the server, and what keeps it is told as at any start.
+                self.board.set_draining(false);
+                let message = "drained: the presence is published again once the MCP server was started anew";
+                self.board.unregistered(reason::WAITING_FOR_BACKEND, message);
+            }
+            tokio::select! {
+                biased;
+                asked = self.drains.next() => match asked {
+                    Some(_) => self.set_drained(),
+                    None => return false,
+                },
+                Ok(()) = self.health.changed() => {}
+                () = sleep(LOOK_EVERY) => self.backend.look(),
+            }
+        }
+        false
     }
 }

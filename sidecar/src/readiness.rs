@@ -148,9 +148,9 @@ impl Board {
         *self.busy.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// A drain has begun.
-    pub fn set_draining(&self) {
-        self.lock().draining = true;
+    /// A drain has begun, or what was drained is to serve again.
+    pub fn set_draining(&self, draining: bool) {
+        self.lock().draining = draining;
     }
 
     /// Everything, as of now.
@@ -241,9 +241,11 @@ mod tests {
         board.registered("a/b", None);
         metrics.sessions.set(3);
         assert_eq!(board.status().sessions, 3);
-        board.set_draining();
+        board.set_draining(true);
         assert!(!board.status().ready());
         assert_eq!(board.pending(), ["draining"]);
+        board.set_draining(false);
+        assert!(board.status().ready());
     }
 
     #[test]

@@ -126,6 +126,11 @@ impl Registrar {
         self.board.unregistered(reason, &message);
     }
 
+    /// The registration has ended in order: the next one is a first one, without a wait before it.
+    pub fn ended(&mut self) {
+        self.attempts = Attempts::new();
+    }
+
     /// The workers beside the connection that was established last: the broker may have another server name on the
     /// next one. None has a connection yet.
     pub fn workers(&self) -> Vec<Worker> {

@@ -14,7 +14,7 @@ use url::Url;
 pub use self::sse::SseBackend;
 use self::{endpoint::Endpoint, exchange::Shared, metadata::Metadata, session::Driver, wire::Wire};
 use super::{
-    BackendConfigError, BackendEvents, BackendLimits, FromBackend, FromBridge, SessionId, era::Era,
+    BackendConfigError, BackendEvents, BackendLimits, FromBackend, FromBridge, Lost, SessionId, era::Era,
     modern::MODERN_REVISION,
 };
 
@@ -69,7 +69,12 @@ impl HttpBackend {
     }
 
     /// Resolves when nobody listens any more.
-    pub(super) async fn lost(&self) -> String {
+    pub(super) async fn lost(&self) -> Lost {
         self.endpoint.lost().await
+    }
+
+    /// Has it looked at now.
+    pub(super) fn look(&self) {
+        self.endpoint.look();
     }
 }

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     backend::{BackendEnd, BackendSession, SessionId},
     drain::Progress,
-    health::Health,
+    health::State,
     registrar::{Registrar, Registration},
     status::reason,
 };
@@ -178,7 +178,7 @@ impl<'a> Driver<'a> {
                 }
                 tried = self.workers.next() => self.take_tried(tried),
                 Ok(()) = self.bridge.health.changed() => self.take_health(),
-                Some(patience) = self.bridge.drains.requests.recv() => self.begin_drain(patience),
+                Some(patience) = self.bridge.drains.next() => self.begin_drain(patience),
                 () = timer.as_mut() => {
                     self.take_deadlines();
                     timer.as_mut().reset(Instant::now() + NO_DEADLINE);
@@ -304,9 +304,9 @@ impl<'a> Driver<'a> {
 
     /// Item 1 of readiness: without a backend nobody is to find us.
     fn take_health(&mut self) {
-        let health = self.bridge.health.borrow_and_update().clone();
-        match health {
-            Health::Up(_) => {
+        let state = self.bridge.health.borrow_and_update().state.clone();
+        match state {
+            State::Up => {
                 // Up again, without a look at the down between: what that would have ended is ended by its backend.
                 self.core.sessions.set_backend_up(true);
                 if self.presence != Presence::Online
@@ -318,7 +318,7 @@ impl<'a> Driver<'a> {
                     self.announce(true);
                 }
             }
-            Health::Down(why) => {
+            State::Down(why) => {
                 self.core.sessions.set_backend_up(false);
                 let end = EndReason::Backend(BackendEnd::BackendLost(why));
                 self.core.sessions.end_all(&end, now(), &mut self.actions);

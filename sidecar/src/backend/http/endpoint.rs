@@ -14,7 +14,7 @@ use url::Url;
 
 use super::wire::{Failure, RequestBody};
 use crate::{
-    backend::BackendConfigError,
+    backend::{BackendConfigError, Lost},
     https::{self, Client, causes, innermost},
 };
 
@@ -112,15 +112,15 @@ impl Endpoint {
     }
 
     /// Resolves when nobody listens any more. Looks now and then, and at once when a request had trouble.
-    pub(super) async fn lost(&self) -> String {
+    pub(super) async fn lost(&self) -> Lost {
         let mut unreachable = None;
         loop {
             match self.connect().await {
-                Look::Refused => return self.refused(),
+                Look::Refused => return Lost::Gone(self.refused()),
                 Look::Unreachable(error) => {
                     let since = *unreachable.get_or_insert_with(Instant::now);
                     if since.elapsed() >= UNREACHABLE {
-                        return format!("{} cannot be reached: {error}", self.uri);
+                        return Lost::Silent(format!("{} cannot be reached: {error}", self.uri));
                     }
                 }
                 Look::Listens | Look::Unknown => unreachable = None,
@@ -218,8 +218,9 @@ mod tests {
         let endpoint = take("http://no-such-server.invalid/mcp").unwrap();
         assert_eq!(endpoint.gone().await, None);
         let begin = Instant::now();
-        let why = endpoint.lost().await;
-        assert!(begin.elapsed() >= UNREACHABLE && why.contains("cannot be reached"), "{why}");
+        let lost = endpoint.lost().await;
+        assert!(matches!(&lost, Lost::Silent(why) if why.contains("cannot be reached")), "{lost:?}");
+        assert!(begin.elapsed() >= UNREACHABLE);
     }
 
     #[test]

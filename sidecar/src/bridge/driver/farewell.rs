@@ -31,7 +31,7 @@ impl Driver<'_> {
             drain.deadline = drain.deadline.min(deadline);
             return;
         }
-        self.bridge.board.set_draining();
+        self.bridge.board.set_draining(true);
         let (sessions, in_flight) = (self.core.sessions.len(), self.core.sessions.in_flight());
         tracing::info!(sessions, in_flight, "draining, at most {patience:?}");
         self.drain = Some(Drain { deadline, given_up: Vec::new() });
