@@ -87,7 +87,9 @@ fn check(config: &GatewayConfig) -> Result<Checked, ConfigError> {
                 problems.is_empty() || !matches!(error, BackendConfigError::BadUrl { .. })
             };
             problems.extend(backend.err().filter(another).map(|error| error.to_string()));
-            problems.extend(traces.err().map(|error| error.to_string()));
+            let another =
+                |error: &TracesError| problems.is_empty() || !matches!(error, TracesError::Endpoint);
+            problems.extend(traces.err().filter(another).map(|error| error.to_string()));
             Err(ConfigError { problems })
         }
     }
