@@ -10,9 +10,12 @@
 //!
 //! [`Bridge::run`] takes one [`Registration`](crate::registrar::Registration) after the other from the registrar.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Interval, MissedTickBehavior, interval, sleep},
+};
 
 use self::{
     driver::{Driver, End},
@@ -24,8 +27,8 @@ use crate::{
     drain::{Drains, Progress},
     health::{Health, State},
     metrics::Metrics,
-    readiness::Board,
-    registrar::Registrar,
+    readiness::{BEAT, Board},
+    registrar::{Registrar, Registration},
     status::reason,
     traces::Tracer,
 };
@@ -61,12 +64,14 @@ pub struct Bridge {
     tracer: Option<Tracer>,
     /// Whether our own presence is watched: not where a broker ends the connection on it.
     watches_place: bool,
+    /// When the board is to hear again that we are at work.
+    heart: Interval,
     /// Session ids are never used twice.
     last_id: u64,
 }
 
 impl Bridge {
-    /// Not running yet.
+    /// Not running yet. Must be called within a tokio runtime.
     pub fn new(
         config: Arc<GatewayConfig>,
         backend: Backend,
@@ -84,6 +89,8 @@ impl Bridge {
             idle_timeout: config.limits.idle_timeout,
             sampler: tracer.as_ref().map(Tracer::sampler),
         };
+        let mut heart = interval(BEAT);
+        heart.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             room: Room::for_messages_of(rules.max_message_bytes),
             config,
@@ -95,6 +102,7 @@ impl Bridge {
             metrics,
             tracer,
             watches_place: true,
+            heart,
             last_id: 0,
         }
     }
@@ -107,7 +115,7 @@ impl Bridge {
             self.set_drained();
             self.drains.progress.send_replace(Progress::Drained);
             if !self.server_starts_anew().await {
-                return;
+                return self.board.end_beat();
             }
             tracing::info!("the MCP server was started anew after a drain");
             self.board.set_draining(false);
@@ -120,16 +128,25 @@ impl Bridge {
     /// Serves registration after registration until a drain has ended.
     async fn serve_until_drained(&mut self, registrar: &mut Registrar) {
         loop {
-            let registration = tokio::select! {
-                registration = registrar.establish() => registration,
-                // Without a connection there is no session and no presence: nothing is left to drain.
-                Some(_) = self.drains.next() => return,
-            };
+            let Some(registration) = self.establish(registrar).await else { return };
             let since = registration.since;
             let end = Driver::new(self, registrar, registration).run().await;
             match end {
                 End::Drained => return,
                 End::Lost(why) => registrar.lost(&why, since),
+            }
+        }
+    }
+
+    /// The next registration; none: a drain came before.
+    async fn establish(&mut self, registrar: &mut Registrar) -> Option<Registration> {
+        let mut establish = pin!(registrar.establish());
+        loop {
+            tokio::select! {
+                registration = &mut establish => return Some(registration),
+                // Without a connection there is no session and no presence: nothing is left to drain.
+                Some(_) = self.drains.next() => return None,
+                _ = self.heart.tick() => self.board.beat(),
             }
         }
     }
@@ -159,6 +176,7 @@ impl Bridge {
                     None => return false,
                 },
                 Ok(()) = self.health.changed() => {}
+                _ = self.heart.tick() => self.board.beat(),
                 () = sleep(LOOK_EVERY) => self.backend.look(),
             }
         }
