@@ -11,7 +11,7 @@
 //! - [`room`]: what may wait on its way to the server
 //! - [`probe`]: asks the server who it is, as a client would, and so finds which era it speaks
 
-use std::{fmt, io, time::Duration};
+use std::{fmt, future::pending, io, time::Duration};
 
 use mcp_mqtt_transport::jsonrpc::{Message, RequestId};
 use tokio::{sync::mpsc, time::sleep};
@@ -61,7 +61,7 @@ pub struct SessionId(pub u64);
 
 /// Events of a transport's session that may wait for the translation of its era: what it takes in one go.
 const TO_TRANSLATE: usize = 16;
-/// Pause between two looks at which era a server speaks, when it gave cause for doubt.
+/// Pause between two probes of a server that gave cause for doubt.
 const DOUBT_PAUSE: Duration = Duration::from_secs(5);
 
 /// What of [`Limits`] concerns a backend.
@@ -304,6 +304,7 @@ impl Backend {
         tokio::select! {
             lost = self.gone() => lost,
             lost = self.another_era() => lost,
+            lost = self.silent() => lost,
         }
     }
 
@@ -320,6 +321,35 @@ impl Backend {
                 }
                 Err(error) => return error.into(),
             }
+        }
+    }
+
+    /// Resolves when a probe that a suspicion has led to gets no answer. An error is an answer: a server that has no room
+    /// for the probe's session serves the others.
+    async fn silent(&self) -> Lost {
+        let suspected = match self {
+            Self::Stdio(_) => return pending().await, // each session is a process, and hangs alone
+            Self::StreamableHttp(backend) => backend.suspected(),
+            Self::Sse(backend) => backend.suspected(),
+        };
+        loop {
+            suspected.notified().await;
+            tracing::info!("requests in a row were not answered: asking the MCP server whether it is there");
+            match self.probe().await {
+                Err(error @ (ProbeError::NoAnswer(_) | ProbeError::Ended(_))) => return error.into(),
+                Err(error) => tracing::debug!("the MCP server answers: {error}"),
+                Ok(_) => {}
+            }
+            sleep(DOUBT_PAUSE).await;
+        }
+    }
+
+    /// Requests in a row were not answered: [`Backend::lost`] is to find out whether the server still answers anybody.
+    pub fn suspect_silence(&self) {
+        match self {
+            Self::Stdio(_) => {}
+            Self::StreamableHttp(backend) => backend.suspected().notify_one(),
+            Self::Sse(backend) => backend.suspected().notify_one(),
         }
     }
 

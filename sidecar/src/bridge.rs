@@ -6,6 +6,7 @@
 //! - [`core`]: from topics to sessions, still without IO
 //! - [`action`], [`refusal`]: what the state machines want done, and the errors they answer
 //! - [`link`]: a connection and its queues
+//! - [`silence`]: whether the server still answers anybody
 //! - [`driver`]: moves the bytes, for the life of one registration
 //!
 //! [`Bridge::run`] takes one [`Registration`](crate::registrar::Registration) after the other from the registrar.
@@ -46,6 +47,7 @@ pub mod session;
 pub mod sessions;
 #[cfg(test)]
 mod shorthand;
+mod silence;
 
 /// After a drain, how often to look whether the server is there: the kubelet takes longer to restart a container.
 const LOOK_EVERY: Duration = Duration::from_millis(100);

@@ -9,6 +9,7 @@
 
 use std::{path::Path, sync::Arc};
 
+use tokio::sync::Notify;
 use url::Url;
 
 pub use self::sse::SseBackend;
@@ -71,6 +72,11 @@ impl HttpBackend {
     /// Resolves when nobody listens any more.
     pub(super) async fn lost(&self) -> Lost {
         self.endpoint.lost().await
+    }
+
+    /// Told when requests in a row were not answered.
+    pub(super) fn suspected(&self) -> &Notify {
+        &self.endpoint.suspected
     }
 
     /// Has it looked at now.

@@ -19,6 +19,7 @@ use super::{
     link::{Happening, Link, Links},
     outbox::Outgoing,
     placement::LinkId,
+    silence::Silence,
 };
 use crate::{
     backend::{BackendEnd, BackendSession, SessionId},
@@ -90,6 +91,7 @@ pub(super) struct Driver<'a> {
     actions: Vec<Action>,
     presence: Presence,
     place: Place,
+    silence: Silence,
     /// Unsubscribes that the broker has not answered: it has all that was sent before one that it has.
     unsubscribing: usize,
     drain: Option<Drain>,
@@ -142,6 +144,7 @@ impl<'a> Driver<'a> {
             actions: Vec::new(),
             presence: Presence::Cleared,
             place,
+            silence: Silence::default(),
             unsubscribing: 0,
             drain: None,
         };
@@ -438,6 +441,9 @@ impl<'a> Driver<'a> {
             }
             Action::Resolved { asker, method, outcome, elapsed, span } => {
                 self.bridge.metrics.request(asker, method, outcome, elapsed);
+                if self.silence.ended(asker, outcome, elapsed) {
+                    self.bridge.backend.suspect_silence();
+                }
                 if let (Some(tracer), Some(span)) = (&self.bridge.tracer, span) {
                     tracer.finish(span, method, outcome, elapsed);
                 }

@@ -73,6 +73,11 @@ impl SseBackend {
         self.endpoint.lost().await
     }
 
+    /// Told when requests in a row were not answered.
+    pub(in crate::backend) fn suspected(&self) -> &Notify {
+        &self.endpoint.suspected
+    }
+
     /// Has it looked at now.
     pub(in crate::backend) fn look(&self) {
         self.endpoint.look();
