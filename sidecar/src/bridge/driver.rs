@@ -306,7 +306,7 @@ impl<'a> Driver<'a> {
         self.perform();
     }
 
-    /// Item 1 of readiness: without a backend nobody is to find us.
+    /// The presence follows the backend: a client that finds us is to be served.
     fn take_health(&mut self) {
         let state = self.bridge.health.borrow_and_update().state.clone();
         match state {
@@ -328,7 +328,7 @@ impl<'a> Driver<'a> {
                 self.core.sessions.end_all(&end, now(), &mut self.actions);
                 self.perform();
                 if self.drain.is_none() {
-                    // Errors first, then the empty presence (item 14).
+                    // Errors first, then the empty presence: a client that sees it drops its session at once.
                     if matches!(self.presence, Presence::Online | Presence::Sent(true)) {
                         self.presence = Presence::Clearing(Instant::now() + UNSUBSCRIBE_TIMEOUT);
                         self.clear_when_told();
