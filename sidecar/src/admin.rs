@@ -39,7 +39,7 @@ pub fn serve(address: SocketAddr, board: Board, metrics: Metrics) -> io::Result<
     let address = listener.local_addr()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let router = Router::new()
-        .route("/healthz", get(async || "ok\n"))
+        .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route(
             "/status",
@@ -57,6 +57,17 @@ pub fn serve(address: SocketAddr, board: Board, metrics: Metrics) -> io::Result<
         }
     })?;
     Ok(address)
+}
+
+/// The kubelet restarts a gateway that stands still, as nothing else would mend it.
+async fn healthz(State(admin): State<Admin>) -> impl IntoResponse {
+    match admin.board.standstill() {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(silence) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("the task that serves all sessions has stood still for {} s\n", silence.as_secs()),
+        ),
+    }
 }
 
 async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
@@ -77,6 +88,7 @@ mod tests {
     use std::{
         io::{Read, Write},
         net::TcpStream,
+        time::Duration,
     };
 
     use super::*;
@@ -113,6 +125,12 @@ mod tests {
         let (code, body) = get(address, "/metrics");
         assert_eq!(code, 200);
         assert!(body.contains("mcp_mqtt_gateway_sessions 0") && body.trim_end().ends_with("# EOF"), "{body}");
+        board.be_silent_for(Duration::from_mins(2));
+        let (code, body) = get(address, "/healthz");
+        assert_eq!(code, 503);
+        assert!(body.starts_with("the task that serves all sessions has stood still for 120 s"), "{body}");
+        board.beat();
+        assert_eq!(get(address, "/healthz").0, 200);
         assert_eq!(get(address, "/drain").0, 404, "nothing here changes anything");
     }
 }

@@ -87,7 +87,9 @@ fn check(config: &GatewayConfig) -> Result<Checked, ConfigError> {
                 problems.is_empty() || !matches!(error, BackendConfigError::BadUrl { .. })
             };
             problems.extend(backend.err().filter(another).map(|error| error.to_string()));
-            problems.extend(traces.err().map(|error| error.to_string()));
+            let another =
+                |error: &TracesError| problems.is_empty() || !matches!(error, TracesError::Endpoint);
+            problems.extend(traces.err().filter(another).map(|error| error.to_string()));
             Err(ConfigError { problems })
         }
     }
@@ -142,7 +144,7 @@ async fn serve(config: GatewayConfig, checked: Checked) -> ExitCode {
         Ok(processes) => processes,
         Err(error) => return failed(&format!("cannot look after the MCP server's processes: {error}")),
     };
-    let (to_bridge, health) = watch::channel(Health::Down("not asked yet".to_owned()));
+    let (to_bridge, health) = watch::channel(Health::unknown());
     tokio::spawn(health::watch(backend.clone(), board.clone(), to_bridge));
     let registrar = Registrar::new(config.clone(), identity, board.clone(), metrics.clone());
     let bridge = Bridge::new(config.clone(), backend, health, drains, board, metrics, tracer);

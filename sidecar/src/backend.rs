@@ -11,7 +11,7 @@
 //! - [`room`]: what may wait on its way to the server
 //! - [`probe`]: asks the server who it is, as a client would, and so finds which era it speaks
 
-use std::{fmt, io, time::Duration};
+use std::{fmt, future::pending, io, time::Duration};
 
 use mcp_mqtt_transport::jsonrpc::{Message, RequestId};
 use tokio::{sync::mpsc, time::sleep};
@@ -61,7 +61,7 @@ pub struct SessionId(pub u64);
 
 /// Events of a transport's session that may wait for the translation of its era: what it takes in one go.
 const TO_TRANSLATE: usize = 16;
-/// Pause between two looks at which era a server speaks, when it gave cause for doubt.
+/// Pause between two probes of a server that gave cause for doubt.
 const DOUBT_PAUSE: Duration = Duration::from_secs(5);
 
 /// What of [`Limits`] concerns a backend.
@@ -156,6 +156,33 @@ pub enum BackendEnd {
     SessionLost(String),
     /// The whole backend is gone (its container restarts).
     BackendLost(String),
+}
+
+/// Why the backend as a whole cannot be used any more; a sentence for a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lost {
+    /// Nobody is there, or somebody else: what answers next was started since.
+    Gone(String),
+    /// It may be there, and cannot be spoken to.
+    Silent(String),
+}
+
+impl Lost {
+    /// The sentence.
+    pub fn into_why(self) -> String {
+        match self {
+            Self::Gone(why) | Self::Silent(why) => why,
+        }
+    }
+}
+
+impl From<ProbeError> for Lost {
+    fn from(error: ProbeError) -> Self {
+        match error {
+            ProbeError::Ended(BackendEnd::NobodyListens(why)) => Self::Gone(why),
+            error => Self::Silent(error.to_string()),
+        }
+    }
 }
 
 /// Where all backend sessions report to. Bounded: a flooding server waits, the others' order holds.
@@ -273,29 +300,74 @@ impl Backend {
     /// port refuses. Resolves at once when it is gone already. Cancel-safe; one caller at a time.
     ///
     /// Also when it came back so soon that nobody saw it go, as a server of the other era.
-    pub async fn lost(&self) -> String {
+    pub async fn lost(&self) -> Lost {
+        tokio::select! {
+            lost = self.gone() => lost,
+            lost = self.another_era() => lost,
+            lost = self.silent() => lost,
+        }
+    }
+
+    /// Resolves when a probe that a doubt has led to finds another server than before, or none.
+    async fn another_era(&self) -> Lost {
         loop {
-            tokio::select! {
-                why = self.transport_lost() => return why,
-                () = self.era().doubted() => {
-                    let was_modern = self.era().is_modern();
-                    match self.probe().await {
-                        Ok(_) if self.era().is_modern() == was_modern => sleep(DOUBT_PAUSE).await,
-                        Ok(server) => {
-                            return format!("the server speaks MCP {} now: it was started anew", server.protocol_version);
-                        }
-                        Err(error) => return error.to_string(),
-                    }
+            self.era().doubted().await;
+            let was_modern = self.era().is_modern();
+            match self.probe().await {
+                Ok(_) if self.era().is_modern() == was_modern => sleep(DOUBT_PAUSE).await,
+                Ok(server) => {
+                    let version = server.protocol_version;
+                    return Lost::Gone(format!("the server speaks MCP {version} now: it was started anew"));
                 }
+                Err(error) => return error.into(),
             }
         }
     }
 
-    async fn transport_lost(&self) -> String {
+    /// Resolves when a probe that a suspicion has led to gets no answer. An error is an answer: a server that has no room
+    /// for the probe's session serves the others.
+    async fn silent(&self) -> Lost {
+        let suspected = match self {
+            Self::Stdio(_) => return pending().await, // each session is a process, and hangs alone
+            Self::StreamableHttp(backend) => backend.suspected(),
+            Self::Sse(backend) => backend.suspected(),
+        };
+        loop {
+            suspected.notified().await;
+            tracing::info!("requests in a row were not answered: asking the MCP server whether it is there");
+            match self.probe().await {
+                Err(error @ (ProbeError::NoAnswer(_) | ProbeError::Ended(_))) => return error.into(),
+                Err(error) => tracing::debug!("the MCP server answers: {error}"),
+                Ok(_) => {}
+            }
+            sleep(DOUBT_PAUSE).await;
+        }
+    }
+
+    /// Requests in a row were not answered: [`Backend::lost`] is to find out whether the server still answers anybody.
+    pub fn suspect_silence(&self) {
+        match self {
+            Self::Stdio(_) => {}
+            Self::StreamableHttp(backend) => backend.suspected().notify_one(),
+            Self::Sse(backend) => backend.suspected().notify_one(),
+        }
+    }
+
+    /// As [`Backend::lost`], by a look at the transport alone. Cancel-safe; one caller at a time.
+    pub async fn gone(&self) -> Lost {
         match self {
             Self::Stdio(backend) => backend.lost().await,
             Self::StreamableHttp(backend) => backend.lost().await,
             Self::Sse(backend) => backend.lost().await,
+        }
+    }
+
+    /// Has [`Backend::gone`] look at once, where it looks from time to time.
+    pub fn look(&self) {
+        match self {
+            Self::Stdio(_) => {} // the end of the shim's connection tells
+            Self::StreamableHttp(backend) => backend.look(),
+            Self::Sse(backend) => backend.look(),
         }
     }
 }

@@ -6,13 +6,17 @@
 //! - [`core`]: from topics to sessions, still without IO
 //! - [`action`], [`refusal`]: what the state machines want done, and the errors they answer
 //! - [`link`]: a connection and its queues
+//! - [`silence`]: whether the server still answers anybody
 //! - [`driver`]: moves the bytes, for the life of one registration
 //!
 //! [`Bridge::run`] takes one [`Registration`](crate::registrar::Registration) after the other from the registrar.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Interval, MissedTickBehavior, interval, sleep},
+};
 
 use self::{
     driver::{Driver, End},
@@ -22,10 +26,10 @@ use crate::{
     backend::{Backend, Room},
     config::GatewayConfig,
     drain::{Drains, Progress},
-    health::Health,
+    health::{Health, State},
     metrics::Metrics,
-    readiness::Board,
-    registrar::Registrar,
+    readiness::{BEAT, Board},
+    registrar::{Registrar, Registration},
     status::reason,
     traces::Tracer,
 };
@@ -43,6 +47,10 @@ pub mod session;
 pub mod sessions;
 #[cfg(test)]
 mod shorthand;
+mod silence;
+
+/// After a drain, how often to look whether the server is there: the kubelet takes longer to restart a container.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The bridge, from one registration to the next.
 #[derive(Debug)]
@@ -58,12 +66,14 @@ pub struct Bridge {
     tracer: Option<Tracer>,
     /// Whether our own presence is watched: not where a broker ends the connection on it.
     watches_place: bool,
+    /// When the board is to hear again that we are at work.
+    heart: Interval,
     /// Session ids are never used twice.
     last_id: u64,
 }
 
 impl Bridge {
-    /// Not running yet.
+    /// Not running yet. Must be called within a tokio runtime.
     pub fn new(
         config: Arc<GatewayConfig>,
         backend: Backend,
@@ -81,6 +91,8 @@ impl Bridge {
             idle_timeout: config.limits.idle_timeout,
             sampler: tracer.as_ref().map(Tracer::sampler),
         };
+        let mut heart = interval(BEAT);
+        heart.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             room: Room::for_messages_of(rules.max_message_bytes),
             config,
@@ -92,27 +104,84 @@ impl Bridge {
             metrics,
             tracer,
             watches_place: true,
+            heart,
             last_id: 0,
         }
     }
 
-    /// Serves registration after registration until a drain has ended.
+    /// Serves until the last drain has ended. After another one the server's container may be restarted, and is then
+    /// registered again.
     pub async fn run(mut self, mut registrar: Registrar) {
         loop {
-            let registration = tokio::select! {
-                registration = registrar.establish() => registration,
-                // Without a connection there is no session and no presence: nothing is left to drain.
-                Some(_) = self.drains.requests.recv() => break,
-            };
+            self.serve_until_drained(&mut registrar).await;
+            self.set_drained();
+            self.drains.progress.send_replace(Progress::Drained);
+            if !self.server_starts_anew().await {
+                return self.board.end_beat();
+            }
+            tracing::info!("the MCP server was started anew after a drain");
+            self.board.set_draining(false);
+            self.board.unregistered(reason::CONNECTING, "the MCP server was started anew: registering again");
+            self.drains.progress.send_replace(Progress::Serving);
+            registrar.ended();
+        }
+    }
+
+    /// Serves registration after registration until a drain has ended.
+    async fn serve_until_drained(&mut self, registrar: &mut Registrar) {
+        loop {
+            let Some(registration) = self.establish(registrar).await else { return };
             let since = registration.since;
-            let end = Driver::new(&mut self, &registrar, registration).run().await;
+            let end = Driver::new(self, registrar, registration).run().await;
             match end {
-                End::Drained => break,
+                End::Drained => return,
                 End::Lost(why) => registrar.lost(&why, since),
             }
         }
-        self.board.set_draining();
+    }
+
+    /// The next registration; none: a drain came before.
+    async fn establish(&mut self, registrar: &mut Registrar) -> Option<Registration> {
+        let mut establish = pin!(registrar.establish());
+        loop {
+            tokio::select! {
+                registration = &mut establish => return Some(registration),
+                // Without a connection there is no session and no presence: nothing is left to drain.
+                Some(_) = self.drains.next() => return None,
+                _ = self.heart.tick() => self.board.beat(),
+            }
+        }
+    }
+
+    fn set_drained(&self) {
+        self.board.set_draining(true);
         self.board.unregistered(reason::DRAINED, "drained: the presence is cleared");
-        self.drains.progress.send_replace(Progress::Drained);
+    }
+
+    /// Waits, after a drain, until the server was started anew and answers. False: the process is to end.
+    async fn server_starts_anew(&mut self) -> bool {
+        while !self.drains.is_last() {
+            let Health { state, absence } = self.health.borrow_and_update().clone();
+            if self.drains.are_older_than(absence) {
+                if state == State::Up {
+                    return true;
+                }
+                // What is waited for now is the server, and what keeps it is told as at any start.
+                self.board.set_draining(false);
+                let message = "drained: the presence is published again once the MCP server was started anew";
+                self.board.unregistered(reason::WAITING_FOR_BACKEND, message);
+            }
+            tokio::select! {
+                biased;
+                asked = self.drains.next() => match asked {
+                    Some(_) => self.set_drained(),
+                    None => return false,
+                },
+                Ok(()) = self.health.changed() => {}
+                _ = self.heart.tick() => self.board.beat(),
+                () = sleep(LOOK_EVERY) => self.backend.look(),
+            }
+        }
+        false
     }
 }

@@ -172,7 +172,7 @@ pub struct BrokerConfig {
     #[arg(long, env = "MCP_MQTT_BROKER_KEY_FILE", value_name = "PATH", requires = "broker_cert_file")]
     pub broker_key_file: Option<PathBuf>,
 
-    /// MQTT keep alive.
+    /// MQTT keep alive, at least 5s.
     #[arg(long, env = "MCP_MQTT_KEEP_ALIVE", default_value = "15s", value_parser = humantime::parse_duration, value_name = "DURATION")]
     pub keep_alive: Duration,
 

@@ -1,5 +1,9 @@
 //! Who asks for a drain, and how they hear that it is done: the Unix socket for `shim drain` (the server
 //! container's preStop), and [`Drainer::drain`] for SIGTERM. The bridge does the draining.
+//!
+//! The kubelet runs a preStop before every stop of the container: when the pod is deleted, and when a probe has failed
+//! and the container is to be restarted. So a drain by the socket may be followed by a new start of the server, and
+//! only the drain by SIGTERM is the last.
 
 use std::{io, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
@@ -7,7 +11,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
     sync::{mpsc, watch},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::shim::drain::{DRAIN, DRAINED};
@@ -35,38 +39,48 @@ pub enum Progress {
         /// Requests left.
         in_flight: usize,
     },
-    /// The presence is cleared and the connection closed. It stays so.
+    /// The presence is cleared and the connection closed, until the server has been started anew.
     Drained,
 }
 
 /// To ask for a drain with; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Drainer {
-    requests: mpsc::Sender<Duration>,
+    requests: mpsc::Sender<Request>,
     progress: watch::Receiver<Progress>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Request {
+    /// For the requests in flight.
+    patience: Duration,
+    /// Whether the process ends after it.
+    is_last: bool,
 }
 
 /// The bridge's end.
 #[derive(Debug)]
 pub struct Drains {
-    /// How long requests in flight may take.
-    pub requests: mpsc::Receiver<Duration>,
+    requests: mpsc::Receiver<Request>,
     /// To tell how far it is.
     pub progress: watch::Sender<Progress>,
+    asked: Option<Instant>,
+    is_last: bool,
 }
 
 /// Both ends.
 pub fn channel() -> (Drainer, Drains) {
     let (requests, from_drainer) = mpsc::channel(REQUESTS);
     let (to_drainer, progress) = watch::channel(Progress::Serving);
-    (Drainer { requests, progress }, Drains { requests: from_drainer, progress: to_drainer })
+    let drains = Drains { requests: from_drainer, progress: to_drainer, asked: None, is_last: false };
+    (Drainer { requests, progress }, drains)
 }
 
 impl Drainer {
     /// Asks for a drain; `patience` is for the requests in flight. Asking again joins the drain that runs, and may
     /// shorten it.
     pub fn ask(&self, patience: Duration) {
-        let _ = self.requests.try_send(patience); // full: others have asked
+        let _ = self.requests.try_send(Request { patience, is_last: false }); // full: others have asked
     }
 
     /// How far it is.
@@ -79,10 +93,31 @@ impl Drainer {
         self.progress.changed().await.is_ok()
     }
 
-    /// Asks, and waits until it is done.
+    /// Asks for the last drain, and waits until it is done.
     pub async fn drain(mut self, patience: Duration) {
-        self.ask(patience);
+        let _ = self.requests.send(Request { patience, is_last: true }).await; // the bridge is gone: it has drained
         while self.progress() != Progress::Drained && self.changed().await {}
+    }
+}
+
+impl Drains {
+    /// The next request: how long requests in flight may take. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Duration> {
+        let Request { patience, is_last } = self.requests.recv().await?;
+        self.asked = Some(Instant::now());
+        self.is_last |= is_last;
+        Some(patience)
+    }
+
+    /// Whether the process ends after the drain.
+    pub fn is_last(&self) -> bool {
+        self.is_last
+    }
+
+    /// Whether a server that answers now was started after the last request for a drain, as nobody was there at this
+    /// moment. One that merely goes on answering while its pod is deleted is not to be registered again.
+    pub fn are_older_than(&self, absence: Option<Instant>) -> bool {
+        matches!((self.asked, absence), (Some(asked), Some(absence)) if absence > asked)
     }
 }
 
@@ -161,7 +196,8 @@ mod tests {
         tokio::spawn(listen(&path, drainer, Duration::from_mins(1)).unwrap());
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o666);
         let bridge = tokio::spawn(async move {
-            assert_eq!(drains.requests.recv().await, Some(Duration::from_mins(1)));
+            assert_eq!(drains.next().await, Some(Duration::from_mins(1)));
+            assert!(!drains.is_last());
             drains.progress.send_replace(Progress::Draining { sessions: 2, in_flight: 1 });
             sleep(Duration::from_millis(20)).await;
             drains.progress.send_replace(Progress::Drained);
@@ -188,5 +224,27 @@ mod tests {
         stream.read_to_string(&mut answer).await.unwrap();
         assert_eq!(answer, "unknown command\n");
         assert!(drains.requests.try_recv().is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_is_new_when_nobody_was_there_after_the_last_request() {
+        let (drainer, mut drains) = channel();
+        let before = Instant::now();
+        assert!(!drains.are_older_than(Some(before)), "there was no drain");
+        sleep(Duration::from_secs(1)).await;
+        drainer.ask(Duration::ZERO);
+        drains.next().await;
+        assert!(!drains.are_older_than(None) && !drains.are_older_than(Some(before)));
+        sleep(Duration::from_secs(1)).await;
+        let after = Instant::now();
+        assert!(drains.are_older_than(Some(after)));
+        sleep(Duration::from_secs(1)).await;
+        drainer.ask(Duration::ZERO);
+        drains.next().await;
+        assert!(!drains.are_older_than(Some(after)), "the new server is drained as well");
+        assert!(!drains.is_last());
+        tokio::spawn(drainer.drain(Duration::ZERO));
+        drains.next().await;
+        assert!(drains.is_last());
     }
 }

@@ -5,11 +5,11 @@ use std::time::Duration;
 use mcp_mqtt_transport::backoff::Backoff;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 
 use crate::{
-    backend::{Backend, BackendEnd, ProbeError},
+    backend::{Backend, BackendEnd, Lost, ProbeError},
     readiness::Board,
 };
 
@@ -27,27 +27,55 @@ const START: Duration = Duration::from_secs(10);
 
 /// How the backend does.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Health {
-    /// It does not answer; why.
+pub struct Health {
+    /// Whether it answered `initialize`, or why it does not.
+    pub state: State,
+    /// When nobody was there last: a server that answers now was started after that.
+    pub absence: Option<Instant>,
+}
+
+/// Whether the backend answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// It does not; why.
     Down(String),
-    /// It answered `initialize`; how often it has come up. Another number means that it was down meanwhile.
-    Up(u64),
+    /// It answered `initialize`.
+    Up,
+}
+
+impl Health {
+    /// Nobody has asked yet.
+    pub fn unknown() -> Self {
+        Self { state: State::Down("not asked yet".to_owned()), absence: None }
+    }
 }
 
 /// Watches for as long as somebody listens.
 pub async fn watch(backend: Backend, board: Board, health: watch::Sender<Health>) {
-    let mut generation = 0;
+    let mut first = true;
     while !health.is_closed() {
-        probe_until_up(&backend, &board, generation == 0).await;
-        generation += 1;
-        health.send_replace(Health::Up(generation));
-        let why = backend.lost().await;
+        probe_until_up(&backend, &board, &health, first).await;
+        first = false;
+        health.send_modify(|health| health.state = State::Up);
+        let lost = backend.lost().await;
+        if matches!(lost, Lost::Gone(_)) {
+            note_absence(&health);
+        }
+        let why = lost.into_why();
         board.backend_down(&why);
-        health.send_replace(Health::Down(why));
+        health.send_modify(|health| health.state = State::Down(why));
     }
 }
 
-async fn probe_until_up(backend: &Backend, board: &Board, first: bool) {
+/// Nobody is there. Wakes no one: what counts is whoever answers after that.
+fn note_absence(health: &watch::Sender<Health>) {
+    health.send_if_modified(|health| {
+        health.absence = Some(Instant::now());
+        false
+    });
+}
+
+async fn probe_until_up(backend: &Backend, board: &Board, health: &watch::Sender<Health>, first: bool) {
     let begun = Instant::now();
     let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
     loop {
@@ -60,11 +88,17 @@ async fn probe_until_up(backend: &Backend, board: &Board, first: bool) {
         } else {
             board.backend_down(&error.to_string());
         }
-        let wait = match error {
-            ProbeError::Ended(BackendEnd::NobodyListens(_)) => wait_for_start(begun.elapsed()),
-            _ => backoff.wait(),
-        };
-        sleep(wait).await;
+        if matches!(error, ProbeError::Ended(BackendEnd::NobodyListens(_))) {
+            note_absence(health);
+            sleep(wait_for_start(begun.elapsed())).await;
+            continue;
+        }
+        // A server may also be started anew between two probes.
+        let next = Instant::now() + backoff.wait();
+        if let Ok(Lost::Gone(_)) = timeout_at(next, backend.gone()).await {
+            note_absence(health);
+        }
+        sleep_until(next).await;
     }
 }
 

@@ -126,6 +126,11 @@ impl Registrar {
         self.board.unregistered(reason, &message);
     }
 
+    /// The registration has ended in order: the next one is a first one, without a wait before it.
+    pub fn ended(&mut self) {
+        self.attempts = Attempts::new();
+    }
+
     /// The workers beside the connection that was established last: the broker may have another server name on the
     /// next one. None has a connection yet.
     pub fn workers(&self) -> Vec<Worker> {
@@ -136,14 +141,14 @@ impl Registrar {
         (1..=self.config.broker.workers.into()).map(worker).collect()
     }
 
-    /// Item 7: the retained presence.
+    /// The retained presence.
     pub fn online(&self) -> Publication {
         let name = self.server_name.as_str();
         let payload = Online::new(name, &self.config.description, self.identity.rbac.as_ref()).to_payload();
         self.presence(payload)
     }
 
-    /// The empty presence: offline. Also the will (item 3).
+    /// The empty presence: offline. Also the will.
     pub fn offline(&self) -> Publication {
         self.presence(Bytes::new())
     }
@@ -166,7 +171,7 @@ impl Registrar {
         self.use_id(self.identity.server_id.clone());
         let mut connection = self.connect_with_will().await?;
         if let Some(name) = self.renamed(&connection)? {
-            // Item 4: the will that the broker holds has the old name.
+            // The will that the broker holds has the old name.
             tracing::info!(old = %self.server_name, new = %name, "the broker has another server name for us");
             self.server_name = name;
             self.board.set_server_name(self.server_name.as_str());

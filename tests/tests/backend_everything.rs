@@ -5,7 +5,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
-use mcp_mqtt_sidecar::backend::{Backend, BackendEnd, BackendSession, FromBackend, Room, SessionId};
+use mcp_mqtt_sidecar::backend::{Backend, BackendEnd, BackendSession, FromBackend, Lost, Room, SessionId};
 use mcp_mqtt_tests::{
     cluster::eventually,
     gateway::{children, until},
@@ -257,8 +257,9 @@ async fn a_server_that_dies_ends_its_sessions(mut server: Server) {
     assert!(!lost.is_finished());
     let killed = Instant::now();
     server.kill().unwrap();
-    let why = timeout(PATIENCE, lost).await.unwrap().unwrap();
-    eprintln!("noticed after {:?}: {why}", killed.elapsed());
+    let lost = timeout(PATIENCE, lost).await.unwrap().unwrap();
+    eprintln!("noticed after {:?}: {lost:?}", killed.elapsed());
+    assert!(matches!(lost, Lost::Gone(_)), "{lost:?}");
     assert!(killed.elapsed() < Duration::from_secs(4), "{:?}", killed.elapsed());
     assert!(matches!(client.end().await, BackendEnd::BackendLost(_)));
     assert!(backend.probe().await.is_err());

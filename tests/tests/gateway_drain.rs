@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use mcp_mqtt_tests::{
     broker::Mosquitto,
     gateway::{Gateway, Options, PATIENCE, SERVER_NAME, call, connect, open, reason},
+    servers,
 };
 use mcp_mqtt_transport::{
     client::{Client, RequestError, Session, SessionEnd},
@@ -20,6 +21,9 @@ use tokio::{
     sync::mpsc,
     time::{sleep, timeout},
 };
+
+/// The kubelet takes longer from the end of a container to its next start.
+const RESTART: Duration = Duration::from_millis(300);
 
 async fn ended(mut child: Child) -> Result<bool> {
     let deadline = Instant::now() + PATIENCE;
@@ -111,6 +115,101 @@ async fn an_idle_gateway_is_drained_at_once_and_so_is_one_without_a_broker_or_a_
     lonely.wait_for("the cause", |status| status.broker.reason == "BrokerUnreachable").await?;
     lonely.terminate()?;
     assert!(lonely.wait_ended().await?.success());
+    Ok(())
+}
+
+/// The server container's preStop runs also when a probe has failed: then the container is started again, beside the
+/// same gateway.
+#[tokio::test]
+async fn a_server_over_stdio_that_is_started_anew_after_a_drain_is_registered_again_and_serves() -> Result<()>
+{
+    let broker = Mosquitto::start().await?;
+    let mut gateway = Gateway::ready_at(&broker.url()).await?;
+    let client = connect(&broker.url(), "c").await?;
+    let mut watch = client.watch(SERVER_NAME).await?;
+    timeout(PATIENCE, watch.until(|instances| instances.len() == 1)).await?;
+    for round in 0..2 {
+        let session = open(&client, &gateway.instance()).await?;
+        assert!(ended(gateway.drain()?).await?, "drain {round}");
+        assert_eq!(timeout(PATIENCE, session.wait_ended()).await?, SessionEnd::Disconnected);
+        timeout(PATIENCE, watch.until(<[_]>::is_empty)).await?;
+        let (code, pending) = gateway.get("/readyz").await?;
+        assert!(code == 503 && pending.ends_with("draining\n"), "{pending}");
+        gateway.kill_server()?;
+        gateway
+            .wait_for("the server's end", |status| {
+                !status.draining && status.broker.reason == "WaitingForBackend"
+            })
+            .await?;
+        gateway.start_server()?;
+        timeout(PATIENCE, watch.until(|instances| instances.len() == 1)).await?;
+        gateway.wait_ready().await?;
+        let again = open(&client, &gateway.instance()).await?;
+        assert_eq!(call(&again, "echo", json!({"message": "back"})).await?, "back");
+    }
+    gateway.terminate()?;
+    assert!(gateway.wait_ended().await?.success());
+    timeout(PATIENCE, watch.until(<[_]>::is_empty)).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_over_http_that_is_started_anew_after_a_drain_is_registered_again_and_serves() -> Result<()>
+{
+    let (broker, mut server) = (Mosquitto::start().await?, servers::everything_http().await?);
+    let gateway = Options::new(&broker.url()).backend(server.transport()).start_without_server()?;
+    gateway.wait_ready().await?;
+    let client = connect(&broker.url(), "c").await?;
+    let mut watch = client.watch(SERVER_NAME).await?;
+    assert!(ended(gateway.drain()?).await?);
+    timeout(PATIENCE, watch.until(<[_]>::is_empty)).await?;
+    server.kill()?;
+    sleep(RESTART).await;
+    let _again = servers::everything_http_at(&server.port().expect("it listens")).await?;
+    timeout(PATIENCE, watch.until(|instances| instances.len() == 1)).await?;
+    gateway.wait_ready().await?;
+    let session = open(&client, &gateway.instance()).await?;
+    assert_eq!(call(&session, "echo", json!({"message": "back"})).await?, "Echo: back");
+    Ok(())
+}
+
+/// As in a pod that is being deleted, with a server that does not heed its SIGTERM.
+#[tokio::test]
+async fn a_server_that_goes_on_answering_after_a_drain_is_not_registered_again() -> Result<()> {
+    let (broker, server) = (Mosquitto::start().await?, servers::everything_http().await?);
+    let mut stdio = Gateway::ready_at(&broker.url()).await?;
+    let mut http = Options::new(&broker.url())
+        .backend(server.transport())
+        .server_name("tests/http")
+        .start_without_server()?;
+    http.wait_ready().await?;
+    let client = connect(&broker.url(), "c").await?;
+    for gateway in [&stdio, &http] {
+        assert!(ended(gateway.drain()?).await?);
+    }
+    let mut watch = client.watch("tests/#").await?;
+    let seen = timeout(Duration::from_secs(4), watch.until(|instances| !instances.is_empty())).await;
+    assert!(seen.is_err(), "{seen:?}");
+    for gateway in [&mut stdio, &mut http] {
+        let status = gateway.status().await?;
+        assert!(status.backend.ok && status.draining, "{status:?}");
+        assert_eq!(status.broker.reason, "Drained");
+        gateway.terminate()?;
+        assert!(gateway.wait_ended().await?.success());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn sigterm_ends_a_gateway_that_waits_for_its_server_after_a_drain() -> Result<()> {
+    let broker = Mosquitto::start().await?;
+    let mut gateway = Gateway::ready_at(&broker.url()).await?;
+    assert!(ended(gateway.drain()?).await?);
+    gateway.kill_server()?;
+    gateway.wait_for("the server's end", |status| !status.draining).await?;
+    assert!(ended(gateway.drain()?).await?, "there is nothing to wait for");
+    gateway.terminate()?;
+    assert!(gateway.wait_ended().await?.success());
     Ok(())
 }
 

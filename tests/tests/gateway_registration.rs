@@ -191,7 +191,7 @@ async fn a_broker_that_does_not_acknowledge_is_named() -> Result<()> {
     refused(&gateway, "BrokerRefusedTopics", &["did not acknowledge", "$mcp-server/presence/"]).await
 }
 
-// Item 4.
+// tests/PROTOCOL.md, item 4.
 #[tokio::test]
 async fn the_brokers_server_name_is_adopted_everywhere_with_one_more_connect() -> Result<()> {
     let broker = Mosquitto::start().await?;

@@ -15,7 +15,7 @@ mod socket;
 pub mod tls;
 mod wire;
 
-use std::{fmt, time::Duration};
+use std::{fmt, ops::RangeInclusive, time::Duration};
 
 use bytes::Bytes;
 
@@ -28,6 +28,10 @@ pub use self::{
     reason::ReasonCode,
     reconnect::Reconnect,
 };
+
+/// The keep alive that a connection may have: a shorter one would be pings without a use, and MQTT says it in 16 bits of
+/// seconds.
+pub const KEEP_ALIVE: RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(65_535);
 
 /// What to connect to and as whom.
 #[derive(Clone)]
@@ -42,7 +46,7 @@ pub struct ConnectOptions {
     pub password: Option<Bytes>,
     /// PEM files for TLS; read anew at every connect so that rotated files are picked up.
     pub tls: TlsFiles,
-    /// MQTT keep alive; at least 5 s (less is taken as 5 s).
+    /// MQTT keep alive; one outside of [`KEEP_ALIVE`] is taken as its nearest end.
     pub keep_alive: Duration,
     /// Deadline from TCP connect to CONNACK.
     pub connect_timeout: Duration,

@@ -9,12 +9,13 @@
 
 use std::{path::Path, sync::Arc};
 
+use tokio::sync::Notify;
 use url::Url;
 
 pub use self::sse::SseBackend;
 use self::{endpoint::Endpoint, exchange::Shared, metadata::Metadata, session::Driver, wire::Wire};
 use super::{
-    BackendConfigError, BackendEvents, BackendLimits, FromBackend, FromBridge, SessionId, era::Era,
+    BackendConfigError, BackendEvents, BackendLimits, FromBackend, FromBridge, Lost, SessionId, era::Era,
     modern::MODERN_REVISION,
 };
 
@@ -69,7 +70,17 @@ impl HttpBackend {
     }
 
     /// Resolves when nobody listens any more.
-    pub(super) async fn lost(&self) -> String {
+    pub(super) async fn lost(&self) -> Lost {
         self.endpoint.lost().await
+    }
+
+    /// Told when requests in a row were not answered.
+    pub(super) fn suspected(&self) -> &Notify {
+        &self.endpoint.suspected
+    }
+
+    /// Has it looked at now.
+    pub(super) fn look(&self) {
+        self.endpoint.look();
     }
 }

@@ -18,7 +18,7 @@ use tokio::{
 
 use self::own::{Lease, Running, Spawner};
 use super::{
-    BackendEnd, BackendEvents, BackendLimits, FromBackend, FromBridge, SessionId,
+    BackendEnd, BackendEvents, BackendLimits, FromBackend, FromBridge, Lost, SessionId,
     era::Era,
     incoming,
     lines::{Line, Lines},
@@ -93,28 +93,29 @@ impl StdioBackend {
     }
 
     /// Resolves when the shim is gone.
-    pub(super) async fn lost(&self) -> String {
+    pub(super) async fn lost(&self) -> Lost {
         let Source::Shim(socket) = &self.source else {
             return std::future::pending().await; // we are here as long as we are
         };
         let monitor = async {
             let mut control = connect(socket, Purpose::Monitor).await.map_err(|end| match end {
-                BackendEnd::NobodyListens(why) | BackendEnd::OpenFailed(why) => why,
-                other => other.to_string(),
+                BackendEnd::NobodyListens(why) => Lost::Gone(why),
+                BackendEnd::OpenFailed(why) => Lost::Silent(why),
+                other => Lost::Silent(other.to_string()),
             })?;
             match control.receive::<Report>().await {
                 Ok(Some(Report::Ready { .. })) => Ok(control),
-                Ok(_) => Err("the shim closed the connection".to_owned()),
-                Err(error) => Err(format!("the shim answered nothing usable: {error}")),
+                Ok(_) => Err(Lost::Silent("the shim closed the connection".to_owned())),
+                Err(error) => Err(Lost::Silent(format!("the shim answered nothing usable: {error}"))),
             }
         };
         match timeout(OPEN_TIMEOUT, monitor).await {
             Ok(Ok(mut control)) => {
                 while let Ok(Some(_)) = control.receive::<Report>().await {} // it has nothing more to say
-                gone()
+                Lost::Gone(gone())
             }
-            Ok(Err(why)) => why,
-            Err(_) => no_answer(),
+            Ok(Err(lost)) => lost,
+            Err(_) => Lost::Silent(no_answer()),
         }
     }
 

@@ -209,7 +209,8 @@ impl EndReason {
         matches!(self, Self::Replaced(by) if by == id)
     }
 
-    /// Item 13: whether we are the ones who end it. After a new `initialize` it would end the new session.
+    /// Whether the client is told by `notifications/disconnected`: where we end the session. After a new `initialize` that
+    /// would end the new session.
     pub fn tells_client(&self) -> bool {
         match self {
             // What the broker refused may have been too large for it, and a goodbye is small.

@@ -224,7 +224,7 @@ impl Core {
         }
     }
 
-    /// Item 12: `notifications/disconnected`, or nothing at all.
+    /// A client leaves by `notifications/disconnected`, or by an empty presence.
     fn presence(
         &mut self,
         (client, came_by): (&str, LinkId),
@@ -263,7 +263,7 @@ impl Core {
         }
     }
 
-    /// Item 22: what is no message is answered where there is an id to answer, and counted.
+    /// A payload that is no message is answered where it has an id, and counted otherwise.
     fn parse(
         &mut self,
         (client, came_by): (&ClientId, LinkId),
@@ -314,7 +314,7 @@ impl Core {
         self.publication(self.capability_topic.clone(), payload)
     }
 
-    /// The three subscriptions of a session (item 9).
+    /// The three subscriptions of a session.
     pub fn filters(&self, client: &ClientId) -> [Filter; 3] {
         let filter = |filter, no_local| Filter { filter, qos: self.setting.qos, no_local };
         [
@@ -330,7 +330,7 @@ impl Core {
         Publication { topic, payload, qos: self.setting.qos, retain: false, user_properties }
     }
 
-    /// Item 20: the whole packet has to fit, so the payload's limit depends on the length of the client's id.
+    /// The whole packet has to fit the broker's Maximum Packet Size, so the payload's limit depends on the length of the client's id.
     fn max_to_client(&self, client: &ClientId, via: LinkId) -> usize {
         let ours = self.setting.rules.max_message_bytes;
         let Some(max_packet) = self.max_packets[via.0] else { return ours };

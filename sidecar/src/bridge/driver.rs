@@ -19,11 +19,12 @@ use super::{
     link::{Happening, Link, Links},
     outbox::Outgoing,
     placement::LinkId,
+    silence::Silence,
 };
 use crate::{
     backend::{BackendEnd, BackendSession, SessionId},
     drain::Progress,
-    health::Health,
+    health::State,
     registrar::{Registrar, Registration},
     status::reason,
 };
@@ -90,6 +91,7 @@ pub(super) struct Driver<'a> {
     actions: Vec<Action>,
     presence: Presence,
     place: Place,
+    silence: Silence,
     /// Unsubscribes that the broker has not answered: it has all that was sent before one that it has.
     unsubscribing: usize,
     drain: Option<Drain>,
@@ -142,6 +144,7 @@ impl<'a> Driver<'a> {
             actions: Vec::new(),
             presence: Presence::Cleared,
             place,
+            silence: Silence::default(),
             unsubscribing: 0,
             drain: None,
         };
@@ -178,7 +181,8 @@ impl<'a> Driver<'a> {
                 }
                 tried = self.workers.next() => self.take_tried(tried),
                 Ok(()) = self.bridge.health.changed() => self.take_health(),
-                Some(patience) = self.bridge.drains.requests.recv() => self.begin_drain(patience),
+                Some(patience) = self.bridge.drains.next() => self.begin_drain(patience),
+                _ = self.bridge.heart.tick() => self.bridge.board.beat(),
                 () = timer.as_mut() => {
                     self.take_deadlines();
                     timer.as_mut().reset(Instant::now() + NO_DEADLINE);
@@ -302,11 +306,11 @@ impl<'a> Driver<'a> {
         self.perform();
     }
 
-    /// Item 1 of readiness: without a backend nobody is to find us.
+    /// The presence follows the backend: a client that finds us is to be served.
     fn take_health(&mut self) {
-        let health = self.bridge.health.borrow_and_update().clone();
-        match health {
-            Health::Up(_) => {
+        let state = self.bridge.health.borrow_and_update().state.clone();
+        match state {
+            State::Up => {
                 // Up again, without a look at the down between: what that would have ended is ended by its backend.
                 self.core.sessions.set_backend_up(true);
                 if self.presence != Presence::Online
@@ -318,13 +322,13 @@ impl<'a> Driver<'a> {
                     self.announce(true);
                 }
             }
-            Health::Down(why) => {
+            State::Down(why) => {
                 self.core.sessions.set_backend_up(false);
                 let end = EndReason::Backend(BackendEnd::BackendLost(why));
                 self.core.sessions.end_all(&end, now(), &mut self.actions);
                 self.perform();
                 if self.drain.is_none() {
-                    // Errors first, then the empty presence (item 14).
+                    // Errors first, then the empty presence: a client that sees it drops its session at once.
                     if matches!(self.presence, Presence::Online | Presence::Sent(true)) {
                         self.presence = Presence::Clearing(Instant::now() + UNSUBSCRIBE_TIMEOUT);
                         self.clear_when_told();
@@ -437,6 +441,9 @@ impl<'a> Driver<'a> {
             }
             Action::Resolved { asker, method, outcome, elapsed, span } => {
                 self.bridge.metrics.request(asker, method, outcome, elapsed);
+                if self.silence.ended(asker, outcome, elapsed) {
+                    self.bridge.backend.suspect_silence();
+                }
                 if let (Some(tracer), Some(span)) = (&self.bridge.tracer, span) {
                     tracer.finish(span, method, outcome, elapsed);
                 }

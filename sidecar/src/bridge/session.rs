@@ -403,7 +403,7 @@ impl Session {
         }
     }
 
-    /// Item 9: the result goes out only after the three SUBACKs.
+    /// The `initialize` result goes out only after the SUBACK of the three subscriptions.
     fn open_when_complete(&mut self, turn: &mut Turn<'_>) {
         let State::Opening { initialize, subscribed: true, answer } = &mut self.state else { return };
         let Some(answer) = answer.take() else { return };

@@ -272,7 +272,7 @@ impl Sessions {
         }
     }
 
-    /// Item 12: the client left, as was heard on this connection.
+    /// The client left, as was heard on this connection.
     pub fn client_left(&mut self, client: &ClientId, came_by: LinkId, now: Instant, out: &mut Vec<Action>) {
         if self.is_elsewhere(client.as_str(), came_by) || self.is_late(client.as_str(), came_by) {
             out.push(Action::Dropped { reason: STALE });

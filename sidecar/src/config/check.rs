@@ -1,12 +1,14 @@
 //! What clap's parser cannot judge: every problem is found before anything is started, and all are told at once.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 use mcp_mqtt_transport::{
+    mqtt::KEEP_ALIVE,
     presence::Rbac,
     topic::{ServerId, ServerName},
 };
 use tracing_subscriber::filter::Targets;
+use url::Url;
 
 use super::{BackendOptions, GatewayConfig};
 
@@ -14,8 +16,6 @@ use super::{BackendOptions, GatewayConfig};
 const BROKER_SCHEMES: [&str; 4] = ["mqtt", "mqtts", "ws", "wss"];
 /// Of these, the ones with TLS.
 const TLS_SCHEMES: [&str; 2] = ["mqtts", "wss"];
-/// MQTT carries the keep alive as 16 bits of seconds.
-const MAX_KEEP_ALIVE: Duration = Duration::from_secs(u16::MAX as u64);
 /// An error message of our own must fit into the message limit.
 const MIN_MESSAGE_BYTES: u32 = 1024;
 /// The largest packet of MQTT is 256 MiB; we take four messages' worth, so that what is too large is answered.
@@ -72,6 +72,9 @@ impl GatewayConfig {
         self.check_broker(&mut problems);
         self.check_limits(&mut problems);
         self.check_durations(&mut problems);
+        if let Some(url) = &self.otlp_endpoint {
+            check_http(&mut problems, "--otlp-endpoint", url, "HOST:PORT");
+        }
         keep(
             &mut problems,
             "--log",
@@ -102,15 +105,7 @@ impl GatewayConfig {
         for (flag, url) in [("--http-url", &self.backend.http_url), ("--sse-url", &self.backend.sse_url)] {
             let Some(url) = url else { continue };
             has_tls |= url.scheme() == "https";
-            if !url.username().is_empty() || url.password().is_some() {
-                problems.push(format!("{flag} holds credentials, which are not supported"));
-            } else if !["http", "https"].contains(&url.scheme()) || url.host().is_none() {
-                // `user:password@host`, its scheme forgotten, is a URL as well.
-                let shown = if url.as_str().contains('@') { String::new() } else { format!(" {url}") };
-                problems.push(format!(
-                    "{flag}{shown} is neither http://HOST:PORT/PATH nor https://HOST:PORT/PATH"
-                ));
-            }
+            check_http(problems, flag, url, "HOST:PORT/PATH");
         }
         if http_ca_file.is_some() && !has_tls {
             problems.push("--http-ca-file is for an --http-url or --sse-url that is https://".to_owned());
@@ -142,8 +137,9 @@ impl GatewayConfig {
                 problems.push(format!("{flag} is for mqtts:// and wss://, and --broker-url is {scheme}://"));
             }
         }
-        if broker.keep_alive < Duration::from_secs(1) || broker.keep_alive > MAX_KEEP_ALIVE {
-            problems.push("--keep-alive is not between 1s and 65535s".to_owned());
+        if !KEEP_ALIVE.contains(&broker.keep_alive) {
+            let (shortest, longest) = (KEEP_ALIVE.start().as_secs(), KEEP_ALIVE.end().as_secs());
+            problems.push(format!("--keep-alive is not between {shortest}s and {longest}s"));
         }
     }
 
@@ -179,6 +175,17 @@ impl GatewayConfig {
                 problems.push(format!("{flag} is longer than --timeout-max"));
             }
         }
+    }
+}
+
+/// Whether a URL is one of HTTP with a host and without credentials; `form`: what follows the scheme.
+fn check_http(problems: &mut Vec<String>, flag: &str, url: &Url, form: &str) {
+    if !url.username().is_empty() || url.password().is_some() {
+        problems.push(format!("{flag} holds credentials, which are not supported"));
+    } else if !["http", "https"].contains(&url.scheme()) || url.host().is_none() {
+        // `user:password@host`, its scheme forgotten, is a URL as well.
+        let shown = if url.as_str().contains('@') { String::new() } else { format!(" {url}") };
+        problems.push(format!("{flag}{shown} is neither http://{form} nor https://{form}"));
     }
 }
 
@@ -228,6 +235,7 @@ mod tests {
         assert_eq!(problems(&["--http-url=http://127.0.0.1:3001/mcp", "--drain-timeout=0s"]), none);
         assert_eq!(problems(&["--prewarm=1", "--stop-grace=1s", "--", "npx", "--keep-alive=0s"]), none);
         assert_eq!(problems(&["--sse-url=http://127.0.0.1:3001/sse"]), none);
+        assert_eq!(problems(&["--otlp-endpoint=http://collector:4318", "--keep-alive=5s"]), none);
         assert_eq!(problems(&["--broker-url=wss://broker/mqtt", "--broker-ca-file=/ca.pem"]), none);
         let rbac = r#"--rbac={"roles":[{"name":"r","description":"d","allowed_methods":"all","allowed_tools":["a"],"allowed_resources":"all"}]}"#;
         assert_eq!(problems(&[rbac]), none);
@@ -252,6 +260,10 @@ mod tests {
             (&["--broker-url=mqtt:broker"], "--broker-url mqtt:broker is none of"),
             (&["--broker-ca-file=/ca"], "--broker-ca-file is for mqtts://"),
             (&["--keep-alive=0s"], "--keep-alive is not between"),
+            (&["--keep-alive=4s"], "--keep-alive is not between 5s and 65535s"),
+            (&["--otlp-endpoint=ftp://collector"], "--otlp-endpoint ftp://collector/ is neither http"),
+            (&["--otlp-endpoint=collector:4318"], "--otlp-endpoint collector:4318 is neither http"),
+            (&["--otlp-endpoint=https://me:hunter2@collector"], "--otlp-endpoint holds credentials"),
             (&["--keep-alive=1day"], "--keep-alive is not between"),
             (&["--max-sessions=0"], "--max-sessions is 0"),
             (&["--idle-timeout=0s"], "--idle-timeout is 0"),

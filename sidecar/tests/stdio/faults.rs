@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mcp_mqtt_sidecar::backend::{BackendEnd, ProbeError};
+use mcp_mqtt_sidecar::backend::{BackendEnd, Lost, ProbeError};
 
 use crate::rig::{Client, PATIENCE, Shim, backend, message, ping};
 
@@ -44,7 +44,7 @@ async fn without_a_shim_sessions_and_the_monitor_say_so() {
         other => panic!("{other:?}"),
     }
     let lost = tokio::time::timeout(PATIENCE, backend.lost()).await.unwrap();
-    assert!(lost.contains("server container does not run"), "{lost}");
+    assert!(matches!(&lost, Lost::Gone(why) if why.contains("server container does not run")), "{lost:?}");
 }
 
 #[tokio::test]

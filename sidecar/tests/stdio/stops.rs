@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mcp_mqtt_sidecar::backend::BackendEnd;
+use mcp_mqtt_sidecar::backend::{BackendEnd, Lost};
 use rustix::process::Signal;
 use tokio::time::timeout;
 
@@ -27,7 +27,7 @@ async fn sigterm_ends_all_processes_within_the_graces_and_tells_the_gateway() {
     assert!(status.success(), "{status}");
     assert!(asked.elapsed() < 2 * GRACE + Duration::from_secs(3), "{:?}", asked.elapsed());
     let lost = timeout(PATIENCE, lost).await.unwrap().unwrap();
-    assert!(lost.contains("server container stopped"), "{lost}");
+    assert!(matches!(&lost, Lost::Gone(why) if why.contains("server container stopped")), "{lost:?}");
     assert!(matches!(client.end().await, BackendEnd::BackendLost(_)));
     assert!(!directory.path().join("shim.sock").exists(), "the socket is removed");
     assert_eq!(marked(pid), Vec::<String>::new());

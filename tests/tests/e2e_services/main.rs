@@ -4,6 +4,7 @@
 mod calls;
 mod conditions;
 mod faults;
+mod probes;
 mod registry;
 mod scaling;
 mod security;

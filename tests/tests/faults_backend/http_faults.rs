@@ -1,18 +1,23 @@
 //! What an MQTT client sees of an HTTP server that breaks. (The HTTP backend by itself: `sidecar/tests/http`.)
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use mcp_mqtt_tests::{
     baseline::Baseline,
     broker::Mosquitto,
-    gateway::{Gateway, Options, PATIENCE, call, connect, open, reason},
+    gateway::{Gateway, Options, PATIENCE, SERVER_NAME, call, connect, open, reason, until},
+    servers,
 };
-use mcp_mqtt_transport::client::{Client, Session};
+use mcp_mqtt_transport::client::{Client, Session, SessionEnd};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::time::timeout;
 
 use crate::http::Broken;
+
+/// How long a server may take to answer a probe.
+const PROBE: Duration = Duration::from_secs(30);
 
 struct Stage {
     gateway: Gateway,
@@ -92,4 +97,49 @@ async fn calls_that_never_end_do_not_use_the_session_up() -> Result<()> {
     }
     assert_eq!(call(session, "echo", json!({"message": "room"})).await?, "room");
     before.regained(gateway).await
+}
+
+/// A server that hangs still listens, as the kernel takes connections for it.
+#[tokio::test]
+async fn a_server_that_hangs_is_taken_out_of_the_registry_and_comes_back_when_it_answers() -> Result<()> {
+    let (broker, server) = (Mosquitto::start().await?, servers::everything_http().await?);
+    let options = Options::new(&broker.url()).backend(server.transport()).arg("--timeout-call=1s");
+    let gateway = options.start_without_server()?;
+    gateway.wait_ready().await?;
+    let client = connect(&broker.url(), "c").await?;
+    let mut watch = client.watch(SERVER_NAME).await?;
+    let session = open(&client, &gateway.instance()).await?;
+    let process = i32::try_from(server.pid()).ok().and_then(Pid::from_raw).context("a process id")?;
+    kill_process(process, Signal::STOP)?;
+    for _ in 0..3 {
+        let error = call(&session, "echo", json!({"message": "x"})).await.expect_err("it hangs");
+        assert_eq!(reason(&error), Some("timed-out"), "{error}");
+    }
+    assert!(gateway.status().await?.ready(), "a few late answers are not the end");
+    timeout(PROBE + PATIENCE, watch.until(<[_]>::is_empty)).await?;
+    assert_eq!(timeout(PATIENCE, session.wait_ended()).await?, SessionEnd::Disconnected);
+    let status = gateway.status().await?;
+    assert!(!status.ready() && status.backend.reason == "BackendNotAnswering", "{status:?}");
+
+    kill_process(process, Signal::CONT)?;
+    timeout(PATIENCE, watch.until(|instances| instances.len() == 1)).await?;
+    gateway.wait_ready().await?;
+    let again = open(&client, &gateway.instance()).await?;
+    assert_eq!(call(&again, "echo", json!({"message": "back"})).await?, "Echo: back");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_whose_calls_are_late_and_that_answers_initialize_stays_registered() -> Result<()> {
+    let Stage { gateway, session, .. } = &stage(&["--timeout-call=300ms"]).await?;
+    for _ in 0..4 {
+        let error = call(session, "slow-body", json!({})).await.expect_err("it never ends");
+        assert_eq!(reason(&error), Some("timed-out"), "{error}");
+    }
+    until("the server was asked", || gateway.log().contains("asking the MCP server whether it is there"))
+        .await?;
+    tokio::time::sleep(Duration::from_secs(1)).await; // it answers at once
+    assert_eq!(call(session, "echo", json!({"message": "here"})).await?, "here");
+    assert!(gateway.status().await?.ready());
+    Ok(())
 }

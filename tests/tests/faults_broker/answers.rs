@@ -66,7 +66,7 @@ async fn a_suback_that_refuses_the_control_topic_is_named_and_tried_again() -> R
     Ok(())
 }
 
-// Item 9: a reason code from 0x80 on answers -32603.
+// tests/PROTOCOL.md, item 9: a reason code from 0x80 on answers -32603.
 #[tokio::test]
 async fn a_suback_that_refuses_a_sessions_topics_is_the_clients_error_and_leaves_nothing_behind() -> Result<()>
 {

@@ -11,7 +11,7 @@ use mcp_mqtt_transport::{jsonrpc::Message, topic};
 use serde_json::json;
 use tokio::time::timeout;
 
-/// MQTT does not tell a subscriber who published, so `MCP-MQTT-CLIENT-ID` is all there is, and item 21 lets an
+/// MQTT does not tell a subscriber who published, so `MCP-MQTT-CLIENT-ID` is all there is, and item 21 of tests/PROTOCOL.md lets an
 /// `initialize` replace the session of the client that it names. Who forges one can therefore end a session (the
 /// broker's ACL on the control topic is what keeps strangers out); but the victim is told, what was in flight is
 /// answered, and the forger hears nothing: the answer goes to the victim's own topic.

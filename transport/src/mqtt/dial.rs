@@ -6,18 +6,13 @@ use rumqttc::v5::mqttbytes::v5::{ConnAck, Connect, ConnectProperties, ConnectRet
 use tokio::time::timeout;
 
 use super::{
-    Accepted, ConnectError, ConnectOptions, PublishError, ReasonCode, packet,
+    Accepted, ConnectError, ConnectOptions, KEEP_ALIVE, PublishError, ReasonCode, packet,
     socket::{Address, caused_by_tls},
     wire::{Wire, WireError},
 };
 
 /// Unacknowledged QoS 1 publishes that we send at most; 64 keep any broker busy.
 pub(super) const MAX_IN_FLIGHT: u16 = 64;
-
-/// Less would be pings without a use.
-const MIN_KEEP_ALIVE: Duration = Duration::from_secs(5);
-/// MQTT says it in 16 bits of seconds.
-const MAX_KEEP_ALIVE: Duration = Duration::from_secs(65_535);
 
 /// A connection whose CONNACK has come.
 pub(super) struct Dialled {
@@ -69,7 +64,7 @@ async fn first_packet(wire: &mut Wire) -> Result<Packet, WireError> {
 }
 
 fn keep_alive(options: &ConnectOptions) -> Duration {
-    options.keep_alive.clamp(MIN_KEEP_ALIVE, MAX_KEEP_ALIVE)
+    options.keep_alive.clamp(*KEEP_ALIVE.start(), *KEEP_ALIVE.end())
 }
 
 /// Whether MQTT can carry what is asked for.

@@ -14,7 +14,7 @@ use url::Url;
 
 use super::wire::{Failure, RequestBody};
 use crate::{
-    backend::BackendConfigError,
+    backend::{BackendConfigError, Lost},
     https::{self, Client, causes, innermost},
 };
 
@@ -38,6 +38,8 @@ pub(super) struct Endpoint {
     client: Client<RequestBody>,
     /// Told when a connection was refused or broke: it is time to look whether the server is there.
     trouble: Notify,
+    /// Told when requests in a row were not answered: the server may hang.
+    pub(super) suspected: Notify,
 }
 
 impl Endpoint {
@@ -66,7 +68,15 @@ impl Endpoint {
         let address = (host, url.port_or_known_default().ok_or_else(|| bad("it has no port"))?);
         let uri = uri(url).ok_or_else(|| bad("it is no usable URL"))?;
         let client = https::client(ca).map_err(BackendConfigError::BadCertificates)?;
-        Ok(Self { uri, url: url.clone(), address, field, client, trouble: Notify::new() })
+        Ok(Self {
+            uri,
+            url: url.clone(),
+            address,
+            field,
+            client,
+            trouble: Notify::new(),
+            suspected: Notify::new(),
+        })
     }
 
     /// Another place of the same server, as a reference relative to this one.
@@ -112,15 +122,15 @@ impl Endpoint {
     }
 
     /// Resolves when nobody listens any more. Looks now and then, and at once when a request had trouble.
-    pub(super) async fn lost(&self) -> String {
+    pub(super) async fn lost(&self) -> Lost {
         let mut unreachable = None;
         loop {
             match self.connect().await {
-                Look::Refused => return self.refused(),
+                Look::Refused => return Lost::Gone(self.refused()),
                 Look::Unreachable(error) => {
                     let since = *unreachable.get_or_insert_with(Instant::now);
                     if since.elapsed() >= UNREACHABLE {
-                        return format!("{} cannot be reached: {error}", self.uri);
+                        return Lost::Silent(format!("{} cannot be reached: {error}", self.uri));
                     }
                 }
                 Look::Listens | Look::Unknown => unreachable = None,
@@ -218,8 +228,9 @@ mod tests {
         let endpoint = take("http://no-such-server.invalid/mcp").unwrap();
         assert_eq!(endpoint.gone().await, None);
         let begin = Instant::now();
-        let why = endpoint.lost().await;
-        assert!(begin.elapsed() >= UNREACHABLE && why.contains("cannot be reached"), "{why}");
+        let lost = endpoint.lost().await;
+        assert!(matches!(&lost, Lost::Silent(why) if why.contains("cannot be reached")), "{lost:?}");
+        assert!(begin.elapsed() >= UNREACHABLE);
     }
 
     #[test]

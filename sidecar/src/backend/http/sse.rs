@@ -29,7 +29,7 @@ use super::{
     wire::{Failure, Reply, Wire},
 };
 use crate::backend::{
-    BackendConfigError, BackendEnd, BackendEvents, BackendLimits, FromBackend, FromBridge, SessionId,
+    BackendConfigError, BackendEnd, BackendEvents, BackendLimits, FromBackend, FromBridge, Lost, SessionId,
     era::Era, incoming, room::Outbound,
 };
 
@@ -69,8 +69,18 @@ impl SseBackend {
     }
 
     /// Resolves when nobody listens any more.
-    pub(in crate::backend) async fn lost(&self) -> String {
+    pub(in crate::backend) async fn lost(&self) -> Lost {
         self.endpoint.lost().await
+    }
+
+    /// Told when requests in a row were not answered.
+    pub(in crate::backend) fn suspected(&self) -> &Notify {
+        &self.endpoint.suspected
+    }
+
+    /// Has it looked at now.
+    pub(in crate::backend) fn look(&self) {
+        self.endpoint.look();
     }
 }
 

@@ -1,4 +1,4 @@
-//! What comes on which topic, from whom, and what becomes of it (items 9, 12, 20, 22).
+//! What comes on which topic, from whom, and what becomes of it (tests/PROTOCOL.md, items 9, 12, 20, 22 to 26).
 
 use super::*;
 use crate::bridge::shorthand::{self, RULES, assert_actions, client};
@@ -220,7 +220,7 @@ fn nothing_retained_is_taken_and_our_own_words_are_passed_over() {
     scene.expect(&[]);
 }
 
-// Item 20.
+// tests/PROTOCOL.md, item 20.
 #[test]
 fn what_may_go_to_a_client_fits_the_brokers_packets_with_topic_and_properties() {
     for max_packet in [300, 1000, 20_000] {

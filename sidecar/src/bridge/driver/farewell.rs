@@ -31,7 +31,7 @@ impl Driver<'_> {
             drain.deadline = drain.deadline.min(deadline);
             return;
         }
-        self.bridge.board.set_draining();
+        self.bridge.board.set_draining(true);
         let (sessions, in_flight) = (self.core.sessions.len(), self.core.sessions.in_flight());
         tracing::info!(sessions, in_flight, "draining, at most {patience:?}");
         self.drain = Some(Drain { deadline, given_up: Vec::new() });
@@ -39,7 +39,7 @@ impl Driver<'_> {
         self.perform();
     }
 
-    /// All sessions are over: items 13 to 15.
+    /// The end of a drain whose sessions are all over: the clearing of the presence comes last.
     pub(super) async fn leave(mut self) -> End {
         // Whoever was refused a moment ago still gets the answer.
         self.core.sessions.end_all(&EndReason::Drained, now(), &mut self.actions);

@@ -105,7 +105,7 @@ fn failed(id: u64) -> FromBackend {
     }
 }
 
-// Item 9.
+// tests/PROTOCOL.md, item 9.
 
 #[test]
 fn the_initialize_result_waits_for_the_subscriptions() {
@@ -268,7 +268,7 @@ fn a_cancellation_is_passed_on_and_a_late_answer_too() {
     ]);
 }
 
-// Item 17.
+// tests/PROTOCOL.md, item 17.
 
 #[test]
 fn each_method_has_its_time_and_a_late_request_is_cancelled_in_the_backend() {
@@ -313,7 +313,7 @@ fn a_client_that_does_not_answer_stays_and_its_server_gets_an_error() {
     ]);
 }
 
-// Item 20.
+// tests/PROTOCOL.md, item 20.
 
 #[test]
 fn a_message_too_large_is_an_error_to_whoever_waits_for_it() {
@@ -376,7 +376,7 @@ fn an_initialize_result_that_the_broker_refuses_is_an_error_and_ends_the_session
     )]);
 }
 
-// Item 21.
+// tests/PROTOCOL.md, item 21.
 
 #[test]
 fn a_replaced_session_answers_what_was_in_flight_and_keeps_the_subscriptions() {
@@ -387,7 +387,7 @@ fn a_replaced_session_answers_what_was_in_flight_and_keeps_the_subscriptions() {
     ]);
 }
 
-// Item 22.
+// tests/PROTOCOL.md, item 24.
 
 #[test]
 fn initialize_on_the_rpc_topic_is_refused() {

@@ -148,7 +148,7 @@ fn while_the_backend_is_down_or_a_drain_runs_nobody_gets_a_session_and_an_old_on
     assert_eq!(scene.sessions.in_flight(), 1, "the call is not lost by it");
 }
 
-// Item 22.
+// tests/PROTOCOL.md, item 22.
 #[test]
 fn who_has_no_session_is_told_so_where_there_is_an_id_to_answer() {
     let mut scene = Scene::new();

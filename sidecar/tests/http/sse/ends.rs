@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mcp_mqtt_sidecar::backend::{BackendEnd, FromBackend, ProbeError};
+use mcp_mqtt_sidecar::backend::{BackendEnd, FromBackend, Lost, ProbeError};
 use tokio::time::timeout;
 
 use super::{HELLO, Sse, backend};
@@ -91,7 +91,8 @@ async fn a_server_that_goes_ends_its_sessions_and_is_noticed_at_once() {
     stream.cut();
     assert!(matches!(client.end().await, BackendEnd::BackendLost(_)));
     let lost = timeout(PATIENCE, lost).await.unwrap().unwrap();
-    assert!(lost.contains("nobody listens at http://127.0.0.1:") && lost.contains("transport.sse"), "{lost}");
+    let Lost::Gone(why) = lost else { panic!("{lost:?}") };
+    assert!(why.contains("nobody listens at http://127.0.0.1:") && why.contains("transport.sse"), "{why}");
 }
 
 #[tokio::test]

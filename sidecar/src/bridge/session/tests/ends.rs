@@ -69,7 +69,7 @@ fn at_the_deadline_of_a_drain_what_is_in_flight_gets_its_error() {
     ]);
 }
 
-// Item 16.
+// tests/PROTOCOL.md, item 16.
 
 #[test]
 fn a_lost_broker_ends_the_session_without_a_word() {

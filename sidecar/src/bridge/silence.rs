@@ -1,0 +1,68 @@
+//! Whether the server has fallen silent, as its clients' requests tell: it may hang while it still listens.
+
+use std::time::Duration;
+
+use crate::metrics::{Asker, Outcome};
+
+/// So many requests in a row without an answer, of whatever session, are a reason to ask the server whether it is there.
+const UNANSWERED: u32 = 3;
+/// One that its client gave up after so long was without an answer too: clients have timeouts of their own.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
+
+/// The requests since the last answer.
+#[derive(Debug, Default)]
+pub(super) struct Silence {
+    unanswered: u32,
+}
+
+impl Silence {
+    /// A request has ended. True: it is time to ask the server, and to count anew.
+    pub(super) fn ended(&mut self, asker: Asker, outcome: Outcome, elapsed: Duration) -> bool {
+        match (asker, outcome) {
+            (Asker::Server, _) | (_, Outcome::Failed) => return false, // says nothing of the server
+            (_, Outcome::Ok | Outcome::Error) => self.unanswered = 0,
+            (_, Outcome::Abandoned) if elapsed < GIVEN_UP_AFTER => return false,
+            (_, Outcome::Abandoned | Outcome::TimedOut) => self.unanswered += 1,
+        }
+        let is_silent = self.unanswered >= UNANSWERED;
+        if is_silent {
+            self.unanswered = 0;
+        }
+        is_silent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_mins(1);
+
+    #[test]
+    fn three_requests_in_a_row_without_an_answer_are_silence() {
+        let late = (Asker::Client, Outcome::TimedOut, LONG);
+        let given_up = (Asker::Client, Outcome::Abandoned, LONG);
+        let dropped = (Asker::Client, Outcome::Abandoned, Duration::from_secs(1));
+        let answer = (Asker::Client, Outcome::Ok, LONG);
+        let refusal = (Asker::Client, Outcome::Error, LONG);
+        let failure = (Asker::Client, Outcome::Failed, LONG);
+        let client = (Asker::Server, Outcome::Ok, LONG);
+        let clients_silence = (Asker::Server, Outcome::TimedOut, LONG);
+        for (requests, expected) in [
+            (vec![late, late], 0),
+            (vec![late, late, late], 1),
+            (vec![late, given_up, late], 1),
+            (vec![late, late, answer, late, late], 0),
+            (vec![late, refusal, late, late], 0),
+            (vec![late, late, dropped, dropped], 0),
+            (vec![late, failure, client, late, late], 1),
+            (vec![clients_silence, clients_silence, clients_silence], 0),
+            (vec![late; 8], 2),
+        ] {
+            let mut silence = Silence::default();
+            let ended =
+                requests.iter().filter(|(asker, outcome, elapsed)| silence.ended(*asker, *outcome, *elapsed));
+            assert_eq!(ended.count(), expected, "{requests:?}");
+        }
+    }
+}
