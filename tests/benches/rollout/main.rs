@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Result, ensure};
 use clap::Parser;
 use mcp_mqtt_tests::{
-    load::{Load, Work},
+    load::{LOST_AFTER, Load, Work},
     platform::{Platform, everything_over_http, with},
 };
 use serde_json::json;
@@ -113,6 +113,7 @@ async fn under_load(change: Change, clients: usize, recorder: Option<&mut Record
         slow: ("trigger-long-running-operation", json!({ "duration": SLOW_SECONDS, "steps": SLOW_SECONDS })),
         rest: REST,
         dies_in: None,
+        lost_after: LOST_AFTER,
     };
     eprintln!("{change}: {clients} clients");
     let load = Load::start_with(&platform.broker, &service.server_name(), clients, &work);
