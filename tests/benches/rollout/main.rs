@@ -39,6 +39,8 @@ const SLOW_SECONDS: u32 = 3;
 const DRAIN_SECONDS: u32 = 10;
 /// Between an answer and the next call of a client: what is measured is the change, not the machine's limit.
 const REST: Duration = Duration::from_millis(200);
+/// So soon a client whose session ended is to have its next one.
+const MOVE_AIM: Duration = Duration::from_secs(2);
 /// How long the clients run before a change and after it.
 const AROUND: Duration = Duration::from_secs(5);
 
@@ -53,7 +55,7 @@ struct Args {
     /// Only these, and no change.
     #[arg(long, conflicts_with = "picture")]
     only_wakes: bool,
-    /// Fail where a wake took longer than its aim; on a machine that has nothing else to do.
+    /// Fail where a wake or a client's move took longer than its aim; on a machine that has nothing else to do.
     #[arg(long)]
     strict: bool,
     /// Where the chart's dashboard is drawn, as Prometheus saw the changes.
@@ -99,6 +101,8 @@ async fn measure(args: &Args) -> Result<()> {
     }
     let (lost, cut) = rows.iter().fold((0, 0), |(lost, cut), row| (lost + row.seen.lost, cut + row.seen.cut));
     ensure!(lost == 0 && cut == 0, "{lost} calls were never answered, {cut} were cut off");
+    let longest = rows.iter().map(|row| row.seen.longest_move).max().unwrap_or_default();
+    ensure!(!args.strict || longest <= MOVE_AIM, "a client's move took {longest:?} (aim: {MOVE_AIM:?})");
     Ok(())
 }
 
