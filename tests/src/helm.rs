@@ -1,7 +1,7 @@
 //! Helm, as a person would call it, on the chart in this checkout.
 //!
-//! The program is the one that `cargo xtask cluster` builds; `MCP_MQTT_HELM` names another. Which cluster it speaks to
-//! is `KUBECONFIG`'s business, as always.
+//! The program is the one that `cargo xtask cluster` builds; `MCP_MQTT_HELM` names another. It speaks to a cluster of
+//! `cargo xtask cluster` only.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,7 +13,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tokio::{process::Command, time::timeout};
 
-use crate::binaries::workspace;
+use crate::{binaries::workspace, cluster};
+
+/// What it does without a cluster.
+const WITHOUT_CLUSTER: [&str; 4] = ["template", "lint", "package", "show"];
 
 /// One call of helm. Longer than any `--timeout` that the suites give it.
 const DEADLINE: Duration = Duration::from_mins(5);
@@ -52,8 +55,11 @@ pub fn values_files() -> Result<Vec<PathBuf>> {
 /// Runs helm with these arguments; an exit other than 0 is an answer too.
 ///
 /// # Errors
-/// When it cannot be started or does not end in time.
+/// When it cannot be started or does not end in time; when it is to ask a cluster that is not the project's own.
 pub async fn helm<S: AsRef<str>>(arguments: &[S]) -> Result<Answer> {
+    if arguments.first().is_none_or(|command| !WITHOUT_CLUSTER.contains(&command.as_ref())) {
+        cluster::ensure_own()?;
+    }
     let mut command = program()?;
     let home = workspace().join("target/helm");
     command
