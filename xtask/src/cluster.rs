@@ -29,6 +29,7 @@ pub(crate) use self::{
     check::check,
     commands::{Commands, Through},
     enter::exec,
+    process::kill_tree,
 };
 use self::{
     journal::{Event, Journal},

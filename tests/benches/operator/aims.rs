@@ -41,10 +41,11 @@ impl fmt::Display for Bound {
 pub(crate) struct Missed(Vec<String>);
 
 impl Missed {
-    /// Compares a figure.
+    /// Compares a figure, in hundredths: one status more of a thousand is none for each.
     pub(crate) fn compare(&mut self, part: &str, what: &str, value: f64, bound: Bound) {
-        if value > bound.at_most {
-            self.0.push(format!("{part}: {}: {value:.2} (aim: {bound})", what.trim()));
+        if (value * 100.0).round() > bound.at_most * 100.0 {
+            let part = if part.is_empty() { String::new() } else { format!("{part}: ") };
+            self.0.push(format!("{part}{}: {value:.2} (aim: {bound})", what.trim()));
         }
     }
 
