@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use tokio::{process::Command, time::timeout};
+use tokio::{
+    process::{Child, Command},
+    time::timeout,
+};
 
 use crate::{binaries::workspace, cluster};
 
@@ -57,6 +60,27 @@ pub fn values_files() -> Result<Vec<PathBuf>> {
 /// # Errors
 /// When it cannot be started or does not end in time; when it is to ask a cluster that is not the project's own.
 pub async fn helm<S: AsRef<str>>(arguments: &[S]) -> Result<Answer> {
+    let output = timeout(DEADLINE, command(arguments)?.output())
+        .await
+        .with_context(|| format!("helm did not end within {DEADLINE:?}"))?
+        .context("helm cannot be started")?;
+    Ok(Answer {
+        success: output.status.success(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+/// Starts helm with these arguments, for a test that does not let it end.
+///
+/// # Errors
+/// When it cannot be started; when it is to ask a cluster that is not the project's own.
+pub fn start<S: AsRef<str>>(arguments: &[S]) -> Result<Child> {
+    let mut command = command(arguments)?;
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("helm cannot be started")
+}
+
+fn command<S: AsRef<str>>(arguments: &[S]) -> Result<Command> {
     if arguments.first().is_none_or(|command| !WITHOUT_CLUSTER.contains(&command.as_ref())) {
         cluster::ensure_own()?;
     }
@@ -67,15 +91,7 @@ pub async fn helm<S: AsRef<str>>(arguments: &[S]) -> Result<Answer> {
         .envs(["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"].map(|name| (name, &home)))
         .stdin(Stdio::null())
         .kill_on_drop(true);
-    let output = timeout(DEADLINE, command.output())
-        .await
-        .with_context(|| format!("helm did not end within {DEADLINE:?}"))?
-        .context("helm cannot be started")?;
-    Ok(Answer {
-        success: output.status.success(),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    })
+    Ok(command)
 }
 
 /// Runs helm where nothing but success will do.
