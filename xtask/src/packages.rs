@@ -124,6 +124,7 @@ pub(crate) fn ensure(groups: &[&[Package]]) -> Result<()> {
         );
     }
     let step = Step::start(format!("Installing {}", names.join(", ")));
+    let new: Vec<&str> = names.iter().copied().filter(|name| !services::is_there(name)).collect();
     let held = services::Held::start()?;
     if apt_install(&names).is_err() {
         // The usual cause is a package list that is old, or was never fetched.
@@ -133,11 +134,13 @@ pub(crate) fn ensure(groups: &[&[Package]]) -> Result<()> {
         apt_install(&names).with_context(|| list(&missing))?;
     }
     drop(held);
-    services::disable(&names)?;
     if let Some(package) = missing.iter().find(|package| !package.is_installed()) {
         bail!("{} is installed, but {} is not there", package.name, package.provides.join(", "));
     }
     step.done(format!("Installed {}", names.join(", ")));
+    if let Err(error) = services::disable(&new) {
+        eprintln!("  their services may start at the machine's next boot: {error:#}");
+    }
     Ok(())
 }
 

@@ -64,12 +64,18 @@ fn script(process: u32) -> String {
     format!("#!/bin/sh\n{MARK}\nkill -0 {process} 2>/dev/null && exit 101\nexit 0\n")
 }
 
+/// Whether a package is installed, by the name of itself: its services are the machine's own then.
+pub(super) fn is_there(package: &str) -> bool {
+    let query = program("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]).output();
+    query.is_ok_and(|answer| answer.stdout == b"installed")
+}
+
 /// Keeps the services of packages that have just been installed from starting with the machine.
 ///
 /// # Errors
 /// When systemd cannot be told.
 pub(super) fn disable(packages: &[&str]) -> Result<()> {
-    if find_program("systemctl").is_none() {
+    if packages.is_empty() || find_program("systemctl").is_none() {
         return Ok(());
     }
     let listed = program("dpkg").arg("--listfiles").args(packages).output().context("cannot run dpkg")?;
