@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use axum::{
     Router,
     body::Body,
@@ -26,7 +26,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::lock;
+use crate::{cluster, lock};
 
 /// The largest request of an operator.
 const MAX_BODY: usize = 4 << 20;
@@ -77,7 +77,7 @@ impl ApiLink {
     /// # Errors
     /// When there is no cluster.
     pub async fn open() -> Result<Self> {
-        let client = Client::try_default().await.context("no cluster; run the suite by: cargo xtask test")?;
+        let client = cluster::client().await?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let directory = tempfile::tempdir()?;
         let kubeconfig = json!({

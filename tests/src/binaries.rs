@@ -29,6 +29,12 @@ pub fn stub_server() -> &'static Path {
     PATH.get_or_init(|| built("stub-server"))
 }
 
+/// `cargo xtask`.
+pub fn xtask() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| built("xtask"))
+}
+
 /// The root of the checkout.
 pub fn workspace() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))

@@ -1,7 +1,7 @@
 //! A cluster's API server, for suites that judge objects: a namespace of a test's own, the CRD of this checkout, the
 //! audit log.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, env, ffi::OsStr, fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::{
@@ -19,7 +19,13 @@ use mcp_mqtt_operator::crd::{self, McpService};
 use serde_json::{Value, json};
 use tokio::{sync::OnceCell, time::timeout};
 
-use crate::audit::{Audit, Request};
+use crate::{
+    audit::{Audit, Request},
+    binaries::workspace,
+};
+
+/// `cargo xtask in-cluster` names the cluster here; KUBECONFIG is that cluster's then.
+const VARIABLE: &str = "MCP_MQTT_CLUSTER";
 
 /// How long anything may take before a test calls it hung.
 pub const PATIENCE: Duration = Duration::from_mins(1);
@@ -58,7 +64,7 @@ impl Space {
     /// # Errors
     /// When there is no cluster, or one in which an installed operator would interfere.
     pub async fn new(test: &str) -> Result<Self> {
-        let kube = Client::try_default().await.context("no cluster; run the suite by: cargo xtask test")?;
+        let kube = client().await?;
         READY.get_or_try_init(|| prepare(&kube)).await?;
         let namespace = format!("api-{test}-{:06x}", fastrand::u32(..1 << 24));
         let metadata = ObjectMeta { name: Some(namespace.clone()), ..ObjectMeta::default() };
@@ -247,6 +253,40 @@ impl Space {
     }
 }
 
+/// The API server of a cluster of `cargo xtask cluster`, and of no other: the suites install and uninstall releases, and
+/// would do so in whatever cluster a person's kubeconfig names.
+///
+/// # Errors
+/// When this process was not started by `cargo xtask in-cluster`.
+pub async fn client() -> Result<Client> {
+    ensure_own()?;
+    Client::try_default().await.context("the cluster does not answer; bring it up by: cargo xtask cluster up")
+}
+
+/// Whether this process is to act on a cluster of `cargo xtask cluster`.
+///
+/// # Errors
+/// When it was not started by `cargo xtask in-cluster`.
+pub fn ensure_own() -> Result<()> {
+    let clusters = workspace().join("target/cluster");
+    judge_environment(&clusters, env::var_os(VARIABLE).as_deref(), env::var_os("KUBECONFIG").as_deref())
+}
+
+/// A person may have set the one variable or the other; only `cargo xtask in-cluster` sets both to the same cluster.
+fn judge_environment(clusters: &Path, cluster: Option<&OsStr>, kubeconfig: Option<&OsStr>) -> Result<()> {
+    let own = cluster.zip(kubeconfig).is_some_and(|(cluster, kubeconfig)| {
+        let one = fs::canonicalize(clusters.join(cluster).join("kubeconfig"));
+        one.ok().is_some_and(|one| fs::canonicalize(kubeconfig).is_ok_and(|other| one == other))
+    });
+    ensure!(
+        own,
+        "this suite changes a whole cluster, so it takes one of `cargo xtask cluster` only, and {} is none: run it by \
+         `cargo xtask test`, or run its binary by `cargo xtask in-cluster -- BINARY`",
+        kubeconfig.map_or("the current kubeconfig's".into(), OsStr::to_string_lossy)
+    );
+    Ok(())
+}
+
 /// The API server's words.
 ///
 /// # Errors
@@ -333,4 +373,34 @@ async fn prepare(kube: &Client) -> Result<()> {
     let established = await_condition(api, &name, conditions::is_crd_established());
     timeout(PATIENCE, established).await.context("the CRD is not established")??;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_that_is_not_the_projects_own_is_refused() -> Result<()> {
+        let clusters = tempfile::tempdir()?;
+        let ours = clusters.path().join("test/kubeconfig");
+        for cluster in ["test", "demo"] {
+            fs::create_dir(clusters.path().join(cluster))?;
+            fs::write(clusters.path().join(cluster).join("kubeconfig"), "")?;
+        }
+        let judge = |cluster: Option<&str>, kubeconfig: Option<&str>| {
+            judge_environment(clusters.path(), cluster.map(OsStr::new), kubeconfig.map(OsStr::new))
+        };
+        assert!(judge(Some("test"), ours.to_str()).is_ok());
+        for (cluster, kubeconfig) in [
+            (None, None),
+            (None, ours.to_str()),
+            (Some("test"), None),
+            (Some("demo"), ours.to_str()),
+            (Some("test"), Some("/root/.kube/config")),
+        ] {
+            let error = judge(cluster, kubeconfig).expect_err("it is somebody else's").to_string();
+            assert!(error.contains("cargo xtask test"), "{error}");
+        }
+        Ok(())
+    }
 }

@@ -1,7 +1,7 @@
 //! Helm, as a person would call it, on the chart in this checkout.
 //!
-//! The program is the one that `cargo xtask cluster` builds; `MCP_MQTT_HELM` names another. Which cluster it speaks to
-//! is `KUBECONFIG`'s business, as always.
+//! The program is the one that `cargo xtask cluster` builds; `MCP_MQTT_HELM` names another. It speaks to a cluster of
+//! `cargo xtask cluster` only.
 
 use std::{
     path::{Path, PathBuf},
@@ -11,9 +11,15 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use tokio::{process::Command, time::timeout};
+use tokio::{
+    process::{Child, Command},
+    time::timeout,
+};
 
-use crate::binaries::workspace;
+use crate::{binaries::workspace, cluster};
+
+/// What it does without a cluster.
+const WITHOUT_CLUSTER: [&str; 4] = ["template", "lint", "package", "show"];
 
 /// One call of helm. Longer than any `--timeout` that the suites give it.
 const DEADLINE: Duration = Duration::from_mins(5);
@@ -52,16 +58,9 @@ pub fn values_files() -> Result<Vec<PathBuf>> {
 /// Runs helm with these arguments; an exit other than 0 is an answer too.
 ///
 /// # Errors
-/// When it cannot be started or does not end in time.
+/// When it cannot be started or does not end in time; when it is to ask a cluster that is not the project's own.
 pub async fn helm<S: AsRef<str>>(arguments: &[S]) -> Result<Answer> {
-    let mut command = program()?;
-    let home = workspace().join("target/helm");
-    command
-        .args(arguments.iter().map(AsRef::as_ref))
-        .envs(["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"].map(|name| (name, &home)))
-        .stdin(Stdio::null())
-        .kill_on_drop(true);
-    let output = timeout(DEADLINE, command.output())
+    let output = timeout(DEADLINE, command(arguments)?.output())
         .await
         .with_context(|| format!("helm did not end within {DEADLINE:?}"))?
         .context("helm cannot be started")?;
@@ -70,6 +69,29 @@ pub async fn helm<S: AsRef<str>>(arguments: &[S]) -> Result<Answer> {
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     })
+}
+
+/// Starts helm with these arguments, for a test that does not let it end.
+///
+/// # Errors
+/// When it cannot be started; when it is to ask a cluster that is not the project's own.
+pub fn start<S: AsRef<str>>(arguments: &[S]) -> Result<Child> {
+    let mut command = command(arguments)?;
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("helm cannot be started")
+}
+
+fn command<S: AsRef<str>>(arguments: &[S]) -> Result<Command> {
+    if arguments.first().is_none_or(|command| !WITHOUT_CLUSTER.contains(&command.as_ref())) {
+        cluster::ensure_own()?;
+    }
+    let mut command = program()?;
+    let home = workspace().join("target/helm");
+    command
+        .args(arguments.iter().map(AsRef::as_ref))
+        .envs(["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"].map(|name| (name, &home)))
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    Ok(command)
 }
 
 /// Runs helm where nothing but success will do.

@@ -11,18 +11,34 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use mcp_mqtt_transport::{
-    client::{Instance, RequestError, Session, SessionEnd},
+    client::{Client, ClientOptions, Instance, OpenError, RequestError, Session, SessionEnd, Unhandled},
     jsonrpc::RpcError,
-    topic::{ServerId, ServerName},
+    topic::{ClientId, ServerId, ServerName},
 };
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use url::Url;
 
-use crate::{cluster::eventually, lock, platform};
+use crate::{cluster::eventually, lock};
 
 /// A request without answer or refusal for so long is lost. Far above the gateway's own timeouts in these tests.
-const LOST_AFTER: Duration = Duration::from_secs(90);
+pub const LOST_AFTER: Duration = Duration::from_secs(90);
+
+/// No request waits longer for its answer or its refusal, once all clients are at work. The longest that a fault needs is
+/// the silence of a broker or a gateway that is gone without a word: two and a half keep-alives.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// Of the clients.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// From TCP connect to CONNACK.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A goodbye that comes so long after a request finds it begun: a message's way takes milliseconds.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
+
+/// The gateway's word for a request that its server left without an answer.
+const TIMED_OUT: &str = "timed-out";
 
 /// How long it may take until all clients are at work. A first `initialize` and its first call may each be given up on a
 /// machine on which dozens of servers start at one time; what is lost is counted by its own time.
@@ -49,6 +65,8 @@ pub struct Work {
     /// Every fourth client (another one) dies now and then in the middle of a call: once in so many, without a
     /// goodbye.
     pub dies_in: Option<u32>,
+    /// A request is lost that has no answer for so long: [`LOST_AFTER`].
+    pub lost_after: Duration,
 }
 
 /// Clients at work.
@@ -67,6 +85,8 @@ struct Counts {
     /// Of each client, what it waits for, or met last.
     at: Vec<Mutex<String>>,
     sessions: AtomicU64,
+    /// All clients have been answered: what they wait for from now on is judged by its time.
+    at_work: AtomicBool,
 }
 
 /// What became of the requests.
@@ -78,12 +98,14 @@ pub struct Account {
     pub refused: u64,
     /// Of these, what the server may have begun with: all but what the gateway says it never took.
     pub cut: u64,
-    /// Neither, for a long time.
+    /// Neither, for a long time; or given up by the gateway, because its server was silent.
     pub lost: u64,
     /// Sessions that were opened.
     pub sessions: u64,
     /// Calls in the middle of which a client died.
     pub deaths: u64,
+    /// The longest time from a request, an `initialize` included, to its answer or refusal, once all clients were at work.
+    pub longest_wait: Duration,
     /// The longest time without a result, as one client saw it.
     pub longest_gap: Duration,
     /// The longest time from the end of a client's session to its next one.
@@ -93,14 +115,15 @@ pub struct Account {
 }
 
 impl Load {
-    /// Starts so many clients. Every fourth calls a tool that takes a second, the others `echo`, with a rest between
+    /// Starts so many clients. Every fourth calls a tool that takes two seconds, the others `echo`, with a rest between
     /// two calls: what a fault wants is requests under way, not a machine on which nothing else can start.
     pub fn start(broker: &Url, server: &ServerName, clients: usize) -> Self {
         let work = Work {
             quick: vec![("echo", json!({ "message": "load" }))],
-            slow: ("trigger-long-running-operation", json!({ "duration": 1, "steps": 1 })),
+            slow: ("trigger-long-running-operation", json!({ "duration": 2, "steps": 1 })),
             rest: Duration::from_millis(20),
             dies_in: None,
+            lost_after: LOST_AFTER,
         };
         Self::start_with(broker, server, clients, &work)
     }
@@ -110,7 +133,8 @@ impl Load {
         let stop = Arc::new(AtomicBool::new(false));
         let answered = (0..clients).map(|_| AtomicU64::new(0)).collect();
         let at = (0..clients).map(|_| Mutex::default()).collect();
-        let counts = Arc::new(Counts { answered, at, sessions: AtomicU64::new(0) });
+        let (sessions, at_work) = (AtomicU64::new(0), AtomicBool::new(false));
+        let counts = Arc::new(Counts { answered, at, sessions, at_work });
         let mut running = JoinSet::new();
         for n in 0..clients {
             let client = LoadClient {
@@ -156,7 +180,9 @@ impl Load {
         eventually(AT_WORK, async || behind().is_empty().then_some(())).await.with_context(|| {
             let behind = behind();
             format!("{} of {} clients are not answered: {behind:?}", behind.len(), before.len())
-        })
+        })?;
+        self.counts.at_work.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Sessions opened so far.
@@ -167,12 +193,11 @@ impl Load {
     /// Lets every client finish its request, and adds up.
     ///
     /// # Errors
-    /// When a request was lost, or none was answered at all.
+    /// As [`Account::judge`].
     pub async fn finish(self) -> Result<Account> {
         let total = self.stop().await?;
         println!("load: {total:?}");
-        ensure!(total.lost == 0, "{} requests were lost: {:?}", total.lost, total.reasons);
-        ensure!(total.answered > 0, "no request was answered: {:?}", total.reasons);
+        total.judge()?;
         Ok(total)
     }
 
@@ -191,16 +216,42 @@ impl Load {
 }
 
 impl Account {
+    /// Whether every request was answered or refused, and soon enough.
+    ///
+    /// # Errors
+    /// When one was lost or waited for too long, or none was answered at all.
+    pub fn judge(&self) -> Result<()> {
+        let Self { answered, lost, longest_wait, reasons, .. } = self;
+        ensure!(*lost == 0, "{lost} requests were lost: {reasons:?}");
+        ensure!(*answered > 0, "no request was answered: {reasons:?}");
+        ensure!(
+            *longest_wait <= LONGEST_WAIT,
+            "a request waited for {longest_wait:?}, and at most {LONGEST_WAIT:?} is right: {reasons:?}"
+        );
+        Ok(())
+    }
+
     /// Those of other clients with it.
     pub fn add(&mut self, other: Self) {
-        let Self { answered, refused, cut, lost, sessions, deaths, longest_gap, longest_move, reasons } =
-            other;
+        let Self {
+            answered,
+            refused,
+            cut,
+            lost,
+            sessions,
+            deaths,
+            longest_wait,
+            longest_gap,
+            longest_move,
+            reasons,
+        } = other;
         self.answered += answered;
         self.refused += refused;
         self.cut += cut;
         self.lost += lost;
         self.sessions += sessions;
         self.deaths += deaths;
+        self.longest_wait = self.longest_wait.max(longest_wait);
         self.longest_gap = self.longest_gap.max(longest_gap);
         self.longest_move = self.longest_move.max(longest_move);
         for reason in reasons {
@@ -264,7 +315,11 @@ impl LoadClient {
 
     /// One connection, with one session after the other, until it ends.
     async fn life(&mut self) -> Result<()> {
-        let client = platform::connect(&self.broker).await?;
+        let id = ClientId::new(&format!("load-{:x}", fastrand::u64(..)))?;
+        let mut options = ClientOptions::new(self.broker.clone(), id);
+        (options.keep_alive, options.connect_timeout) = (KEEP_ALIVE, CONNECT_TIMEOUT);
+        let connected = Client::connect(options).await;
+        let client = connected.with_context(|| format!("cannot connect to {}", self.broker))?;
         let mut watch = client.watch(self.server.as_str()).await?;
         tokio::time::sleep(SETTLED).await;
         while !self.stopped() {
@@ -276,8 +331,9 @@ impl LoadClient {
             self.avoided = Some(found.server_id.clone());
             self.at(format!("initialize of {}", found.server_id));
             let none = serde_json::value::RawValue::from_string("{}".to_owned())?;
-            let handler = Arc::new(mcp_mqtt_transport::client::Unhandled);
-            let opened = client.open_session(&found, &none, handler, LOST_AFTER).await;
+            let (asked, judged) = self.asks();
+            let opened = client.open_session(&found, &none, Arc::new(Unhandled), self.work.lost_after).await;
+            self.waited(asked, judged);
             match opened {
                 Ok(session) => {
                     self.account.sessions += 1;
@@ -291,14 +347,15 @@ impl LoadClient {
                     session.close();
                 }
                 Err(error) => {
-                    ensure!(!error.to_string().contains("no answer within"), "initialize was lost: {error}");
+                    let lost = matches!(&error, OpenError::Initialize(error) if is_lost(error, judged));
+                    self.account.lost += u64::from(lost);
                     self.note(error.to_string());
                     tokio::time::sleep(PAUSE).await;
                 }
             }
             ensure!(self.stopped() || !client.publisher().is_closed(), "the connection is over");
         }
-        client.close(LOST_AFTER).await?;
+        client.close(self.work.lost_after).await?;
         Ok(())
     }
 
@@ -325,6 +382,18 @@ impl LoadClient {
         Ok(())
     }
 
+    /// A request begins: when, and whether it is judged by its time.
+    fn asks(&self) -> (Instant, bool) {
+        (Instant::now(), self.counts.at_work.load(Ordering::Relaxed))
+    }
+
+    /// It has its answer or its refusal, or neither.
+    fn waited(&mut self, asked: Instant, judged: bool) {
+        if judged {
+            self.account.longest_wait = self.account.longest_wait.max(asked.elapsed());
+        }
+    }
+
     async fn request(&mut self, session: &Session) -> bool {
         self.calls += 1;
         let quick = &self.work.quick;
@@ -332,9 +401,12 @@ impl LoadClient {
         let tool = *tool;
         let params = json!({ "name": tool, "arguments": arguments });
         self.at(format!("call {} of {tool}", self.calls));
-        let call = session.request("tools/call", Some(&params), LOST_AFTER);
+        let patience = self.work.lost_after;
+        let (asked, judged) = self.asks();
+        let call = session.request("tools/call", Some(&params), patience);
         // The session's own time-out comes first; this one is for a client that forgets it.
-        let result = tokio::time::timeout(2 * LOST_AFTER, call).await;
+        let result = tokio::time::timeout(2 * patience, call).await;
+        self.waited(asked, judged);
         match result {
             Ok(Ok(_)) => {
                 self.account.answered += 1;
@@ -344,26 +416,62 @@ impl LoadClient {
                 true
             }
             Ok(Err(error)) => {
-                match error {
-                    RequestError::Timeout(_) => self.account.lost += 1,
-                    _ => self.account.refused += 1,
+                if is_lost(&error, judged) {
+                    self.account.lost += 1;
+                } else {
+                    self.account.refused += 1;
+                    self.account.cut += u64::from(may_have_begun(&error, asked.elapsed()));
                 }
-                self.account.cut += u64::from(may_have_begun(&error));
                 self.note(format!("tools/call: {error}"));
                 false
             }
             Err(_) => {
                 self.account.lost += 1;
-                self.note(format!("{tool}: nothing within {LOST_AFTER:?}"));
+                self.note(format!("{tool}: nothing within {patience:?}"));
                 false
             }
         }
     }
 }
 
-/// Whether the server may have seen the request: not after a gateway's goodbye, which comes behind all answers, and not
-/// where the gateway says that it takes no more.
-fn may_have_begun(error: &RequestError) -> bool {
-    let refused = error.rpc().and_then(RpcError::reason) == Some("draining");
-    !refused && !matches!(error, RequestError::Ended(SessionEnd::Disconnected) | RequestError::Timeout(_))
+/// Whether nobody answered the request. The gateway's own word for that counts where the request is judged: a machine on
+/// which dozens of servers start at one time may let an `initialize` and a first call wait for so long.
+fn is_lost(error: &RequestError, judged: bool) -> bool {
+    let timed_out = error.rpc().and_then(RpcError::reason) == Some(TIMED_OUT);
+    matches!(error, RequestError::Timeout(_)) || (judged && timed_out)
+}
+
+/// Whether the server may have begun with a request that was cut off after so long: not where the gateway says that it
+/// takes no more, or that the server was silent, and not where its goodbye, which comes behind all answers, met the request on its way.
+fn may_have_begun(error: &RequestError, waited: Duration) -> bool {
+    match error {
+        RequestError::Ended(SessionEnd::Disconnected) => waited > ON_ITS_WAY,
+        error => !matches!(error.rpc().and_then(RpcError::reason), Some("draining" | TIMED_OUT)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_goodbye_long_after_a_request_has_cut_it_off() {
+        let goodbye = RequestError::Ended(SessionEnd::Disconnected);
+        assert!(!may_have_begun(&goodbye, Duration::from_millis(900)));
+        assert!(may_have_begun(&goodbye, Duration::from_millis(1100)));
+        assert!(may_have_begun(&RequestError::Ended(SessionEnd::Offline), Duration::ZERO));
+    }
+
+    #[test]
+    fn an_account_with_a_hang_does_not_pass() {
+        let good = Account { answered: 1, longest_wait: LONGEST_WAIT, ..Account::default() };
+        assert!(good.judge().is_ok());
+        for bad in [
+            Account { lost: 1, ..good.clone() },
+            Account { answered: 0, ..good.clone() },
+            Account { longest_wait: LONGEST_WAIT + Duration::from_secs(1), ..good },
+        ] {
+            assert!(bad.judge().is_err(), "{bad:?}");
+        }
+    }
 }

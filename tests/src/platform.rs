@@ -17,7 +17,7 @@ use serde_json::{Value, json, value::RawValue};
 use tokio::time::{Instant, timeout};
 use url::Url;
 
-use crate::{binaries::workspace, helm};
+use crate::{binaries::workspace, cluster, helm};
 
 /// Where the chart is installed.
 pub const NAMESPACE: &str = "mcp-mqtt";
@@ -52,7 +52,7 @@ impl Platform {
     /// As [`Self::get`].
     pub async fn with(values: &[&str]) -> Result<Self> {
         let further: Vec<&str> = values.iter().flat_map(|value| ["--set", *value]).collect();
-        let kube = Kube::try_default().await.context("no cluster; run the suite by: cargo xtask test")?;
+        let kube = cluster::client().await?;
         // Tests of several binaries may start at one time; helm takes one change of a release at a time.
         let lock = File::create(workspace().join("target/platform.lock"))?;
         let _locked = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await??;

@@ -9,6 +9,7 @@ use kube::{Api, ResourceExt, api::ListParams};
 use mcp_mqtt_operator::keda::scaled_object::ScaledObject;
 use mcp_mqtt_tests::{
     autoscalers::Served,
+    cluster,
     platform::{Deployed, PATIENCE, Platform, call, everything_over_stdio, text, with},
 };
 use mcp_mqtt_transport::client::{Client, Session};
@@ -83,7 +84,7 @@ async fn sessions(platform: &Platform, service: &Deployed, count: usize) -> Resu
 #[tokio::test(flavor = "multi_thread")]
 async fn keda_scales_by_the_sessions_that_the_operator_tells_it() -> Result<()> {
     let _guard = ONE_AT_A_TIME.lock().await;
-    let kube = kube::Client::try_default().await?;
+    let kube = cluster::client().await?;
     let keda = Served::keda(&kube).await?;
     let platform = Platform::with(&["autoscaling.metrics=keda"]).await?;
     let spec = json!({

@@ -29,6 +29,7 @@ pub(crate) use self::{
     check::check,
     commands::{Commands, Through},
     enter::exec,
+    process::kill_tree,
 };
 use self::{
     journal::{Event, Journal},
@@ -166,7 +167,7 @@ impl Cluster {
         }
         let _lock = self.lock()?;
         let step = Step::start(format!("Taking cluster {} down", self.name));
-        let visitors = self.node().map(Node::visitors).transpose()?.unwrap_or_default();
+        let visitors = self.visitors()?;
         self.clear()?;
         remove(&self.state())?;
         step.done(format!("Cluster {} is down", self.name));
@@ -212,6 +213,14 @@ impl Cluster {
         }
         enter::output(command.arg(archive), &format!("importing {}", archive.display()))?;
         Ok(())
+    }
+
+    /// Commands that run in its network without being its own.
+    ///
+    /// # Errors
+    /// When the machine does not tell.
+    pub(crate) fn visitors(&self) -> Result<Vec<String>> {
+        Ok(self.node().map(Node::visitors).transpose()?.unwrap_or_default())
     }
 
     /// The node's first process, while there is one.

@@ -5,7 +5,6 @@ use anyhow::Result;
 use crate::{
     cluster::{self, Cluster},
     images::{self, Compilation},
-    progress::step,
     release::{self, NAMESPACE, OPERATOR},
     workspace::this_program,
 };
@@ -20,7 +19,7 @@ pub(crate) fn run(cluster: &Cluster) -> Result<()> {
     let product = Compilation::start()?;
     cluster.up()?;
     images::ensure_with(cluster, product)?;
-    step("Installing the Helm chart", "The operator and a broker run", |_| release::install(cluster))?;
+    release::install(cluster)?;
     let broker = release::broker(cluster)?;
     let mut tour = cluster.command(this_program()?)?;
     tour.args(["tour", "--broker", broker.as_str(), "--cluster", cluster.name()]);

@@ -47,6 +47,40 @@ impl Fingerprint {
     }
 }
 
+/// A file that is built, and what is kept beside it.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    /// The file.
+    pub(crate) file: PathBuf,
+    /// Has the fingerprint of what it was built from.
+    pub(crate) stamp: PathBuf,
+    /// Held while it is looked at and built: a second build would only take the processors from the first, or fight with
+    /// it over what they share.
+    pub(crate) lock: PathBuf,
+}
+
+/// Builds a file where there is none, or one that was built from something else.
+///
+/// # Errors
+/// What `build` fails with; the next call builds again.
+pub(crate) fn rebuild_if_changed(
+    kept: &Kept,
+    fingerprint: &str,
+    build: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let Kept { file, stamp, lock } = kept;
+    for directory in [file, stamp, lock].into_iter().filter_map(|path| path.parent()) {
+        fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    }
+    let held = File::create(lock).with_context(|| format!("cannot make {}", lock.display()))?;
+    held.lock().with_context(|| format!("cannot lock {}", lock.display()))?;
+    if file.exists() && fs::read_to_string(stamp).is_ok_and(|old| old == fingerprint) {
+        return Ok(());
+    }
+    build()?;
+    fs::write(stamp, fingerprint).with_context(|| format!("cannot write {}", stamp.display()))
+}
+
 struct Sink<'a>(&'a mut Sha256);
 
 impl Write for Sink<'_> {
@@ -96,6 +130,35 @@ mod tests {
         fs::create_dir(directory.path().join("sub"))?;
         fs::write(directory.path().join("sub/b"), "")?;
         assert_ne!(second, print()?);
+        Ok(())
+    }
+
+    #[test]
+    fn what_has_not_changed_is_not_built_again() -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        let path = |name: &str| directory.path().join("new").join(name);
+        let kept = Kept { file: path("file"), stamp: path("stamp"), lock: path("lock") };
+        let builds = std::cell::Cell::new(0);
+        let ensure = |fingerprint: &str| {
+            rebuild_if_changed(&kept, fingerprint, || {
+                builds.set(builds.get() + 1);
+                anyhow::ensure!(fingerprint != "broken", "it does not build");
+                Ok(fs::write(&kept.file, fingerprint)?)
+            })
+        };
+        ensure("one")?;
+        ensure("one")?;
+        assert_eq!(builds.get(), 1);
+        ensure("two")?;
+        assert_eq!((builds.get(), fs::read_to_string(&kept.file)?.as_str()), (2, "two"));
+        // One that failed is tried again, and one that is gone is made again.
+        for _ in 0..2 {
+            assert!(ensure("broken").is_err());
+        }
+        assert_eq!(builds.get(), 4);
+        fs::remove_file(&kept.file)?;
+        ensure("two")?;
+        assert_eq!(builds.get(), 5);
         Ok(())
     }
 

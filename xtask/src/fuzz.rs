@@ -11,11 +11,9 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{
     packages,
     progress::{heading, step},
-    workspace::{self, root, target},
+    workspace::{self, root, target, triple},
 };
 
-/// The system that is fuzzed: with a target named, build scripts and macros are built without what follows.
-const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// What libFuzzer needs of a build: counters on each edge, and the operands of comparisons. All of it is stable.
 const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
      -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
@@ -77,7 +75,8 @@ fn build() -> Result<()> {
     let mut cargo = workspace::cargo();
     cargo.args(["build", "--quiet", "--package", "mcp-mqtt-fuzz", "--bin", "fuzz", "--profile", "fuzz"]);
     // A directory of its own: other flags for everything, and the usual builds keep theirs.
-    cargo.args(["--target", TRIPLE, "--target-dir"]).arg(target("fuzz/build")).env("RUSTFLAGS", FLAGS);
+    // With a target named, build scripts and macros are built without the flags.
+    cargo.args(["--target", &triple(), "--target-dir"]).arg(target("fuzz/build")).env("RUSTFLAGS", FLAGS);
     let status = cargo.current_dir(root()).status().context("cannot run cargo")?;
     ensure!(status.success(), "the fuzz targets do not build");
     Ok(())
@@ -145,7 +144,7 @@ fn keep(name: &str) -> Result<()> {
 }
 
 fn fuzzer(name: &str) -> Command {
-    let mut command = Command::new(target("fuzz/build").join(TRIPLE).join("fuzz/fuzz"));
+    let mut command = Command::new(target("fuzz/build").join(triple()).join("fuzz/fuzz"));
     command.env("MCP_MQTT_FUZZ_TARGET", name).current_dir(root());
     command
 }

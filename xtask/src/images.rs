@@ -14,7 +14,7 @@ pub(crate) use self::product::Compilation;
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -22,7 +22,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     cluster::Cluster,
-    fingerprint::Fingerprint,
+    fingerprint::{Fingerprint, Kept, rebuild_if_changed},
     packages,
     progress::{Step, step},
     workspace::{root, target},
@@ -114,20 +114,16 @@ pub(crate) fn archive(
     prepare: impl FnOnce(&Step) -> Result<Build>,
 ) -> Result<PathBuf> {
     let directory = target("images");
-    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    // Two builds of one image would fight over its archive and its storage.
-    let lock = File::create(directory.join("lock")).context("cannot make the images' lock")?;
-    lock.lock().context("cannot lock the images")?;
     let archive = directory.join(format!("{name}.tar"));
-    let stamp = directory.join(format!("{name}.stamp"));
-    if archive.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == fingerprint) {
-        return Ok(archive);
-    }
-    step(&format!("Building image {name}"), &format!("Image {name}:{TAG} is built"), |step| {
-        let build = prepare(step)?;
-        buildah::build(&build, name, &archive, step)
+    // One lock for all: they are built in one storage.
+    let kept =
+        Kept { file: archive.clone(), stamp: archive.with_extension("stamp"), lock: directory.join("lock") };
+    rebuild_if_changed(&kept, fingerprint, || {
+        step(&format!("Building image {name}"), &format!("Image {name}:{TAG} is built"), |step| {
+            let build = prepare(step)?;
+            buildah::build(&build, name, &archive, step)
+        })
     })?;
-    fs::write(&stamp, fingerprint).with_context(|| format!("cannot write {}", stamp.display()))?;
     Ok(archive)
 }
 

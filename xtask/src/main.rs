@@ -69,6 +69,12 @@ enum Command {
         #[arg(long)]
         cluster: String,
     },
+    /// The demo's chart on a cluster that is up and has the images.
+    #[command(hide = true)]
+    Release {
+        #[arg(long, env = cluster::VARIABLE, default_value = cluster::DEFAULT)]
+        cluster: String,
+    },
     /// A real Kubernetes on this machine, in namespaces of its own.
     #[command(subcommand)]
     Cluster(cluster::Commands),
@@ -127,6 +133,7 @@ fn run(command: Command) -> Result<()> {
         Command::Tour { broker, cluster } => {
             runtime()?.block_on(tour::run(&broker, &cluster::Cluster::named(&cluster)?))
         }
+        Command::Release { cluster } => release::install(&cluster::Cluster::named(&cluster)?),
         Command::Cluster(command) => command.run(),
         Command::Kubectl(command) => command.kubectl(),
         Command::Helm(command) => command.helm(),

@@ -1,15 +1,18 @@
 //! `cargo xtask mcp`: an MCP client over MQTT for the command line.
 
+mod access;
+
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use mcp_mqtt_transport::{
-    client::{Client, ClientOptions, Instance, Session, Unhandled},
-    topic::{ClientId, ServerName},
+    client::{Client, Instance, Session, Unhandled},
+    topic::ServerName,
 };
 use serde_json::{Value, json, value::RawValue};
-use url::Url;
 
+pub(crate) use self::access::connect;
+use self::access::{Access, PASSWORD};
 use crate::{
     cluster::{self, Cluster},
     release,
@@ -25,9 +28,8 @@ const GLANCE: Duration = Duration::from_secs(3);
 /// Whom to ask, and what.
 #[derive(Debug, clap::Args)]
 pub(crate) struct McpArgs {
-    /// The broker; by default that of the demo's cluster.
-    #[arg(long, value_name = "URL")]
-    broker: Option<Url>,
+    #[command(flatten)]
+    access: Access,
     /// The demo's cluster.
     #[arg(long, env = cluster::VARIABLE, default_value = cluster::DEFAULT)]
     cluster: String,
@@ -66,19 +68,22 @@ enum McpCommand {
 /// # Errors
 /// When there is no such broker or server, or it does not answer.
 pub(crate) fn main(arguments: &McpArgs) -> Result<()> {
-    if let Some(broker) = &arguments.broker {
-        return crate::runtime()?.block_on(run(broker, &arguments.command));
+    let McpArgs { access, command, .. } = arguments;
+    if access.broker.is_some() {
+        return crate::runtime()?.block_on(run(access, command));
     }
     let cluster = Cluster::named(&arguments.cluster)?;
     let broker = release::broker(&cluster)?;
     let mut again = cluster.command(this_program()?)?;
     again.args(["mcp", "--broker", broker.as_str()]).args(std::env::args_os().skip(2));
+    // It is another broker's.
+    again.env_remove(PASSWORD);
     Err(cluster::exec(again))
 }
 
 /// Runs one command against a broker and prints what it says.
-async fn run(broker: &Url, command: &McpCommand) -> Result<()> {
-    let client = connect(broker).await?;
+async fn run(access: &Access, command: &McpCommand) -> Result<()> {
+    let client = access.connect(std::env::var(PASSWORD).ok()).await?;
     match command {
         McpCommand::List { filter } => {
             let instances = client.discover(filter, GLANCE).await?;
@@ -102,14 +107,6 @@ async fn run(broker: &Url, command: &McpCommand) -> Result<()> {
     }
     client.close(PATIENCE).await?;
     Ok(())
-}
-
-/// Connects under a client id of its own.
-pub(crate) async fn connect(broker: &Url) -> Result<Client> {
-    let id = ClientId::new(&format!("xtask-{:x}", fastrand::u64(..)))?;
-    let mut options = ClientOptions::new(broker.clone(), id);
-    "cargo xtask".clone_into(&mut options.name);
-    Client::connect(options).await.with_context(|| format!("cannot connect to {broker}"))
 }
 
 /// Opens a session with any instance of a server.

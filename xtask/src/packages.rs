@@ -1,5 +1,7 @@
 //! What has to be installed on the machine, and the installing of it.
 
+mod services;
+
 use std::{path::Path, process::Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -107,6 +109,13 @@ pub(crate) fn ensure(groups: &[&[Package]]) -> Result<()> {
         return Ok(());
     }
     let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
+    if find_program("apt-get").is_none() {
+        bail!(
+            "{}\nThis machine has no apt: install what provides these by its own means, or use a cluster of your own \
+             (\"Install on your own cluster\" in README.md).",
+            list(&missing)
+        );
+    }
     if !rustix::process::geteuid().is_root() {
         bail!(
             "{}\nInstall them (sudo apt-get install {}), or run this as root.",
@@ -114,10 +123,9 @@ pub(crate) fn ensure(groups: &[&[Package]]) -> Result<()> {
             names.join(" ")
         );
     }
-    if find_program("apt-get").is_none() {
-        bail!("{}\nThis machine has no apt: install what provides these by its own means.", list(&missing));
-    }
     let step = Step::start(format!("Installing {}", names.join(", ")));
+    let new: Vec<&str> = names.iter().copied().filter(|name| !services::is_there(name)).collect();
+    let held = services::Held::start()?;
     if apt_install(&names).is_err() {
         // The usual cause is a package list that is old, or was never fetched.
         step.detail("updating the package lists");
@@ -125,10 +133,14 @@ pub(crate) fn ensure(groups: &[&[Package]]) -> Result<()> {
         step.detail("");
         apt_install(&names).with_context(|| list(&missing))?;
     }
+    drop(held);
     if let Some(package) = missing.iter().find(|package| !package.is_installed()) {
         bail!("{} is installed, but {} is not there", package.name, package.provides.join(", "));
     }
     step.done(format!("Installed {}", names.join(", ")));
+    if let Err(error) = services::disable(&new) {
+        eprintln!("  their services may start at the machine's next boot: {error:#}");
+    }
     Ok(())
 }
 

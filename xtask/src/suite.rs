@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use self::lanes::Lane;
+use self::lanes::{Lane, Task};
 use crate::{
     chart,
     cluster::{self, Cluster},
@@ -64,9 +64,6 @@ const TESTS_AT_ONCE: &str = "4";
 
 /// Calls of cargo at one time for the suites that need no cluster.
 const LOCAL_LANES: usize = 2;
-
-/// The cargo setting that names what runs a test's binary.
-pub(crate) const RUNNER: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER";
 
 /// A part of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -182,9 +179,10 @@ fn local(suites: &Suites) -> Result<()> {
     };
     let lanes = (0..LOCAL_LANES).map(|share| {
         let first: &[&str] = if share == 0 { &["--lib", "--bins"] } else { &[] };
-        Lane { steps: vec![vec![test(first, share)]] }
+        let name = if share == 0 { "units and a half of the suites" } else { "the other half" };
+        Lane { steps: vec![vec![Task { name: name.to_owned(), command: test(first, share) }]] }
     });
-    lanes::run("The suites on this machine", lanes.collect())?;
+    lanes::run("The suites on this machine", lanes.collect(), lanes::LIMIT)?;
     run_cargo(workspace::cargo().args(["test", "--workspace", "--doc"]).args(FEATURES))
 }
 
@@ -212,16 +210,17 @@ fn in_clusters() -> Result<()> {
         if images {
             images::ensure(&cluster)?;
         }
-        let command = |suite: &&str| {
+        let task = |suite: &&str| {
             let mut test = tests(tests_at_once);
             test.args(["--test", suite]);
-            test.env(RUNNER, format!("{} in-cluster --cluster {name} --", xtask.display()));
-            test
+            let runner = format!("{} in-cluster --cluster {name} --", xtask.display());
+            test.env(workspace::runner_variable(), runner);
+            Task { name: (*suite).to_owned(), command: test }
         };
-        lanes.push(Lane { steps: steps.iter().map(|step| step.iter().map(command).collect()).collect() });
+        lanes.push(Lane { steps: steps.iter().map(|step| step.iter().map(task).collect()).collect() });
     }
     // A failed run leaves its clusters to look at: cargo xtask kubectl --cluster test …
-    lanes::run("The suites on clusters", lanes)?;
+    lanes::run("The suites on clusters", lanes, lanes::LIMIT)?;
     CLUSTERS.iter().try_for_each(|suites| Cluster::named(suites.cluster)?.down())
 }
 

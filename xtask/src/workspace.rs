@@ -26,6 +26,16 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
+/// The system that this machine's programs are built for, as cargo names it.
+pub(crate) fn triple() -> String {
+    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
+}
+
+/// The cargo setting that names what runs a test's or a bench's binary on this machine.
+pub(crate) fn runner_variable() -> String {
+    format!("CARGO_TARGET_{}_RUNNER", triple().to_uppercase().replace('-', "_"))
+}
+
 /// This program's own file, to start it once more. A build may have put a newer one there meanwhile, which will do:
 /// the kernel then calls ours deleted.
 ///
@@ -57,3 +67,18 @@ pub(crate) fn cargo() -> Command {
 /// Beginnings of the variables that cargo sets for the package it runs.
 const OF_THE_PACKAGE: [&str; 5] =
     ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_triple_and_the_runner_are_those_of_cargo() {
+        let rustc = Command::new("rustc").arg("-vV").output().expect("rustc runs");
+        let told = String::from_utf8_lossy(&rustc.stdout).into_owned();
+        let host = told.lines().find_map(|line| line.strip_prefix("host: ")).expect("it tells its host");
+        assert_eq!(triple(), host);
+        let expected = format!("CARGO_TARGET_{}_RUNNER", host.replace('-', "_").to_uppercase());
+        assert_eq!(runner_variable(), expected);
+    }
+}

@@ -4,6 +4,7 @@
 //!
 //! The table goes to stdout; stderr tells how far it is, a line each, for whoever shows it.
 
+mod aims;
 mod floor;
 mod instances;
 mod look;
@@ -40,6 +41,9 @@ struct Args {
     /// Seconds that the operator is watched at rest.
     #[arg(long, default_value_t = 60)]
     rest: u64,
+    /// Fail where more is written, held in memory or linked into the binary than is aimed at for the default numbers.
+    #[arg(long)]
+    strict: bool,
     /// What cargo adds.
     #[arg(long, hide = true)]
     bench: bool,
@@ -98,5 +102,5 @@ async fn measure(args: &Args) -> Result<()> {
     }
     stage.strike().await?;
     println!("{table}");
-    Ok(())
+    if args.strict { table.missed.check() } else { Ok(()) }
 }

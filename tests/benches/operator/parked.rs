@@ -16,7 +16,8 @@ use serde_json::{json, value::RawValue};
 use tokio::time::timeout;
 
 use crate::{
-    report::{Table, mebibytes, median, seconds},
+    aims,
+    report::{Table, median, seconds},
     rounds::{at_rest, since},
     stage::{Stage, names, spec},
 };
@@ -55,9 +56,9 @@ pub(crate) async fn parked(stage: &mut Stage, table: &mut Table, objects: usize)
     table.row("  the API server has taken them", seconds(created), "");
     table.row("  → all in the broker's registry", seconds(stand), "");
     table.row("  → the last write", seconds(since(begin_time, &requests)?), "");
-    table.requests(&requests, objects, "");
+    table.requests(&requests, objects);
     at_rest(stage, table).await?;
-    table.row("  resident", mebibytes(stage.resident()?), "≤ 60 MiB");
+    table.resident("  resident", stage.resident()?, aims::RESIDENT_ASLEEP);
 
     // No gateway will come: what is seen is how long the operator takes.
     let capabilities = RawValue::from_string("{}".to_owned())?;
@@ -85,7 +86,7 @@ pub(crate) async fn parked(stage: &mut Stage, table: &mut Table, objects: usize)
     stage.start(&["--default-broker-url", broker.url().as_str().trim_end_matches('/')]).await?;
     // Nobody waits any more for those that were woken: within a minute they go back to sleep.
     at_rest(stage, table).await?;
-    table.row("  resident after a restart", mebibytes(stage.resident()?), "≤ 60 MiB");
+    table.resident("  resident after a restart", stage.resident()?, aims::RESIDENT_ASLEEP);
 
     eprintln!("deleting them all");
     stage.delete(&all).await?;

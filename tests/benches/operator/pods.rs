@@ -71,7 +71,7 @@ pub(crate) async fn pods(stage: &mut Stage, table: &mut Table, objects: usize) -
     table.row("  → all Deployments", seconds(made - begin), "");
     table.row("  → all Ready, and registered", seconds(ready), "");
     table.row("  → the last write", seconds(since(begin_time, &requests)?), "");
-    table.requests(&requests, objects, "");
+    table.requests(&requests, objects);
     table.cost(&cost);
     at_rest(stage, table).await?;
     table.row("  resident", mebibytes(stage.resident()?), "");

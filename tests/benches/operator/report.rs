@@ -3,32 +3,56 @@
 use std::{fmt, fs, time::Duration};
 
 use crate::{
+    aims::{self, Bound, Missed},
     meter::{Cost, Requests},
     stage::Stage,
 };
 
 /// What was measured, a line each, in the order in which it was.
 #[derive(Debug, Default)]
-pub(crate) struct Table(Vec<Row>);
+pub(crate) struct Table {
+    rows: Vec<Row>,
+    /// The line that began the part.
+    part: String,
+    /// What was not as aimed at.
+    pub(crate) missed: Missed,
+}
 
 #[derive(Debug)]
 struct Row {
     what: String,
     measured: String,
-    aim: &'static str,
+    aim: String,
 }
 
 impl Table {
     /// A figure, and what is aimed at.
-    pub(crate) fn row(&mut self, what: impl Into<String>, measured: impl Into<String>, aim: &'static str) {
-        let row = Row { what: what.into(), measured: measured.into(), aim };
+    pub(crate) fn row(
+        &mut self,
+        what: impl Into<String>,
+        measured: impl Into<String>,
+        aim: impl Into<String>,
+    ) {
+        let row = Row { what: what.into(), measured: measured.into(), aim: aim.into() };
         eprintln!("{}: {}", row.what, row.measured);
-        self.0.push(row);
+        self.rows.push(row);
+    }
+
+    /// A figure that has a bound.
+    pub(crate) fn bounded(&mut self, what: &str, measured: impl Into<String>, value: f64, bound: Bound) {
+        self.missed.compare(&self.part, what, value, bound);
+        self.row(what, measured, bound.to_string());
+    }
+
+    /// Memory, in bytes, that has a bound.
+    pub(crate) fn resident(&mut self, what: &str, bytes: u64, bound: Bound) {
+        self.bounded(what, mebibytes(bytes), in_mebibytes(bytes), bound);
     }
 
     /// A line that begins a part.
     pub(crate) fn head(&mut self, what: impl Into<String>) {
-        self.row(what, "", "");
+        self.part = what.into();
+        self.row(self.part.clone(), "", "");
     }
 
     /// The machine and the binary.
@@ -39,7 +63,8 @@ impl Table {
         self.row("machine", format!("{cores} × {}", model.map_or("unknown", |(_, name)| name)), "");
         let size = stage.binary.metadata().map(|metadata| metadata.len()).unwrap_or_default();
         #[expect(clippy::cast_precision_loss, reason = "megabytes")]
-        self.row("binary", format!("{:.1} MB", size as f64 / 1e6), "≤ 15 MB");
+        let megabytes = size as f64 / 1e6;
+        self.bounded("binary", format!("{megabytes:.1} MB"), megabytes, aims::BINARY);
     }
 
     /// Who used the processors.
@@ -50,24 +75,38 @@ impl Table {
         self.row("  machine busy", format!("{:.0} %", cost.busy * 100.0), "");
     }
 
+    /// What was asked of the API server, and no more of it than is aimed at.
+    pub(crate) fn bounded_requests(&mut self, requests: &Requests, objects: usize) {
+        self.requests_with(requests, objects, Some([aims::WRITES_PER_OBJECT, aims::CONFLICTS]));
+    }
+
     /// What was asked of the API server.
-    pub(crate) fn requests(&mut self, requests: &Requests, objects: usize, aim: &'static str) {
+    pub(crate) fn requests(&mut self, requests: &Requests, objects: usize) {
+        self.requests_with(requests, objects, None);
+    }
+
+    fn requests_with(&mut self, requests: &Requests, objects: usize, bounds: Option<[Bound; 2]>) {
+        let Requests { writes, events, conflicts, counts, .. } = requests;
         #[expect(clippy::cast_precision_loss, reason = "thousands")]
-        let each = |count: usize| count as f64 / objects as f64;
-        let (writes, events) = (requests.writes, requests.events);
-        let text =
-            format!("{:.2} (Events: {:.2}), conflicts: {}", each(writes), each(events), requests.conflicts);
-        self.row("  writes per object", text, aim);
-        let counts: Vec<String> =
-            requests.counts.iter().map(|(what, count)| format!("{what} {count}")).collect();
+        let [each, events, clashes] =
+            [*writes as f64 / objects as f64, *events as f64 / objects as f64, *conflicts as f64];
+        let what = "  writes per object";
+        let text = format!("{each:.2} (Events: {events:.2}), conflicts: {conflicts}");
+        let aim = bounds.map(|[writes, none]| {
+            self.missed.compare(&self.part, what, each, writes);
+            self.missed.compare(&self.part, "conflicts", clashes, none);
+            format!("{writes}, {none}")
+        });
+        self.row(what, text, aim.unwrap_or_default());
+        let counts: Vec<String> = counts.iter().map(|(what, count)| format!("{what} {count}")).collect();
         self.row("  requests", counts.join(", "), "");
     }
 }
 
 impl fmt::Display for Table {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = self.0.iter().map(|row| row.what.chars().count()).max().unwrap_or_default();
-        for Row { what, measured, aim } in &self.0 {
+        let width = self.rows.iter().map(|row| row.what.chars().count()).max().unwrap_or_default();
+        for Row { what, measured, aim } in &self.rows {
             let aim = if aim.is_empty() { String::new() } else { format!("   (aim: {aim})") };
             writeln!(to, "{what:<width$} │ {measured}{aim}")?;
         }
@@ -94,7 +133,11 @@ pub(crate) fn median(mut all: Vec<Duration>) -> String {
 
 /// `12.3 MiB`
 pub(crate) fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", in_mebibytes(bytes))
+}
+
+fn in_mebibytes(bytes: u64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "megabytes")]
-    let mebibytes = bytes as f64 / f64::from(1 << 20);
-    format!("{mebibytes:.1} MiB")
+    let bytes = bytes as f64;
+    bytes / f64::from(1 << 20)
 }

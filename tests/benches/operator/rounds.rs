@@ -16,6 +16,7 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use crate::{
+    aims,
     instances::Instances,
     meter::{Meter, Requests},
     report::{Table, mebibytes, median, seconds},
@@ -41,7 +42,7 @@ const RECONCILES: &str = "mcp_mqtt_operator_reconciles_total";
 pub(crate) async fn empty(stage: &mut Stage, table: &mut Table) -> Result<()> {
     eprintln!("the operator with nothing to do");
     sleep(PAUSE).await;
-    table.row("resident with nothing", mebibytes(stage.resident()?), "≤ 10 MiB");
+    table.resident("resident with nothing", stage.resident()?, aims::RESIDENT_WITH_NOTHING);
     Ok(())
 }
 
@@ -88,10 +89,10 @@ pub(crate) async fn latencies(stage: &mut Stage, table: &mut Table) -> Result<()
         remade.push(stage.look.until(name, |seen| seen.uid != before.uid).await? - begin);
         sleep(BETWEEN).await;
     }
-    table.row("  create → Deployment", median(created), "≤ 8 ms");
-    table.row("  image change → Deployment", median(changed), "≤ 8 ms");
-    table.row("  Deployment edited by hand → mended", median(mended), "≤ 100 ms");
-    table.row("  Deployment deleted → made anew", median(remade), "≤ 100 ms");
+    table.row("  create → Deployment", median(created), aims::ONE_CREATED);
+    table.row("  image change → Deployment", median(changed), aims::ONE_CHANGED);
+    table.row("  Deployment edited by hand → mended", median(mended), aims::MENDED);
+    table.row("  Deployment deleted → made anew", median(remade), aims::MENDED);
     eprintln!("deleting them all");
     stage.delete(&[others, singles].concat()).await?;
     stage.settled("after them").await?;
@@ -118,10 +119,10 @@ pub(crate) async fn at_once(stage: &mut Stage, table: &mut Table, objects: usize
     let cost = meter.until(begin + last).await?;
     let through = stage.look.until_calm().await?;
     table.row("  the API server has taken them", seconds(created), "");
-    table.row("  → all Deployments", seconds(made - begin), "≤ 12 s");
+    table.row("  → all Deployments", seconds(made - begin), aims::ALL_DEPLOYMENTS);
     table.row("  → the controllers are through", seconds(through - begin), "");
-    table.row("  → the last write", seconds(last), "≤ 20 s");
-    table.requests(&requests, objects, "≤ 4, none");
+    table.row("  → the last write", seconds(last), aims::LAST_WRITE);
+    table.bounded_requests(&requests, objects);
     table.cost(&cost);
     at_rest(stage, table).await?;
     table.row("  resident, none Ready", mebibytes(stage.resident()?), "");
@@ -145,9 +146,9 @@ pub(crate) async fn ready(stage: &mut Stage, table: &mut Table, objects: usize) 
         sleep(Duration::from_secs(1)).await;
     }
     let requests = stage.settled("settling").await?;
-    table.requests(&requests, objects, "");
+    table.requests(&requests, objects);
     at_rest(stage, table).await?;
-    table.row("  resident", mebibytes(stage.resident()?), "≤ 35 MiB");
+    table.resident("  resident", stage.resident()?, aims::RESIDENT_READY);
     stage.instances = Some(instances);
     Ok(())
 }
@@ -174,14 +175,15 @@ pub(crate) async fn restart(stage: &mut Stage, table: &mut Table, objects: usize
         sleep(Duration::from_millis(20)).await;
     }
     let settled = Instant::now();
-    table.row("  all looked at", seconds(settled - begin), "≤ 3 s");
+    table.row("  all looked at", seconds(settled - begin), aims::ALL_LOOKED_AT);
     let cost = meter.until(settled).await?;
     eprintln!("watching the restarted operator");
     sleep(AFTER_RESTART).await;
     let mut requests = Requests::default();
     requests.add(&mut stage.audit)?;
-    table.row(format!("  writes within {} s", AFTER_RESTART.as_secs()), requests.writes.to_string(), "0");
-    table.requests(&requests, objects, "0");
+    let what = format!("  writes within {} s", AFTER_RESTART.as_secs());
+    at_rest_bound(table, &what, &requests, requests.writes.to_string());
+    table.requests(&requests, objects);
     table.cost(&cost);
     table.row("  resident", mebibytes(stage.resident()?), "");
     Ok(())
@@ -208,9 +210,9 @@ pub(crate) async fn default_changes(stage: &mut Stage, table: &mut Table, object
     let requests = stage.settled("settling").await?;
     let last = since(begin_time, &requests)?;
     let cost = meter.until(begin + last).await?;
-    table.row("  → all Deployments", seconds(changed - begin), "≤ 12 s");
+    table.row("  → all Deployments", seconds(changed - begin), aims::ALL_DEPLOYMENTS);
     table.row("  → the last write", seconds(last), "");
-    table.requests(&requests, objects, "≤ 4, none");
+    table.bounded_requests(&requests, objects);
     table.cost(&cost);
     table.row("  resident", mebibytes(stage.resident()?), "");
     Ok(())
@@ -228,7 +230,7 @@ pub(crate) async fn many(stage: &mut Stage, table: &mut Table, objects: usize, m
     let requests = stage.settled("settling").await?;
     table.row(format!("  {} more, → all Deployments", all.len()), seconds(begin.elapsed()), "");
     table.row("  → the last write", seconds(since(begin_time, &requests)?), "");
-    table.requests(&requests, all.len(), "≤ 4, none");
+    table.bounded_requests(&requests, all.len());
     sleep(PAUSE).await;
     table.row("  resident", mebibytes(stage.resident()?), "");
     let used = baseline::cpu(stage.operator()?.process()?);
@@ -249,11 +251,18 @@ pub(crate) async fn at_rest(stage: &mut Stage, table: &mut Table) -> Result<()> 
     requests.add(&mut stage.audit)?;
     let used = baseline::cpu(stage.operator()?.process()?).saturating_sub(used);
     let text = format!("{} (processor time: {:.2} s)", requests.writes, used.as_secs_f64());
-    table.row("  writes in the minute after", text, "0");
+    at_rest_bound(table, "  writes in the minute after", &requests, text);
     if requests.writes > 0 {
         table.row("  the first of them", requests.first.join(", "), "");
     }
     Ok(())
+}
+
+/// What is written where there is nothing to do.
+fn at_rest_bound(table: &mut Table, what: &str, requests: &Requests, measured: String) {
+    #[expect(clippy::cast_precision_loss, reason = "a handful")]
+    let writes = requests.writes as f64;
+    table.bounded(what, measured, writes, aims::WRITES_AT_REST);
 }
 
 /// When the last write was answered.

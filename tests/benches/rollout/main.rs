@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Result, ensure};
 use clap::Parser;
 use mcp_mqtt_tests::{
-    load::{Load, Work},
+    load::{LOST_AFTER, Load, Work},
     platform::{Platform, everything_over_http, with},
 };
 use serde_json::json;
@@ -39,6 +39,8 @@ const SLOW_SECONDS: u32 = 3;
 const DRAIN_SECONDS: u32 = 10;
 /// Between an answer and the next call of a client: what is measured is the change, not the machine's limit.
 const REST: Duration = Duration::from_millis(200);
+/// So soon a client whose session ended is to have its next one.
+const MOVE_AIM: Duration = Duration::from_secs(2);
 /// How long the clients run before a change and after it.
 const AROUND: Duration = Duration::from_secs(5);
 
@@ -53,7 +55,7 @@ struct Args {
     /// Only these, and no change.
     #[arg(long, conflicts_with = "picture")]
     only_wakes: bool,
-    /// Fail where a wake took longer than its aim; on a machine that has nothing else to do.
+    /// Fail where a wake or a client's move took longer than its aim; on a machine that has nothing else to do.
     #[arg(long)]
     strict: bool,
     /// Where the chart's dashboard is drawn, as Prometheus saw the changes.
@@ -99,6 +101,8 @@ async fn measure(args: &Args) -> Result<()> {
     }
     let (lost, cut) = rows.iter().fold((0, 0), |(lost, cut), row| (lost + row.seen.lost, cut + row.seen.cut));
     ensure!(lost == 0 && cut == 0, "{lost} calls were never answered, {cut} were cut off");
+    let longest = rows.iter().map(|row| row.seen.longest_move).max().unwrap_or_default();
+    ensure!(!args.strict || longest <= MOVE_AIM, "a client's move took {longest:?} (aim: {MOVE_AIM:?})");
     Ok(())
 }
 
@@ -113,6 +117,7 @@ async fn under_load(change: Change, clients: usize, recorder: Option<&mut Record
         slow: ("trigger-long-running-operation", json!({ "duration": SLOW_SECONDS, "steps": SLOW_SECONDS })),
         rest: REST,
         dies_in: None,
+        lost_after: LOST_AFTER,
     };
     eprintln!("{change}: {clients} clients");
     let load = Load::start_with(&platform.broker, &service.server_name(), clients, &work);

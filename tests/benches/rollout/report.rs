@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use mcp_mqtt_tests::load::Account;
 
-use crate::{DRAIN_SECONDS, REPLICAS, SLOW_SECONDS, changes::Change};
+use crate::{DRAIN_SECONDS, MOVE_AIM, REPLICAS, SLOW_SECONDS, changes::Change};
 
 /// What the clients saw of a change.
 #[derive(Debug)]
@@ -35,9 +35,10 @@ impl fmt::Display for Row {
 /// All of it.
 pub(crate) fn table(clients: usize, rows: &[Row]) -> String {
     let mut text = format!(
-        "{clients} clients call throughout, every fourth a tool that takes {SLOW_SECONDS} s; {REPLICAS} instances, drained for at most {DRAIN_SECONDS} s\n\n\
+        "{clients} clients call throughout, every fourth a tool that takes {SLOW_SECONDS} s; {REPLICAS} instances, drained for at most {DRAIN_SECONDS} s\nThe longest move is to take at most {} s.\n\n\
          {:<32} │ {:>7} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}\n\
          {:<32} │ {:>7} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}\n",
+        MOVE_AIM.as_secs(),
         "",
         "",
         "",

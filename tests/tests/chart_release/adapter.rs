@@ -9,7 +9,10 @@ use kube::{
     Api, Client,
     api::{DeleteParams, PostParams},
 };
-use mcp_mqtt_tests::helm::{chart, helm};
+use mcp_mqtt_tests::{
+    cluster,
+    helm::{chart, helm},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -53,7 +56,7 @@ async fn serves(client: &Client) -> Result<bool> {
 async fn where_another_adapter_serves_the_metrics_the_chart_leaves_it_alone_and_says_what_to_do() -> Result<()>
 {
     let _guard = ONE_AT_A_TIME.lock().await;
-    let client = Client::try_default().await?;
+    let client = cluster::client().await?;
     uninstall_all().await?;
     namespace(&client, NAMESPACE).await?;
     let apis: Api<APIService> = Api::all(client.clone());

@@ -9,7 +9,7 @@ use kube::{
     discovery::{Scope, pinned_kind},
 };
 use mcp_mqtt_operator::crd::McpService;
-use mcp_mqtt_tests::helm::helm_ok;
+use mcp_mqtt_tests::{cluster, helm::helm_ok};
 use serde_json::{Value, json};
 
 use crate::{
@@ -30,7 +30,7 @@ const TOOLS: &str = "chart-cycle";
 #[tokio::test]
 async fn services_survive_an_upgrade_and_an_uninstall_and_meet_the_next_install() -> Result<()> {
     let _guard = ONE_AT_A_TIME.lock().await;
-    let client = Client::try_default().await?;
+    let client = cluster::client().await?;
     uninstall_all().await?;
     for name in [NAMESPACE, TOOLS] {
         namespace(&client, name).await?;

@@ -7,7 +7,10 @@ use kube::{
     core::GroupVersionKind,
     discovery::{Scope, pinned_kind},
 };
-use mcp_mqtt_tests::helm::{template, values_files};
+use mcp_mqtt_tests::{
+    cluster,
+    helm::{template, values_files},
+};
 use serde_json::Value;
 
 use crate::{ONE_AT_A_TIME, site::namespace};
@@ -18,7 +21,7 @@ const NOT_SERVED: [&str; 3] = ["ServiceMonitor", "PodMonitor", "PrometheusRule"]
 #[tokio::test]
 async fn the_api_server_takes_every_object_of_every_rendering() -> Result<()> {
     let _guard = ONE_AT_A_TIME.lock().await;
-    let client = Client::try_default().await?;
+    let client = cluster::client().await?;
     for name in ["mcp-mqtt", "tools", "agents", "elsewhere"] {
         namespace(&client, name).await?;
     }
@@ -43,7 +46,7 @@ async fn the_api_server_takes_every_object_of_every_rendering() -> Result<()> {
 
 #[tokio::test]
 async fn the_api_server_refuses_a_field_that_it_does_not_know() -> Result<()> {
-    let client = Client::try_default().await?;
+    let client = cluster::client().await?;
     namespace(&client, "mcp-mqtt").await?;
     let objects = template(&["--set", "affinity.podAffinty=x"]).await?;
     let deployment =

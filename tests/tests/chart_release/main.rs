@@ -5,6 +5,7 @@
 mod adapter;
 mod cycle;
 mod dry_run;
+mod interrupted;
 mod namespaced;
 mod previous;
 mod site;

@@ -12,7 +12,7 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
 };
 use mcp_mqtt_operator::{crd::McpService, names};
-use mcp_mqtt_tests::helm::helm_ok;
+use mcp_mqtt_tests::{cluster, helm::helm_ok};
 use serde_json::json;
 use tokio::time::sleep;
 
@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[tokio::test]
 async fn an_operator_of_one_namespace_serves_that_one_and_may_do_nothing_elsewhere() -> Result<()> {
     let _guard = ONE_AT_A_TIME.lock().await;
-    let client = Client::try_default().await?;
+    let client = cluster::client().await?;
     uninstall_all().await?;
     for name in ["mcp-mqtt", OPERATOR, WATCHED, UNWATCHED] {
         namespace(&client, name).await?;

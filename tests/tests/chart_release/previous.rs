@@ -9,6 +9,7 @@ use kube::{Api, Client};
 use mcp_mqtt_operator::crd::McpService;
 use mcp_mqtt_tests::{
     binaries::workspace,
+    cluster,
     helm::helm_ok,
     load::Load,
     platform::{self, PATIENCE, call, everything_over_stdio, text, with},
@@ -64,7 +65,7 @@ async fn broker(client: &Client) -> Result<(String, Url)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upgrade_from_the_previous_chart_drains_sessions_and_loses_nothing() -> Result<()> {
     let _guard = ONE_AT_A_TIME.lock().await;
-    let client = Client::try_default().await?;
+    let client = cluster::client().await?;
     uninstall_all().await?;
     for name in [NAMESPACE, TOOLS, BROKER] {
         namespace(&client, name).await?;

@@ -11,7 +11,6 @@ use anyhow::{Context, Result, bail};
 use crate::{
     cluster::Cluster,
     progress::Step,
-    suite::RUNNER,
     workspace::{self, root},
 };
 
@@ -59,7 +58,7 @@ impl Measurement<'_> {
             .args(&self.arguments)
             .envs(self.environment)
             .env(
-                RUNNER,
+                workspace::runner_variable(),
                 format!("{} in-cluster --cluster {CLUSTER} --", workspace::this_program()?.display()),
             )
             .current_dir(root())

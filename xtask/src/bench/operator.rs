@@ -25,6 +25,9 @@ pub(crate) struct Arguments {
     /// Seconds that the operator is watched at rest.
     #[arg(long, default_value_t = 60)]
     rest: u64,
+    /// Fail where more is written, held in memory or linked into the binary than is aimed at for the default numbers.
+    #[arg(long)]
+    strict: bool,
 }
 
 /// Runs it and prints its table.
@@ -36,7 +39,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let cluster = Cluster::named(CLUSTER)?;
     cluster.down()?;
     cluster.up()?;
-    let Arguments { objects, many, pods, only, rest } = arguments;
+    let Arguments { objects, many, pods, only, rest, strict } = arguments;
     let parts = only.as_deref().map(|only| only.split(',').collect::<Vec<_>>());
     if *pods > 0 && parts.is_none_or(|parts| parts.contains(&"pods")) {
         images::ensure(&cluster)?;
@@ -44,10 +47,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let only = only.iter().map(|only| format!("--only={only}"));
     let numbers =
         [("objects", *objects), ("many", *many), ("pods", *pods)].map(|(name, n)| format!("--{name}={n}"));
-    let rest = format!("--rest={rest}");
+    let rest = [format!("--rest={rest}")];
+    let strict = strict.then(|| "--strict".to_owned());
     Measurement {
         bench: "operator",
-        arguments: numbers.into_iter().chain([rest]).chain(only).collect(),
+        arguments: numbers.into_iter().chain(rest).chain(only).chain(strict).collect(),
         environment: vec![("MCP_MQTT_OPERATOR_BINARY", binary.to_string_lossy().into_owned())],
         what: "the operator",
     }

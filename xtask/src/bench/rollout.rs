@@ -19,7 +19,7 @@ pub(crate) struct Arguments {
     /// Only these, and no change.
     #[arg(long, conflicts_with = "picture")]
     only_wakes: bool,
-    /// Fail where a wake took longer than its aim; on a machine that has nothing else to do.
+    /// Fail where a wake or a client's move took longer than its aim; on a machine that has nothing else to do.
     #[arg(long)]
     strict: bool,
     /// Draws the chart's dashboard, too, as a Prometheus saw the changes: docs/dashboard.svg.

@@ -1,10 +1,7 @@
 //! What scales beside Kubernetes itself: metrics-server and KEDA, built from their Go modules for the suites that meet
 //! them. The suites start them; here they are only built, beside the cluster's own binary.
 
-use std::{
-    fs::{self, File},
-    path::Path,
-};
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
 
@@ -12,7 +9,10 @@ use super::{
     binary,
     go::{self, Build},
 };
-use crate::workspace::root;
+use crate::{
+    fingerprint::{Kept, rebuild_if_changed},
+    workspace::root,
+};
 
 /// A program of somebody else's.
 struct Program {
@@ -59,20 +59,20 @@ const KEDA_CRDS: [&str; 4] =
 /// When one cannot be built.
 pub(crate) fn ensure() -> Result<()> {
     let directory = binary::directory();
-    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    let lock = File::create(directory.join("autoscalers.lock")).context("cannot make the build's lock")?;
-    lock.lock().context("cannot lock the build")?;
     for Program { name, module, package, takes } in PROGRAMS {
         let (source, into) = (root().join(module), directory.join(name));
-        let (stamp, fingerprint) = (directory.join(format!("{name}.stamp")), go::fingerprint(&source)?);
-        if into.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == fingerprint) {
-            continue;
-        }
-        go::build(&Build { what: name, takes, source: &source, package, linker_flags: "", into: &into })?;
-        if module == KEDA_MODULE {
-            write_keda_crds(&directory.join("keda-crds.yaml"))?;
-        }
-        fs::write(&stamp, fingerprint).with_context(|| format!("cannot write {}", stamp.display()))?;
+        let kept = Kept {
+            file: into.clone(),
+            stamp: into.with_extension("stamp"),
+            lock: directory.join("autoscalers.lock"),
+        };
+        rebuild_if_changed(&kept, &go::fingerprint(&source)?, || {
+            go::build(&Build { what: name, takes, source: &source, package, linker_flags: "", into: &into })?;
+            if module == KEDA_MODULE {
+                write_keda_crds(&directory.join("keda-crds.yaml"))?;
+            }
+            Ok(())
+        })?;
     }
     Ok(())
 }

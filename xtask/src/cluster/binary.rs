@@ -1,7 +1,7 @@
 //! The Go binary that is all of Kubernetes: built from `tests/cluster` when that has changed.
 
 use std::{
-    fs::{self, File},
+    fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
@@ -9,7 +9,10 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::go::{self, Build};
-use crate::workspace::{root, target};
+use crate::{
+    fingerprint::{Kept, rebuild_if_changed},
+    workspace::{root, target},
+};
 
 /// The file that says which versions are built.
 const VERSION_SOURCE: &str = "tests/cluster/go.mod";
@@ -47,24 +50,17 @@ fn version_in(go_mod: &str, module: &str) -> Option<String> {
 /// Builds the binary, unless it is what its sources say.
 pub(super) fn ensure() -> Result<()> {
     let directory = directory();
-    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    // One build at a time: a second one would only take the processors from the first.
-    let lock = File::create(directory.join("lock")).context("cannot make the build's lock")?;
-    lock.lock().context("cannot lock the build")?;
-
-    let stamp = directory.join("stamp");
-    let fingerprint = fingerprint()?;
-    if path().exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == fingerprint) {
-        return Ok(());
-    }
-    build(&source())?;
-    for tool in TOOLS {
-        let name = directory.join(tool);
-        if !name.exists() {
-            symlink("kubernetes", &name).with_context(|| format!("cannot make {}", name.display()))?;
+    let kept = Kept { file: path(), stamp: directory.join("stamp"), lock: directory.join("lock") };
+    rebuild_if_changed(&kept, &fingerprint()?, || {
+        build(&source())?;
+        for tool in TOOLS {
+            let name = directory.join(tool);
+            if !name.exists() {
+                symlink("kubernetes", &name).with_context(|| format!("cannot make {}", name.display()))?;
+            }
         }
-    }
-    fs::write(&stamp, fingerprint).with_context(|| format!("cannot write {}", stamp.display()))
+        Ok(())
+    })
 }
 
 fn source() -> PathBuf {

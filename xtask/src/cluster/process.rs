@@ -1,6 +1,7 @@
 //! The processes of a cluster, as the machine's `/proc` shows them.
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -109,10 +110,34 @@ impl Ending {
     }
 }
 
-/// Sends SIGKILL; one that is gone by now is as good as killed.
+/// Kills a process and all that descend from it. They are stopped first, so that none starts another meanwhile.
+pub(crate) fn kill_tree(root: u32) {
+    let mut stopped = BTreeSet::new();
+    loop {
+        let found: Vec<u32> = all_processes()
+            .filter(|pid| descends_from(*pid, root))
+            .filter(|pid| !stopped.contains(pid))
+            .collect();
+        if found.is_empty() {
+            break;
+        }
+        for pid in found {
+            signal(pid, Signal::STOP);
+            stopped.insert(pid);
+        }
+    }
+    stopped.into_iter().for_each(kill);
+}
+
+/// Sends SIGKILL.
 pub(super) fn kill(pid: u32) {
+    signal(pid, Signal::KILL);
+}
+
+/// One that is gone by now needs no signal.
+fn signal(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-        let _ = kill_process(pid, Signal::KILL);
+        let _ = kill_process(pid, signal);
     }
 }
 

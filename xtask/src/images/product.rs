@@ -16,7 +16,7 @@ use super::{Build, archive, fresh_context};
 use crate::{
     fingerprint::Fingerprint,
     progress::Step,
-    workspace::{cargo, root, target},
+    workspace::{cargo, root, target, triple},
 };
 
 /// A build directory of its own: in the usual one, other flags would have cargo build everything anew at each change.
@@ -127,10 +127,6 @@ pub(super) fn ensure(name: &str) -> Result<PathBuf> {
         fs::copy(&binary, context.join(name)).with_context(|| format!("cannot copy {}", binary.display()))?;
         Ok(Build { dockerfile, context })
     })
-}
-
-fn triple() -> String {
-    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
 }
 
 /// `mcp-mqtt-sidecar` → `sidecar`.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use mcp_mqtt_tests::{
     baseline::Baseline,
     gateway::{Gateway, Options},
-    load::{Load, Work},
+    load::{LOST_AFTER, Load, Work},
     ports::Port,
     servers::{self, Eras, Server},
 };
@@ -82,7 +82,7 @@ impl Transport {
                 ("retry", json!({})),
             ),
         };
-        Work { quick, slow, rest: REST, dies_in: Some(100) }
+        Work { quick, slow, rest: REST, dies_in: Some(100), lost_after: LOST_AFTER }
     }
 }
 

@@ -11,7 +11,7 @@ use mcp_mqtt_tests::{
     baseline::{self, Baseline},
     broker::Mosquitto,
     gateway::{Gateway, Options, SERVER_NAME, call, connect, open},
-    load::{Account, Load, Work},
+    load::{Account, LOST_AFTER, Load, Work},
     proxy::{Manner, Proxy},
 };
 use mcp_mqtt_transport::topic::ServerName;
@@ -87,6 +87,7 @@ impl Stage {
             slow: ("sleep", json!({"ms": 1000})),
             rest: Duration::ZERO,
             dies_in: Some(100),
+            lost_after: LOST_AFTER,
         };
         let broker = self.broker.url();
         let mut loads = vec![Load::start_with(&broker, &ServerName::new(SERVER_NAME)?, clients, &work)];
