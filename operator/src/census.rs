@@ -1,10 +1,18 @@
-//! Census: how many services are ready, and for what reason the others are not.
+//! Census: how many services are ready, and for what reason the others are not; and which ones are in trouble.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
-use kube::runtime::reflector::Store;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::runtime::reflector::{Lookup, Store};
 
-use crate::{controller::scope::Guarded, metrics::Metrics, reasons};
+use crate::{
+    controller::scope::Guarded,
+    metrics::{Metrics, Trouble},
+    reasons,
+};
 
 /// What a service counts as that has no condition yet.
 const UNKNOWN: (&str, &str) = ("Unknown", "");
@@ -14,12 +22,16 @@ const UNKNOWN: (&str, &str) = ("Unknown", "");
 pub struct Census {
     /// Those that were seen once stay, with 0: a series that just ends would look as it did last.
     counts: HashMap<(String, String), usize>,
+    /// Namespace, name, and what is the matter.
+    troubles: HashSet<(String, String, Trouble)>,
 }
 
 impl Census {
     /// Counts those of a store anew.
     pub fn take(&mut self, services: &Store<Guarded>, watched: &str, metrics: &Metrics) {
-        self.count(&services.state());
+        let services = services.state();
+        self.tell_troubles(&services, metrics);
+        self.count(&services);
         for ((ready, reason), number) in &self.counts {
             metrics.counted(watched, ready, reason, *number);
         }
@@ -28,16 +40,44 @@ impl Census {
     fn count(&mut self, services: &[Arc<Guarded>]) {
         self.counts.values_mut().for_each(|number| *number = 0);
         for service in services {
-            let (ready, reason) = condition(service).unwrap_or(UNKNOWN);
+            let ready = ready(service).map(|ready| (ready.status.as_str(), ready.reason.as_str()));
+            let (ready, reason) = ready.unwrap_or(UNKNOWN);
             *self.counts.entry((ready.to_owned(), reason.to_owned())).or_default() += 1;
         }
     }
+
+    /// Only what changes is touched: a sample that is away for a moment would begin an alert's time anew.
+    fn tell_troubles(&mut self, services: &[Arc<Guarded>], metrics: &Metrics) {
+        let troubled = |service: &Arc<Guarded>| {
+            let namespace = service.namespace()?.into_owned();
+            Some((namespace, service.name()?.into_owned(), trouble(service)?))
+        };
+        let now: HashSet<_> = services.iter().filter_map(troubled).collect();
+        for (namespace, service, trouble) in self.troubles.difference(&now) {
+            metrics.troubled(namespace, service, *trouble, false);
+        }
+        for (namespace, service, trouble) in now.difference(&self.troubles) {
+            metrics.troubled(namespace, service, *trouble, true);
+        }
+        self.troubles = now;
+    }
 }
 
-fn condition(service: &Guarded) -> Option<(&str, &str)> {
+/// None of a service that was never accepted: nobody has lost it.
+fn trouble(service: &Guarded) -> Option<Trouble> {
+    let ready = ready(service)?;
+    let service = service.0.as_ref().ok()?;
+    let registered = service.status.as_ref()?.registered;
+    if ready.reason == reasons::ROLLING_OUT {
+        return Some(Trouble::RollingOut);
+    }
+    let lost = registered == 0 && service.spec.replicas > 0 && ready.reason != reasons::NOT_ACCEPTED;
+    lost.then_some(Trouble::Unregistered)
+}
+
+fn ready(service: &Guarded) -> Option<&Condition> {
     let status = service.0.as_ref().ok()?.status.as_ref()?;
-    let ready = status.conditions.iter().find(|condition| condition.type_ == reasons::READY)?;
-    Some((&ready.status, &ready.reason))
+    status.conditions.iter().find(|condition| condition.type_ == reasons::READY)
 }
 
 #[cfg(test)]
@@ -77,5 +117,33 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_service_in_trouble_is_named_as_long_as_it_is() {
+        let metrics = Metrics::new();
+        let mut census = Census::default();
+        let named = |trouble: &str| {
+            let line = format!(
+                r#"mcp_mqtt_operator_service_trouble{{mcp_namespace="meteo",mcp_service="weather",trouble="{trouble}"}} 1"#
+            );
+            metrics.encode().contains(&line)
+        };
+        let registered = |mut service: Arc<Guarded>| {
+            let known = Arc::get_mut(&mut service).unwrap().0.as_mut().unwrap();
+            known.status.as_mut().unwrap().registered = 1;
+            service
+        };
+        census.tell_troubles(&[service("False", "Unschedulable")], &metrics);
+        assert!(named("Unregistered") && !named("RollingOut"));
+        census.tell_troubles(&[registered(service("True", "RollingOut"))], &metrics);
+        assert!(!named("Unregistered") && named("RollingOut"));
+        for well in [service("False", "NotAccepted"), registered(service("True", "Ready"))] {
+            census.tell_troubles(&[well], &metrics);
+            assert!(!metrics.encode().contains("service_trouble{"));
+        }
+        census.tell_troubles(&[service("False", "Unschedulable")], &metrics);
+        census.tell_troubles(&[], &metrics);
+        assert!(!metrics.encode().contains("service_trouble{"), "it was deleted");
     }
 }

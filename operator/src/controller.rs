@@ -53,7 +53,7 @@ use self::{
     validate::{ValidateError, validate},
     watches::Watches,
 };
-use crate::{crd::McpService, metrics::Outcome as Counted, registry::wanted::Wanted};
+use crate::{crd::McpService, metrics::Outcome as Counted, names::PAUSED, reasons, registry::wanted::Wanted};
 
 /// A service at rest is looked at this often all the same: what a watch missed is found then.
 const RESYNC: Duration = Duration::from_mins(10);
@@ -140,10 +140,18 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
     scope.backlog.done(&reference);
     // What was written is told however the steps ended, and before what came of it.
     news::tell_changes(&scope, &service, &progress.changes);
+    let replicas = service.0.as_ref().ok().map(|service| service.spec.replicas);
     let (outcome, counted) = match result {
         Ok(resources) => (Outcome::Accepted(resources), Counted::Accepted),
+        Err(Stop::Paused) => {
+            scope.registry.refuse(
+                &reference,
+                replicas,
+                format!("{}: the service is paused", reasons::PAUSED),
+            );
+            (Outcome::Paused, Counted::Accepted)
+        }
         Err(Stop::Refused(problem)) => {
-            let replicas = service.0.as_ref().ok().map(|service| service.spec.replicas);
             scope.registry.refuse(&reference, replicas, problem.quoted());
             (Outcome::Refused(problem), Counted::Refused)
         }
@@ -164,6 +172,8 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
 
 /// Why the steps ended early.
 enum Stop {
+    /// The service is paused: nothing is written but its status.
+    Paused,
     /// The service cannot be as it is: told in its status.
     Refused(Problem),
     /// Something failed that may pass: tried again.
@@ -180,17 +190,21 @@ async fn accept(
     let valid = validate(service, &fetched, &scope.settings)?;
     let resolved = resolve(scope, &valid.identity, &valid.references).await;
     let default_secret = fetched.default_broker_secret.as_ref();
+    let paused = is_paused(service);
     if let Some(wanted) = Wanted::of(&valid, &scope.settings, &scope.references, default_secret, &scope.salt)
     {
         let service = ServiceRef::new(&valid.identity.name).within(&valid.identity.namespace);
         match &resolved {
-            Ok(_) => scope.registry.tell(&service, wanted),
+            Ok(_) if !paused => scope.registry.tell(&service, wanted),
             // It may stand in the registry, asleep, from before this operator's time.
-            Err(ResolveError::Missing(_)) => scope.registry.introduce(&service, wanted),
+            Ok(_) | Err(ResolveError::Missing(_)) => scope.registry.introduce(&service, wanted),
             Err(ResolveError::Api { .. }) => {}
         }
     }
     let references_hash = resolved?;
+    if paused {
+        return Err(Stop::Paused);
+    }
     let resources = build(
         &valid,
         Surroundings {
@@ -202,6 +216,10 @@ async fn accept(
     );
     // Boxed: it holds all of the objects.
     Ok(Box::new(Box::pin(apply(scope, &valid.identity, resources, progress)).await?))
+}
+
+fn is_paused(service: &McpService) -> bool {
+    service.annotations().get(PAUSED).is_some_and(|value| value == "true")
 }
 
 /// The last step, the status, and the Events that go with a change of it; when to look again, where it is too early to
@@ -311,7 +329,7 @@ impl From<ResolveError> for Stop {
     fn from(error: ResolveError) -> Self {
         match &error {
             ResolveError::Missing(_) => Self::Refused(Problem {
-                reason: crate::reasons::REFERENCE_NOT_FOUND.to_owned(),
+                reason: reasons::REFERENCE_NOT_FOUND.to_owned(),
                 message: error.to_string(),
             }),
             ResolveError::Api { .. } => Self::Failed(error.into()),

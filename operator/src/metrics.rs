@@ -70,6 +70,23 @@ struct ServiceLabels {
     reason: String,
 }
 
+/// What is told of a service by its name, while it holds: a few at a time of thousands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Trouble {
+    /// It asks for instances, and the broker's registry has none.
+    Unregistered,
+    /// It is ready, and a new spec is on its way to its pods.
+    RollingOut,
+}
+
+// Not `namespace`: that is the operator's own in what Prometheus makes of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TroubleLabels {
+    mcp_namespace: String,
+    mcp_service: String,
+    trouble: Trouble,
+}
+
 /// All counters.
 #[derive(Debug)]
 pub struct Metrics {
@@ -80,6 +97,7 @@ pub struct Metrics {
     gateways: Family<AnswerLabel, Counter>,
     objects: Family<ObjectLabels, Gauge>,
     services: Family<ServiceLabels, Gauge>,
+    troubles: Family<TroubleLabels, Gauge>,
     watch_failures: Counter,
     events_left_out: Counter,
     leader: Gauge,
@@ -124,6 +142,10 @@ impl Metrics {
         let services = Family::default();
         let help = "McpServices by the status and the reason of their condition Ready";
         registry.register("services", help, services.clone());
+        let troubles = Family::default();
+        let help = "1 for each McpService without a registered instance, though it asks for some, and for each whose \
+                    rollout goes on; none for all others";
+        registry.register("service_trouble", help, troubles.clone());
         let watch_failures = Counter::default();
         registry.register(
             "watch_failures",
@@ -162,6 +184,7 @@ impl Metrics {
             gateways,
             objects,
             services,
+            troubles,
             watch_failures,
             events_left_out,
             leader,
@@ -201,6 +224,17 @@ impl Metrics {
         let labels =
             ServiceLabels { watched: watched.to_owned(), ready: ready.to_owned(), reason: reason.to_owned() };
         self.services.get_or_create(&labels).set(i64::try_from(number).unwrap_or(i64::MAX));
+    }
+
+    /// Whether this holds of a service now. What does not hold has no sample.
+    pub fn troubled(&self, namespace: &str, service: &str, trouble: Trouble, holds: bool) {
+        let labels =
+            TroubleLabels { mcp_namespace: namespace.to_owned(), mcp_service: service.to_owned(), trouble };
+        if holds {
+            self.troubles.get_or_create(&labels).set(1);
+        } else {
+            self.troubles.remove(&labels);
+        }
     }
 
     /// There was no room for an Event.

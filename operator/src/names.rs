@@ -11,6 +11,8 @@ pub const FIELD_MANAGER: &str = "mcp-mqtt-operator";
 pub const SERVICE_LABEL: &str = "mcp-mqtt.io/service";
 /// On pods: the service's name in full (label values end at 63 characters).
 pub const SERVICE_ANNOTATION: &str = "mcp-mqtt.io/service-name";
+/// On an `McpService`, with the value `true`: its objects are left as they are until it is taken away.
+pub const PAUSED: &str = "mcp-mqtt.io/paused";
 /// On pods: which revision of the template they were made from, by Kubernetes' own name.
 pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 /// On pods: what the end of one costs, by Kubernetes' own name.

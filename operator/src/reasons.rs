@@ -5,6 +5,8 @@ use mcp_mqtt_sidecar::status::reason;
 
 /// The spec and what it refers to are usable.
 pub const ACCEPTED: &str = "Accepted";
+/// `Accepted=True`: the spec is usable, and by an annotation nothing is made of it for now.
+pub const PAUSED: &str = "Paused";
 /// Enough instances speak MCP and are registered.
 pub const READY: &str = "Ready";
 /// The broker's registry agrees with the instances.

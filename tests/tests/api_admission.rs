@@ -364,8 +364,8 @@ fn messages(node: &Value, found: &mut Vec<String>) {
     match node {
         Value::Object(fields) => {
             let rules = fields.get("x-kubernetes-validations").and_then(Value::as_array);
-            let messages = rules.into_iter().flatten().filter_map(|rule| rule["message"].as_str());
-            found.extend(messages.map(str::to_owned));
+            let told = rules.into_iter().flatten().filter_map(|rule| rule["message"].as_str());
+            found.extend(told.map(str::to_owned));
             fields.values().for_each(|field| messages(field, found));
         }
         Value::Array(items) => items.iter().for_each(|item| messages(item, found)),

@@ -6,15 +6,15 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    core::v1::{ConfigMap, Secret, ServiceAccount},
+    core::v1::{ConfigMap, Event, Secret, ServiceAccount},
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
     ResourceExt,
-    api::{DeleteParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams},
 };
-use mcp_mqtt_operator::names::APPLIED_HASH;
+use mcp_mqtt_operator::names::{APPLIED_HASH, PAUSED};
 use mcp_mqtt_tests::{
     cluster::{PATIENCE, Space, eventually, smallest},
     operator::Operator,
@@ -437,6 +437,40 @@ async fn the_default_brokers_credentials_are_copied_renewed_and_taken_away() -> 
 
     space.patch(NAME, json!({"spec": {"broker": {"url": "mqtt://own.invalid"}}})).await?;
     space.disappears::<Secret>("weather-broker").await?;
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test]
+async fn a_paused_service_is_left_as_it_is_until_it_goes_on() -> Result<()> {
+    let space = Space::new("paused").await?;
+    let operator = Operator::start(&space, &[]).await?;
+    space.create(NAME, &with(&json!({"replicas": 1}))).await?;
+    let before: Deployment = space.appears(NAME).await?;
+    space.appears::<ServiceAccount>(NAME).await?;
+    space.patch(NAME, json!({"metadata": {"annotations": {PAUSED: "true"}}})).await?;
+    let said = space.condition(NAME, "Accepted", "True", "Paused").await?;
+    ensure!(said.contains(PAUSED), "{said}");
+
+    let changed = space.patch(NAME, json!({"spec": {"replicas": 2, "description": "news"}})).await?;
+    space.api::<ServiceAccount>().delete(NAME, &DeleteParams::default()).await?;
+    observed(&space, changed.metadata.generation.context("a generation")?).await?;
+    at_rest(&space).await?;
+    let now: Deployment = space.appears(NAME).await?;
+    ensure!(now.metadata.generation == before.metadata.generation, "it is applied: {now:?}");
+    ensure!(space.api::<ServiceAccount>().get_opt(NAME).await?.is_none(), "the account is made anew");
+    let events = space.api::<Event>().list(&ListParams::default().fields("reason=Paused")).await?;
+    ensure!(events.items.len() == 1, "{:?}", events.items);
+
+    space.patch(NAME, json!({"metadata": {"annotations": {PAUSED: null}}})).await?;
+    space.condition(NAME, "Accepted", "True", "Accepted").await?;
+    space.appears::<ServiceAccount>(NAME).await?;
+    eventually(PATIENCE, async || {
+        let deployment: Deployment = space.appears(NAME).await.ok()?;
+        (deployment.spec?.replicas == Some(2)).then_some(())
+    })
+    .await
+    .context("what was asked for meanwhile is not applied")?;
     operator.stop().await?;
     space.remove().await
 }

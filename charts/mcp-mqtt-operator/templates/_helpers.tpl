@@ -75,7 +75,7 @@ app.kubernetes.io/component: {{ .component }}
 
 {{/*
 Whether the operator serves custom.metrics.k8s.io: `served`, `off`, or `taken`, when another adapter of this cluster
-serves it (a cluster has one).
+serves it (a cluster has one). `lookup` finds nothing in `helm template`, as Argo CD uses it: there the value has to say.
 */}}
 {{- define "mcp-mqtt-operator.sessionMetrics" -}}
 {{- $enabled := .Values.autoscaling.sessionMetrics.enabled -}}

@@ -169,7 +169,7 @@ pub(super) async fn tell_conditions(
 
 /// What is news though the condition holds as before.
 fn worth_telling(reason: &str) -> bool {
-    matches!(reason, reasons::DRAINING_SESSIONS | reasons::ASLEEP)
+    matches!(reason, reasons::DRAINING_SESSIONS | reasons::ASLEEP | reasons::PAUSED)
 }
 
 struct Turn<'a> {

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     crd::{McpServiceStatus, status::ServerStatus},
     live::{Deployment, pod::Pod},
-    names::{POD_TEMPLATE_HASH, SERVICE_LABEL, child},
+    names::{PAUSED, POD_TEMPLATE_HASH, SERVICE_LABEL, child},
     observe::{Observation, Observations, is_ready, leaves},
     reasons, registry,
 };
@@ -45,6 +45,8 @@ const NAMED_INSTANCES: usize = 10;
 pub enum Outcome {
     /// All of it stands at the API server. Nothing but applied resources makes this.
     Accepted(Box<Resources<Applied>>),
+    /// It could stand there, and what stood before is left as it is: the service is paused.
+    Paused,
     /// It does not, and this is why; what stood before still runs.
     Refused(Problem),
 }
@@ -228,6 +230,10 @@ fn accepted(outcome: &Outcome) -> Judgment {
             let owner = owner_of_replicas(resources).map(|owner| format!("; {owner}"));
             holds(reasons::ACCEPTED, format!("{usable}{}", owner.unwrap_or_default()))
         }
+        Outcome::Paused => holds(
+            reasons::PAUSED,
+            format!("the annotation {PAUSED} is true: the operator leaves the service's objects as they are"),
+        ),
         Outcome::Refused(problem) => (false, problem.clone()),
     }
 }
@@ -348,7 +354,7 @@ fn of_registration(seen: &Seen<'_>, pod: &Pod, observation: Option<&Observation>
 
 /// With no instance there is nothing to judge.
 fn nothing_runs(outcome: &Outcome, seen: &Seen<'_>) -> Option<Judgment> {
-    if let (Outcome::Refused(_), None) = (outcome, &seen.deployment) {
+    if matches!(outcome, Outcome::Refused(_) | Outcome::Paused) && seen.deployment.is_none() {
         return Some(fails(reasons::NOT_ACCEPTED, "nothing runs; see the condition Accepted"));
     }
     if seen.replicas != 0 {

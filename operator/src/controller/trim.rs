@@ -5,13 +5,13 @@ use kube::ResourceExt;
 use super::{build::GATEWAY, scope::Guarded};
 use crate::{
     live::pod::{ContainerState, ContainerStatus, Pod, PodCondition, PodStatus},
-    names::{POD_DELETION_COST, POD_TEMPLATE_HASH, SERVICE_ANNOTATION},
+    names::{PAUSED, POD_DELETION_COST, POD_TEMPLATE_HASH, SERVICE_ANNOTATION},
 };
 
 /// A service without what others noted on it: kubectl's copy of the manifest is as large as the manifest.
 pub(super) fn service(service: &mut Guarded) {
     service.managed_fields_mut().clear();
-    service.annotations_mut().clear();
+    service.annotations_mut().retain(|key, _| key == PAUSED);
     service.labels_mut().clear();
 }
 

@@ -13,9 +13,11 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 const OPERATOR: &str = "mcp-mqtt-operator";
-const ALL: [&str; 2] = [
+const ALL: [&str; 4] = [
     "--set",
     "metrics.prometheusRule.enabled=true,metrics.dashboard.enabled=true,metrics.podMonitor.enabled=true",
+    "--set",
+    "metrics.prometheusRule.runbookUrl=docs/runbook.md",
 ];
 
 async fn rules() -> Result<Value> {
@@ -86,6 +88,18 @@ async fn every_alert_names_its_section_of_the_runbook_and_the_runbook_has_no_oth
         for link in section.split("](#").skip(1).filter_map(|rest| rest.split(')').next()) {
             ensure!(sections.iter().any(|name| name.to_lowercase() == link), "no section {link}");
         }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_an_address_of_the_runbook_no_alert_names_one() -> Result<()> {
+    let objects = template(&["--set", "metrics.prometheusRule.enabled=true"]).await?;
+    let rules = find(&objects, "PrometheusRule", OPERATOR)?;
+    ensure!(!alerts(rules).is_empty(), "no alerts");
+    for alert in alerts(rules) {
+        ensure!(alert["annotations"].get("runbook_url").is_none(), "{alert}");
+        ensure!(alert["annotations"]["summary"].is_string(), "{alert}");
     }
     Ok(())
 }

@@ -254,6 +254,22 @@ fn a_refused_service_says_why_and_what_ran_before_runs_on() {
 }
 
 #[test]
+fn a_paused_service_says_so_and_what_runs_is_told_as_ever() {
+    let metadata = metadata();
+    let running = seen(&metadata, 1, vec![(ready_pod("a"), Some(registered(0)))]);
+    let status = build_status(&Outcome::Paused, &running, None, noon());
+    let message =
+        "the annotation mcp-mqtt.io/paused is true: the operator leaves the service's objects as they are";
+    assert_eq!(told(&status, "Accepted"), words("True", "Paused", message));
+    assert_eq!(
+        (told(&status, "Ready").1, told(&status, "Registered").1),
+        ("Ready".into(), "Registered".into())
+    );
+    let nothing = Seen { deployment: None, ..seen(&metadata, 1, Vec::new()) };
+    assert_eq!(told(&build_status(&Outcome::Paused, &nothing, None, noon()), "Ready").1, "NotAccepted");
+}
+
+#[test]
 fn a_name_that_the_broker_gave_is_the_one_that_clients_find() {
     let adopted = observed(Ok(GatewayStatus {
         server_name: "given/name".to_owned(),

@@ -141,6 +141,7 @@ fn operator_sample() -> String {
     metrics.asked_gateway(true);
     metrics.knows("Pod", "*", 0);
     metrics.counted("*", "True", "Ready", 0);
+    metrics.troubled("meteo", "weather", operator::Trouble::RollingOut, true);
     metrics.encode()
 }
 
