@@ -16,7 +16,7 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Resource,
     runtime::{
-        PredicateConfig, WatchStreamExt, predicates,
+        Predicate, PredicateConfig, WatchStreamExt, predicates,
         reflector::{self, Lookup, Store, store::Writer},
         utils::{Backoff, ResetTimerBackoff},
         watcher::{self, ExponentialBackoff},
@@ -51,7 +51,7 @@ pub type Objects<K> = BoxStream<'static, Result<K, watcher::Error>>;
 
 /// The streams that fill [`Stores`].
 pub struct Watches {
-    /// By generation: our own status writes are no news.
+    /// By generation, and by the annotations that [`trim`] leaves: our own status writes are no news.
     pub services: Objects<Guarded>,
     /// What we made, and what came of it.
     pub children: Children,
@@ -153,7 +153,10 @@ pub fn watch(
         .reflect(writer)
         .inspect_ok(count_lists(relist))
         .applied_objects()
-        .predicate_filter(predicates::generation, PredicateConfig::default());
+        .predicate_filter(
+            predicates::generation.combine(predicates::annotations),
+            PredicateConfig::default(),
+        );
     let service_stream = stream.boxed();
 
     let (deployments, deployment_stream) = kept::<wire::Deployment>(client, namespace, ours.clone(), relist);

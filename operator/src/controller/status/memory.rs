@@ -235,9 +235,9 @@ mod tests {
     #[test]
     fn a_start_is_kept_back_for_a_while_and_each_stage_anew() {
         let (memory, begin) = (StatusMemory::default(), Instant::now());
-        let (service, second) = (ServiceRef::new("weather").within("meteo"), Duration::from_secs(1));
+        let (service, third) = (ServiceRef::new("weather").within("meteo"), START / 3);
         assert_eq!(memory.defer(&service, begin), Some(START));
-        assert_eq!(memory.defer(&service, begin + second), Some(START - second));
+        assert_eq!(memory.defer(&service, begin + third * 2), START.checked_sub(third * 2));
         assert_eq!(memory.defer(&service, begin + START), None);
         let (store, _writer) = reflector::store();
         memory.remember(&service, written(Some("4"), Some("5"), status(0)), &store);
