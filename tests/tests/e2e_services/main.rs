@@ -5,6 +5,7 @@ mod calls;
 mod conditions;
 mod faults;
 mod registry;
+mod rest;
 mod scaling;
 mod security;
 mod sleeping;
