@@ -1,8 +1,12 @@
 //! Real servers over HTTP behind the gateway: what MQTT clients see when the server loses a session, or itself.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
+use futures::future::try_join_all;
 use mcp_mqtt_sidecar::status::GatewayStatus;
 use mcp_mqtt_tests::{
     broker::Mosquitto,
@@ -10,7 +14,7 @@ use mcp_mqtt_tests::{
     servers::{self, Server},
 };
 use mcp_mqtt_transport::{
-    client::{Session, SessionEnd, SessionHandler},
+    client::{RequestError, Session, SessionEnd, SessionHandler},
     jsonrpc::Message,
     topic::ServerName,
 };
@@ -110,6 +114,31 @@ async fn a_server_over_http_sse_serves_mqtt_clients_and_comes_back_after_a_resta
     let again = open(&one, &instance).await?;
     echo(&again, "back").await?;
     assert_eq!(gateway.metric("broker_reconnects_total").await?, 0, "the broker has nothing to do with it");
+    Ok(())
+}
+
+/// The gateway counts it when the grace for a late answer is over, while the session lives on.
+#[tokio::test]
+async fn a_call_that_its_client_gives_up_is_cancelled_and_counted_over_each_transport() -> Result<()> {
+    const ABANDONED: &str = r#"requests_total{asker="client",method="tools/call",outcome="abandoned"}"#;
+    let broker = Mosquitto::start().await?;
+    let servers = [
+        servers::everything_http().await?,
+        servers::everything_sse().await?,
+        servers::everything_stdio(&[]).await?,
+    ];
+    let given_up = servers.iter().enumerate().map(async |(number, server)| {
+        let gateway = gateway(&broker, server).await?;
+        let client = connect(&broker.url(), &format!("c{number}")).await?;
+        let session = open(&client, &gateway.instance()).await?;
+        let arguments = json!({"duration": 60, "steps": 60});
+        let params = json!({"name": "trigger-long-running-operation", "arguments": arguments});
+        let call = session.request("tools/call", Some(&params), Duration::from_millis(300)).await;
+        ensure!(matches!(call, Err(RequestError::Timeout(_))), "{call:?}");
+        gateway.wait_metric(ABANDONED, 1).await?;
+        echo(&session, "still here").await
+    });
+    try_join_all(given_up).await?;
     Ok(())
 }
 
