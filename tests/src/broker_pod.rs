@@ -38,6 +38,20 @@ impl BrokerPod {
     /// # Errors
     /// When the API server refuses one of its objects, or Mosquitto is not installed on this machine.
     pub async fn create(kube: &Client, namespace: &str, users: &[(&str, &str)], tls: bool) -> Result<Self> {
+        Self::create_with_acl(kube, namespace, users, tls, None).await
+    }
+
+    /// [`create`](Self::create), with the text of an ACL file.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub async fn create_with_acl(
+        kube: &Client,
+        namespace: &str,
+        users: &[(&str, &str)],
+        tls: bool,
+        acl: Option<&str>,
+    ) -> Result<Self> {
         let labels = json!({ "app": NAME });
         let metadata = json!({ "name": NAME, "labels": labels });
         let (scheme, port) = if tls { ("mqtts", 8883) } else { ("mqtt", 1883) };
@@ -50,9 +64,12 @@ impl BrokerPod {
         let authority = tls.then(|| Authority::new("the cluster's test authority")).transpose()?;
         let users: Vec<_> = users.iter().map(|&(name, word)| (name.to_owned(), word.to_owned())).collect();
         let mut files = json!({
-            "mosquitto.conf": configuration(port, tls),
+            "mosquitto.conf": configuration(port, tls, acl.is_some()),
             "passwords": password_file(&users)?,
         });
+        if let Some(acl) = acl {
+            files["acl"] = acl.into();
+        }
         if let Some(authority) = &authority {
             let server = authority.sign(&host, &[&host, &address])?;
             files["server.crt"] = server.certificate.into();
@@ -91,12 +108,14 @@ impl BrokerPod {
     }
 }
 
-fn configuration(port: u16, tls: bool) -> String {
+fn configuration(port: u16, tls: bool, acl: bool) -> String {
     let listener = format!("listener {port}\nset_tcp_nodelay true\n");
     let closed = format!("allow_anonymous false\npassword_file {DIRECTORY}/passwords\n");
     let certificate = format!("certfile {DIRECTORY}/server.crt\nkeyfile {DIRECTORY}/server.key\n");
+    let rights = format!("acl_file {DIRECTORY}/acl\n");
     let log = "log_dest stdout\nlog_type all\n";
-    [listener.as_str(), &closed, if tls { &certificate } else { "" }, log].concat()
+    [listener.as_str(), &closed, if acl { &rights } else { "" }, if tls { &certificate } else { "" }, log]
+        .concat()
 }
 
 /// Creates an object in a namespace.

@@ -1,6 +1,6 @@
 //! The product as a user has it: the chart installed on the cluster, its broker, services applied to it.
 
-use std::{fs::File, sync::Arc, time::Duration};
+use std::{fs::File, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service as KubeService};
@@ -9,6 +9,7 @@ use kube::{
     api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams},
 };
 use mcp_mqtt_operator::crd::McpService;
+use mcp_mqtt_sidecar::config::ADMIN_PORT;
 use mcp_mqtt_transport::{
     client::{Client, ClientOptions, Instance, Session, SessionHandler, Unhandled, Watch},
     topic::{ClientId, ServerName},
@@ -260,6 +261,16 @@ impl Deployed {
     pub async fn patch(&self, patch: Value) -> Result<()> {
         self.api().patch(&self.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
         Ok(())
+    }
+
+    /// Where a pod's gateway serves `/metrics` and the rest.
+    ///
+    /// # Errors
+    /// When the pod has no address.
+    pub async fn admin(&self, pod: &str) -> Result<SocketAddr> {
+        let status = self.pods().get(pod).await?.status;
+        let address = status.and_then(|status| status.pod_ip).context("the pod has no address")?;
+        Ok(SocketAddr::new(address.parse()?, ADMIN_PORT))
     }
 
     /// The pod of an instance: the last part of its server id.

@@ -91,6 +91,18 @@ pub async fn everything_http_at(port: &Port) -> Result<Server> {
     http(command, port).await
 }
 
+/// `tests/servers/growing.js`, made with the official SDK, over Streamable HTTP: its list of tools changes in a session.
+///
+/// # Errors
+/// The SDK cannot be installed, or it does not start.
+pub async fn growing_http() -> Result<Server> {
+    let port = Port::reserve()?;
+    let modules = installed(SERVERS).await?.join("node_modules");
+    let mut command = node(workspace().join("tests/servers/growing.js"));
+    command.arg(port.to_string()).env("NODE_PATH", modules);
+    http(command, &port).await
+}
+
 /// `@modelcontextprotocol/server-everything` over HTTP+SSE, ready to take connections.
 ///
 /// # Errors

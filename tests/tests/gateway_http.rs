@@ -1,14 +1,21 @@
 //! Real servers over HTTP behind the gateway: what MQTT clients see when the server loses a session, or itself.
 
-use anyhow::Result;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+use futures::future::try_join_all;
 use mcp_mqtt_sidecar::status::GatewayStatus;
 use mcp_mqtt_tests::{
     broker::Mosquitto,
-    gateway::{Gateway, Options, PATIENCE, SERVER_NAME, call, connect, open, reason},
+    gateway::{Gateway, Options, PATIENCE, SERVER_NAME, call, connect, open, open_with, reason, until},
     servers::{self, Server},
 };
 use mcp_mqtt_transport::{
-    client::{Session, SessionEnd},
+    client::{RequestError, Session, SessionEnd, SessionHandler},
+    jsonrpc::Message,
     topic::ServerName,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -107,6 +114,66 @@ async fn a_server_over_http_sse_serves_mqtt_clients_and_comes_back_after_a_resta
     let again = open(&one, &instance).await?;
     echo(&again, "back").await?;
     assert_eq!(gateway.metric("broker_reconnects_total").await?, 0, "the broker has nothing to do with it");
+    Ok(())
+}
+
+/// The gateway counts it when the grace for a late answer is over, while the session lives on.
+#[tokio::test]
+async fn a_call_that_its_client_gives_up_is_cancelled_and_counted_over_each_transport() -> Result<()> {
+    const ABANDONED: &str = r#"requests_total{asker="client",method="tools/call",outcome="abandoned"}"#;
+    let broker = Mosquitto::start().await?;
+    let servers = [
+        servers::everything_http().await?,
+        servers::everything_sse().await?,
+        servers::everything_stdio(&[]).await?,
+    ];
+    let given_up = servers.iter().enumerate().map(async |(number, server)| {
+        let gateway = gateway(&broker, server).await?;
+        let client = connect(&broker.url(), &format!("c{number}")).await?;
+        let session = open(&client, &gateway.instance()).await?;
+        let arguments = json!({"duration": 60, "steps": 60});
+        let params = json!({"name": "trigger-long-running-operation", "arguments": arguments});
+        let call = session.request("tools/call", Some(&params), Duration::from_millis(300)).await;
+        ensure!(matches!(call, Err(RequestError::Timeout(_))), "{call:?}");
+        gateway.wait_metric(ABANDONED, 1).await?;
+        echo(&session, "still here").await
+    });
+    try_join_all(given_up).await?;
+    Ok(())
+}
+
+/// Keeps what it is told.
+#[derive(Debug, Default)]
+struct Told(Mutex<Vec<String>>);
+
+impl SessionHandler for Told {
+    fn notification(&self, notification: &Message) {
+        let method = notification.method().unwrap_or_default().to_owned();
+        self.0.lock().expect("no test panics with it").push(method);
+    }
+}
+
+#[tokio::test]
+async fn a_list_of_tools_that_changes_in_a_session_is_told_to_the_clients() -> Result<()> {
+    let (broker, server) = (Mosquitto::start().await?, servers::growing_http().await?);
+    let gateway = gateway(&broker, &server).await?;
+    let (one, two) = (connect(&broker.url(), "one").await?, connect(&broker.url(), "two").await?);
+    let (told, other) = (Arc::new(Told::default()), Arc::new(Told::default()));
+    let session = open_with(&one, &gateway.instance(), told.clone()).await?;
+    let beside = open_with(&two, &gateway.instance(), other.clone()).await?;
+    let tools = async |session: &Session| session.request::<()>("tools/list", None, PATIENCE).await;
+    ensure!(!tools(&session).await?.get().contains("\"grown\""));
+
+    assert_eq!(call(&session, "grow", json!({})).await?, "done");
+    let heard = || told.0.lock().expect("no test panics with it").clone();
+    until("the client hears of it", || !heard().is_empty()).await?;
+    assert_eq!(heard(), ["notifications/tools/list_changed"]);
+    ensure!(tools(&session).await?.get().contains("\"grown\""));
+    assert_eq!(call(&session, "grown", json!({})).await?, "grown");
+
+    // It is told to all, as the capability topic is everybody's; what has changed there is this session's list alone.
+    until("the other client hears of it", || !other.0.lock().expect("as above").is_empty()).await?;
+    ensure!(!tools(&beside).await?.get().contains("\"grown\""));
     Ok(())
 }
 

@@ -55,7 +55,7 @@ async fn a_call_that_the_gateway_gives_up_is_lost() -> Result<()> {
     sleep(Duration::from_secs(3)).await;
     let account = load.stop().await?;
     ensure!(account.lost > 0 && account.cut == 0, "{account:?}");
-    ensure!(account.longest_wait >= Duration::from_secs(1), "{account:?}");
+    ensure!(account.longest_call >= Duration::from_secs(1), "{account:?}");
     ensure!(account.judge().is_err(), "{account:?}");
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use mcp_mqtt_tests::{baseline, gateway::Gateway};
 use mcp_mqtt_transport::mqtt::Qos;
@@ -26,6 +26,9 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Looks at most.
 const LOOKS: usize = 40;
 
+/// What a gateway without a session may hold: it stands in every pod, whatever the load.
+const WITH_NOTHING: u64 = 10 << 20;
+
 /// The table, with as many sessions as are planned.
 pub(crate) async fn sessions(stage: &Stage, plan: &Plan) -> Result<()> {
     println!("\nA gateway with nothing to do");
@@ -33,6 +36,12 @@ pub(crate) async fn sessions(stage: &Stage, plan: &Plan) -> Result<()> {
         let gateway = stage::start(stage.gateway(transport, Qos::AtLeastOnce)?).await?;
         let Held { memory, descriptors } = at_rest(&gateway).await;
         println!("  {:<15} {memory}, {descriptors} descriptors", transport.name());
+        ensure!(
+            !plan.strict || memory.resident <= WITH_NOTHING,
+            "a gateway with nothing to do holds {:.1} MiB (aim: ≤ {:.0} MiB)",
+            report::mebibytes(memory.resident),
+            report::mebibytes(WITH_NOTHING)
+        );
     }
     println!(
         "\nSessions held, all of them idle\n  {:<15} {:>8} │ {:>9} {:>16} │ {:>12} {:>12}",

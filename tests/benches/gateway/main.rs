@@ -69,6 +69,9 @@ struct Plan {
     /// Connections of each gateway beside the registering one.
     #[arg(long, default_value_t = 0)]
     workers: usize,
+    /// Fail where a gateway without a session holds more memory than its aim.
+    #[arg(long)]
+    strict: bool,
     /// A broker that runs already, open to all and asked for nothing else, in place of a Mosquitto.
     #[arg(long, value_name = "URL")]
     broker: Option<Url>,

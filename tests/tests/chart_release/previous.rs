@@ -1,5 +1,5 @@
 //! From the chart's previous version to this one, with clients at work: the pods get another image of the gateway, and
-//! no request is lost.
+//! no request is lost. The images of both charts are of this checkout (tests/charts/README.md).
 
 use std::{path::PathBuf, time::Duration};
 

@@ -8,6 +8,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use mcp_mqtt_tests::{
     clients,
+    cluster::eventually,
+    gateway::metric_at,
     platform::{
         PATIENCE, Platform, call, everything_over_http, everything_over_sse, everything_over_stdio, text,
         with,
@@ -18,6 +20,10 @@ use mcp_mqtt_transport::{
     jsonrpc::{Message, RpcError},
 };
 use serde_json::{Value, json, value::RawValue};
+
+/// The gateway's count of calls whose client gave up. What is cancelled comes there ten seconds later, or with its
+/// session's end.
+const ABANDONED: &str = r#"requests_total{asker="client",method="tools/call",outcome="abandoned"}"#;
 
 /// A client that samples, elicits and has roots, and remembers what it was told.
 #[derive(Debug, Default)]
@@ -104,7 +110,8 @@ async fn converse(name: &str, spec: Value) -> Result<()> {
         offers(&session, tool).await?;
     }
     if name != "http" {
-        // And says so to all. Over Streamable HTTP it says so before there is a stream that it could say it on.
+        // And says so to all. Over Streamable HTTP it says so before there is a stream that it could say it on; a server
+        // that says so later stands in tests/gateway_http.rs.
         able.notified("notifications/tools/list_changed").await?;
     }
     session
@@ -134,11 +141,19 @@ async fn converse(name: &str, spec: Value) -> Result<()> {
     assert_eq!(steps.len(), 4, "{steps:?}");
 
     // A call that its client gives up is cancelled at the server; the session lives on.
+    let pod = service.live_pods().await?.pop().context("no pod")?;
+    let admin = service.admin(&pod).await?;
+    let abandoned = async || metric_at(admin, ABANDONED).await.unwrap_or_default();
+    assert_eq!(abandoned().await, 0);
     let params =
         json!({ "name": "trigger-long-running-operation", "arguments": { "duration": 60, "steps": 60 } });
     let given_up = session.request("tools/call", Some(&params), Duration::from_millis(300)).await;
     ensure!(matches!(given_up, Err(RequestError::Timeout(_))), "{given_up:?}");
     assert_eq!(text(&call(&session, "echo", json!({ "message": "still here" })).await?)?, "Echo: still here");
+    // The gateway has heard of it: nobody waits there for the minute that the call takes.
+    eventually(PATIENCE, async || (abandoned().await == 1).then_some(()))
+        .await
+        .context("the gateway does not count the call as abandoned")?;
 
     let status = service.status(|status| status["sessions"] == 1).await?;
     assert_eq!(status["server"]["name"], "mcp-servers/everything");

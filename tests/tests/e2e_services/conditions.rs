@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    core::v1::{Pod, ServiceAccount},
+    core::v1::{Pod, Secret, ServiceAccount},
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
@@ -12,7 +12,7 @@ use kube::{
 };
 use mcp_mqtt_sidecar::config::BIN_DIR;
 use mcp_mqtt_tests::{
-    broker_pod::BrokerPod,
+    broker_pod::{BrokerPod, create},
     platform::{Deployed, PATIENCE, Platform, everything_over_stdio, with},
 };
 use serde::de::DeserializeOwned;
@@ -42,6 +42,32 @@ async fn a_broker_that_refuses_the_credentials_is_named_in_the_condition() -> Re
     let status = service.status(refused).await?;
     let message = condition(&status, "Registered")["message"].as_str().unwrap_or_default().to_owned();
     ensure!(message.contains("closed."), "the message does not name the broker: {message}");
+    ensure!(status["registered"] == 0, "{status}");
+    service.remove().await
+}
+
+/// The usual mistake: `#` does not cover topics that begin with a dollar.
+const WITHOUT_DOLLAR: &str = "user gateway\ntopic readwrite #\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_whose_acl_forbids_the_topics_is_named_in_the_condition() -> Result<()> {
+    let platform = Platform::get().await?;
+    let service =
+        platform.apply("forbidden", with(everything_over_stdio(), json!({ "replicas": 0 }))).await?;
+    service.status(|status| has(status, "Registered", "False", "ScaledToZero")).await?;
+
+    let (kube, namespace, users) = (&platform.kube, &service.namespace, [("gateway", "word")]);
+    let broker = BrokerPod::create_with_acl(kube, namespace, &users, false, Some(WITHOUT_DOLLAR)).await?;
+    let login = json!({
+        "metadata": { "name": "login" }, "stringData": { "username": "gateway", "password": "word" },
+    });
+    create::<Secret>(kube, namespace, login).await?;
+    let at = json!({ "url": broker.url.as_str(), "auth": { "passwordSecret": "login" } });
+    service.patch(json!({ "spec": { "replicas": 1, "broker": at } })).await?;
+    let status = service.status(|status| has(status, "Registered", "False", "BrokerNotAuthorized")).await?;
+    let message = condition(&status, "Registered")["message"].as_str().unwrap_or_default();
+    // The topic that is forbidden, and where to allow it.
+    ensure!(message.contains("$mcp-server/presence/") && message.contains("ACL"), "{message}");
     ensure!(status["registered"] == 0, "{status}");
     service.remove().await
 }

@@ -2,7 +2,6 @@
 //! refused, none hangs, none is lost; and when the fault is over the service is whole again.
 
 use std::{
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -10,7 +9,6 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::ContainerStatus;
 use kube::api::DeleteParams;
-use mcp_mqtt_sidecar::config::ADMIN_PORT;
 use mcp_mqtt_tests::{
     baseline,
     cluster::eventually,
@@ -137,6 +135,15 @@ async fn a_gateway_container_is_killed() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_container_before_a_server_over_http_is_killed() -> Result<()> {
+    under_load("httpgateway", everything_over_http(), |_, service| async move {
+        kill_container(&service, "gateway").await
+    })
+    .await
+    .map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_service_is_rolled_over_to_a_new_template() -> Result<()> {
     let roll = |_: Platform, service: Arc<Deployed>| async move {
         let before = service.live_pods().await?;
@@ -184,9 +191,7 @@ async fn packets_between_a_gateway_and_the_broker_are_dropped() -> Result<()> {
     let pod = service.live_pods().await?.into_iter().next().context("no pod")?;
     let before = container_status(&service, &pod, "gateway").await?;
     let gateway = node::first_process(before.container_id.as_deref().context("the gateway does not run")?)?;
-    let address =
-        service.pods().get(&pod).await?.status.and_then(|status| status.pod_ip).context("no address")?;
-    let admin = SocketAddr::new(address.parse()?, ADMIN_PORT);
+    let admin = service.admin(&pod).await?;
     let descriptors = || baseline::fds(gateway.as_raw_nonzero().get().unsigned_abs());
     let held = descriptors();
 

@@ -6,6 +6,7 @@ mod conditions;
 mod faults;
 mod probes;
 mod registry;
+mod rest;
 mod scaling;
 mod security;
 mod sleeping;

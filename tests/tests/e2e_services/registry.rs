@@ -88,6 +88,9 @@ async fn a_presence_that_was_cleared_by_mistake_comes_back() -> Result<()> {
     service.remove().await
 }
 
+/// Five seconds are promised. The rest is the machine's: other tests take its processors while this one looks.
+const CLEARED_WITHIN: Duration = Duration::from_secs(5 + 2);
+
 /// Neither the API server nor the broker knows of it yet: Kubernetes counts the pod among the living for minutes, and the
 /// broker's keep-alive is over after 22.5 s.
 #[tokio::test(flavor = "multi_thread")]
@@ -118,7 +121,7 @@ async fn an_instance_on_a_lost_node_leaves_the_registry_and_comes_back_with_it()
     service.until(&mut watch, <[Instance]>::is_empty).await?;
     let cleared = lost.elapsed();
     println!("an instance on a lost node: its presence is cleared after {cleared:?}");
-    ensure!(cleared < Duration::from_secs(10), "only after {cleared:?}: by the broker");
+    ensure!(cleared < CLEARED_WITHIN, "only after {cleared:?}");
     blackhole.close()?;
     let found = Instant::now();
     service.until(&mut watch, |all| all.iter().any(|one| one.server_id == live.server_id)).await?;

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{Build, archive, fresh_context};
 use crate::{
@@ -27,6 +27,9 @@ const PROFILE: &str = "image";
 const LOOK: Duration = Duration::from_millis(50);
 /// Binary, package and image have one name.
 pub(super) const BINARIES: &[&str] = &["mcp-mqtt-sidecar", "mcp-mqtt-operator"];
+/// What their images may have, in megabytes: each is its binary and no other file. The gateway is pulled with every
+/// service.
+const BUDGETS: &[(&str, u64)] = &[("mcp-mqtt-sidecar", 10), ("mcp-mqtt-operator", 15)];
 
 /// The binaries being compiled, beside whatever else is done until they are needed. Dropping it stops that.
 #[derive(Debug)]
@@ -120,6 +123,8 @@ pub(super) fn binary(name: &str) -> PathBuf {
 /// Builds the image of a binary that is compiled.
 pub(super) fn ensure(name: &str) -> Result<PathBuf> {
     let binary = binary(name);
+    let size = binary.metadata().with_context(|| format!("cannot look at {}", binary.display()))?.len();
+    within_budget(name, size)?;
     let dockerfile = directory(name)?.join("Dockerfile");
     let fingerprint = Fingerprint::default().path(&dockerfile)?.path(&binary)?.finish();
     archive(name, &fingerprint, |_| {
@@ -129,8 +134,37 @@ pub(super) fn ensure(name: &str) -> Result<PathBuf> {
     })
 }
 
+fn within_budget(name: &str, bytes: u64) -> Result<()> {
+    let budget = BUDGETS.iter().find(|(of, _)| *of == name).map(|(_, megabytes)| megabytes * 1_000_000);
+    let budget = budget.with_context(|| format!("{name} has no budget in xtask/src/images/product.rs"))?;
+    ensure!(
+        bytes <= budget,
+        "image {name} would have {} kB, over its budget of {} kB: see what a new dependency brings (cargo tree), or \
+         raise BUDGETS in xtask/src/images/product.rs",
+        bytes / 1000,
+        budget / 1000
+    );
+    Ok(())
+}
+
 /// `mcp-mqtt-sidecar` → `sidecar`.
 fn directory(name: &str) -> Result<PathBuf> {
     let short = name.strip_prefix("mcp-mqtt-").with_context(|| format!("{name} is none of our packages"))?;
     Ok(root().join(short))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_over_its_budget_is_refused_and_each_has_one() {
+        for name in BINARIES {
+            within_budget(name, 5_000_000).expect("it is small");
+            let error = within_budget(name, 15_000_001).expect_err("it is large").to_string();
+            assert!(error.contains(name) && error.contains("15000 kB"), "{error}");
+        }
+        assert!(within_budget("mcp-mqtt-sidecar", 10_000_001).is_err());
+        assert!(within_budget("another", 0).is_err());
+    }
 }

@@ -1,6 +1,9 @@
 //! The way to a broker: its URL, and the credentials and TLS files that it asks for.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, anyhow, bail};
 use mcp_mqtt_transport::{
@@ -25,6 +28,15 @@ pub(super) struct Access {
     /// User name at the broker.
     #[arg(long, value_name = "NAME", requires = "broker")]
     username: Option<String>,
+    /// File with the user name.
+    #[arg(
+        long,
+        visible_alias = "broker-username-file",
+        value_name = "PATH",
+        requires = "broker",
+        conflicts_with = "username"
+    )]
+    username_file: Option<PathBuf>,
     /// File with the password or token; without it the environment variable `MCP_MQTT_BROKER_PASSWORD`.
     #[arg(long, visible_alias = "broker-password-file", value_name = "PATH", requires = "broker")]
     password_file: Option<PathBuf>,
@@ -68,15 +80,20 @@ impl Access {
         }
         let password = match &self.password_file {
             None => password.map(String::into_bytes),
-            Some(path) => Some(fs::read(path).with_context(|| {
-                format!("cannot read the password file {}: check --password-file", path.display())
-            })?),
+            Some(path) => Some(read("password", path, "--password-file")?),
+        };
+        let username = match &self.username_file {
+            None => self.username.clone(),
+            Some(path) => {
+                let content = read("user name", path, "--username-file")?;
+                Some(String::from_utf8(content).context("the user name in --username-file is not UTF-8")?)
+            }
         };
         let id = ClientId::new(&format!("xtask-{:x}", fastrand::u64(..)))?;
         let mut options = ClientOptions::new(broker.clone(), id);
         "cargo xtask".clone_into(&mut options.name);
-        options.username.clone_from(&self.username);
-        options.password = password.map(|password| without_line_end(password).into());
+        options.username = username;
+        options.password = password.map(Into::into);
         options.tls =
             TlsFiles { ca: self.ca_file.clone(), cert: self.cert_file.clone(), key: self.key_file.clone() };
         Ok(options)
@@ -105,12 +122,15 @@ impl Access {
     }
 }
 
-/// A file often ends with a line break that is not part of the password.
-fn without_line_end(mut content: Vec<u8>) -> Vec<u8> {
+/// The content of a file, without the line break at its end, which is often not part of what it holds.
+fn read(what: &str, path: &Path, flag: &str) -> Result<Vec<u8>> {
+    let content = fs::read(path);
+    let mut content =
+        content.with_context(|| format!("cannot read the {what} file {}: check {flag}", path.display()))?;
     while content.last().is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
         content.pop();
     }
-    content
+    Ok(content)
 }
 
 #[cfg(test)]
@@ -138,6 +158,9 @@ mod tests {
         let with_file = options(&["--broker=mqtt://a", "--username=me", &flag])?;
         assert_eq!(with_file.password.as_deref(), Some(b"of the file".as_slice()));
         assert_eq!(with_file.username.as_deref(), Some("me"));
+        let flag = format!("--broker-username-file={}", file.path().display());
+        let named_by_file = options(&["--broker=mqtt://a", &flag])?;
+        assert_eq!(named_by_file.username.as_deref(), Some("of the file"));
         let without = options(&["--broker=mqtt://a"])?;
         assert_eq!(without.password.as_deref(), Some(b"of the environment".as_slice()));
         Ok(())

@@ -119,14 +119,14 @@ fn report(tallies: &[Tally], elapsed: Duration) {
 }
 
 fn tell(account: &Account) {
-    let Account { answered, refused, lost, sessions, deaths, longest_wait, longest_gap, reasons, .. } =
-        account;
+    let Account { answered, refused, lost, sessions, deaths, longest_gap, reasons, .. } = account;
     println!("\nRequests:\n");
     println!("  {answered:>9}  answered");
     println!("  {refused:>9}  refused or ended, and told so");
     println!("  {lost:>9}  without any answer");
     println!("  {sessions:>9}  sessions opened, {deaths} clients died in the middle of a call");
-    println!("  {:>9}  the longest that a request waited", human(*longest_wait));
+    println!("  {:>9}  the longest that a call waited", human(account.longest_call));
+    println!("  {:>9}  the longest that an initialize waited", human(account.longest_opening));
     println!("  {:>9}  the longest that one client went without a result", human(*longest_gap));
     println!("\nWhat clients were told (each kind once):\n");
     for reason in reasons {
