@@ -50,7 +50,7 @@ pub struct Token {
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// The default broker's URL is none.
-    #[error("--default-broker-url is no URL: {0}; it looks like mqtts://broker.example:8883")]
+    #[error("--default-broker-url is not a URL: {0}; it looks like mqtts://broker.example:8883")]
     BrokerUrl(url::ParseError),
     /// The default broker's URL is not one that gateways take.
     #[error("--default-broker-url: {0}")]
@@ -164,7 +164,7 @@ mod tests {
             ("mqtt://me:secret@broker", "credentials"),
             ("mqtt:", "must name a host"),
             ("broker:1883", "must start with"),
-            ("//broker", "is no URL"),
+            ("//broker", "is not a URL"),
         ] {
             let error = settings(&["--default-broker-url", url]).unwrap_err().to_string();
             assert!(error.contains(says) && !error.contains("secret@"), "{url}: {error}");

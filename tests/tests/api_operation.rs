@@ -84,7 +84,7 @@ async fn under_an_autoscaler_it_never_writes_replicas_and_says_who_does() -> Res
     space.create("weather", &spec).await?;
     let said = space.condition("weather", "Accepted", "True", "Accepted").await?;
     ensure!(
-        said.contains("HorizontalPodAutoscaler weather owns spec.replicas and keeps it from 2 to 3"),
+        said.contains("spec.replicas is managed by HorizontalPodAutoscaler weather, from 2 to 3"),
         "{said}"
     );
     let replicas = async |wanted: i64| {

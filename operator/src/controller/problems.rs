@@ -45,7 +45,7 @@ pub fn of_deployment(deployment: &Deployment) -> Option<Problem> {
 /// Why the instance does not count as ready; none: it does.
 pub fn of_pod(pod: &Pod, seen: Option<&Observation>) -> Option<Problem> {
     if leaves(pod) {
-        return Some(Problem::new(reasons::DRAINING, "it goes down"));
+        return Some(Problem::new(reasons::DRAINING, "it is shutting down"));
     }
     if is_ready(pod) {
         return None;
@@ -117,7 +117,7 @@ fn of_container(container: &ContainerStatus) -> Option<Problem> {
         .then(|| last_end(container))
         .flatten()
         .map(|end| {
-            Problem::new(reasons::CONTAINER_FAILED, format!("container {name} was started anew: it {end}"))
+            Problem::new(reasons::CONTAINER_FAILED, format!("container {name} was restarted: it {end}"))
         })
 }
 
@@ -171,7 +171,7 @@ fn of_gateway(seen: Option<&Observation>) -> Option<Problem> {
 
 fn of_status(status: &GatewayStatus) -> Option<Problem> {
     if status.draining {
-        return Some(Problem::new(reasons::DRAINING, "it drains"));
+        return Some(Problem::new(reasons::DRAINING, "it is draining"));
     }
     // A gateway whose backend is not ready does not register: the backend is the cause.
     let waits = status.broker.reason == reason::WAITING_FOR_BACKEND;

@@ -245,7 +245,12 @@ fn owner_of_replicas(resources: &Resources<Applied>) -> Option<String> {
             let spec = autoscaler.spec.as_ref()?;
             let owner = format!("HorizontalPodAutoscaler {}", autoscaler.metadata.name.as_deref()?);
             // At none Kubernetes' autoscaler leaves it alone.
-            (owner, spec.min_replicas.unwrap_or(1), spec.max_replicas, ", but for 0, which suspends it")
+            (
+                owner,
+                spec.min_replicas.unwrap_or(1),
+                spec.max_replicas,
+                ", except 0, which suspends autoscaling",
+            )
         }
         (None, Some(object)) => {
             let owner = format!("ScaledObject {}", object.metadata.name.as_deref()?);
@@ -254,7 +259,7 @@ fn owner_of_replicas(resources: &Resources<Applied>) -> Option<String> {
         (None, None) => return None,
     };
     Some(format!(
-        "{owner} owns spec.replicas and keeps it from {fewest} to {most}: what others write there does not last{but}"
+        "spec.replicas is managed by {owner}, from {fewest} to {most}: manual changes are overwritten{but}"
     ))
 }
 
@@ -307,9 +312,9 @@ fn draining(seen: &Seen<'_>) -> Option<String> {
     let sessions = format!("{sessions} session{}", if sessions == 1 { "" } else { "s" });
     match waiting.as_slice() {
         [] => None,
-        [(one, _)] => Some(format!("{one} goes down and lets its {sessions} finish")),
+        [(one, _)] => Some(format!("{one} is draining and has {sessions} left")),
         [(first, _), rest @ ..] => {
-            Some(format!("{first} and {} more go down and let their {sessions} finish", rest.len()))
+            Some(format!("{first} and {} more are draining and have {sessions} left", rest.len()))
         }
     }
 }
@@ -329,7 +334,7 @@ fn registered_condition(outcome: &Outcome, seen: &Seen<'_>) -> Judgment {
     let mut text = format!("{registered} of {wanted} instances in the broker's registry");
     let unreachable = unreachable.filter(|_| registered > 0);
     if let Some(why) = unreachable {
-        let _ = write!(text, ", by the gateways' word: the operator itself {UNASKABLE} ({why})");
+        let _ = write!(text, ", as the gateways report: the operator {UNASKABLE} ({why})");
     }
     if registered >= wanted {
         let checked = unreachable.is_none();
@@ -347,7 +352,7 @@ fn of_registration(seen: &Seen<'_>, pod: &Pod, observation: Option<&Observation>
         return None;
     }
     problems::of_registration(pod, observation).or_else(|| {
-        let message = "the broker's registry does not show it, though its gateway registered; it was told to register again";
+        let message = "the broker's registry does not show it although its gateway registered; it was told to register again";
         Some(Problem { reason: reasons::PRESENCE_MISSING.to_owned(), message: message.to_owned() })
     })
 }
@@ -363,7 +368,7 @@ fn nothing_runs(outcome: &Outcome, seen: &Seen<'_>) -> Option<Judgment> {
     if seen.sleeps() {
         return Some(holds(
             reasons::ASLEEP,
-            "nobody uses it; clients find it, and the first initialize wakes it",
+            "no client has a session; clients find the service, and the first initialize wakes it",
         ));
     }
     if let Some(why) = seen.registry.as_ref().and_then(|registry| registry.unscaled.as_ref()) {

@@ -346,7 +346,7 @@ fn rbac(spec: &RbacSpec) -> Result<Rbac, ValidateError> {
 fn transport(spec: &TransportSpec) -> Result<(Backend, BackendConfig), ValidateError> {
     let url = |field: &str, port: i32, path: &str| {
         Url::parse(&format!("http://127.0.0.1:{port}{path}"))
-            .map_err(|error| ValidateError::field(field, format!("gives no URL: {error}")))
+            .map_err(|error| ValidateError::field(field, format!("is not a URL: {error}")))
     };
     match (&spec.stdio, &spec.streamable_http, &spec.sse) {
         (Some(stdio), None, None) => Ok((
@@ -366,7 +366,8 @@ fn transport(spec: &TransportSpec) -> Result<(Backend, BackendConfig), ValidateE
 
 fn otlp_endpoint(text: &str) -> Result<Url, ValidateError> {
     const FIELD: &str = "gateway.otlpEndpoint";
-    let url = Url::parse(text).map_err(|error| ValidateError::field(FIELD, format!("is no URL: {error}")))?;
+    let url =
+        Url::parse(text).map_err(|error| ValidateError::field(FIELD, format!("is not a URL: {error}")))?;
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
         return Err(ValidateError::field(FIELD, "must be an http:// or https:// URL"));
     }

@@ -131,7 +131,7 @@ async fn an_instance_that_goes_down_and_waits_for_its_sessions_is_told_of_until_
     let [left] = &service.live_pods().await?[..] else { anyhow::bail!("one instance was to stay") };
     let pods = instances.iter().map(|instance| service.pod_of(instance)).collect::<Result<Vec<_>>>()?;
     let leaves = pods.iter().find(|pod| *pod != left).context("the one that goes")?;
-    let said = format!("1 of 1 instances ready; {leaves} goes down and lets its 1 session finish");
+    let said = format!("1 of 1 instances ready; {leaves} is draining and has 1 session left");
     ensure!(status["conditions"][1]["status"] == "True", "{status}");
     ensure!(status["conditions"][1]["message"] == said.as_str(), "{status}");
     for call in calls {

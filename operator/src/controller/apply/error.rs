@@ -28,7 +28,7 @@ pub enum ApplyError {
     },
     /// Somebody else writes the same fields again and again.
     #[error(
-        "{rival} keeps changing the {object} where this McpService has its say ({field}): make the change in the McpService, or have {rival} leave it alone; it is mended again in {wait:?}"
+        "{rival} keeps changing {field} of the {object}: make that change in the McpService, or stop {rival} from making it; the operator overwrites it again in {wait:?}"
     )]
     Contested {
         /// Which object.
@@ -41,7 +41,7 @@ pub enum ApplyError {
         wait: Duration,
     },
     /// It is on its way out, with its former owner or by hand; it can be made anew when it is gone.
-    #[error("{object} is being deleted; it is made anew when it is gone")]
+    #[error("{object} is being deleted; it is created again when it is gone")]
     Leaving {
         /// Which object.
         object: ObjectName,

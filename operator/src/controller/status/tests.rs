@@ -157,10 +157,11 @@ fn who_owns_the_number_of_instances_is_told() {
     };
     let usable = "the spec and what it refers to are usable";
     assert_eq!(of(Value::Null, Value::Null), usable);
-    let owned = "HorizontalPodAutoscaler mistral owns spec.replicas and keeps it from 2 to 9: what others write there \
-        does not last, but for 0, which suspends it";
+    let owned = "spec.replicas is managed by HorizontalPodAutoscaler mistral, from 2 to 9: manual changes are \
+        overwritten, except 0, which suspends autoscaling";
     assert_eq!(of(autoscaler, Value::Null), format!("{usable}; {owned}"));
-    let owned = "ScaledObject sirocco owns spec.replicas and keeps it from 0 to 5: what others write there does not last";
+    let owned =
+        "spec.replicas is managed by ScaledObject sirocco, from 0 to 5: manual changes are overwritten";
     assert_eq!(of(Value::Null, object), format!("{usable}; {owned}"));
 }
 
@@ -322,9 +323,9 @@ fn an_instance_that_waits_for_its_sessions_is_told() {
     let pods = |sessions| {
         vec![(ready_pod("a"), Some(registered(1))), (Arc::new(leaving.clone()), Some(registered(sessions)))]
     };
-    let message = "1 of 1 instances ready; b goes down and lets its 3 sessions finish";
+    let message = "1 of 1 instances ready; b is draining and has 3 sessions left";
     assert_eq!(told(&status(1, pods(3)), "Ready"), words("True", "DrainingSessions", message));
-    let message = "1 of 1 instances ready; b goes down and lets its 1 session finish";
+    let message = "1 of 1 instances ready; b is draining and has 1 session left";
     assert_eq!(told(&status(1, pods(1)), "Ready"), words("True", "DrainingSessions", message));
     assert_eq!(told(&status(1, pods(0)), "Ready"), words("True", "Ready", "1 of 1 instances ready"));
 }
@@ -358,8 +359,11 @@ pub(super) fn shown() -> registry::wanted::Seen {
 #[test]
 fn a_service_that_sleeps_is_ready_and_registered_and_one_that_cannot_be_woken_is_neither() {
     let asleep = with_registry(0, Vec::new(), registry::wanted::Seen { sleeps: true, ..shown() });
-    let told_asleep =
-        words("True", "Asleep", "nobody uses it; clients find it, and the first initialize wakes it");
+    let told_asleep = words(
+        "True",
+        "Asleep",
+        "no client has a session; clients find the service, and the first initialize wakes it",
+    );
     assert_eq!((told(&asleep, "Ready"), told(&asleep, "Registered")), (told_asleep.clone(), told_asleep));
     let refused =
         registry::wanted::Seen { sleeps: true, unscaled: Some("exceeded quota".to_owned()), ..shown() };
@@ -390,7 +394,7 @@ fn what_the_broker_does_not_show_is_not_registered_whatever_its_gateway_says() {
     assert_eq!((condition.0, condition.1), ("False".to_owned(), "PresenceMissing".to_owned()));
 
     let away = registry::wanted::Seen { unreachable: Some("no route".to_owned()), ..shown() };
-    let expected = "2 of 2 instances in the broker's registry, by the gateways' word: the operator itself cannot ask \
+    let expected = "2 of 2 instances in the broker's registry, as the gateways report: the operator cannot ask \
                     the broker (no route)";
     let away = with_registry(2, pods(), away);
     assert_eq!(told(&away, "Registered"), words("True", "RegistryUnreachable", expected));
@@ -427,7 +431,7 @@ fn sessions_of_an_instance_that_goes_down_are_told_in_every_state() {
     let mut leaving = (*ready_pod("b")).clone();
     leaving.metadata.deletion_timestamp = serde_json::from_value(json!("2027-01-15T08:00:00Z")).unwrap();
     let leaving = (Arc::new(leaving), Some(registered(3)));
-    let waits = "; b goes down and lets its 3 sessions finish";
+    let waits = "; b is draining and has 3 sessions left";
     for (replicas, others, status_and_reason, message) in [
         (0, vec![], ("False", "ScaledToZero"), "spec.replicas is 0; clients find no instance"),
         (1, vec![], ("False", "Progressing"), "0 of 1 instances ready; waiting for the pods"),

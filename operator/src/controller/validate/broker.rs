@@ -105,7 +105,7 @@ pub(super) fn validate(
 
 fn own(spec: &BrokerSpec) -> Result<ValidBroker, ValidateError> {
     let url = Url::parse(&spec.url)
-        .map_err(|error| ValidateError::field("broker.url", format!("is no URL: {error}")))?;
+        .map_err(|error| ValidateError::field("broker.url", format!("is not a URL: {error}")))?;
     check_broker_url(&url).map_err(|problem| ValidateError::field("broker.url", problem))?;
     let mut files = Vec::new();
     if let Some(tls) = &spec.tls {

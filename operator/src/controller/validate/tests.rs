@@ -56,7 +56,7 @@ fn what_the_schema_cannot_judge_is_named_by_its_field() {
         (
             "broker: {url: 'mqtt://sea.example:99999'}",
             reasons::INVALID_SPEC,
-            "spec.broker.url is no URL: invalid port number",
+            "spec.broker.url is not a URL: invalid port number",
         ),
         ("serverName: a+b/c", reasons::INVALID_SPEC, "spec.serverName cannot be used: "),
         (
