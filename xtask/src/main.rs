@@ -60,7 +60,7 @@ enum Command {
         seed: Option<u64>,
     },
     /// An MCP client over MQTT: what is registered, and calls.
-    Mcp(mcp::McpArgs),
+    Mcp(Box<mcp::McpArgs>),
     /// The demo's second half, inside the cluster's network.
     #[command(hide = true)]
     Tour {

@@ -179,7 +179,7 @@ fn local(suites: &Suites) -> Result<()> {
     };
     let lanes = (0..LOCAL_LANES).map(|share| {
         let first: &[&str] = if share == 0 { &["--lib", "--bins"] } else { &[] };
-        let name = if share == 0 { "units and a half of the suites" } else { "the other half" };
+        let name = if share == 0 { "unit tests and half of the suites" } else { "the other half of them" };
         Lane { steps: vec![vec![Task { name: name.to_owned(), command: test(first, share) }]] }
     });
     lanes::run("The suites on this machine", lanes.collect(), lanes::LIMIT)?;
