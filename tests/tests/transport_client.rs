@@ -289,6 +289,20 @@ async fn a_request_that_nobody_waits_for_any_more_is_cancelled_at_the_server() -
 }
 
 #[tokio::test]
+async fn an_instance_that_left_before_initialize_reached_it_is_not_waited_for() -> Result<()> {
+    let broker = Mosquitto::start().await?;
+    let server = Server::start(&broker.url(), "server", "tools/echo").await?;
+    let client = client(&broker, "client").await?;
+    let instance = instance(&client, &server).await?;
+    server.publisher.disconnect(LONG).await?;
+    let capabilities = raw(&json!({}));
+    let opening = client.open_session(&instance, &capabilities, Arc::new(Unhandled), LONG);
+    let error = timeout(LONG / 2, opening).await?.expect_err("nobody hears it");
+    assert_eq!(error, OpenError::Initialize(RequestError::Ended(SessionEnd::Offline)));
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_server_that_goes_offline_ends_what_is_in_flight_at_once() -> Result<()> {
     let broker = Mosquitto::start().await?;
     let server = Server::start(&broker.url(), "server", "tools/echo").await?;

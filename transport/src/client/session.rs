@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     jsonrpc::{InitializeResult, Kind, Message, Progress, RequestId, RpcError, code},
-    mqtt::{Filter, Publication, PublishError, Publisher, Qos},
+    mqtt::{Filter, Publication, PublishError, PublishReply, Publisher, Qos, ReasonCode},
     topic,
     user_property::UserProperties,
 };
@@ -125,7 +125,7 @@ impl Opening {
         within: Duration,
     ) -> Result<Session, OpenError> {
         let control = topic::control(&self.core.instance.server_id, &self.core.instance.server_name);
-        let request = Request { topic: &control, method: "initialize", timeout: within, cancellable: false };
+        let request = Request { topic: &control, method: "initialize", timeout: within, opens: true };
         let answer = self.core.call(&request, Some(params)).await?;
         let server = answer.initialize_result().map_err(|error| OpenError::Malformed(error.to_string()))?;
         self.core.notify::<()>("notifications/initialized", None)?;
@@ -148,8 +148,9 @@ struct Request<'a> {
     topic: &'a str,
     method: &'a str,
     timeout: Duration,
-    /// `initialize` is never cancelled (MCP, lifecycle).
-    cancellable: bool,
+    /// Whether it is `initialize`, which is never cancelled (MCP, lifecycle), and which nobody may hear: the instance may
+    /// have left since its presence was seen.
+    opens: bool,
 }
 
 impl Session {
@@ -187,7 +188,7 @@ impl Session {
         timeout: Duration,
     ) -> Result<Message, RequestError> {
         let core = &self.handle.core;
-        core.call(&Request { topic: &core.rpc, method, timeout, cancellable: true }, params).await
+        core.call(&Request { topic: &core.rpc, method, timeout, opens: false }, params).await
     }
 
     /// As [`request`](Self::request), with a progress token; `on_progress` is called for each report, and each one
@@ -203,7 +204,7 @@ impl Session {
         on_progress: impl FnMut(Progress) + Send,
     ) -> Result<Box<RawValue>, RequestError> {
         let core = &self.handle.core;
-        let request = Request { topic: &core.rpc, method, timeout, cancellable: true };
+        let request = Request { topic: &core.rpc, method, timeout, opens: false };
         let mut params = match params {
             Some(params) => {
                 serde_json::to_value(params).map_err(|error| RequestError::Json(error.to_string()))?
@@ -266,6 +267,14 @@ impl Session {
         let _ = ended.wait_for(|ended| *ended).await;
         self.ended().unwrap_or(SessionEnd::Closed)
     }
+}
+
+/// The PUBACK, once, where one is waited for.
+async fn reply(puback: &mut Option<PublishReply>) -> Result<ReasonCode, PublishError> {
+    let Some(reply) = puback else { return std::future::pending().await };
+    let acknowledged = reply.await;
+    *puback = None;
+    acknowledged
 }
 
 fn result_of(answer: &Message) -> Result<Box<RawValue>, RequestError> {
@@ -348,18 +357,23 @@ impl Core {
             .map_err(|error| RequestError::Json(error.to_string()))?;
         let mut deadline = Instant::now() + request.timeout;
         let late = |_| RequestError::Timeout(request.timeout);
-        loop {
+        let mut puback = loop {
             let publication = self.publication(request.topic, message.raw().clone());
             let bytes = Publisher::packet_size(&publication);
-            match self.publisher.try_publish(publication) {
-                Ok(()) => break,
+            let sent = if request.opens && self.qos == Qos::AtLeastOnce {
+                self.publisher.publish_start(publication).map(Some)
+            } else {
+                self.publisher.try_publish(publication).map(|()| None)
+            };
+            match sent {
+                Ok(reply) => break reply,
                 Err(PublishError::Full) => {
                     timeout_at(deadline, self.publisher.ready(bytes)).await.map_err(late)?;
                 }
                 Err(error) => return Err(error.into()),
             }
-        }
-        unanswered.cancellable = request.cancellable;
+        };
+        unanswered.cancellable = !request.opens;
         loop {
             tokio::select! {
                 biased;
@@ -367,6 +381,11 @@ impl Core {
                     deadline = Instant::now() + request.timeout;
                     on_progress(report);
                 }
+                acknowledged = reply(&mut puback) => match acknowledged? {
+                    ReasonCode::NO_MATCHING_SUBSCRIBERS => return Err(RequestError::Ended(SessionEnd::Offline)),
+                    reason if reason.is_error() => return Err(PublishError::Refused(reason).into()),
+                    _ => {} // somebody has it, and owes the answer
+                },
                 answered = timeout_at(deadline, &mut answer) => {
                     return match answered.map_err(late)? {
                         Ok(response) => match response.error() {
