@@ -211,13 +211,19 @@ async fn a_server_that_is_not_there_is_an_error_after_the_deadline() -> Result<(
     let error = client.find(&name, SHORT).await.expect_err("nobody");
     assert!(matches!(error, DiscoverError::NotFound { .. }), "{error}");
 
-    let gone = Instance {
-        server_id: ServerId::new("gone")?,
+    // Somebody hears `initialize`, and does not answer.
+    let mute = Instance {
+        server_id: ServerId::new("mute")?,
         server_name: name.clone(),
         online: Online::new("tools/echo", "", None),
     };
+    let hears = Connection::open(&ConnectOptions::new(broker.url(), "mute")).await?;
+    hears
+        .publisher
+        .subscribe(vec![Filter::new(topic::control(&mute.server_id, &name), Qos::AtLeastOnce)], LONG)
+        .await?;
     let opened =
-        client.open_session(&gone, &raw(&json!({})), Arc::new(Unhandled), Duration::from_secs(2)).await;
+        client.open_session(&mute, &raw(&json!({})), Arc::new(Unhandled), Duration::from_secs(2)).await;
     assert!(matches!(opened, Err(OpenError::Initialize(RequestError::Timeout(_)))), "{opened:?}");
 
     let waiting = client.clone();
