@@ -9,14 +9,11 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Observations, TICK, is_asked};
+use super::{Observations, TICK, is_asked, queue::LONG_SILENT};
 use crate::live::pod::Pod;
 
 /// A question that is open for so long puts the whole host in doubt: an answer takes a millisecond.
 const DOUBT: Duration = Duration::from_millis(700);
-/// One that is open for longer is that gateway's own trouble: its neighbours have answered meanwhile, or are in doubt
-/// themselves.
-const OWN_TROUBLE: Duration = Duration::from_secs(10);
 /// Hosts that are heard of in one tick, those of which nothing was heard for the longest time first: where there are
 /// more of them, each is heard of a little less often.
 const A_TICK: usize = 256;
@@ -43,7 +40,11 @@ impl<'a> Hosts<'a> {
         for pod in pods {
             let Some((host, uid)) = place(pod) else { continue };
             let Some((at, _)) = observations.last(uid) else { continue }; // it is asked anyway
-            if observations.silent_for(uid).is_some_and(|silent| (DOUBT..OWN_TROUBLE).contains(&silent)) {
+            let silent = observations.silent_for(uid).unwrap_or_default();
+            if silent >= LONG_SILENT {
+                continue; // its own trouble: its neighbours have answered meanwhile, or are in doubt themselves
+            }
+            if silent >= DOUBT {
                 doubted.insert(host);
             }
             let entry = hosts.entry(host).or_insert(Host { heard: at, next: (at, uid) });
@@ -58,8 +59,13 @@ impl<'a> Hosts<'a> {
     }
 
     /// Whether this one is to be asked for its host's sake.
-    pub(super) fn ask(&self, pod: &Pod, uid: &str) -> bool {
-        self.spokesmen.contains(uid) || place(pod).is_some_and(|(host, _)| self.doubted.contains(host))
+    pub(super) fn represents(&self, uid: &str) -> bool {
+        self.spokesmen.contains(uid)
+    }
+
+    /// Whether one of its neighbours owes an answer, so that all of them are asked.
+    pub(super) fn doubts(&self, pod: &Pod) -> bool {
+        place(pod).is_some_and(|(host, _)| self.doubted.contains(host))
     }
 }
 
@@ -99,7 +105,7 @@ mod tests {
     fn asked<'a>(pods: &'a [Arc<Pod>], observations: &Observations) -> Vec<&'a str> {
         let hosts = Hosts::of(pods, observations);
         let uids = pods.iter().filter_map(|pod| Some((pod, pod.metadata.uid.as_deref()?)));
-        uids.filter(|(pod, uid)| hosts.ask(pod, uid)).map(|(_, uid)| uid).collect()
+        uids.filter(|(pod, uid)| hosts.represents(uid) || hosts.doubts(pod)).map(|(_, uid)| uid).collect()
     }
 
     #[tokio::test(start_paused = true)]
@@ -134,7 +140,7 @@ mod tests {
         tokio::time::advance(TICK).await;
         answer(&observations, "c");
         assert_eq!(asked(&pods, &observations), ["a", "b"]);
-        tokio::time::advance(OWN_TROUBLE).await;
+        tokio::time::advance(LONG_SILENT).await;
         for uid in ["b", "c"] {
             answer(&observations, uid);
         }

@@ -65,7 +65,7 @@ pub struct Setting {
 
 /// Keeps the registry for as long as it is polled.
 pub async fn run(setting: Setting) {
-    Keeper::new(setting).run().await;
+    Box::pin(Keeper::new(setting).run()).await;
 }
 
 /// A service, as it is kept.
