@@ -104,8 +104,8 @@ async fn who_stands_in_answers_what_was_held_once_and_shows_itself_without_a_gap
 async fn a_place_that_is_left_to_another_is_left_alone_and_taken_once_it_is_ours() -> Result<()> {
     let broker = Mosquitto::start().await?;
     let (mut gateway, mut holder) = waking(&broker).await?;
-    let left_to = |heir: &str| -> Result<Bytes> {
-        Ok(Online::new(SERVER_NAME, "", None).parked().left_to(&ServerId::new(heir)?).to_payload())
+    let left_to = |successor: &str| -> Result<Bytes> {
+        Ok(Online::new(SERVER_NAME, "", None).parked().left_to(&ServerId::new(successor)?).to_payload())
     };
     gateway.kill()?;
     say(&holder, &place(), left_to("north.meteo.weather-2")?, true, None).await?;

@@ -271,7 +271,7 @@ mod tests {
             let found = found(&[("weather-1", "Failed", frozen), ("weather-2", "Running", Some(0))]);
             assert_eq!((found.idle, found.stands_in), (idle, false), "{frozen:?}");
             let ids: Vec<&str> = found.instances.iter().map(ServerId::as_str).collect();
-            assert_eq!(ids, ["north.meteo.weather-2"], "it would be the heir");
+            assert_eq!(ids, ["north.meteo.weather-2"], "it would be the successor");
             assert_eq!(found.registered.len(), 1);
         }
     }

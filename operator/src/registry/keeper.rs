@@ -436,7 +436,7 @@ impl Keeper {
         if facts.link {
             let Wanted { standby, server_name, .. } = &*service.wanted;
             facts.place = broker.presences.place(standby.as_str(), server_name.as_str());
-            facts.named = broker.presences.heir(standby.as_str(), server_name.as_str()).cloned();
+            facts.named = broker.presences.successor(standby.as_str(), server_name.as_str()).cloned();
         }
     }
 

@@ -39,7 +39,7 @@ pub struct Presence {
     /// Whether nobody stands behind it but us.
     pub parked: bool,
     /// The instance that it is left to; of a parked one.
-    pub heir: Option<ServerId>,
+    pub successor: Option<ServerId>,
     /// Whether it bears our mark.
     pub ours: bool,
     connection: u64,
@@ -120,7 +120,7 @@ impl Presences {
         let parked = Online::parse(payload).ok().filter(Online::is_parked);
         let presence = Presence {
             parked: parked.is_some(),
-            heir: parked.and_then(|online| ServerId::new(online.heir()?).ok()),
+            successor: parked.and_then(|online| ServerId::new(online.successor()?).ok()),
             ours: user_property::find(properties, user_property::KEEPER) == Some(self.keeper.as_str()),
             connection: self.connection,
         };
@@ -137,8 +137,8 @@ impl Presences {
     }
 
     /// The instance that a parked presence there names as the one to take it over.
-    pub fn heir(&self, standby: &str, server_name: &str) -> Option<&ServerId> {
-        self.known.get(&(standby.to_owned(), server_name.to_owned()))?.heir.as_ref()
+    pub fn successor(&self, standby: &str, server_name: &str) -> Option<&ServerId> {
+        self.known.get(&(standby.to_owned(), server_name.to_owned()))?.successor.as_ref()
     }
 
     /// Whether this server id stands there, under whatever name: a broker may give another than was asked for.
@@ -248,12 +248,15 @@ mod tests {
     #[test]
     fn whom_a_parked_presence_is_left_to_is_read_from_it() {
         let (now, standby, name) = (Instant::now(), "north.meteo.weather_service", "meteo/weather");
-        let heir = ServerId::new("north.meteo.weather-2").unwrap();
+        let successor = ServerId::new("north.meteo.weather-2").unwrap();
         let mut presences = Presences::new("north".to_owned(), "k".to_owned());
-        let parked = Online::new(name, "", None).parked().left_to(&heir).to_payload();
+        let parked = Online::new(name, "", None).parked().left_to(&successor).to_payload();
         presences.received(standby, name, true, &parked, &properties("k"), now);
-        assert_eq!(presences.heir(standby, name), Some(&heir));
+        assert_eq!(presences.successor(standby, name), Some(&successor));
         presences.received(standby, name, true, &online(true), &properties("k"), now);
-        assert_eq!((presences.place(standby, name), presences.heir(standby, name)), (Place::Parked, None));
+        assert_eq!(
+            (presences.place(standby, name), presences.successor(standby, name)),
+            (Place::Parked, None)
+        );
     }
 }

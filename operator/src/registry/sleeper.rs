@@ -94,7 +94,7 @@ pub struct Sleeper {
     /// What was asked of the API server and does not show yet.
     scaling: Option<(i32, Instant)>,
     /// The instance that is to take the place over.
-    heir: Option<ServerId>,
+    successor: Option<ServerId>,
     waiting: Waiting,
     published: Option<Instant>,
     asked_control: Option<Instant>,
@@ -117,7 +117,7 @@ impl Sleeper {
             control: Control::Off,
             phase: Phase::Steady,
             scaling: None,
-            heir: None,
+            successor: None,
             waiting: Waiting::default(),
             published: None,
             asked_control: None,
@@ -157,8 +157,8 @@ impl Sleeper {
 
     /// The instance that our presence is to name as the one that takes the place over: where there are several, each of
     /// which would. One alone needs no word, and clients see each change of a presence.
-    pub fn heir(&self) -> Option<&ServerId> {
-        self.heir.as_ref().filter(|_| self.facts.instances.len() > 1)
+    pub fn successor(&self) -> Option<&ServerId> {
+        self.successor.as_ref().filter(|_| self.facts.instances.len() > 1)
     }
 
     /// A new connection to the broker, or none any more: nothing is subscribed as far as we know.
@@ -252,10 +252,10 @@ impl Sleeper {
         self.keep_time(now);
         if self.facts.link {
             self.begin_parking(now);
-            self.choose_heir(now);
+            self.choose_successor(now);
             if self.holds(now) {
                 self.take_place(now, out);
-                self.name_heir(now, out);
+                self.name_successor(now, out);
                 self.wake(now, out);
             } else {
                 self.give_up_place(now, out);
@@ -322,29 +322,29 @@ impl Sleeper {
     }
 
     /// The same one as long as it exists, so that no two of them think it is them; another one when that one has an id of
-    /// its own and the heir, for a while, does not show.
-    fn choose_heir(&mut self, now: Instant) {
+    /// its own and the successor, for a while, does not show.
+    fn choose_successor(&mut self, now: Instant) {
         let Facts { instances, elsewhere, .. } = &self.facts;
         if self.replicas() == 0 || self.phase != Phase::Steady {
-            self.heir = None;
+            self.successor = None;
             return;
         }
         let outrun = passed(self.elsewhere_since, NUDGE, now);
-        let is_there = |heir: &ServerId| elsewhere.iter().any(|other| other.instance == *heir);
-        let stays = |heir: &ServerId| instances.contains(heir) && (!outrun || is_there(heir));
-        if !self.heir.as_ref().is_some_and(stays) {
+        let is_there = |successor: &ServerId| elsewhere.iter().any(|other| other.instance == *successor);
+        let stays = |successor: &ServerId| instances.contains(successor) && (!outrun || is_there(successor));
+        if !self.successor.as_ref().is_some_and(stays) {
             let there = elsewhere.iter().min_by_key(|other| other.busy);
-            self.heir = there.map(|other| &other.instance).or(instances.first()).cloned();
+            self.successor = there.map(|other| &other.instance).or(instances.first()).cloned();
         }
     }
 
     /// Whether our presence, as it stands at the broker, keeps nobody from taking the place who is to.
     fn is_named(&self) -> bool {
         let named = self.facts.named.as_ref();
-        named == self.heir() || (named.is_some() && named == self.heir.as_ref())
+        named == self.successor() || (named.is_some() && named == self.successor.as_ref())
     }
 
-    fn name_heir(&mut self, now: Instant, out: &mut Vec<Action>) {
+    fn name_successor(&mut self, now: Instant, out: &mut Vec<Action>) {
         if self.facts.place == Place::Parked && !self.is_named() && due(self.published, AGAIN, now) {
             self.publish(now, out);
         }
@@ -377,8 +377,8 @@ impl Sleeper {
                 self.scale(1, now, out);
             }
         }
-        let is_heir = |other: &&Elsewhere| Some(&other.instance) == self.heir.as_ref();
-        if let Some(Elsewhere { at, .. }) = self.facts.elsewhere.iter().find(is_heir)
+        let is_successor = |other: &&Elsewhere| Some(&other.instance) == self.successor.as_ref();
+        if let Some(Elsewhere { at, .. }) = self.facts.elsewhere.iter().find(is_successor)
             && self.elsewhere_since.is_some()
             && self.is_named()
             && due(self.nudged, NUDGE, now)

@@ -118,9 +118,9 @@ impl Wanted {
     }
 
     /// The presence of the service asleep, left to one of its instances.
-    pub fn parked_for(&self, heir: &ServerId) -> Bytes {
+    pub fn parked_for(&self, successor: &ServerId) -> Bytes {
         let online = Online::parse(&self.parked).expect("made of a presence");
-        online.left_to(heir).to_payload()
+        online.left_to(successor).to_payload()
     }
 }
 

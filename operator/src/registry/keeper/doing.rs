@@ -63,9 +63,9 @@ impl Keeper {
                 }
             }
             Action::Park => {
-                let presence = match service.sleeper.heir() {
+                let presence = match service.sleeper.successor() {
                     None => wanted.parked.clone(),
-                    Some(heir) => wanted.parked_for(heir),
+                    Some(successor) => wanted.parked_for(successor),
                 };
                 self.place(&wanted, presence);
             }

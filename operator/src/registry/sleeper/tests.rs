@@ -1,4 +1,4 @@
-mod heirs;
+mod successors;
 
 use bytes::Bytes;
 use mcp_mqtt_transport::{jsonrpc::RequestId, topic::ClientId};
@@ -59,7 +59,7 @@ impl Scene {
         match action {
             Action::Subscribe => self.with(|sleeper, now, out| sleeper.subscribed(true, now, out)),
             Action::Park => {
-                self.sleeper.facts.named = self.sleeper.heir().cloned();
+                self.sleeper.facts.named = self.sleeper.successor().cloned();
                 self.place(Place::Parked);
             }
             Action::Clear => self.place(Place::Empty),

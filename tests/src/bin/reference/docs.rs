@@ -192,7 +192,8 @@ mod tests {
 
     #[test]
     fn a_metric_has_no_labels_of_another_whose_name_begins_with_its_own() {
-        let text = "# HELP a A.\n# TYPE a gauge\na 0\n# HELP a_b B.\n# TYPE a_b counter\na_b_total{x=\"1\"} 0\n";
+        let text =
+            "# HELP a A.\n# TYPE a gauge\na 0\n# HELP a_b B.\n# TYPE a_b counter\na_b_total{x=\"1\"} 0\n";
         let rows = of_text(text);
         assert_eq!((rows[0][2].as_str(), rows[1][2].as_str()), ("", "`x`"));
     }

@@ -3,8 +3,8 @@
 use super::*;
 
 /// The instance that our presence names as the one to take it over.
-fn heir(scene: &Scene) -> Option<&str> {
-    scene.sleeper.heir().map(ServerId::as_str)
+fn successor(scene: &Scene) -> Option<&str> {
+    scene.sleeper.successor().map(ServerId::as_str)
 }
 
 fn instances(names: &[&str]) -> Vec<ServerId> {
@@ -18,17 +18,17 @@ fn one_instance_needs_no_word_and_of_several_the_oldest_is_named() {
     scene.sleeper.facts.instances = instances(&["weather-9"]);
     scene.step();
     scene.expect(&["subscribe"]);
-    assert_eq!(heir(&scene), None);
+    assert_eq!(successor(&scene), None);
     scene.sleeper.facts.instances = instances(&["weather-1", "weather-9"]);
     scene.pass(Duration::from_secs(2));
     scene.expect(&["park"]);
-    assert_eq!(heir(&scene), Some("weather-9"), "it may have seen that it may");
+    assert_eq!(successor(&scene), Some("weather-9"), "it may have seen that it may");
     scene.place(Place::Taken);
     scene.expect(&["unsubscribe"]);
 }
 
 #[test]
-fn another_one_is_named_when_the_heir_goes_and_when_it_is_outrun() {
+fn another_one_is_named_when_the_successor_goes_and_when_it_is_outrun() {
     let mut scene = Scene::new(0, Place::Parked);
     scene.sleeper.facts.replicas = 3;
     scene.sleeper.facts.instances = instances(&["weather-1", "weather-2", "weather-3"]);
@@ -37,18 +37,18 @@ fn another_one_is_named_when_the_heir_goes_and_when_it_is_outrun() {
     scene.sleeper.facts.instances.remove(0);
     scene.pass(Duration::from_secs(1));
     scene.expect(&["park"]);
-    assert_eq!(heir(&scene), Some("weather-2"));
+    assert_eq!(successor(&scene), Some("weather-2"));
     // It starts slowly, and another one is there: it is not asked at once, they might both come.
     scene.sleeper.facts.elsewhere = vec![under_its_own_id("weather-3")];
     scene.pass(NUDGE.checked_sub(Duration::from_secs(1)).unwrap());
     scene.expect(&[]);
     scene.pass(Duration::from_secs(2));
     scene.expect(&["park", "nudge weather-3"]);
-    assert_eq!(heir(&scene), Some("weather-3"));
+    assert_eq!(successor(&scene), Some("weather-3"));
 }
 
 #[test]
-fn an_heir_whose_name_was_lost_on_the_way_is_named_again() {
+fn a_successor_whose_name_was_lost_on_the_way_is_named_again() {
     let mut scene = Scene::new(0, Place::Parked);
     scene.sleeper.facts.replicas = 2;
     scene.sleeper.facts.instances = instances(&["weather-1", "weather-2"]);
@@ -90,7 +90,7 @@ fn of_those_that_are_there_one_without_sessions_is_named() {
     scene.sleeper.facts.elsewhere = vec![busy, under_its_own_id("weather-3")];
     scene.pass(NUDGE + Duration::from_secs(1));
     scene.expect(&["subscribe", "park", "park", "nudge weather-3"]);
-    assert_eq!(heir(&scene), Some("weather-3"));
+    assert_eq!(successor(&scene), Some("weather-3"));
 }
 
 #[test]
@@ -103,5 +103,5 @@ fn who_goes_back_to_sleep_names_nobody() {
     scene.sleeper.facts.replicas = 0;
     scene.step();
     scene.expect(&["subscribe", "park", "park"]);
-    assert_eq!(heir(&scene), None);
+    assert_eq!(successor(&scene), None);
 }
