@@ -252,7 +252,7 @@ async fn work(
     let setting = keeper::Setting {
         client: client.clone(),
         cluster: settings.cluster_name.clone(),
-        mark: salt.keeper(),
+        mark: salt.owner_mark(),
         salt: salt.clone(),
         client_id: names::operator_id(&settings.cluster_name, &args.namespace, &args.lease_name),
         default_secret,

@@ -47,7 +47,7 @@ pub struct Setting {
     pub client: Client,
     /// Name of the cluster: first part of each server id that is ours.
     pub cluster: String,
-    /// The mark on presences that are ours.
+    /// The owner mark on presences that are ours.
     pub mark: String,
     /// MQTT client id at the default broker; elsewhere something is added.
     pub client_id: String,

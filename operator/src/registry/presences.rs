@@ -25,7 +25,7 @@ const SETTLE_AT_MOST: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Presences {
     cluster: String,
-    keeper: String,
+    mark: String,
     /// By server id and server name.
     known: BTreeMap<(String, String), Presence>,
     /// Counts connections: what an earlier one told and this one does not is no more.
@@ -57,8 +57,8 @@ enum Told {
 
 impl Presences {
     /// Nothing is known yet.
-    pub fn new(cluster: String, keeper: String) -> Self {
-        Self { cluster, keeper, known: BTreeMap::new(), connection: 0, told: Told::Nothing }
+    pub fn new(cluster: String, mark: String) -> Self {
+        Self { cluster, mark, known: BTreeMap::new(), connection: 0, told: Told::Nothing }
     }
 
     /// A new connection, or none: the broker has told nothing yet.
@@ -121,7 +121,7 @@ impl Presences {
         let presence = Presence {
             parked: parked.is_some(),
             successor: parked.and_then(|online| ServerId::new(online.successor()?).ok()),
-            ours: user_property::find(properties, user_property::KEEPER) == Some(self.keeper.as_str()),
+            ours: user_property::find(properties, user_property::OWNER) == Some(self.mark.as_str()),
             connection: self.connection,
         };
         self.known.insert(key, presence);
@@ -168,8 +168,8 @@ impl Presences {
 mod tests {
     use super::*;
 
-    fn properties(keeper: &str) -> Vec<(String, String)> {
-        vec![(user_property::KEEPER.to_owned(), keeper.to_owned())]
+    fn properties(mark: &str) -> Vec<(String, String)> {
+        vec![(user_property::OWNER.to_owned(), mark.to_owned())]
     }
 
     fn online(parked: bool) -> Bytes {

@@ -363,7 +363,7 @@ impl Broker {
     /// A retained message in the name of this server id.
     pub(super) fn say_presence(&mut self, id: &ServerId, name: &ServerName, mark: &str, payload: Bytes) {
         let mut user_properties = user_property::of_publish(Component::Server, id.as_str());
-        user_properties.push((user_property::KEEPER.to_owned(), mark.to_owned()));
+        user_properties.push((user_property::OWNER.to_owned(), mark.to_owned()));
         self.say(Publication {
             topic: topic::server_presence(id, name),
             payload,
