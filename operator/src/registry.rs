@@ -1,7 +1,7 @@
 //! The broker's side of the services: the place of one that sleeps, and a registry that is true.
 //!
 //! - [`wanted`]: what the reconciles say, and are told
-//! - [`sleeper`], [`held`]: one service that may sleep, and who waits for it, without IO
+//! - [`scale_to_zero`], [`held`]: one service that may sleep, and who waits for it, without IO
 //! - [`presences`]: what stands in one broker's registry, without IO
 //! - [`keeper`]: the one task that knows all services and all brokers
 //! - [`instances`]: what the pods and their gateways say of it
@@ -16,7 +16,7 @@ pub mod keeper;
 mod link;
 mod memory_file;
 pub mod presences;
-pub mod sleeper;
+pub mod scale_to_zero;
 pub mod wanted;
 
 pub use self::wanted::Registry;

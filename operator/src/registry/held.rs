@@ -8,7 +8,7 @@ use mcp_mqtt_transport::{
     topic::ClientId,
 };
 
-use super::sleeper::Action;
+use super::scale_to_zero::Action;
 
 /// Messages held for one service: a hundred clients that come at once, and then some.
 pub const PER_SERVICE: usize = 256;

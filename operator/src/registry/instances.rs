@@ -7,7 +7,7 @@ use kube::runtime::reflector::ObjectRef;
 use mcp_mqtt_sidecar::status::{GatewayStatus, reason};
 use mcp_mqtt_transport::topic::ServerId;
 
-use super::sleeper::{Elsewhere, Idle, Obstacle};
+use super::scale_to_zero::{Elsewhere, Idle, Obstacle};
 use crate::{
     controller::{problems, scope::ServiceRef},
     live::pod::Pod,

@@ -31,7 +31,7 @@ use super::{
     held::{Held, Refusal},
     instances::Found,
     link::{HAPPENINGS, Happening},
-    sleeper::{Action, Idle, Obstacle, Place, Sleeper},
+    scale_to_zero::{Action, Idle, Obstacle, ScaleToZero, ServicePresence},
     wanted::{self, Seen, Wanted},
 };
 use crate::{controller::scope::ServiceRef, metrics::Metrics, salt::Salt, watched::Parts};
@@ -71,7 +71,7 @@ pub async fn run(setting: Setting) {
 /// A service, as it is kept.
 struct Service {
     wanted: Arc<Wanted>,
-    sleeper: Sleeper,
+    machine: ScaleToZero,
     found: Found,
     /// When somebody had a session last, as far as we saw.
     busy: Option<Instant>,
@@ -176,7 +176,7 @@ impl Keeper {
         let service = self.services.entry(reference.clone()).or_insert_with(|| {
             Box::new(Service {
                 wanted: wanted.clone(),
-                sleeper: Sleeper::new(),
+                machine: ScaleToZero::new(),
                 found: Found::default(),
                 busy: None,
                 missing: looking::Missing::default(),
@@ -185,16 +185,16 @@ impl Keeper {
                 scale_next: None,
             })
         });
-        service.sleeper.facts.sleep = wanted.sleep;
-        service.sleeper.facts.replicas = wanted.replicas;
-        service.sleeper.facts.refused = wanted.refused.is_some();
-        service.sleeper.facts.unaccepted = !wanted.accepted;
+        service.machine.observed.sleep = wanted.sleep;
+        service.machine.observed.replicas = wanted.replicas;
+        service.machine.observed.refused = wanted.refused.is_some();
+        service.machine.observed.unaccepted = !wanted.accepted;
         service.wanted = wanted;
         service.take_problem();
         self.look_at_place(reference);
         if republish {
-            self.with(reference, |sleeper, _, out| {
-                if sleeper.sleeps() {
+            self.with(reference, |machine, _, out| {
+                if machine.sleeps() {
                     out.push(Action::Park);
                 }
             });
@@ -211,7 +211,7 @@ impl Keeper {
 
     /// The service is not at this place, or not by this connection, any more: clients that wait hear this.
     fn leave(&mut self, reference: &ServiceRef, refusal: &Refusal, clears: bool) {
-        self.with(reference, |sleeper, _, out| sleeper.end(refusal, clears, out));
+        self.with(reference, |machine, _, out| machine.end(refusal, clears, out));
         if let Some(service) = self.services.remove(reference) {
             self.by_standby.remove(service.wanted.standby.as_str());
         }
@@ -277,7 +277,7 @@ impl Keeper {
             if let Some(service) = self.services.get_mut(&reference) {
                 service.probes.forget();
             }
-            self.with(&reference, |sleeper, _, _| sleeper.unlinked());
+            self.with(&reference, |machine, _, _| machine.unlinked());
             self.show(&reference);
         }
     }
@@ -361,9 +361,9 @@ impl Keeper {
         let room = self.has_room(payload.len());
         let held = Held { client, id: id.clone(), payload, since };
         let initialize = &**method == "initialize";
-        self.with(reference, |sleeper, now, out| {
+        self.with(reference, |machine, now, out| {
             if initialize {
-                sleeper.initialize(held, room, now, out);
+                machine.initialize(held, room, now, out);
             } else {
                 out.push(Action::Refuse(held, Refusal::NotInitialize));
             }
@@ -373,7 +373,7 @@ impl Keeper {
 
     /// Messages and bytes held, over all services and for those that are not known yet.
     fn held(&self) -> (usize, usize) {
-        let waiting = self.services.values().map(|service| service.sleeper.waiting());
+        let waiting = self.services.values().map(|service| service.machine.waiting());
         let waiting = waiting.map(|waiting| (waiting.len(), waiting.bytes()));
         let all = waiting.chain(self.brokers.values().map(Broker::unclaimed));
         all.fold((0, 0), |sum, held| (sum.0 + held.0, sum.1 + held.1))
@@ -388,11 +388,11 @@ impl Keeper {
         let waiting: Vec<ServiceRef> = self
             .services
             .iter()
-            .filter(|(_, service)| service.wanted.broker.key == key && !service.sleeper.waiting().is_empty())
+            .filter(|(_, service)| service.wanted.broker.key == key && !service.machine.waiting().is_empty())
             .map(|(reference, _)| reference.clone())
             .collect();
         for reference in waiting {
-            self.with(&reference, |sleeper, _, out| sleeper.client_left(client, out));
+            self.with(&reference, |machine, _, out| machine.client_left(client, out));
         }
     }
 
@@ -421,7 +421,7 @@ impl Keeper {
         }
         self.close_unused();
         self.setting.metrics.keeps(
-            self.services.values().filter(|service| service.sleeper.sleeps()).count(),
+            self.services.values().filter(|service| service.machine.sleeps()).count(),
             self.held().0,
             self.brokers.values().filter(|broker| broker.presences.settled()).count(),
         );
@@ -431,25 +431,29 @@ impl Keeper {
     fn look_at_place(&mut self, reference: &ServiceRef) {
         let Some(service) = self.services.get_mut(reference) else { return };
         let Some(broker) = self.brokers.get(&service.wanted.broker.key) else { return };
-        let facts = &mut service.sleeper.facts;
-        facts.link = broker.presences.settled();
-        if facts.link {
+        let observed = &mut service.machine.observed;
+        observed.link = broker.presences.settled();
+        if observed.link {
             let Wanted { standby, server_name, .. } = &*service.wanted;
-            facts.place = broker.presences.place(standby.as_str(), server_name.as_str());
-            facts.named = broker.presences.successor(standby.as_str(), server_name.as_str()).cloned();
+            observed.place = broker.presences.place(standby.as_str(), server_name.as_str());
+            observed.named = broker.presences.successor(standby.as_str(), server_name.as_str()).cloned();
         }
     }
 
     fn step(&mut self, reference: &ServiceRef) {
-        self.with(reference, Sleeper::step);
+        self.with(reference, ScaleToZero::step);
         self.show(reference);
     }
 
     /// Lets a service's state machine go on, and does what it asks for.
-    fn with(&mut self, reference: &ServiceRef, what: impl FnOnce(&mut Sleeper, Instant, &mut Vec<Action>)) {
+    fn with(
+        &mut self,
+        reference: &ServiceRef,
+        what: impl FnOnce(&mut ScaleToZero, Instant, &mut Vec<Action>),
+    ) {
         let Some(service) = self.services.get_mut(reference) else { return };
         let mut actions = Vec::new();
-        what(&mut service.sleeper, Instant::now(), &mut actions);
+        what(&mut service.machine, Instant::now(), &mut actions);
         for action in actions {
             self.act(reference, action);
         }
@@ -462,8 +466,8 @@ impl Keeper {
         let seen = Seen {
             unreachable: broker.unreachable(),
             missing: service.missing(),
-            sleeps: service.sleeper.sleeps(),
-            unscaled: service.sleeper.unscaled().map(str::to_owned),
+            sleeps: service.machine.sleeps(),
+            unscaled: service.machine.unscaled().map(str::to_owned),
         };
         let before = self.setting.registry.seen(reference);
         // Nothing is known yet.
@@ -489,14 +493,14 @@ impl Keeper {
                 let key = self.services.get(&reference).map(|service| &service.wanted.broker.key);
                 let current = key.and_then(|key| self.brokers.get(key)).map(Broker::connection);
                 if current == Some(connection) {
-                    self.with(&reference, |sleeper, now, out| sleeper.subscribed(granted, now, out));
+                    self.with(&reference, |machine, now, out| machine.subscribed(granted, now, out));
                     self.show(&reference);
                 }
             }
             Done::Scaled(reference, replicas, result) => self.scaled(&reference, replicas, result),
             Done::Asked(reference) => {
                 self.look_at_instances(Instant::now());
-                self.with(&reference, |sleeper, now, out| sleeper.asked(sleeper.facts.idle, now, out));
+                self.with(&reference, |machine, now, out| machine.asked(machine.observed.idle, now, out));
             }
             Done::Reject(rejection) => self.reject(rejection),
             Done::AskedByBroker(reference, connection, id, taken) => {

@@ -12,7 +12,7 @@ use mcp_mqtt_transport::{
     user_property,
 };
 
-use super::sleeper::Place;
+use super::scale_to_zero::ServicePresence;
 use crate::names::of_server_id;
 
 /// The broker has told all retained presences once none has come for this long: some brokers look for them on the side
@@ -128,11 +128,11 @@ impl Presences {
     }
 
     /// Whose presence stands under a service's own id.
-    pub fn place(&self, standby: &str, server_name: &str) -> Place {
+    pub fn place(&self, standby: &str, server_name: &str) -> ServicePresence {
         match self.known.get(&(standby.to_owned(), server_name.to_owned())) {
-            None => Place::Empty,
-            Some(presence) if presence.parked => Place::Parked,
-            Some(_) => Place::Taken,
+            None => ServicePresence::Empty,
+            Some(presence) if presence.parked => ServicePresence::Parked,
+            Some(_) => ServicePresence::Taken,
         }
     }
 
@@ -196,7 +196,7 @@ mod tests {
         assert!(!presences.settle(now));
         now += SETTLE;
         assert!(presences.settle(now) && presences.settled() && !presences.settle(now));
-        assert_eq!(presences.place(standby, "meteo/weather"), Place::Parked);
+        assert_eq!(presences.place(standby, "meteo/weather"), ServicePresence::Parked);
         let marks: Vec<_> =
             presences.iter().map(|(id, _, presence)| (id.to_owned(), presence.ours)).collect();
         assert_eq!(marks, [("north.meteo.weather-1".to_owned(), false), (standby.to_owned(), true)]);
@@ -210,11 +210,11 @@ mod tests {
         presences.received(standby, "meteo/weather", true, &online(false), &properties("k"), now);
         now += SETTLE;
         assert!(presences.settle(now));
-        assert_eq!(presences.place(standby, "meteo/weather"), Place::Taken);
+        assert_eq!(presences.place(standby, "meteo/weather"), ServicePresence::Taken);
         assert!(!presences.has("north.meteo.weather-1"));
         assert_eq!(name_of_ours(&presences, standby).as_deref(), Some("meteo/weather"));
         presences.received(standby, "meteo/weather", true, &Bytes::new(), &[], now);
-        assert_eq!(presences.place(standby, "meteo/weather"), Place::Empty);
+        assert_eq!(presences.place(standby, "meteo/weather"), ServicePresence::Empty);
     }
 
     #[test]
@@ -256,7 +256,7 @@ mod tests {
         presences.received(standby, name, true, &online(true), &properties("k"), now);
         assert_eq!(
             (presences.place(standby, name), presences.successor(standby, name)),
-            (Place::Parked, None)
+            (ServicePresence::Parked, None)
         );
     }
 }

@@ -26,7 +26,7 @@ use crate::{
     observe::ask_now,
     registry::{
         held::{IN_ALL, Refusal},
-        sleeper::{Action, Obstacle},
+        scale_to_zero::{Action, Obstacle},
     },
 };
 
@@ -63,7 +63,7 @@ impl Keeper {
                 }
             }
             Action::Park => {
-                let presence = match service.sleeper.successor() {
+                let presence = match service.machine.successor() {
                     None => wanted.parked.clone(),
                     Some(successor) => wanted.parked_for(successor),
                 };
@@ -201,7 +201,7 @@ impl Keeper {
         }
         // The same client may have asked anew meanwhile, and be waiting.
         let service = self.services.get(&reference);
-        if !service.is_some_and(|service| service.sleeper.waiting().holds(held.client.as_str())) {
+        if !service.is_some_and(|service| service.machine.waiting().holds(held.client.as_str())) {
             self.release(&wanted, &held);
         }
     }
@@ -257,7 +257,7 @@ impl Keeper {
         if let Some(next) = next {
             return self.scale(reference, next);
         }
-        self.with(reference, |sleeper, now, out| sleeper.scaled(replicas, result, now, out));
+        self.with(reference, |machine, now, out| machine.scaled(replicas, result, now, out));
     }
 
     fn ask(&mut self, reference: &ServiceRef) {

@@ -7,10 +7,10 @@ use std::{
 
 use mcp_mqtt_transport::topic::ServerId;
 
-use super::{Action, Idle, Keeper, Place, Service, Wanted};
+use super::{Action, Idle, Keeper, Service, ServicePresence, Wanted};
 use crate::{
     controller::scope::ServiceRef,
-    registry::{instances, sleeper::Obstacle},
+    registry::{instances, scale_to_zero::Obstacle},
 };
 
 /// An instance that calls itself registered, and does not show, is told to register again after this long.
@@ -90,10 +90,10 @@ impl Service {
             }
             Idle::Unknown => Idle::Unknown,
         };
-        let facts = &mut self.sleeper.facts;
-        facts.idle = idle;
-        facts.instances.clone_from(&self.found.instances);
-        facts.elsewhere.clone_from(&self.found.elsewhere);
+        let observed = &mut self.machine.observed;
+        observed.idle = idle;
+        observed.instances.clone_from(&self.found.instances);
+        observed.elsewhere.clone_from(&self.found.elsewhere);
         self.take_problem();
     }
 
@@ -102,7 +102,7 @@ impl Service {
     pub(super) fn take_problem(&mut self) {
         let refused = self.wanted.refused.as_ref().filter(|_| !self.found.any);
         let refused = refused.map(|why| Obstacle { why: why.clone(), hopeless: true });
-        self.sleeper.facts.problem = refused.or_else(|| self.found.problem.clone());
+        self.machine.observed.problem = refused.or_else(|| self.found.problem.clone());
     }
 
     /// Pods that the broker has not shown for some time.
@@ -112,7 +112,7 @@ impl Service {
     }
 
     pub(super) fn is_taken(&self) -> bool {
-        self.sleeper.facts.place == Place::Taken
+        self.machine.observed.place == ServicePresence::Taken
     }
 }
 

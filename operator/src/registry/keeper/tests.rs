@@ -65,7 +65,7 @@ async fn with_other_credentials_whoever_waits_is_asked_to_try_again() {
     let mut keeper = keeper();
     keeper.told(&weather(), Arc::new(wanted()));
     let known = keeper.services.get_mut(&weather()).unwrap();
-    known.sleeper.facts.sleep = Some(crate::controller::validate::Sleep {
+    known.machine.observed.sleep = Some(crate::controller::validate::Sleep {
         idle: Duration::MAX,
         wake_timeout: Duration::from_mins(1),
     });
