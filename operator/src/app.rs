@@ -26,7 +26,7 @@ use crate::{
     metrics::Metrics,
     names::{self, FIELD_MANAGER},
     observe::{CHANGED_CAPACITY, Observations, Observer},
-    registry::{Registry, keeper},
+    registry::{Registry, controller as registry_controller},
     salt::{Salt, SaltError},
     session_metrics::{counts::Counts, endpoint::Place, server},
     settings::{Settings, SettingsError},
@@ -249,7 +249,7 @@ async fn work(
     }
     let watched: Parts = watched.into_iter().collect();
     let default_secret = watched.any().and_then(|part| part.stores.default_broker_secret.clone());
-    let setting = keeper::Setting {
+    let setting = registry_controller::Setting {
         client: client.clone(),
         cluster: settings.cluster_name.clone(),
         mark: salt.owner_mark(),
@@ -263,7 +263,7 @@ async fn work(
     // Not before all is known: an autoscaler that hears of no sessions ends instances.
     let counts = Counts::new(watched);
     tokio::select! {
-        () = keeper::run(setting) => {}
+        () = registry_controller::run(setting) => {}
         () = session_metrics(args, client.clone(), counts.clone()) => {}
         () = keda_scaler(args, client, counts) => {}
         () = stopped(stop) => {}

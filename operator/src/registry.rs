@@ -3,16 +3,16 @@
 //! - [`wanted`]: what the reconciles say, and are told
 //! - [`scale_to_zero`], [`held`]: one service that may sleep, and who waits for it, without IO
 //! - [`presences`]: what stands in one broker's registry, without IO
-//! - [`keeper`]: the one task that knows all services and all brokers
+//! - [`controller`]: the one task that knows all services and all brokers
 //! - [`instances`]: what the pods and their gateways say of it
 //! - `link`, `memory_file`: the connection to one broker, and its certificates
 //!
 //! Only the leader has it. An unreachable broker concerns the services that use it and no others: nothing here waits
 //! for a broker.
 
+pub mod controller;
 pub mod held;
 pub mod instances;
-pub mod keeper;
 mod link;
 mod memory_file;
 pub mod presences;

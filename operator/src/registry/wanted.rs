@@ -1,4 +1,4 @@
-//! What the reconciles tell the registry's keeper, and what it tells them.
+//! What the reconciles tell the registry's controller, and what it tells them.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -183,7 +183,7 @@ pub struct Seen {
 /// So long after its start an operator waits for what brokers say: twice what a connection may take before it is told.
 const FIRST_WORD: Duration = Duration::from_secs(30);
 
-/// Between the reconciles and the keeper; cheap to clone.
+/// Between the reconciles and the registry's controller; cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Registry(Arc<Shared>);
 

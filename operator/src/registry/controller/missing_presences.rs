@@ -7,7 +7,7 @@ use std::{
 
 use mcp_mqtt_transport::topic::ServerId;
 
-use super::{Action, Idle, Keeper, Service, ServicePresence, Wanted};
+use super::{Action, Idle, RegistryController, Service, ServicePresence, Wanted};
 use crate::{
     controller::scope::ServiceRef,
     registry::{instances, scale_to_zero::Obstacle},
@@ -18,7 +18,7 @@ const MISSING: Duration = Duration::from_secs(2);
 /// And again after this long.
 const MISSING_AGAIN: Duration = Duration::from_secs(10);
 
-impl Keeper {
+impl RegistryController {
     /// What the pods and their gateways say.
     pub(super) fn look_at_instances(&mut self, now: Instant) {
         for (reference, service) in &mut self.services {

@@ -17,7 +17,7 @@ use mcp_mqtt_transport::{
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 
-use super::{Done, Held, Keeper, Wanted, broker::Line};
+use super::{Done, Held, RegistryController, Wanted, broker::Line};
 use crate::{
     api_client::is_refused,
     controller::scope::ServiceRef,
@@ -50,7 +50,7 @@ pub(super) struct Rejection {
     ack: Option<Ack>,
 }
 
-impl Keeper {
+impl RegistryController {
     pub(super) fn act(&mut self, reference: &ServiceRef, action: Action) {
         let Some(service) = self.services.get(reference) else { return };
         let wanted = Arc::clone(&service.wanted);

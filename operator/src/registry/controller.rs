@@ -1,11 +1,11 @@
-//! Keeper: the one task that knows all services and all brokers. It waits for nobody: what a broker or the API server
+//! The registry's controller: the one task that knows all services and all brokers. It waits for nobody: what a broker or the API server
 //! has to answer is a future of its own, and what a broker does not take yet waits in its own queue.
 
+mod actions;
 mod broker;
-mod doing;
-mod looking;
-mod probing;
-mod upkeep;
+mod liveness;
+mod missing_presences;
+mod stale_presences;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -41,7 +41,7 @@ const TICK: Duration = Duration::from_millis(250);
 /// Every so many ticks the pods are looked at.
 const LOOK_EVERY: u32 = 2;
 
-/// What the keeper goes by.
+/// What the controller needs.
 pub struct Setting {
     /// The API server.
     pub client: Client,
@@ -65,7 +65,7 @@ pub struct Setting {
 
 /// Keeps the registry for as long as it is polled.
 pub async fn run(setting: Setting) {
-    Box::pin(Keeper::new(setting).run()).await;
+    Box::pin(RegistryController::new(setting).run()).await;
 }
 
 /// A service, as it is kept.
@@ -75,8 +75,8 @@ struct Service {
     found: Found,
     /// When somebody had a session last, as far as we saw.
     busy: Option<Instant>,
-    missing: looking::Missing,
-    probes: probing::Probes,
+    missing: missing_presences::Missing,
+    probes: liveness::Probes,
     /// Whether a request to scale is under way, and what to ask for after it.
     scaling: bool,
     scale_next: Option<i32>,
@@ -91,14 +91,14 @@ enum Done {
     Scaled(ServiceRef, i32, Result<(), Obstacle>),
     Asked(ServiceRef),
     /// The time has come to say that a message that was for a service is refused.
-    Reject(doing::Rejection),
+    Reject(actions::Rejection),
     /// Whether the broker has taken the question, on this connection, if an instance lives.
     AskedByBroker(ServiceRef, u64, ServerId, Result<(), PublishError>),
     /// Whether what a presence stands for exists, by the API server's word.
-    Confirmed(upkeep::Suspect, Result<bool, String>),
+    Confirmed(stale_presences::StalePresence, Result<bool, String>),
 }
 
-struct Keeper {
+struct RegistryController {
     setting: Setting,
     // Boxed: a map has room for twice what it holds.
     services: HashMap<ServiceRef, Box<Service>>,
@@ -107,12 +107,12 @@ struct Keeper {
     brokers: HashMap<String, Broker>,
     happenings: mpsc::Sender<(String, Happening)>,
     done: FuturesUnordered<BoxFuture<'static, Done>>,
-    upkeep: upkeep::Upkeep,
+    stale_checks: stale_presences::StaleChecks,
     /// For the message that is being taken care of.
     ack: Option<Ack>,
 }
 
-impl Keeper {
+impl RegistryController {
     fn new(setting: Setting) -> Self {
         Self {
             setting,
@@ -121,7 +121,7 @@ impl Keeper {
             brokers: HashMap::new(),
             happenings: mpsc::channel(1).0,
             done: FuturesUnordered::new(),
-            upkeep: upkeep::Upkeep::default(),
+            stale_checks: stale_presences::StaleChecks::default(),
             ack: None,
         }
     }
@@ -179,8 +179,8 @@ impl Keeper {
                 machine: ScaleToZero::new(),
                 found: Found::default(),
                 busy: None,
-                missing: looking::Missing::default(),
-                probes: probing::Probes::default(),
+                missing: missing_presences::Missing::default(),
+                probes: liveness::Probes::default(),
                 scaling: false,
                 scale_next: None,
             })
@@ -413,7 +413,7 @@ impl Keeper {
         }
         if look {
             self.look_at_instances(now);
-            self.keep_up(now);
+            self.check_stale_presences(now);
         }
         let all: Vec<ServiceRef> = self.services.keys().cloned().collect();
         for reference in all {

@@ -1,4 +1,4 @@
-//! One broker, as the keeper has it.
+//! One broker, as the controller has it.
 
 use std::{
     collections::{HashMap, VecDeque},
