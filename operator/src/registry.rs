@@ -1,7 +1,7 @@
 //! The broker's side of the services: the place of one that sleeps, and a registry that is true.
 //!
 //! - [`wanted`]: what the reconciles say, and are told
-//! - [`scale_to_zero`], [`held`]: one service that may sleep, and who waits for it, without IO
+//! - [`scale_to_zero`], [`pending`]: one service that may sleep, and who waits for it, without IO
 //! - [`presences`]: what stands in one broker's registry, without IO
 //! - [`controller`]: the one task that knows all services and all brokers
 //! - [`instances`]: what the pods and their gateways say of it
@@ -11,10 +11,10 @@
 //! for a broker.
 
 pub mod controller;
-pub mod held;
 pub mod instances;
 mod link;
 mod memory_file;
+pub mod pending;
 pub mod presences;
 pub mod scale_to_zero;
 pub mod wanted;

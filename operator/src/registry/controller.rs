@@ -1,5 +1,5 @@
-//! The registry's controller: the one task that knows all services and all brokers. It waits for nobody: what a broker or the API server
-//! has to answer is a future of its own, and what a broker does not take yet waits in its own queue.
+//! The registry's controller: the one task that knows all services and all brokers. It waits for nobody: an answer of a
+//! broker or the API server is a future of its own, and what a broker does not take yet waits in its own queue.
 
 mod actions;
 mod broker;
@@ -27,10 +27,11 @@ use tokio::sync::mpsc;
 
 use self::broker::{Broker, Journalled, Unclaimed};
 use super::{
-    Registry, held,
-    held::{Held, Refusal},
+    Registry,
     instances::Found,
     link::{HAPPENINGS, Happening},
+    pending,
+    pending::{PendingInitialize, WakeError},
     scale_to_zero::{Action, Idle, Obstacle, ScaleToZero, ServicePresence},
     wanted::{self, Seen, Wanted},
 };
@@ -161,7 +162,7 @@ impl RegistryController {
             let same_place = known.broker.url == wanted.broker.url && known.server_name == wanted.server_name;
             if known.broker.key != wanted.broker.key || !same_place {
                 // With new credentials the same place is reached by another connection.
-                self.leave(reference, &Refusal::Moved, !same_place);
+                self.leave(reference, &WakeError::Moved, !same_place);
             }
         }
         let key = wanted.broker.key.clone();
@@ -206,11 +207,11 @@ impl RegistryController {
     }
 
     fn gone(&mut self, reference: &ServiceRef) {
-        self.leave(reference, &Refusal::Gone, true);
+        self.leave(reference, &WakeError::Gone, true);
     }
 
     /// The service is not at this place, or not by this connection, any more: clients that wait hear this.
-    fn leave(&mut self, reference: &ServiceRef, refusal: &Refusal, clears: bool) {
+    fn leave(&mut self, reference: &ServiceRef, refusal: &WakeError, clears: bool) {
         self.with(reference, |machine, _, out| machine.end(refusal, clears, out));
         if let Some(service) = self.services.remove(reference) {
             self.by_standby.remove(service.wanted.standby.as_str());
@@ -326,7 +327,7 @@ impl RegistryController {
             }
             Ok(Topic::ClientPresence { client_id }) if !received.retain => {
                 let leaves = received.payload.is_empty()
-                    || Message::parse(received.payload.clone(), held::MAX_BYTES)
+                    || Message::parse(received.payload.clone(), pending::MAX_BYTES)
                         .is_ok_and(|message| message.method() == Some("notifications/disconnected"));
                 if leaves {
                     self.client_left(key, client_id);
@@ -359,13 +360,13 @@ impl RegistryController {
         let Ok(message) = Message::parse(payload.clone(), usize::MAX) else { return };
         let Kind::Request { id, method } = message.kind() else { return };
         let room = self.has_room(payload.len());
-        let held = Held { client, id: id.clone(), payload, since };
+        let held = PendingInitialize { client, id: id.clone(), payload, since };
         let initialize = &**method == "initialize";
         self.with(reference, |machine, now, out| {
             if initialize {
                 machine.initialize(held, room, now, out);
             } else {
-                out.push(Action::Refuse(held, Refusal::NotInitialize));
+                out.push(Action::Refuse(held, WakeError::NotInitialize));
             }
         });
         self.show(reference);
@@ -381,7 +382,7 @@ impl RegistryController {
 
     fn has_room(&self, bytes: usize) -> bool {
         let held = self.held();
-        held.0 < held::IN_ALL && held.1 + bytes <= held::BYTES_IN_ALL
+        held.0 < pending::IN_ALL && held.1 + bytes <= pending::BYTES_IN_ALL
     }
 
     fn client_left(&mut self, key: &str, client: &str) {

@@ -20,7 +20,7 @@ use mcp_mqtt_transport::topic::ServerId;
 mod observed;
 
 pub use self::observed::{Elsewhere, Idle, Observed, Obstacle, ServicePresence};
-use super::held::{Held, Refusal, Waiting};
+use super::pending::{PendingInitialize, PendingQueue, WakeError};
 
 /// Between our presence and the last look at the sessions: for the gateways to have seen it.
 const QUIET: Duration = Duration::from_secs(1);
@@ -57,13 +57,13 @@ pub enum Action {
     /// Ask this instance to register anew.
     Nudge(ServerId),
     /// Write down what is held, for an operator that comes after us.
-    Keep(Held),
+    Keep(PendingInitialize),
     /// Its client has gone, or says something else now.
-    Drop(Held),
+    Drop(PendingInitialize),
     /// Pass on to the instance that has the place.
-    Forward(Held),
+    Forward(PendingInitialize),
     /// Answer with an error.
-    Refuse(Held, Refusal),
+    Refuse(PendingInitialize, WakeError),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,7 +95,7 @@ pub struct ScaleToZero {
     scaling: Option<(i32, Instant)>,
     /// The instance that is to take the place over.
     successor: Option<ServerId>,
-    waiting: Waiting,
+    waiting: PendingQueue,
     published: Option<Instant>,
     asked_control: Option<Instant>,
     asked_scale: Option<Instant>,
@@ -118,7 +118,7 @@ impl ScaleToZero {
             phase: Phase::Steady,
             scaling: None,
             successor: None,
-            waiting: Waiting::default(),
+            waiting: PendingQueue::default(),
             published: None,
             asked_control: None,
             asked_scale: None,
@@ -132,7 +132,7 @@ impl ScaleToZero {
     }
 
     /// What is held.
-    pub fn waiting(&self) -> &Waiting {
+    pub fn waiting(&self) -> &PendingQueue {
         &self.waiting
     }
 
@@ -210,13 +210,13 @@ impl ScaleToZero {
     }
 
     /// An `initialize` on the service's control topic, now or earlier. `room`: whether there is any, over all services.
-    pub fn initialize(&mut self, held: Held, room: bool, now: Instant, out: &mut Vec<Action>) {
+    pub fn initialize(&mut self, held: PendingInitialize, room: bool, now: Instant, out: &mut Vec<Action>) {
         // Before the broker has told all, it cannot be told whether it is for us.
         if self.observed.link && !self.holds(now) {
             match self.observed.place {
                 // It may have come before that instance listened: if not, the instance has it already.
                 ServicePresence::Taken => out.push(Action::Forward(held)),
-                _ => out.push(Action::Refuse(held, Refusal::Elsewhere)),
+                _ => out.push(Action::Refuse(held, WakeError::Elsewhere)),
             }
             return;
         }
@@ -231,7 +231,7 @@ impl ScaleToZero {
 
     /// The service is not looked after here any more. Nobody is to wait, and the presence stays only where it is not
     /// to be cleared.
-    pub fn end(&mut self, refusal: &Refusal, clears: bool, out: &mut Vec<Action>) {
+    pub fn end(&mut self, refusal: &WakeError, clears: bool, out: &mut Vec<Action>) {
         out.extend(self.waiting.take().map(|held| Action::Refuse(held, refusal.clone())));
         if clears && self.observed.place == ServicePresence::Parked {
             out.push(Action::Clear);
@@ -369,7 +369,7 @@ impl ScaleToZero {
         }
         let taken = self.observed.place == ServicePresence::Taken;
         out.extend(self.waiting.take().map(|held| {
-            if taken { Action::Forward(held) } else { Action::Refuse(held, Refusal::Elsewhere) }
+            if taken { Action::Forward(held) } else { Action::Refuse(held, WakeError::Elsewhere) }
         }));
     }
 
@@ -448,8 +448,8 @@ impl ScaleToZero {
         out.extend(self.waiting.take_if(|held| hopeless || now.duration_since(held.since) >= timeout).map(
             |held| {
                 let refusal = match &problem {
-                    Some(problem) => Refusal::Failed(problem.why.clone()),
-                    None => Refusal::TimedOut(timeout),
+                    Some(problem) => WakeError::Failed(problem.why.clone()),
+                    None => WakeError::TimedOut(timeout),
                 };
                 Action::Refuse(held, refusal)
             },

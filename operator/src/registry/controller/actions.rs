@@ -17,7 +17,7 @@ use mcp_mqtt_transport::{
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 
-use super::{Done, Held, RegistryController, Wanted, broker::Line};
+use super::{Done, PendingInitialize, RegistryController, Wanted, broker::Line};
 use crate::{
     api_client::is_refused,
     controller::scope::ServiceRef,
@@ -25,7 +25,7 @@ use crate::{
     names::FIELD_MANAGER,
     observe::ask_now,
     registry::{
-        held::{IN_ALL, Refusal},
+        pending::{IN_ALL, WakeError},
         scale_to_zero::{Action, Obstacle},
     },
 };
@@ -44,8 +44,8 @@ const CONCURRENCY: usize = 16;
 pub(super) struct Rejection {
     reference: ServiceRef,
     wanted: Arc<Wanted>,
-    held: Held,
-    pub(super) refusal: Refusal,
+    held: PendingInitialize,
+    pub(super) refusal: WakeError,
     /// For the message, where it comes from the broker just now.
     ack: Option<Ack>,
 }
@@ -151,7 +151,7 @@ impl RegistryController {
     }
 
     /// To the instance that has the place, as it came, and for whom.
-    fn forward(&mut self, wanted: &Wanted, held: &Held) {
+    fn forward(&mut self, wanted: &Wanted, held: &PendingInitialize) {
         let Some(broker) = self.brokers.get_mut(&wanted.broker.key) else { return };
         let mut user_properties = user_property::of_publish(Component::Client, broker.client_id());
         user_properties.push((user_property::HELD_FOR.to_owned(), held.client.as_str().to_owned()));
@@ -207,7 +207,7 @@ impl RegistryController {
     }
 
     /// It is held no longer.
-    fn release(&mut self, wanted: &Wanted, held: &Held) {
+    fn release(&mut self, wanted: &Wanted, held: &PendingInitialize) {
         if let Some(publisher) = self.publisher(wanted) {
             let _ = publisher.unsubscribe(vec![topic::client_presence(&held.client)]);
         }

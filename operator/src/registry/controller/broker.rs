@@ -25,8 +25,8 @@ use url::Url;
 
 use super::Setting;
 use crate::registry::{
-    held::{IN_ALL, MAX_BYTES, Refusal},
     link::{self, Access, Happening},
+    pending::{IN_ALL, MAX_BYTES, WakeError},
     presences::Presences,
     wanted,
 };
@@ -462,7 +462,7 @@ impl Broker {
             _ => None,
         });
         if let (Some(id), Some(name), Ok(standby)) = (id, server_name, ServerId::new(standby)) {
-            self.say_refusal((&standby, name), client, id, &Refusal::Unknown);
+            self.say_refusal((&standby, name), client, id, &WakeError::Unknown);
         }
         self.write_down(standby, client, None);
     }
@@ -473,7 +473,7 @@ impl Broker {
         (standby, server_name): (&ServerId, &ServerName),
         client: &ClientId,
         id: &RequestId,
-        refusal: &Refusal,
+        refusal: &WakeError,
     ) {
         let (topic, answer) = (topic::rpc(client, standby, server_name), refusal.answer(id).into_raw());
         self.say(Publication {

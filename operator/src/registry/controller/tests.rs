@@ -57,7 +57,7 @@ async fn what_comes_for_an_unknown_service_has_no_more_room_than_the_rest() {
         controller.heard(&key, "north.meteo.sun_service", initialize(client, 60 << 10));
     }
     let (messages, bytes) = controller.held();
-    assert!(messages > 100 && bytes <= held::BYTES_IN_ALL, "{messages} messages of {bytes} bytes");
+    assert!(messages > 100 && bytes <= pending::BYTES_IN_ALL, "{messages} messages of {bytes} bytes");
 }
 
 #[tokio::test]

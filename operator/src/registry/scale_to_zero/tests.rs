@@ -93,7 +93,7 @@ impl Scene {
 
     fn initialize(&mut self, client: &str) {
         self.next_id += 1;
-        let held = Held {
+        let held = PendingInitialize {
             client: ClientId::new(client).unwrap(),
             id: RequestId::number(self.next_id),
             payload: Bytes::from_static(b"{}"),
@@ -287,13 +287,13 @@ fn a_client_that_asks_anew_or_twice_waits_once() {
 #[test]
 fn without_room_or_too_large_it_is_refused() {
     let mut scene = Scene::new(0, ServicePresence::Parked);
-    let held = |client: &str, payload| Held {
+    let held = |client: &str, payload| PendingInitialize {
         client: ClientId::new(client).unwrap(),
         id: RequestId::number(1),
         payload,
         since: Instant::now(),
     };
-    let large = held("a", Bytes::from(vec![b' '; super::super::held::MAX_BYTES + 1]));
+    let large = held("a", Bytes::from(vec![b' '; super::super::pending::MAX_BYTES + 1]));
     scene.with(|machine, now, out| machine.initialize(large, true, now, out));
     let small = held("b", Bytes::new());
     scene.with(|machine, now, out| machine.initialize(small, false, now, out));
@@ -321,7 +321,7 @@ fn a_service_that_may_sleep_no_more_or_is_deleted_leaves_nothing_behind() {
     let mut scene = Scene::new(0, ServicePresence::Parked);
     scene.initialize("a");
     scene.obeys = false;
-    scene.with(|machine, _, out| machine.end(&Refusal::Gone, true, out));
+    scene.with(|machine, _, out| machine.end(&WakeError::Gone, true, out));
     scene.expect(&["subscribe", "keep a", "scale 1", "refuse a gone", "clear", "unsubscribe"]);
 }
 
@@ -330,7 +330,7 @@ fn with_new_credentials_at_the_same_broker_the_presence_stays() {
     let mut scene = Scene::new(0, ServicePresence::Parked);
     scene.initialize("a");
     scene.obeys = false;
-    scene.with(|machine, _, out| machine.end(&Refusal::Moved, false, out));
+    scene.with(|machine, _, out| machine.end(&WakeError::Moved, false, out));
     scene.expect(&["subscribe", "keep a", "scale 1", "refuse a moved", "unsubscribe"]);
 }
 
@@ -436,7 +436,7 @@ proptest! {
                 }
                 Event::Initialize(client) => {
                     scene.next_id += 1;
-                    let held = Held {
+                    let held = PendingInitialize {
                         client: ClientId::new(&format!("c{client}")).unwrap(),
                         id: RequestId::number(scene.next_id),
                         payload: Bytes::from_static(b"{}"),
