@@ -26,7 +26,7 @@ use crate::{
     metrics::Metrics,
     names::{self, FIELD_MANAGER},
     observe::{CHANGED_CAPACITY, Observations, Observer},
-    registry::{Registry, controller as registry_controller},
+    registry::{RegistryFeed, controller as registry_controller},
     salt::{Salt, SaltError},
     session_metrics::{counts::Counts, endpoint::Place, server},
     settings::{Settings, SettingsError},
@@ -228,7 +228,7 @@ async fn work(
         args.watch_namespaces.iter().map(|name| Some(name.as_str())).collect()
     };
     let mut tasks = JoinSet::new();
-    let registry = Registry::default();
+    let registry = RegistryFeed::default();
     let (mut unsynced, mut watched) = (Vec::new(), Vec::new());
     for namespace in namespaces {
         let part = Part {
@@ -336,7 +336,7 @@ struct Part<'a> {
     client: &'a Client,
     salt: &'a Salt,
     metrics: &'a Arc<Metrics>,
-    registry: &'a Registry,
+    registry: &'a RegistryFeed,
 }
 
 impl Part<'_> {

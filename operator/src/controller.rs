@@ -142,7 +142,7 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
         Ok(resources) => (Ok(resources), Counted::Accepted),
         Err(Stop::Refused(problem)) => {
             let replicas = service.0.as_ref().ok().map(|service| service.spec.replicas);
-            scope.registry.refuse(&reference, replicas, problem.quoted());
+            scope.registry.mark_refused(&reference, replicas, problem.quoted());
             (Err(problem), Counted::Refused)
         }
         Err(Stop::Failed(_)) => {
@@ -185,9 +185,9 @@ async fn accept(
     {
         let service = ServiceRef::new(&valid.identity.name).within(&valid.identity.namespace);
         match &resolved {
-            Ok(_) => scope.registry.tell(&service, wanted),
+            Ok(_) => scope.registry.upsert(&service, wanted),
             // It may stand in the registry, asleep, from before this operator's time.
-            Err(ResolveError::Missing(_)) => scope.registry.introduce(&service, wanted),
+            Err(ResolveError::Missing(_)) => scope.registry.insert_new(&service, wanted),
             Err(ResolveError::Api { .. }) => {}
         }
     }
@@ -255,7 +255,7 @@ fn see<'a>(scope: &Scope, service: &'a Guarded, readable: Option<&McpService>) -
         server_name: readable.map(validate::server_name),
         replicas: readable.map_or(0, |service| service.spec.replicas),
         registry: scope.registry.seen(&reference),
-        awaits_registry: scope.registry.awaits(&reference),
+        awaits_registry: scope.registry.is_pending(&reference),
     }
 }
 

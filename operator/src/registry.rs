@@ -1,6 +1,6 @@
 //! The broker's side of the services: the place of one that sleeps, and a registry that is true.
 //!
-//! - [`wanted`]: what the reconciles say, and are told
+//! - [`wanted`], [`feed`]: what the reconciles say, and are told
 //! - [`scale_to_zero`], [`pending`]: one service that may sleep, and who waits for it, without IO
 //! - [`presences`]: what stands in one broker's registry, without IO
 //! - [`controller`]: the one task that knows all services and all brokers
@@ -11,6 +11,7 @@
 //! for a broker.
 
 pub mod controller;
+pub mod feed;
 pub mod instances;
 mod link;
 mod memory_file;
@@ -19,4 +20,4 @@ pub mod presences;
 pub mod scale_to_zero;
 pub mod wanted;
 
-pub use self::wanted::Registry;
+pub use self::feed::RegistryFeed;

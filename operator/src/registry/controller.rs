@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 
 use self::broker::{Broker, Journalled, Unclaimed};
 use super::{
-    Registry,
+    RegistryFeed,
     instances::Found,
     link::{HAPPENINGS, Happening},
     pending,
@@ -59,7 +59,7 @@ pub struct Setting {
     /// What the watches know.
     pub watched: Parts,
     /// What the reconciles say.
-    pub registry: Registry,
+    pub registry: RegistryFeed,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
@@ -479,7 +479,7 @@ impl RegistryController {
         let watched = self.setting.watched.of(reference);
         // No room: the next tick tries again.
         if watched.is_none_or(|watched| watched.changed.try_send(reference.clone()).is_ok()) {
-            self.setting.registry.show(reference, seen);
+            self.setting.registry.publish(reference, seen);
         }
     }
 

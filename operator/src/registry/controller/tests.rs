@@ -20,7 +20,7 @@ fn controller() -> RegistryController {
         client_id: "north.operators.operator_operator".to_owned(),
         default_secret: None,
         watched: [watched(None, Vec::new(), Vec::new())].into_iter().collect(),
-        registry: Registry::default(),
+        registry: RegistryFeed::default(),
         metrics: Arc::new(Metrics::new()),
     });
     controller.happenings = mpsc::channel(HAPPENINGS).0;
