@@ -206,7 +206,7 @@ impl Observer {
             } else if hosts.represents(&uid) {
                 Some(Kind::Representative)
             } else {
-                let is_due = last.is_none_or(|last| self.is_due(pod, last)) || hosts.doubts(pod);
+                let is_due = last.is_none_or(|last| self.is_due(pod, last)) || hosts.suspects(pod);
                 is_due.then_some(Kind::Own)
             };
             let last = last.map(|(at, _)| at);

@@ -131,7 +131,7 @@ async fn of_two_full_nodes_that_are_lost_all_gateways_are_asked_at_once() {
     while uids.iter().any(|uid| watched.observations.silent_for(uid).is_none()) {
         sleep(TICK / 10).await;
     }
-    // Both nodes are asked each second, and doubted at the tick after.
+    // Both nodes are asked each second, and suspected at the tick after.
     assert!(start.elapsed() < 5 * TICK, "only after {:?}", start.elapsed());
     observer.abort();
 }
