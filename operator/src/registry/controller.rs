@@ -109,8 +109,6 @@ struct RegistryController {
     happenings: mpsc::Sender<(String, Happening)>,
     done: FuturesUnordered<BoxFuture<'static, Done>>,
     stale_checks: stale_presences::StaleChecks,
-    /// For the message that is being taken care of.
-    ack: Option<Ack>,
 }
 
 impl RegistryController {
@@ -123,7 +121,6 @@ impl RegistryController {
             happenings: mpsc::channel(1).0,
             done: FuturesUnordered::new(),
             stale_checks: stale_presences::StaleChecks::default(),
-            ack: None,
         }
     }
 
@@ -201,7 +198,7 @@ impl RegistryController {
             });
         }
         for unclaimed in unclaimed {
-            self.take_unclaimed(reference, unclaimed);
+            self.take_unclaimed(reference, unclaimed, &mut None);
         }
         self.step(reference);
     }
@@ -262,9 +259,9 @@ impl RegistryController {
             }
             Happening::Refused(note, reason) => broker.refused(note, reason),
             Happening::Received(mut received) => {
-                self.ack = received.ack.take();
-                self.received(key, received);
-                if let Some(ack) = self.ack.take()
+                let mut ack = received.ack.take();
+                self.received(key, received, &mut ack);
+                if let Some(ack) = ack
                     && let Some(broker) = self.brokers.get_mut(key)
                 {
                     broker.acknowledge(ack);
@@ -288,13 +285,14 @@ impl RegistryController {
         all.map(|(reference, _)| reference.clone()).collect()
     }
 
-    fn received(&mut self, key: &str, received: Received) {
+    /// The message is acknowledged after this, unless its `ack` is taken: then that is done later.
+    fn received(&mut self, key: &str, received: Received, ack: &mut Option<Ack>) {
         let now = Instant::now();
         let Some(broker) = self.brokers.get_mut(key) else { return };
         match broker.journalled(&received) {
             Journalled::Other => {}
             Journalled::Nothing => return,
-            Journalled::Message(standby, message) => return self.heard(key, &standby, message),
+            Journalled::Message(standby, message) => return self.heard(key, &standby, message, ack),
         }
         match Topic::parse(&received.topic) {
             Ok(Topic::ServerPresence { server_id, server_name }) => {
@@ -317,7 +315,7 @@ impl RegistryController {
                 let standby = server_id.to_owned();
                 let server_name = ServerName::new(server_name).ok();
                 let message = Unclaimed { client, payload: received.payload, since: now, server_name };
-                self.heard(key, &standby, message);
+                self.heard(key, &standby, message, ack);
             }
             Ok(Topic::Rpc { client_id, server_id, .. }) if client_id == broker.client_id() => {
                 broker.heard();
@@ -338,13 +336,13 @@ impl RegistryController {
     }
 
     /// A request for the service of this id.
-    fn heard(&mut self, key: &str, standby: &str, unclaimed: Unclaimed) {
+    fn heard(&mut self, key: &str, standby: &str, unclaimed: Unclaimed, ack: &mut Option<Ack>) {
         // A service that has gone to another broker is not asked for at this one.
         let here = |reference: &&ServiceRef| {
             self.services.get(reference).is_some_and(|service| service.wanted.broker.key == key)
         };
         if let Some(reference) = self.by_standby.get(standby).filter(here).cloned() {
-            return self.take_unclaimed(&reference, unclaimed);
+            return self.take_unclaimed(&reference, unclaimed, ack);
         }
         // Not told of yet: the broker kept it while there was no operator.
         let room = self.has_room(unclaimed.payload.len());
@@ -355,14 +353,14 @@ impl RegistryController {
         }
     }
 
-    fn take_unclaimed(&mut self, reference: &ServiceRef, unclaimed: Unclaimed) {
+    fn take_unclaimed(&mut self, reference: &ServiceRef, unclaimed: Unclaimed, ack: &mut Option<Ack>) {
         let Unclaimed { client, payload, since, .. } = unclaimed;
         let Ok(message) = Message::parse(payload.clone(), usize::MAX) else { return };
         let Kind::Request { id, method } = message.kind() else { return };
         let room = self.has_room(payload.len());
         let held = PendingInitialize { client, id: id.clone(), payload, since };
         let initialize = &**method == "initialize";
-        self.with(reference, |machine, now, out| {
+        self.with_ack(reference, ack, |machine, now, out| {
             if initialize {
                 machine.initialize(held, room, now, out);
             } else {
@@ -452,11 +450,21 @@ impl RegistryController {
         reference: &ServiceRef,
         what: impl FnOnce(&mut ScaleToZero, Instant, &mut Vec<Action>),
     ) {
+        self.with_ack(reference, &mut None, what);
+    }
+
+    /// The same for a message that a broker waits to have acknowledged: an error that answers it may take the `ack`.
+    fn with_ack(
+        &mut self,
+        reference: &ServiceRef,
+        ack: &mut Option<Ack>,
+        what: impl FnOnce(&mut ScaleToZero, Instant, &mut Vec<Action>),
+    ) {
         let Some(service) = self.services.get_mut(reference) else { return };
         let mut actions = Vec::new();
         what(&mut service.machine, Instant::now(), &mut actions);
         for action in actions {
-            self.act(reference, action);
+            self.act(reference, action, ack);
         }
     }
 

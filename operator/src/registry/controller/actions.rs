@@ -51,7 +51,7 @@ pub(super) struct Rejection {
 }
 
 impl RegistryController {
-    pub(super) fn act(&mut self, reference: &ServiceRef, action: Action) {
+    pub(super) fn act(&mut self, reference: &ServiceRef, action: Action, ack: &mut Option<Ack>) {
         let Some(service) = self.services.get(reference) else { return };
         let wanted = Arc::clone(&service.wanted);
         match action {
@@ -98,7 +98,7 @@ impl RegistryController {
             Action::Refuse(held, refusal) => {
                 self.setting.metrics.woke(false);
                 let reference = reference.clone();
-                self.refuse(Rejection { reference, wanted, held, refusal, ack: None });
+                self.refuse(Rejection { reference, wanted, held, refusal, ack: None }, ack);
             }
         }
     }
@@ -165,7 +165,7 @@ impl RegistryController {
         });
     }
 
-    fn refuse(&mut self, mut rejection: Rejection) {
+    fn refuse(&mut self, mut rejection: Rejection, ack: &mut Option<Ack>) {
         let (service, client) = (&rejection.reference, &rejection.held.client);
         tracing::info!(%service, %client, reason = rejection.refusal.reason(), "initialize is refused");
         let broker = self.brokers.get_mut(&rejection.wanted.broker.key);
@@ -173,7 +173,7 @@ impl RegistryController {
             broker.refusals += 1;
             // So many messages of a broker may wait for their acknowledgement that others are not kept back by it.
             if broker.refusals <= REFUSALS_UNACKED {
-                rejection.ack = self.ack.take();
+                rejection.ack = ack.take();
             }
             self.done.push(Box::pin(async move {
                 sleep(REFUSAL_DELAY).await;

@@ -44,7 +44,7 @@ impl RegistryController {
         let missing = registered.filter(|id| !broker.presences.has(id.as_str())).cloned().collect();
         let missing = if broker.presences.settled() { missing } else { Vec::new() };
         for id in service.missing.due(&missing, now) {
-            self.act(reference, Action::Nudge(id));
+            self.act(reference, Action::Nudge(id), &mut None);
         }
     }
 }

@@ -54,7 +54,7 @@ async fn what_comes_for_an_unknown_service_has_no_more_room_than_the_rest() {
     controller.told(&weather(), Arc::new(wanted()));
     let key = wanted().broker.key;
     for client in 0..300 {
-        controller.heard(&key, "north.meteo.sun_service", initialize(client, 60 << 10));
+        controller.heard(&key, "north.meteo.sun_service", initialize(client, 60 << 10), &mut None);
     }
     let (messages, bytes) = controller.held();
     assert!(messages > 100 && bytes <= pending::BYTES_IN_ALL, "{messages} messages of {bytes} bytes");
@@ -69,7 +69,7 @@ async fn with_other_credentials_whoever_waits_is_asked_to_try_again() {
         idle: Duration::MAX,
         wake_timeout: Duration::from_mins(1),
     });
-    controller.take_unclaimed(&weather(), initialize(1, 0));
+    controller.take_unclaimed(&weather(), initialize(1, 0), &mut None);
     assert_eq!(controller.held().0, 1);
     let mut rotated = wanted();
     rotated.broker.key = "another".to_owned();
