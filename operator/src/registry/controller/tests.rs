@@ -1,5 +1,8 @@
 use kube::client::Body;
-use mcp_mqtt_transport::jsonrpc::RequestId;
+use mcp_mqtt_transport::{
+    jsonrpc::{Message, RequestId},
+    topic::ClientId,
+};
 
 use super::*;
 use crate::{
