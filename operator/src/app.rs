@@ -26,7 +26,7 @@ use crate::{
     metrics::Metrics,
     names::{self, FIELD_MANAGER},
     observe::{CHANGED_CAPACITY, Observations, Observer},
-    registry::{Registry, keeper},
+    registry::{RegistryFeed, controller as registry_controller},
     salt::{Salt, SaltError},
     session_metrics::{counts::Counts, endpoint::Place, server},
     settings::{Settings, SettingsError},
@@ -228,7 +228,7 @@ async fn work(
         args.watch_namespaces.iter().map(|name| Some(name.as_str())).collect()
     };
     let mut tasks = JoinSet::new();
-    let registry = Registry::default();
+    let registry = RegistryFeed::default();
     let (mut unsynced, mut watched) = (Vec::new(), Vec::new());
     for namespace in namespaces {
         let part = Part {
@@ -249,10 +249,10 @@ async fn work(
     }
     let watched: Parts = watched.into_iter().collect();
     let default_secret = watched.any().and_then(|part| part.stores.default_broker_secret.clone());
-    let setting = keeper::Setting {
+    let setting = registry_controller::Setting {
         client: client.clone(),
         cluster: settings.cluster_name.clone(),
-        mark: salt.keeper(),
+        mark: salt.owner_mark(),
         salt: salt.clone(),
         client_id: names::operator_id(&settings.cluster_name, &args.namespace, &args.lease_name),
         default_secret,
@@ -263,7 +263,7 @@ async fn work(
     // Not before all is known: an autoscaler that hears of no sessions ends instances.
     let counts = Counts::new(watched);
     tokio::select! {
-        () = keeper::run(setting) => {}
+        () = registry_controller::run(setting) => {}
         () = session_metrics(args, client.clone(), counts.clone()) => {}
         () = keda_scaler(args, client, counts) => {}
         () = stopped(stop) => {}
@@ -336,7 +336,7 @@ struct Part<'a> {
     client: &'a Client,
     salt: &'a Salt,
     metrics: &'a Arc<Metrics>,
-    registry: &'a Registry,
+    registry: &'a RegistryFeed,
 }
 
 impl Part<'_> {

@@ -144,7 +144,7 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
     let (outcome, counted) = match result {
         Ok(resources) => (Outcome::Accepted(resources), Counted::Accepted),
         Err(Stop::Paused) => {
-            scope.registry.refuse(
+            scope.registry.mark_refused(
                 &reference,
                 replicas,
                 format!("{}: the service is paused", reasons::PAUSED),
@@ -152,7 +152,7 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
             (Outcome::Paused, Counted::Accepted)
         }
         Err(Stop::Refused(problem)) => {
-            scope.registry.refuse(&reference, replicas, problem.quoted());
+            scope.registry.mark_refused(&reference, replicas, problem.quoted());
             (Outcome::Refused(problem), Counted::Refused)
         }
         Err(Stop::Failed(error)) => {
@@ -195,9 +195,9 @@ async fn accept(
     {
         let service = ServiceRef::new(&valid.identity.name).within(&valid.identity.namespace);
         match &resolved {
-            Ok(_) if !paused => scope.registry.tell(&service, wanted),
+            Ok(_) if !paused => scope.registry.upsert(&service, wanted),
             // It may stand in the registry, asleep, from before this operator's time.
-            Ok(_) | Err(ResolveError::Missing(_)) => scope.registry.introduce(&service, wanted),
+            Ok(_) | Err(ResolveError::Missing(_)) => scope.registry.insert_new(&service, wanted),
             Err(ResolveError::Api { .. }) => {}
         }
     }
@@ -275,7 +275,7 @@ fn see<'a>(scope: &Scope, service: &'a Guarded, readable: Option<&McpService>) -
         server_name: readable.map(validate::server_name),
         replicas: readable.map_or(0, |service| service.spec.replicas),
         registry: scope.registry.seen(&reference),
-        awaits_registry: scope.registry.awaits(&reference),
+        awaits_registry: scope.registry.is_pending(&reference),
     }
 }
 

@@ -2,9 +2,10 @@
 //! that does not answer delays nobody else, and a service is reconciled only when something changed.
 
 mod hosts;
+mod queue;
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -14,7 +15,10 @@ use kube::ResourceExt;
 use mcp_mqtt_sidecar::{config::ADMIN_PORT, status::GatewayStatus};
 use tokio::{sync::mpsc, time::Instant};
 
-use self::hosts::Hosts;
+use self::{
+    hosts::Hosts,
+    queue::{Due, Kind, LONG_SILENT, Queue, SELDOM},
+};
 use crate::{
     census::Census,
     controller::scope::{ServiceRef, Stores, lock},
@@ -28,13 +32,13 @@ use crate::{
 const TICK: Duration = Duration::from_secs(1);
 /// One answer may take this long: the gateway's admin thread does nothing else.
 const ANSWER: Duration = Duration::from_secs(2);
-/// Gateways asked at one time, a new one as soon as another has answered: an answer takes a millisecond, so that
-/// thousands of settled ones are asked in less than their interval of five seconds.
-const CONCURRENCY: usize = 32;
 /// A gateway's status has a few hundred bytes.
 const MAX_BODY: usize = 64 * 1024;
 /// A service whose session counts alone changed is reconciled, and its status written, at most this often.
 const SESSIONS_INTERVAL: Duration = Duration::from_secs(5);
+/// Where there are many services, all of them together are written so many times a second for their session counts. Those
+/// that somebody begins to use, or nobody uses any more, do not wait for that.
+const SESSIONS_A_SECOND: u32 = 20;
 /// Services that wait to be reconciled; what does not fit waits for the next tick, and nothing is lost.
 pub const CHANGED_CAPACITY: usize = 256;
 
@@ -55,6 +59,8 @@ struct Known {
 pub struct Observation {
     /// Its status, or why there is none.
     pub status: Result<GatewayStatus, String>,
+    /// Its sessions when it answered last; none: it never did.
+    pub sessions: Option<u32>,
     /// When it was asked.
     at: Instant,
 }
@@ -84,7 +90,11 @@ impl Observations {
         if status.is_ok() {
             known.unanswered.remove(uid);
         }
-        known.said.insert(uid.to_owned(), Box::new(Observation { status, at: Instant::now() }));
+        let sessions = match &status {
+            Ok(status) => Some(status.sessions),
+            Err(_) => known.said.get(uid).and_then(|last| last.sessions),
+        };
+        known.said.insert(uid.to_owned(), Box::new(Observation { status, sessions, at: Instant::now() }));
     }
 
     /// Of one pod: when something was noted last, and whether its gateway was ready then.
@@ -143,6 +153,8 @@ pub struct Observer {
 #[derive(Default)]
 struct Pending {
     now: HashSet<ServiceRef>,
+    /// Of these somebody has a session now, or nobody any more.
+    use_changed: HashSet<ServiceRef>,
     sessions: HashSet<ServiceRef>,
     sessions_told: HashMap<ServiceRef, Instant>,
 }
@@ -153,16 +165,12 @@ impl Observer {
         let http = HttpGet::new(ANSWER, MAX_BODY);
         let mut pending = Pending::default();
         let mut census = Census::default();
-        let mut asked = HashSet::new();
-        let mut due: VecDeque<(String, Arc<Pod>)> = VecDeque::new();
+        let mut queue = Queue::default();
         let mut answers = FuturesUnordered::new();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            while asked.len() < CONCURRENCY
-                && let Some((uid, pod)) = due.pop_front()
-            {
-                asked.insert(uid.clone());
+            while let Some((uid, pod)) = queue.next() {
                 self.observations.ask(&uid);
                 let http = &http;
                 answers.push(async move { (uid, ask(http, &pod).await, pod) });
@@ -174,33 +182,37 @@ impl Observer {
                     census.take(&self.stores.services, &self.watched, &self.metrics);
                     self.metrics.knows("Pod", &self.watched, pods.len());
                     self.forget_all_but(&pods);
-                    due = self.due(&pods, &asked);
+                    let due = self.due(&pods, &queue);
+                    queue.fill(due);
                 }
                 Some((uid, status, pod)) = answers.next() => {
-                    asked.remove(&uid);
+                    queue.done(&uid);
                     self.note(&uid, &pod, status, &mut pending);
                 }
             }
-            pending.flush(&self.changed);
+            pending.flush(&self.changed, self.stores.services.len());
         }
     }
 
-    /// Whom to ask now: those that were not asked for the longest time first, so that the silent ones, which hold
-    /// their places until the time is over, keep nobody out for good.
-    fn due(&self, pods: &[Arc<Pod>], asked: &HashSet<String>) -> VecDeque<(String, Arc<Pod>)> {
+    /// Whom to ask now, and why.
+    fn due(&self, pods: &[Arc<Pod>], queue: &Queue) -> Vec<Due> {
         let hosts = Hosts::of(pods, &self.observations);
-        let mut due: Vec<(Option<Instant>, String, Arc<Pod>)> = pods
-            .iter()
-            .filter(|pod| is_asked(pod))
-            .filter_map(|pod| {
-                let uid = pod.uid().filter(|uid| !asked.contains(uid))?;
-                let last = self.observations.last(&uid);
-                let is_due = last.is_none_or(|last| self.is_due(pod, last)) || hosts.ask(pod, &uid);
-                is_due.then(|| (last.map(|(at, _)| at), uid, pod.clone()))
-            })
-            .collect();
-        due.sort_by_key(|(at, ..)| *at);
-        due.into_iter().map(|(_, uid, pod)| (uid, pod)).collect()
+        let due = pods.iter().filter(|pod| is_asked(pod)).filter_map(|pod| {
+            let uid = pod.uid().filter(|uid| !queue.asks(uid))?;
+            let last = self.observations.last(&uid);
+            let silent = self.observations.silent_for(&uid);
+            let kind = if silent.is_some_and(|silent| silent >= LONG_SILENT) {
+                last.is_none_or(|(at, _)| at.elapsed() >= SELDOM).then_some(Kind::LongSilent)
+            } else if hosts.represents(&uid) {
+                Some(Kind::Representative)
+            } else {
+                let is_due = last.is_none_or(|last| self.is_due(pod, last)) || hosts.suspects(pod);
+                is_due.then_some(Kind::Own)
+            };
+            let last = last.map(|(at, _)| at);
+            Some(Due { kind: kind?, last, owes: silent.is_some(), uid, pod: pod.clone() })
+        });
+        due.collect()
     }
 
     fn forget_all_but(&self, pods: &[Arc<Pod>]) {
@@ -223,6 +235,9 @@ impl Observer {
             Change::Sessions => {
                 pending.sessions.insert(service);
             }
+            Change::Use => {
+                pending.use_changed.insert(service);
+            }
             Change::Rest => {
                 pending.now.insert(service);
             }
@@ -235,7 +250,10 @@ impl Observer {
 #[derive(Debug, PartialEq, Eq)]
 enum Change {
     None,
+    /// There are more or fewer sessions.
     Sessions,
+    /// There are sessions, and were none, or the other way round.
+    Use,
     Rest,
 }
 
@@ -251,6 +269,8 @@ fn change(last: Option<&Result<GatewayStatus, String>>, now: &Result<GatewayStat
             };
             if alike != *now {
                 Change::Rest
+            } else if (last.sessions == 0) != (now.sessions == 0) {
+                Change::Use
             } else if last.sessions != now.sessions {
                 Change::Sessions
             } else {
@@ -263,10 +283,15 @@ fn change(last: Option<&Result<GatewayStatus, String>>, now: &Result<GatewayStat
 }
 
 impl Pending {
-    fn flush(&mut self, changed: &mpsc::Sender<ServiceRef>) {
+    fn flush(&mut self, changed: &mpsc::Sender<ServiceRef>, services: usize) {
         let told = &mut self.sessions_told;
-        told.retain(|_, at| at.elapsed() < SESSIONS_INTERVAL);
+        let all = Duration::from_secs(1) / SESSIONS_A_SECOND * u32::try_from(services).unwrap_or(u32::MAX);
+        let interval = all.max(SESSIONS_INTERVAL);
+        told.retain(|_, at| at.elapsed() < interval);
         self.now.extend(self.sessions.extract_if(|service| !told.contains_key(service)));
+        let waits =
+            |service: &ServiceRef| told.get(service).is_some_and(|at| at.elapsed() < SESSIONS_INTERVAL);
+        self.now.extend(self.use_changed.extract_if(|service| !waits(service)));
         self.now.retain(|service| match changed.try_send(service.clone()) {
             Ok(()) => {
                 told.insert(service.clone(), Instant::now());
@@ -319,104 +344,4 @@ async fn ask(http: &HttpGet, pod: &Pod) -> Result<GatewayStatus, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use mcp_mqtt_sidecar::status::{Part, reason};
-
-    use super::*;
-
-    fn status(sessions: u32) -> GatewayStatus {
-        let part = |reason: &str| Part { ok: true, reason: reason.to_owned(), message: String::new() };
-        GatewayStatus {
-            server_id: "north.meteo.weather-1".to_owned(),
-            server_name: "meteo/weather".to_owned(),
-            backend: part(reason::BACKEND_READY),
-            broker: part(reason::REGISTERED),
-            draining: false,
-            sessions,
-            in_flight: 0,
-            idle_seconds: None,
-            refused_sessions: 0,
-            server: None,
-            workers: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn sessions_alone_are_told_apart_from_the_rest() {
-        let now = Ok(status(2));
-        assert_eq!(change(None, &now), Change::Rest);
-        assert_eq!(change(Some(&Ok(status(2))), &now), Change::None);
-        assert_eq!(change(Some(&Ok(status(1))), &now), Change::Sessions);
-        assert_eq!(
-            change(Some(&Ok(GatewayStatus { in_flight: 9, refused_sessions: 1, ..status(2) })), &now),
-            Change::None
-        );
-        assert_eq!(change(Some(&Ok(GatewayStatus { draining: true, ..status(2) })), &now), Change::Rest);
-        assert_eq!(change(Some(&Err("refused".to_owned())), &now), Change::Rest);
-        assert_eq!(change(Some(&Err("refused".to_owned())), &Err("refused".to_owned())), Change::None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn session_counts_reconcile_a_service_now_and_then_and_the_rest_at_once() {
-        let (changed, mut inbox) = mpsc::channel(4);
-        let weather = ServiceRef::new("weather").within("meteo");
-        let mut pending = Pending::default();
-        let mut sessions_of_weather = |pending: &mut Pending| {
-            pending.sessions.insert(weather.clone());
-            pending.flush(&changed);
-            inbox.try_recv().is_ok()
-        };
-        assert!(sessions_of_weather(&mut pending));
-        assert!(!sessions_of_weather(&mut pending), "too soon");
-        tokio::time::advance(SESSIONS_INTERVAL).await;
-        assert!(sessions_of_weather(&mut pending));
-        pending.now.insert(weather.clone());
-        pending.flush(&changed);
-        assert!(inbox.try_recv().is_ok());
-    }
-
-    #[test]
-    fn what_does_not_fit_waits_for_the_next_tick() {
-        let (changed, mut inbox) = mpsc::channel(1);
-        let mut pending = Pending::default();
-        pending.now.extend(["a", "b"].map(|name| ServiceRef::new(name).within("meteo")));
-        pending.flush(&changed);
-        assert_eq!(pending.now.len(), 1);
-        inbox.try_recv().unwrap();
-        pending.flush(&changed);
-        assert!(pending.now.is_empty() && inbox.try_recv().is_ok());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_gateway_is_silent_from_the_first_question_that_it_leaves_open() {
-        let observations = Observations::default();
-        assert_eq!(observations.silent_for("u"), None);
-        observations.ask("u");
-        tokio::time::advance(TICK).await;
-        observations.set("u", Err("timed out".to_owned()));
-        observations.ask("u");
-        tokio::time::advance(TICK).await;
-        assert_eq!(observations.silent_for("u"), Some(2 * TICK));
-        observations.set("u", Ok(status(0)));
-        assert_eq!(observations.silent_for("u"), None);
-        observations.ask("u");
-        assert_eq!(observations.silent_for("u"), Some(Duration::ZERO));
-    }
-
-    fn pod(status: &serde_json::Value) -> Pod {
-        serde_json::from_value(serde_json::json!({"metadata": {"uid": "u"}, "status": status})).unwrap()
-    }
-
-    #[test]
-    fn only_a_running_gateway_has_an_address() {
-        let running = serde_json::json!([{"name": "gateway", "ready": true, "restartCount": 0, "image": "", "imageID": "", "state": {"running": {}}}]);
-        let of = |phase: &str, ip: &str| {
-            address(&pod(&serde_json::json!({"phase": phase, "podIP": ip, "initContainerStatuses": running})))
-        };
-        assert_eq!(of("Running", "10.0.0.1").as_deref(), Some("10.0.0.1:8079"));
-        assert_eq!(of("Pending", "fd00::1").as_deref(), Some("[fd00::1]:8079"));
-        assert_eq!(of("Failed", "10.0.0.1"), None);
-        assert_eq!(of("Running", ""), None);
-        assert_eq!(address(&pod(&serde_json::json!({"phase": "Running", "podIP": "10.0.0.1"}))), None);
-    }
-}
+mod tests;

@@ -22,7 +22,7 @@ const DIGITS: usize = 32;
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Hexadecimal digits of a mark: few operators share a broker.
-const KEEPER_DIGITS: usize = 16;
+const MARK_DIGITS: usize = 16;
 
 /// What only the operator knows.
 #[derive(Clone, PartialEq, Eq)]
@@ -110,11 +110,11 @@ impl Salt {
         names::hex(&Sha256::new().chain_update(self.0).chain_update(text).finalize(), DIGITS)
     }
 
-    /// The mark of this operator on what it looks after at brokers: two that share a broker, and by mistake a cluster's
+    /// The owner mark of this operator on what it looks after at brokers: two that share a broker, and by mistake a cluster's
     /// name, leave each other's alone.
-    pub fn keeper(&self) -> String {
+    pub fn owner_mark(&self) -> String {
         let mut mark = self.hash(b"keeper of the registry");
-        mark.truncate(KEEPER_DIGITS);
+        mark.truncate(MARK_DIGITS);
         mark
     }
 

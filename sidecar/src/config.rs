@@ -44,9 +44,9 @@ pub struct GatewayConfig {
     #[arg(long, env = "MCP_MQTT_STANDBY_ID", value_name = "ID")]
     pub standby_id: Option<String>,
 
-    /// Who looks after the registry: a mark on the presence, so that nobody else clears it as stale.
-    #[arg(long, env = "MCP_MQTT_KEEPER", value_name = "MARK")]
-    pub keeper: Option<String>,
+    /// Owner mark of the presence: the operator of this mark looks after it, and no other one clears it as stale.
+    #[arg(long, env = "MCP_MQTT_OWNER_MARK", value_name = "MARK")]
+    pub owner_mark: Option<String>,
 
     /// What the server is for, in a sentence; goes into the presence message.
     #[arg(long, env = "MCP_MQTT_DESCRIPTION", default_value = "", value_name = "TEXT")]

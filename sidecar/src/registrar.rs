@@ -155,8 +155,8 @@ impl Registrar {
 
     fn presence(&self, payload: Bytes) -> Publication {
         let mut user_properties = user_property::of_publish(Component::Server, self.server_id.as_str());
-        if let Some(keeper) = &self.config.keeper {
-            user_properties.push((user_property::KEEPER.to_owned(), keeper.clone()));
+        if let Some(mark) = &self.config.owner_mark {
+            user_properties.push((user_property::OWNER.to_owned(), mark.clone()));
         }
         Publication {
             topic: topic::server_presence(&self.server_id, &self.server_name),

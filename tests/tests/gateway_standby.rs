@@ -36,7 +36,7 @@ fn parked() -> Bytes {
 }
 
 fn pod(broker: &Mosquitto, id: &str) -> Options {
-    Options::new(&broker.url()).server_id(id).arg(&format!("--standby-id={STANDBY}")).arg("--keeper=mark")
+    Options::new(&broker.url()).server_id(id).arg(&format!("--standby-id={STANDBY}")).arg("--owner-mark=mark")
 }
 
 /// Publishes as whoever holds the place of a service.
@@ -88,7 +88,7 @@ async fn who_stands_in_answers_what_was_held_once_and_shows_itself_without_a_gap
     gateway.wait_ready().await?;
     let taken = holder.receive().await?;
     ensure!(!Online::parse(&taken.payload)?.is_parked(), "a gap, or the parked one again");
-    ensure!(user_property::find(&taken.user_properties, user_property::KEEPER) == Some("mark"));
+    ensure!(user_property::find(&taken.user_properties, user_property::OWNER) == Some("mark"));
     say(&holder, &control(), initialize(1).into(), false, Some("early")).await?;
     ensure!(early.answer().await?["id"] == 1);
     // This one it has heard itself.
@@ -104,8 +104,8 @@ async fn who_stands_in_answers_what_was_held_once_and_shows_itself_without_a_gap
 async fn a_place_that_is_left_to_another_is_left_alone_and_taken_once_it_is_ours() -> Result<()> {
     let broker = Mosquitto::start().await?;
     let (mut gateway, mut holder) = waking(&broker).await?;
-    let left_to = |heir: &str| -> Result<Bytes> {
-        Ok(Online::new(SERVER_NAME, "", None).parked().left_to(&ServerId::new(heir)?).to_payload())
+    let left_to = |successor: &str| -> Result<Bytes> {
+        Ok(Online::new(SERVER_NAME, "", None).parked().left_to(&ServerId::new(successor)?).to_payload())
     };
     gateway.kill()?;
     say(&holder, &place(), left_to("north.meteo.weather-2")?, true, None).await?;

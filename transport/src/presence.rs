@@ -20,7 +20,7 @@ const PARKED: &str = "parked";
 
 /// Key in `meta` of such a service: the server id of the one instance that is to take the presence over, where several
 /// start.
-const HEIR: &str = "heir";
+const SUCCESSOR: &str = "successor";
 
 /// `params` of the presence message. Always all three are written, and `meta` is never null:
 /// a null ends the MQTT thread of one client in the field.
@@ -101,21 +101,21 @@ impl Online {
         self.meta.get(INSTANCE).and_then(Value::as_str) == Some(PARKED)
     }
 
-    /// The same, to be taken over by this instance alone: `meta.heir`.
+    /// The same, to be taken over by this instance alone: `meta.successor`.
     #[must_use]
-    pub fn left_to(mut self, heir: &ServerId) -> Self {
-        self.meta.insert(HEIR.to_owned(), heir.as_str().into());
+    pub fn left_to(mut self, successor: &ServerId) -> Self {
+        self.meta.insert(SUCCESSOR.to_owned(), successor.as_str().into());
         self
     }
 
     /// The instance that it is left to, if one is named.
-    pub fn heir(&self) -> Option<&str> {
-        self.meta.get(HEIR).and_then(Value::as_str)
+    pub fn successor(&self) -> Option<&str> {
+        self.meta.get(SUCCESSOR).and_then(Value::as_str)
     }
 
     /// Whether this instance may take it over: no instance stands behind it, and no other one is to.
     pub fn is_left_to(&self, instance: &ServerId) -> bool {
-        self.is_parked() && self.heir().is_none_or(|heir| heir == instance.as_str())
+        self.is_parked() && self.successor().is_none_or(|successor| successor == instance.as_str())
     }
 
     /// `meta.rbac`, when there is one.

@@ -9,8 +9,8 @@ pub const META: &str = "MCP-META";
 /// CONNACK: the server name that the broker wants a server to use.
 pub const SERVER_NAME: &str = "MCP-SERVER-NAME";
 
-/// On a retained presence of ours: who looks after it, so that nobody else clears it.
-pub const KEEPER: &str = "MCP-MQTT-KEEPER";
+/// On a retained presence of ours: the owner mark of the operator that looks after it. No other one clears it.
+pub const OWNER: &str = "MCP-MQTT-OWNER";
 /// On an `initialize` that was held for a sleeping service and is passed on: its client's MQTT client id.
 pub const HELD_FOR: &str = "MCP-MQTT-HELD-FOR";
 

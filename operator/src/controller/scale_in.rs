@@ -56,7 +56,7 @@ pub async fn weigh(scope: &Scope, identity: &Identity) {
 
 /// The pods whose cost is not what it should be, and what it should be.
 fn changes(pods: &[Arc<Pod>], observations: &Observations) -> BTreeMap<String, u32> {
-    let cost = |pod: &Pod| Some(observations.get(&pod.uid()?)?.status.ok()?.sessions);
+    let cost = |pod: &Pod| observations.get(&pod.uid()?)?.sessions;
     pods.iter()
         .filter_map(|pod| {
             let cost = cost(pod).unwrap_or_default();
@@ -93,8 +93,10 @@ mod tests {
             with("emptied", Some(0), Some("3")),
             with("same", Some(2), Some("2")),
             with("silent", None, None),
+            with("fell-silent", Some(4), None),
         ];
-        let expected = [("busy".to_owned(), 7), ("emptied".to_owned(), 0)];
+        observations.set("fell-silent", Err("no answer within 2s".to_owned()));
+        let expected = [("busy".to_owned(), 7), ("emptied".to_owned(), 0), ("fell-silent".to_owned(), 4)];
         assert_eq!(changes(&pods, &observations), BTreeMap::from(expected));
     }
 }

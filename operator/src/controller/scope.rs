@@ -35,7 +35,7 @@ use crate::{
     live::{Deployment, Live},
     metrics::Metrics,
     observe::Observations,
-    registry::Registry,
+    registry::RegistryFeed,
     salt::Salt,
     settings::Settings,
 };
@@ -94,7 +94,7 @@ pub struct Scope {
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// What the brokers say, and are to be told.
-    pub registry: Registry,
+    pub registry: RegistryFeed,
     /// Tells people of changes.
     pub news: News,
     /// Hashes of referenced objects, and who refers to them.

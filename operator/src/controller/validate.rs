@@ -206,7 +206,7 @@ pub fn validate(
         server_id: SERVER_ID_OF_THE_POD.to_owned(),
         standby_id: sleeps(spec.autoscaling.as_deref())
             .then(|| names::standby_id(&settings.cluster_name, &identity.namespace, &identity.name)),
-        keeper: None, // only the builder knows it
+        owner_mark: None, // only the builder knows it
         description: spec.description.clone(),
         rbac: rbac.map(|rbac| serde_json::to_string(&rbac).expect("roles are plain data")),
         backend: backend_config,

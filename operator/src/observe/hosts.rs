@@ -9,23 +9,20 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Observations, TICK, is_asked};
+use super::{Observations, TICK, is_asked, queue::LONG_SILENT};
 use crate::live::pod::Pod;
 
-/// A question that is open for so long puts the whole host in doubt: an answer takes a millisecond.
-const DOUBT: Duration = Duration::from_millis(700);
-/// One that is open for longer is that gateway's own trouble: its neighbours have answered meanwhile, or are in doubt
-/// themselves.
-const OWN_TROUBLE: Duration = Duration::from_secs(10);
+/// A question that is open for so long makes the whole host suspect: an answer takes a millisecond.
+const SUSPICION: Duration = Duration::from_millis(700);
 /// Hosts that are heard of in one tick, those of which nothing was heard for the longest time first: where there are
 /// more of them, each is heard of a little less often.
 const A_TICK: usize = 256;
 
 /// See the module.
 pub(super) struct Hosts<'a> {
-    doubted: HashSet<&'a str>,
+    suspected: HashSet<&'a str>,
     /// One pod of each host that is to be heard of, by uid.
-    spokesmen: HashSet<&'a str>,
+    representatives: HashSet<&'a str>,
 }
 
 /// What is known of a host.
@@ -39,12 +36,16 @@ struct Host<'a> {
 impl<'a> Hosts<'a> {
     pub(super) fn of(pods: &'a [Arc<Pod>], observations: &Observations) -> Self {
         let mut hosts: HashMap<&str, Host<'_>> = HashMap::new();
-        let mut doubted = HashSet::new();
+        let mut suspected = HashSet::new();
         for pod in pods {
             let Some((host, uid)) = place(pod) else { continue };
             let Some((at, _)) = observations.last(uid) else { continue }; // it is asked anyway
-            if observations.silent_for(uid).is_some_and(|silent| (DOUBT..OWN_TROUBLE).contains(&silent)) {
-                doubted.insert(host);
+            let silent = observations.silent_for(uid).unwrap_or_default();
+            if silent >= LONG_SILENT {
+                continue; // its own trouble: its neighbours have answered meanwhile, or are suspected themselves
+            }
+            if silent >= SUSPICION {
+                suspected.insert(host);
             }
             let entry = hosts.entry(host).or_insert(Host { heard: at, next: (at, uid) });
             entry.heard = entry.heard.max(at);
@@ -53,13 +54,18 @@ impl<'a> Hosts<'a> {
         let mut due: Vec<Host<'_>> =
             hosts.into_values().filter(|host| host.heard.elapsed() >= TICK / 2).collect();
         due.sort_by_key(|host| host.heard);
-        let spokesmen = due.iter().take(A_TICK).map(|host| host.next.1).collect();
-        Self { doubted, spokesmen }
+        let representatives = due.iter().take(A_TICK).map(|host| host.next.1).collect();
+        Self { suspected, representatives }
     }
 
     /// Whether this one is to be asked for its host's sake.
-    pub(super) fn ask(&self, pod: &Pod, uid: &str) -> bool {
-        self.spokesmen.contains(uid) || place(pod).is_some_and(|(host, _)| self.doubted.contains(host))
+    pub(super) fn represents(&self, uid: &str) -> bool {
+        self.representatives.contains(uid)
+    }
+
+    /// Whether one of its neighbours owes an answer, so that all of them are asked.
+    pub(super) fn suspects(&self, pod: &Pod) -> bool {
+        place(pod).is_some_and(|(host, _)| self.suspected.contains(host))
     }
 }
 
@@ -99,7 +105,7 @@ mod tests {
     fn asked<'a>(pods: &'a [Arc<Pod>], observations: &Observations) -> Vec<&'a str> {
         let hosts = Hosts::of(pods, observations);
         let uids = pods.iter().filter_map(|pod| Some((pod, pod.metadata.uid.as_deref()?)));
-        uids.filter(|(pod, uid)| hosts.ask(pod, uid)).map(|(_, uid)| uid).collect()
+        uids.filter(|(pod, uid)| hosts.represents(uid) || hosts.suspects(pod)).map(|(_, uid)| uid).collect()
     }
 
     #[tokio::test(start_paused = true)]
@@ -123,7 +129,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_does_not_answer_puts_its_host_in_doubt_for_a_while() {
+    async fn one_that_does_not_answer_makes_its_host_suspected_for_a_while() {
         let pods = pods([("a", "h1"), ("b", "h1"), ("c", "h2")]);
         let observations = Observations::default();
         for uid in ["a", "b", "c"] {
@@ -134,7 +140,7 @@ mod tests {
         tokio::time::advance(TICK).await;
         answer(&observations, "c");
         assert_eq!(asked(&pods, &observations), ["a", "b"]);
-        tokio::time::advance(OWN_TROUBLE).await;
+        tokio::time::advance(LONG_SILENT).await;
         for uid in ["b", "c"] {
             answer(&observations, uid);
         }

@@ -7,7 +7,7 @@ use kube::runtime::reflector::ObjectRef;
 use mcp_mqtt_sidecar::status::{GatewayStatus, reason};
 use mcp_mqtt_transport::topic::ServerId;
 
-use super::sleeper::{Elsewhere, Idle, Obstacle};
+use super::scale_to_zero::{Elsewhere, Idle, Obstacle};
 use crate::{
     controller::{problems, scope::ServiceRef},
     live::pod::Pod,
@@ -292,7 +292,7 @@ mod tests {
             let found = found(&[("weather-1", "Failed", frozen), ("weather-2", "Running", Some(0))]);
             assert_eq!((found.idle, found.stands_in), (idle, false), "{frozen:?}");
             let ids: Vec<&str> = found.instances.iter().map(ServerId::as_str).collect();
-            assert_eq!(ids, ["north.meteo.weather-2"], "it would be the heir");
+            assert_eq!(ids, ["north.meteo.weather-2"], "it would be the successor");
             assert_eq!(found.registered.len(), 1);
         }
     }

@@ -51,7 +51,7 @@ const SESSION_EXPIRY: Duration = Duration::from_hours(1);
 /// First and longest wait between attempts: what happened while a broker was away is made good within 5 s of its return.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(2);
-/// What waits to be taken by the keeper; beyond it the connection stops reading, and the broker keeps the rest.
+/// What waits to be taken by the controller; beyond it the connection stops reading, and the broker keeps the rest.
 pub(super) const HAPPENINGS: usize = 1024;
 
 /// What happens on a connection.

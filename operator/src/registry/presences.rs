@@ -12,7 +12,7 @@ use mcp_mqtt_transport::{
     user_property,
 };
 
-use super::sleeper::Place;
+use super::scale_to_zero::ServicePresence;
 use crate::names::of_server_id;
 
 /// The broker has told all retained presences once none has come for this long: some brokers look for them on the side
@@ -25,7 +25,7 @@ const SETTLE_AT_MOST: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Presences {
     cluster: String,
-    keeper: String,
+    mark: String,
     /// By server id and server name.
     known: BTreeMap<(String, String), Presence>,
     /// Counts connections: what an earlier one told and this one does not is no more.
@@ -39,7 +39,7 @@ pub struct Presence {
     /// Whether nobody stands behind it but us.
     pub parked: bool,
     /// The instance that it is left to; of a parked one.
-    pub heir: Option<ServerId>,
+    pub successor: Option<ServerId>,
     /// Whether it bears our mark.
     pub ours: bool,
     connection: u64,
@@ -57,8 +57,8 @@ enum Told {
 
 impl Presences {
     /// Nothing is known yet.
-    pub fn new(cluster: String, keeper: String) -> Self {
-        Self { cluster, keeper, known: BTreeMap::new(), connection: 0, told: Told::Nothing }
+    pub fn new(cluster: String, mark: String) -> Self {
+        Self { cluster, mark, known: BTreeMap::new(), connection: 0, told: Told::Nothing }
     }
 
     /// A new connection, or none: the broker has told nothing yet.
@@ -120,25 +120,25 @@ impl Presences {
         let parked = Online::parse(payload).ok().filter(Online::is_parked);
         let presence = Presence {
             parked: parked.is_some(),
-            heir: parked.and_then(|online| ServerId::new(online.heir()?).ok()),
-            ours: user_property::find(properties, user_property::KEEPER) == Some(self.keeper.as_str()),
+            successor: parked.and_then(|online| ServerId::new(online.successor()?).ok()),
+            ours: user_property::find(properties, user_property::OWNER) == Some(self.mark.as_str()),
             connection: self.connection,
         };
         self.known.insert(key, presence);
     }
 
     /// Whose presence stands under a service's own id.
-    pub fn place(&self, standby: &str, server_name: &str) -> Place {
+    pub fn place(&self, standby: &str, server_name: &str) -> ServicePresence {
         match self.known.get(&(standby.to_owned(), server_name.to_owned())) {
-            None => Place::Empty,
-            Some(presence) if presence.parked => Place::Parked,
-            Some(_) => Place::Taken,
+            None => ServicePresence::Empty,
+            Some(presence) if presence.parked => ServicePresence::Parked,
+            Some(_) => ServicePresence::Taken,
         }
     }
 
     /// The instance that a parked presence there names as the one to take it over.
-    pub fn heir(&self, standby: &str, server_name: &str) -> Option<&ServerId> {
-        self.known.get(&(standby.to_owned(), server_name.to_owned()))?.heir.as_ref()
+    pub fn successor(&self, standby: &str, server_name: &str) -> Option<&ServerId> {
+        self.known.get(&(standby.to_owned(), server_name.to_owned()))?.successor.as_ref()
     }
 
     /// Whether this server id stands there, under whatever name: a broker may give another than was asked for.
@@ -168,8 +168,8 @@ impl Presences {
 mod tests {
     use super::*;
 
-    fn properties(keeper: &str) -> Vec<(String, String)> {
-        vec![(user_property::KEEPER.to_owned(), keeper.to_owned())]
+    fn properties(mark: &str) -> Vec<(String, String)> {
+        vec![(user_property::OWNER.to_owned(), mark.to_owned())]
     }
 
     fn online(parked: bool) -> Bytes {
@@ -196,7 +196,7 @@ mod tests {
         assert!(!presences.settle(now));
         now += SETTLE;
         assert!(presences.settle(now) && presences.settled() && !presences.settle(now));
-        assert_eq!(presences.place(standby, "meteo/weather"), Place::Parked);
+        assert_eq!(presences.place(standby, "meteo/weather"), ServicePresence::Parked);
         let marks: Vec<_> =
             presences.iter().map(|(id, _, presence)| (id.to_owned(), presence.ours)).collect();
         assert_eq!(marks, [("north.meteo.weather-1".to_owned(), false), (standby.to_owned(), true)]);
@@ -210,11 +210,11 @@ mod tests {
         presences.received(standby, "meteo/weather", true, &online(false), &properties("k"), now);
         now += SETTLE;
         assert!(presences.settle(now));
-        assert_eq!(presences.place(standby, "meteo/weather"), Place::Taken);
+        assert_eq!(presences.place(standby, "meteo/weather"), ServicePresence::Taken);
         assert!(!presences.has("north.meteo.weather-1"));
         assert_eq!(name_of_ours(&presences, standby).as_deref(), Some("meteo/weather"));
         presences.received(standby, "meteo/weather", true, &Bytes::new(), &[], now);
-        assert_eq!(presences.place(standby, "meteo/weather"), Place::Empty);
+        assert_eq!(presences.place(standby, "meteo/weather"), ServicePresence::Empty);
     }
 
     #[test]
@@ -248,12 +248,15 @@ mod tests {
     #[test]
     fn whom_a_parked_presence_is_left_to_is_read_from_it() {
         let (now, standby, name) = (Instant::now(), "north.meteo.weather_service", "meteo/weather");
-        let heir = ServerId::new("north.meteo.weather-2").unwrap();
+        let successor = ServerId::new("north.meteo.weather-2").unwrap();
         let mut presences = Presences::new("north".to_owned(), "k".to_owned());
-        let parked = Online::new(name, "", None).parked().left_to(&heir).to_payload();
+        let parked = Online::new(name, "", None).parked().left_to(&successor).to_payload();
         presences.received(standby, name, true, &parked, &properties("k"), now);
-        assert_eq!(presences.heir(standby, name), Some(&heir));
+        assert_eq!(presences.successor(standby, name), Some(&successor));
         presences.received(standby, name, true, &online(true), &properties("k"), now);
-        assert_eq!((presences.place(standby, name), presences.heir(standby, name)), (Place::Parked, None));
+        assert_eq!(
+            (presences.place(standby, name), presences.successor(standby, name)),
+            (ServicePresence::Parked, None)
+        );
     }
 }

@@ -180,9 +180,9 @@ mod tests {
     /// The API server is one of the test's own: time passes, and the real one's does not.
     #[tokio::test(start_paused = true)]
     async fn a_slice_that_is_gone_or_led_elsewhere_is_written_again() {
-        type Shared = Arc<std::sync::Mutex<(&'static str, Option<Value>, usize)>>;
-        // The Service's uid, the slice, and how often it was written.
-        let stored: Shared = Arc::new(std::sync::Mutex::new(("first", None, 0)));
+        /// The Service's uid, the slice, and how often it was written.
+        type State = (&'static str, Option<Value>, usize);
+        let stored: Arc<std::sync::Mutex<State>> = Arc::new(std::sync::Mutex::new(("first", None, 0)));
         let api = {
             let stored = stored.clone();
             tower::service_fn(move |request: http::Request<kube::client::Body>| {
@@ -218,7 +218,7 @@ mod tests {
             address: ([127, 0, 0, 1], 6443).into(),
         };
         let kept = tokio::spawn(async move { keep_published(&client, &place, "https").await });
-        let writes_after = async |change: &dyn Fn(&mut (&'static str, Option<Value>, usize))| {
+        let writes_after = async |change: &dyn Fn(&mut State)| {
             change(&mut stored.lock().expect("no panic"));
             sleep(LOOK * 3).await;
             stored.lock().expect("no panic").2
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(writes_after(&|_| {}).await, 1, "there was none, and then it stands there");
         assert_eq!(writes_after(&|stored| stored.1 = None).await, 2, "somebody deleted it");
         assert_eq!(writes_after(&|stored| stored.0 = "second").await, 3, "its Service was made anew");
-        let elsewhere = |stored: &mut (&'static str, Option<Value>, usize)| {
+        let elsewhere = |stored: &mut State| {
             stored.1.as_mut().unwrap()["endpoints"][0]["addresses"] = json!(["10.0.0.9"]);
         };
         assert_eq!(writes_after(&elsewhere).await, 4, "it led elsewhere");

@@ -42,7 +42,7 @@ impl GatewayConfig {
             server_name,
             server_id,
             standby_id,
-            keeper,
+            owner_mark,
             description,
             rbac,
             backend: BackendConfig { stdio_socket, http_url, sse_url, command },
@@ -72,7 +72,7 @@ impl GatewayConfig {
         args.always("server-name", server_name);
         args.always("server-id", server_id);
         args.if_set("standby-id", standby_id.as_deref());
-        args.if_set("keeper", keeper.as_deref());
+        args.if_set("owner-mark", owner_mark.as_deref());
         args.unless_default("description", description, &default.description);
         args.if_set("rbac", rbac.as_deref());
         args.if_set("stdio-socket", stdio_socket.as_deref().map(Path::display));
@@ -263,13 +263,13 @@ mod tests {
         let rest = (duration(), option::of(path()), option::of(address), endpoint, format, text());
         (identity, (backend(), options), broker(), limits(), timeouts(), rest).prop_map(
             |(identity, (backend, backend_options), broker, limits, timeouts, rest)| {
-                let (server_name, server_id, description, rbac, standby_id, keeper) = identity;
+                let (server_name, server_id, description, rbac, standby_id, owner_mark) = identity;
                 let (drain_timeout, drain_socket, admin_address, otlp_endpoint, log_format, log) = rest;
                 GatewayConfig {
                     server_name,
                     server_id,
                     standby_id,
-                    keeper,
+                    owner_mark,
                     description,
                     rbac,
                     backend,

@@ -251,9 +251,9 @@ async fn of_two_pods_that_wake_at_once_one_has_the_services_place_and_both_are_f
 /// By the names of the Deployment's own pods, of which nothing else runs here.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_pods_that_are_wanted_at_once_one_is_named_and_the_other_does_not_even_try() -> Result<()> {
-    let Scene { space, broker, operator, instance } = Scene::asleep("heirs").await?;
+    let Scene { space, broker, operator, instance } = Scene::asleep("successors").await?;
     space.patch(NAME, json!({"spec": {"replicas": 2}})).await?;
-    let one_is_named = |all: &[Instance]| all.len() == 1 && all[0].online.meta.contains_key("heir");
+    let one_is_named = |all: &[Instance]| all.len() == 1 && all[0].online.meta.contains_key("successor");
     let named = instances(&space, &broker, one_is_named).await?.pop().context("one")?;
     let pods = space.api::<Pod>().list(&ListParams::default()).await?;
     let pods: Vec<String> = pods.items.into_iter().filter_map(|pod| pod.metadata.name).collect();
@@ -262,9 +262,9 @@ async fn of_two_pods_that_are_wanted_at_once_one_is_named_and_the_other_does_not
         .map(|pod| Ok(ServerId::new(&format!("kubernetes.{}.{pod}", space.namespace))?))
         .collect::<Result<_>>()?;
     ensure!(ids.len() == 2, "{ids:?}");
-    let (heirs, others): (Vec<_>, Vec<_>) =
+    let (successors, others): (Vec<_>, Vec<_>) =
         pods.iter().zip(&ids).partition(|(_, id)| named.online.is_left_to(id));
-    let [(heir, _)] = heirs[..] else { bail!("{:?} of {ids:?}", named.online) };
+    let [(successor, _)] = successors[..] else { bail!("{:?} of {ids:?}", named.online) };
     let [(other, other_id)] = others[..] else { bail!("{:?} of {ids:?}", named.online) };
 
     // The other one first: it has all the time to take what is not its own.
@@ -274,14 +274,15 @@ async fn of_two_pods_that_are_wanted_at_once_one_is_named_and_the_other_does_not
     let both = instances(&space, &broker, shows).await?;
     ensure!(both.iter().any(|instance| instance.online.is_parked()), "{both:?}");
     let client = client(&broker).await?;
-    let (session, heir) = tokio::join!(initialize(&client, &instance), async { pod(&space, &broker, heir) });
+    let (session, successor) =
+        tokio::join!(initialize(&client, &instance), async { pod(&space, &broker, successor) });
     echoes(&session?).await?;
-    let mut heir = heir?;
-    ensure!(heir.status().await?.server_id == standby(&space)?.as_str());
+    let mut successor = successor?;
+    ensure!(successor.status().await?.server_id == standby(&space)?.as_str());
     let both_awake =
         |all: &[Instance]| all.len() == 2 && all.iter().all(|instance| !instance.online.is_parked());
     instances(&space, &broker, both_awake).await?;
-    for pod in [&mut heir, &mut other] {
+    for pod in [&mut successor, &mut other] {
         pod.terminate()?;
         pod.wait_ended().await?;
     }

@@ -41,7 +41,7 @@ async fn what_nobody_stands_behind_is_cleared_and_what_is_cleared_by_mistake_com
     let place = topic::server_presence(&instance.server_id, &name);
     let mut presences = Presences::of(&broker.url(), &name).await?;
     let mark = presences.next_at(&place, false).await?.user_properties;
-    ensure!(user_property::find(&mark, user_property::KEEPER).is_some(), "{mark:?}");
+    ensure!(user_property::find(&mark, user_property::OWNER).is_some(), "{mark:?}");
     let online = Online::new(name.as_str(), "", None).to_payload();
     let id = |name: &str| ServerId::new(&format!("kubernetes.{}.{name}", space.namespace));
     let stranger = topic::server_presence(&id("stranger-1")?, &name);

@@ -87,7 +87,8 @@ fn install() -> LifecycleHandler {
 /// pod's name, and why every other `$` is doubled.
 fn args(service: &ValidService, surroundings: Surroundings<'_>) -> Vec<String> {
     let server_id = names::pod_id(&surroundings.settings.cluster_name, "$(POD_NAMESPACE)", "$(POD_NAME)");
-    let gateway = GatewayConfig { keeper: Some(surroundings.salt.keeper()), ..service.gateway.clone() };
+    let gateway =
+        GatewayConfig { owner_mark: Some(surroundings.salt.owner_mark()), ..service.gateway.clone() };
     let arguments =
         gateway.to_args().into_iter().map(|argument| match argument.strip_suffix(SERVER_ID_OF_THE_POD) {
             Some("--server-id=") => format!("--server-id={server_id}"),

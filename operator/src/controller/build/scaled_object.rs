@@ -12,12 +12,21 @@ use crate::{
         answers::{METRIC, SERVICE, TARGET},
         scaled_object::{Advanced, AutoscalerConfig, ScaledObject, ScaledObjectSpec, Trigger},
     },
+    session_metrics::Metric,
 };
+
+/// So many sessions of one instance that they never ask for another one.
+const NO_TARGET: i32 = i32::MAX;
 
 /// None without `spec.autoscaling`.
 pub(super) fn build_scaled_object(service: &ValidService, scaler: &str) -> Option<ScaledObject> {
     let autoscaling = service.autoscaling.as_ref()?;
-    let of_service = autoscaling.targets.iter().map(|target| of_service(service, scaler, *target));
+    let mut targets = autoscaling.targets.clone();
+    if autoscaling.sleep.is_some() && targets.is_empty() {
+        // CPU and memory alone cannot call a service inactive: KEDA would wake it again at once.
+        targets.push(Target { metric: Metric::Sessions, per_replica: NO_TARGET });
+    }
+    let of_service = targets.iter().map(|target| of_service(service, scaler, *target));
     let of_pods = autoscaling.resources.iter().map(of_pods);
     Some(ScaledObject {
         metadata: metadata(service, service.child_name()),
@@ -114,5 +123,28 @@ autoscaling:
         });
         assert_eq!(object["spec"], expected);
         assert_eq!(built(STDIO, &settings, &Fetched::default()).scaled_object, None);
+    }
+
+    #[test]
+    fn a_service_that_may_sleep_always_has_a_trigger_that_lets_it() {
+        let settings = Settings { keda_scaler: Some("scaler.ours.svc:9091".to_owned()), ..settings() };
+        let triggers = |min_replicas: u32, sessions: &str| {
+            let resources = "[{name: cpu, target: {type: Utilization, averageUtilization: 60}}]";
+            let spec = format!(
+                "{STDIO}
+autoscaling: {{minReplicas: {min_replicas}, maxReplicas: 9, {sessions} resources: {resources}}}
+"
+            );
+            let object = built(&spec, &settings, &Fetched::default()).scaled_object.unwrap();
+            assert_eq!(object.spec.min_replica_count == 0, min_replicas == 0);
+            let triggers = object.spec.triggers.into_iter();
+            triggers.map(|mut it| (it.type_, it.metadata.remove("targetPerReplica"))).collect::<Vec<_>>()
+        };
+        let (cpu, push) = (("cpu".to_owned(), None), "external-push".to_owned());
+        let never = Some(super::NO_TARGET.to_string());
+        assert_eq!(triggers(0, ""), [(push.clone(), never), cpu.clone()]);
+        let seven = Some("7".to_owned());
+        assert_eq!(triggers(0, "sessions: {targetPerReplica: 7},"), [(push, seven), cpu.clone()]);
+        assert_eq!(triggers(1, ""), [cpu]);
     }
 }

@@ -146,7 +146,7 @@ spec:
         - gateway
         - --server-name=meteo/weather
         - --server-id=north.$(POD_NAMESPACE).$(POD_NAME)
-        - --keeper=66072ce3bf722e8e
+        - --owner-mark=66072ce3bf722e8e
         - --stdio-socket=/mcp-mqtt/run/shim.sock
         - --broker-url=mqtt://hub.example:1883
         - --drain-socket=/mcp-mqtt/run/gateway.sock
@@ -292,7 +292,7 @@ broker:
         .collect();
     let mut expected = service.gateway.clone();
     expected.server_id = "north.meteo.weather-1-x".to_owned();
-    expected.keeper = Some(salt().keeper());
+    expected.owner_mark = Some(salt().owner_mark());
     assert_eq!(parse_gateway_args(&args), expected);
     assert_eq!(expected.limits.idle_timeout, Some(std::time::Duration::from_mins(90)));
     assert_eq!(expected.description, "costs $(HOME) and $$ a \"day\"");

@@ -142,6 +142,7 @@ fn operator_sample() -> String {
     metrics.knows("Pod", "*", 0);
     metrics.counted("*", "True", "Ready", 0);
     metrics.troubled("meteo", "weather", operator::Trouble::RollingOut, true);
+    metrics.woke(true);
     metrics.encode()
 }
 
@@ -159,7 +160,12 @@ fn of_text(text: &str) -> Vec<[String; 4]> {
             "info" => ("gauge", "_info"),
             other => (other, ""),
         };
-        let samples = text.lines().filter(|line| !line.starts_with('#') && line.starts_with(name));
+        // The name of another metric may begin with this one's.
+        let is_sample = |line: &str| {
+            let rest = line.strip_prefix(name).and_then(|rest| rest.split(['{', ' ']).next());
+            rest.is_some_and(|rest| ["", suffix, "_bucket", "_sum", "_count"].contains(&rest))
+        };
+        let samples = text.lines().filter(|line| is_sample(line));
         let labels: BTreeSet<String> = samples
             .filter_map(|line| Some(line.split_once('{')?.1.split_once('}')?.0.to_owned()))
             .flat_map(|labels| labels.split(',').map(ToOwned::to_owned).collect::<Vec<_>>())
@@ -183,6 +189,20 @@ mod tests {
         let rows = of_text(text);
         assert_eq!(rows[0], ["`a_b_total`", "counter", "`x`, `y`", "Some"]);
         assert_eq!(rows[1], ["`c`", "gauge", "", "C"]);
+    }
+
+    #[test]
+    fn a_metric_has_no_labels_of_another_whose_name_begins_with_its_own() {
+        let text =
+            "# HELP a A.\n# TYPE a gauge\na 0\n# HELP a_b B.\n# TYPE a_b counter\na_b_total{x=\"1\"} 0\n";
+        let rows = of_text(text);
+        assert_eq!((rows[0][2].as_str(), rows[1][2].as_str()), ("", "`x`"));
+    }
+
+    #[test]
+    fn what_became_of_held_messages_is_in_the_page() {
+        let expected = "| `mcp_mqtt_operator_held_messages_ended_total` | counter | `outcome` |";
+        assert!(metrics().contains(expected), "{}", metrics());
     }
 
     #[test]

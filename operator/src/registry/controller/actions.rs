@@ -17,7 +17,7 @@ use mcp_mqtt_transport::{
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 
-use super::{Done, Held, Keeper, Wanted, broker::Line};
+use super::{Done, PendingInitialize, RegistryController, Wanted, broker::Line};
 use crate::{
     api_client::is_refused,
     controller::scope::ServiceRef,
@@ -25,8 +25,8 @@ use crate::{
     names::FIELD_MANAGER,
     observe::ask_now,
     registry::{
-        held::{IN_ALL, Refusal},
-        sleeper::{Action, Obstacle},
+        pending::{IN_ALL, WakeError},
+        scale_to_zero::{Action, Obstacle},
     },
 };
 
@@ -44,14 +44,14 @@ const CONCURRENCY: usize = 16;
 pub(super) struct Rejection {
     reference: ServiceRef,
     wanted: Arc<Wanted>,
-    held: Held,
-    pub(super) refusal: Refusal,
+    held: PendingInitialize,
+    pub(super) refusal: WakeError,
     /// For the message, where it comes from the broker just now.
     ack: Option<Ack>,
 }
 
-impl Keeper {
-    pub(super) fn act(&mut self, reference: &ServiceRef, action: Action) {
+impl RegistryController {
+    pub(super) fn act(&mut self, reference: &ServiceRef, action: Action, ack: &mut Option<Ack>) {
         let Some(service) = self.services.get(reference) else { return };
         let wanted = Arc::clone(&service.wanted);
         match action {
@@ -63,9 +63,9 @@ impl Keeper {
                 }
             }
             Action::Park => {
-                let presence = match service.sleeper.heir() {
+                let presence = match service.machine.successor() {
                     None => wanted.parked.clone(),
-                    Some(heir) => wanted.parked_for(heir),
+                    Some(successor) => wanted.parked_for(successor),
                 };
                 self.place(&wanted, presence);
             }
@@ -98,7 +98,7 @@ impl Keeper {
             Action::Refuse(held, refusal) => {
                 self.setting.metrics.woke(false);
                 let reference = reference.clone();
-                self.refuse(Rejection { reference, wanted, held, refusal, ack: None });
+                self.refuse(Rejection { reference, wanted, held, refusal, ack: None }, ack);
             }
         }
     }
@@ -151,7 +151,7 @@ impl Keeper {
     }
 
     /// To the instance that has the place, as it came, and for whom.
-    fn forward(&mut self, wanted: &Wanted, held: &Held) {
+    fn forward(&mut self, wanted: &Wanted, held: &PendingInitialize) {
         let Some(broker) = self.brokers.get_mut(&wanted.broker.key) else { return };
         let mut user_properties = user_property::of_publish(Component::Client, broker.client_id());
         user_properties.push((user_property::HELD_FOR.to_owned(), held.client.as_str().to_owned()));
@@ -165,7 +165,7 @@ impl Keeper {
         });
     }
 
-    fn refuse(&mut self, mut rejection: Rejection) {
+    fn refuse(&mut self, mut rejection: Rejection, ack: &mut Option<Ack>) {
         let (service, client) = (&rejection.reference, &rejection.held.client);
         tracing::info!(%service, %client, reason = rejection.refusal.reason(), "initialize is refused");
         let broker = self.brokers.get_mut(&rejection.wanted.broker.key);
@@ -173,7 +173,7 @@ impl Keeper {
             broker.refusals += 1;
             // So many messages of a broker may wait for their acknowledgement that others are not kept back by it.
             if broker.refusals <= REFUSALS_UNACKED {
-                rejection.ack = self.ack.take();
+                rejection.ack = ack.take();
             }
             self.done.push(Box::pin(async move {
                 sleep(REFUSAL_DELAY).await;
@@ -201,13 +201,13 @@ impl Keeper {
         }
         // The same client may have asked anew meanwhile, and be waiting.
         let service = self.services.get(&reference);
-        if !service.is_some_and(|service| service.sleeper.waiting().holds(held.client.as_str())) {
+        if !service.is_some_and(|service| service.machine.waiting().holds(held.client.as_str())) {
             self.release(&wanted, &held);
         }
     }
 
     /// It is held no longer.
-    fn release(&mut self, wanted: &Wanted, held: &Held) {
+    fn release(&mut self, wanted: &Wanted, held: &PendingInitialize) {
         if let Some(publisher) = self.publisher(wanted) {
             let _ = publisher.unsubscribe(vec![topic::client_presence(&held.client)]);
         }
@@ -257,7 +257,7 @@ impl Keeper {
         if let Some(next) = next {
             return self.scale(reference, next);
         }
-        self.with(reference, |sleeper, now, out| sleeper.scaled(replicas, result, now, out));
+        self.with(reference, |machine, now, out| machine.scaled(replicas, result, now, out));
     }
 
     fn ask(&mut self, reference: &ServiceRef) {

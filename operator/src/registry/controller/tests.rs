@@ -1,5 +1,8 @@
 use kube::client::Body;
-use mcp_mqtt_transport::jsonrpc::RequestId;
+use mcp_mqtt_transport::{
+    jsonrpc::{Message, RequestId},
+    topic::ClientId,
+};
 
 use super::*;
 use crate::{
@@ -7,12 +10,12 @@ use crate::{
     watched::tests::watched,
 };
 
-/// A keeper of no service, whose API server answers nothing and whose brokers are not there.
-fn keeper() -> Keeper {
+/// A controller of no service, whose API server answers nothing and whose brokers are not there.
+fn controller() -> RegistryController {
     let api = tower::service_fn(|_: http::Request<Body>| {
         std::future::pending::<Result<http::Response<Body>, tower::BoxError>>()
     });
-    let mut keeper = Keeper::new(Setting {
+    let mut controller = RegistryController::new(Setting {
         client: Client::new(api, "meteo"),
         cluster: "north".to_owned(),
         mark: "k".to_owned(),
@@ -20,11 +23,11 @@ fn keeper() -> Keeper {
         client_id: "north.operators.operator_operator".to_owned(),
         default_secret: None,
         watched: [watched(None, Vec::new(), Vec::new())].into_iter().collect(),
-        registry: Registry::default(),
+        registry: RegistryFeed::default(),
         metrics: Arc::new(Metrics::new()),
     });
-    keeper.happenings = mpsc::channel(HAPPENINGS).0;
-    keeper
+    controller.happenings = mpsc::channel(HAPPENINGS).0;
+    controller
 }
 
 fn wanted() -> Wanted {
@@ -50,57 +53,57 @@ fn initialize(client: u32, bytes: usize) -> Unclaimed {
 
 #[tokio::test]
 async fn what_comes_for_an_unknown_service_has_no_more_room_than_the_rest() {
-    let mut keeper = keeper();
-    keeper.told(&weather(), Arc::new(wanted()));
+    let mut controller = controller();
+    controller.told(&weather(), Arc::new(wanted()));
     let key = wanted().broker.key;
     for client in 0..300 {
-        keeper.heard(&key, "north.meteo.sun_service", initialize(client, 60 << 10));
+        controller.heard(&key, "north.meteo.sun_service", initialize(client, 60 << 10), &mut None);
     }
-    let (messages, bytes) = keeper.held();
-    assert!(messages > 100 && bytes <= held::BYTES_IN_ALL, "{messages} messages of {bytes} bytes");
+    let (messages, bytes) = controller.held();
+    assert!(messages > 100 && bytes <= pending::BYTES_IN_ALL, "{messages} messages of {bytes} bytes");
 }
 
 #[tokio::test]
 async fn with_other_credentials_whoever_waits_is_asked_to_try_again() {
-    let mut keeper = keeper();
-    keeper.told(&weather(), Arc::new(wanted()));
-    let known = keeper.services.get_mut(&weather()).unwrap();
-    known.sleeper.facts.sleep = Some(crate::controller::validate::Sleep {
+    let mut controller = controller();
+    controller.told(&weather(), Arc::new(wanted()));
+    let known = controller.services.get_mut(&weather()).unwrap();
+    known.machine.observed.sleep = Some(crate::controller::validate::Sleep {
         idle: Duration::MAX,
         wake_timeout: Duration::from_mins(1),
     });
-    keeper.take_unclaimed(&weather(), initialize(1, 0));
-    assert_eq!(keeper.held().0, 1);
+    controller.take_unclaimed(&weather(), initialize(1, 0), &mut None);
+    assert_eq!(controller.held().0, 1);
     let mut rotated = wanted();
     rotated.broker.key = "another".to_owned();
-    keeper.told(&weather(), Arc::new(rotated));
-    assert_eq!((keeper.held(), keeper.brokers.len()), ((0, 0), 2));
-    let rejected = keeper.brokers.values().any(|broker| broker.refusals == 1);
+    controller.told(&weather(), Arc::new(rotated));
+    assert_eq!((controller.held(), controller.brokers.len()), ((0, 0), 2));
+    let rejected = controller.brokers.values().any(|broker| broker.refusals == 1);
     assert!(rejected, "nobody hears that it waits no more");
-    let Some(Done::Reject(rejection)) = keeper.done.next().await else { panic!("another future") };
+    let Some(Done::Reject(rejection)) = controller.done.next().await else { panic!("another future") };
     assert_eq!(rejection.refusal.reason(), "moved");
 }
 
 #[tokio::test]
 async fn a_shared_connection_goes_by_the_reference_of_a_service_that_uses_it() {
-    let mut keeper = keeper();
+    let mut controller = controller();
     let of = |secret: &str| {
         let mut wanted = wanted();
         wanted.broker.files = vec![("password", wanted::Origin::Text(secret.to_owned()))];
         wanted
     };
     let sun = ServiceRef::new("sun").within("meteo");
-    let goes_by = |keeper: &Keeper, secret: &str| {
-        keeper.choose_references();
-        keeper.brokers.values().all(|broker| broker.goes_by(&of(secret).broker))
+    let goes_by = |controller: &RegistryController, secret: &str| {
+        controller.choose_references();
+        controller.brokers.values().all(|broker| broker.goes_by(&of(secret).broker))
     };
-    keeper.told(&weather(), Arc::new(of("first")));
+    controller.told(&weather(), Arc::new(of("first")));
     let standby = ServerId::new("north.meteo.sun_service").unwrap();
-    keeper.told(&sun, Arc::new(Wanted { standby, ..of("second") }));
-    assert!(goes_by(&keeper, "first"), "no change without a need");
+    controller.told(&sun, Arc::new(Wanted { standby, ..of("second") }));
+    assert!(goes_by(&controller, "first"), "no change without a need");
     let refused = Some("ReferenceNotFound".to_owned());
-    keeper.told(&weather(), Arc::new(Wanted { refused, ..of("first") }));
-    assert!(goes_by(&keeper, "second"), "the first one's Secret may be gone");
-    keeper.gone(&sun);
-    assert!(goes_by(&keeper, "first"));
+    controller.told(&weather(), Arc::new(Wanted { refused, ..of("first") }));
+    assert!(goes_by(&controller, "second"), "the first one's Secret may be gone");
+    controller.gone(&sun);
+    assert!(goes_by(&controller, "first"));
 }

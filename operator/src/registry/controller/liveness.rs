@@ -15,7 +15,7 @@ use mcp_mqtt_transport::{
     user_property::{self, Component},
 };
 
-use super::{Done, Keeper};
+use super::{Done, RegistryController};
 use crate::controller::scope::ServiceRef;
 
 /// For an answer, from when the broker has the question.
@@ -91,7 +91,7 @@ impl Probes {
     }
 }
 
-impl Keeper {
+impl RegistryController {
     /// Instances that stand in the registry, and whose gateways owe an answer.
     pub(super) fn look_for_silent(&mut self, reference: &ServiceRef, now: Instant) {
         let Some(service) = self.services.get_mut(reference) else { return };
@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn a_lost_node_leaves_the_registry_within_five_seconds() {
         // Its host is asked every second, the others on it at the tick after, each is asked by way of the broker at the
-        // keeper's next look, and judged at one.
+        // controller's next look, and judged at one.
         let second = Duration::from_secs(1);
         let look = super::super::TICK * super::super::LOOK_EVERY;
         assert!(second + second + look + ANSWER < Duration::from_secs(5));

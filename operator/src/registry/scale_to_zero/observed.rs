@@ -8,7 +8,7 @@ use crate::controller::validate::Sleep;
 
 /// Whose presence stands under the service's own id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Place {
+pub enum ServicePresence {
     /// Nobody's.
     #[default]
     Empty,
@@ -52,7 +52,7 @@ pub struct Obstacle {
 
 /// What is so.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Facts {
+pub struct Observed {
     /// When it sleeps; none: never.
     pub sleep: Option<Sleep>,
     /// Instances wanted, by the service's spec.
@@ -64,7 +64,7 @@ pub struct Facts {
     /// Whether the broker is connected, and has told all presences.
     pub link: bool,
     /// Whose presence stands there.
-    pub place: Place,
+    pub place: ServicePresence,
     /// The instance that our presence there names as the one to take it over.
     pub named: Option<ServerId>,
     /// What the gateways say of sessions.

@@ -8,7 +8,7 @@ use mcp_mqtt_transport::{
     topic::ClientId,
 };
 
-use super::sleeper::Action;
+use super::scale_to_zero::Action;
 
 /// Messages held for one service: a hundred clients that come at once, and then some.
 pub const PER_SERVICE: usize = 256;
@@ -21,7 +21,7 @@ pub const MAX_BYTES: usize = 64 << 10;
 
 /// An `initialize` that waits for an instance.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Held {
+pub struct PendingInitialize {
     /// Who asks.
     pub client: ClientId,
     /// The request's id.
@@ -34,7 +34,7 @@ pub struct Held {
 
 /// Why it is answered with an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
+pub enum WakeError {
     /// No instance can start; why, in the words of whoever knows.
     Failed(String),
     /// No instance came in time.
@@ -57,7 +57,7 @@ pub enum Refusal {
     Unknown,
 }
 
-impl Refusal {
+impl WakeError {
     /// `data.reason` of the error: a stable word.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -108,12 +108,12 @@ impl Refusal {
 
 /// What one service has waiting: at most one message of a client, in the order in which they came.
 #[derive(Debug, Default)]
-pub struct Waiting {
-    held: Vec<Held>,
+pub struct PendingQueue {
+    held: Vec<PendingInitialize>,
     bytes: usize,
 }
 
-impl Waiting {
+impl PendingQueue {
     /// How many.
     pub fn len(&self) -> usize {
         self.held.len()
@@ -135,7 +135,7 @@ impl Waiting {
     }
 
     /// Holds one more, or refuses it.
-    pub(super) fn hold(&mut self, held: Held, room: bool, out: &mut Vec<Action>) {
+    pub(super) fn hold(&mut self, held: PendingInitialize, room: bool, out: &mut Vec<Action>) {
         let known = self.held.iter().find(|known| known.client == held.client && known.id == held.id);
         if let Some(known) = known {
             // The broker delivers at least once; and what was written down of it may have been lost on the way.
@@ -143,33 +143,36 @@ impl Waiting {
         }
         if held.payload.len() > MAX_BYTES {
             let size = held.payload.len();
-            return out.push(Action::Refuse(held, Refusal::TooLarge(size)));
+            return out.push(Action::Refuse(held, WakeError::TooLarge(size)));
         }
         if let Some(old) = self.remove(held.client.as_str()) {
-            out.push(Action::Refuse(old, Refusal::Replaced));
+            out.push(Action::Refuse(old, WakeError::Replaced));
         }
         if !room || self.held.len() >= PER_SERVICE {
-            return out.push(Action::Refuse(held, Refusal::TooMany));
+            return out.push(Action::Refuse(held, WakeError::TooMany));
         }
         self.bytes += held.payload.len();
         self.held.push(held.clone());
         out.push(Action::Keep(held));
     }
 
-    pub(super) fn remove(&mut self, client: &str) -> Option<Held> {
+    pub(super) fn remove(&mut self, client: &str) -> Option<PendingInitialize> {
         let index = self.held.iter().position(|held| held.client.as_str() == client)?;
         let held = self.held.remove(index);
         self.bytes -= held.payload.len();
         Some(held)
     }
 
-    pub(super) fn take(&mut self) -> std::vec::IntoIter<Held> {
+    pub(super) fn take(&mut self) -> std::vec::IntoIter<PendingInitialize> {
         self.bytes = 0;
         std::mem::take(&mut self.held).into_iter()
     }
 
-    pub(super) fn take_if(&mut self, condition: impl FnMut(&mut Held) -> bool) -> std::vec::IntoIter<Held> {
-        let taken: Vec<Held> = self.held.extract_if(.., condition).collect();
+    pub(super) fn take_if(
+        &mut self,
+        condition: impl FnMut(&mut PendingInitialize) -> bool,
+    ) -> std::vec::IntoIter<PendingInitialize> {
+        let taken: Vec<PendingInitialize> = self.held.extract_if(.., condition).collect();
         self.bytes -= taken.iter().map(|held| held.payload.len()).sum::<usize>();
         taken.into_iter()
     }

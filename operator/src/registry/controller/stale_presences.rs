@@ -11,7 +11,7 @@ use kube::Api;
 use mcp_mqtt_transport::topic::{ServerId, ServerName};
 use tokio::time::timeout;
 
-use super::{Done, Keeper};
+use super::{Done, RegistryController};
 use crate::{
     controller::scope::ServiceRef,
     crd::McpService,
@@ -31,14 +31,14 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// Questions at one time.
 const AT_ONCE: usize = 16;
 
-/// What is doubted.
+/// Presences that nobody seems to stand behind, and how far each check has come.
 #[derive(Debug, Default)]
-pub(super) struct Upkeep {
-    doubts: HashMap<Suspect, Doubt>,
+pub(super) struct StaleChecks {
+    states: HashMap<StalePresence, CheckState>,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Doubt {
+enum CheckState {
     Since(Instant),
     Asked,
     TrustedUntil(Instant),
@@ -46,41 +46,42 @@ enum Doubt {
 
 /// A presence that nobody seems to stand behind.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Suspect {
+pub(super) struct StalePresence {
     broker: String,
     server_id: String,
     server_name: String,
 }
 
-impl Keeper {
+impl RegistryController {
     /// Looks at all presences that bear our mark.
-    pub(super) fn keep_up(&mut self, now: Instant) {
+    pub(super) fn check_stale_presences(&mut self, now: Instant) {
         let suspects = self.suspects();
-        self.upkeep
-            .doubts
-            .retain(|suspect, doubt| suspects.contains(suspect) || matches!(doubt, Doubt::Asked));
-        let asked = self.upkeep.doubts.values().filter(|doubt| matches!(doubt, Doubt::Asked)).count();
+        self.stale_checks
+            .states
+            .retain(|suspect, state| suspects.contains(suspect) || matches!(state, CheckState::Asked));
+        let asked =
+            self.stale_checks.states.values().filter(|state| matches!(state, CheckState::Asked)).count();
         let mut room = AT_ONCE.saturating_sub(asked);
         for suspect in suspects {
-            let doubt = self.upkeep.doubts.entry(suspect.clone()).or_insert(Doubt::Since(now));
-            match *doubt {
-                Doubt::Since(since) if now.duration_since(since) >= DOUBT && room > 0 => {
-                    *doubt = Doubt::Asked;
+            let state = self.stale_checks.states.entry(suspect.clone()).or_insert(CheckState::Since(now));
+            match *state {
+                CheckState::Since(since) if now.duration_since(since) >= DOUBT && room > 0 => {
+                    *state = CheckState::Asked;
                     room -= 1;
                     self.ask_whether_it_exists(suspect);
                 }
-                Doubt::TrustedUntil(until) if until <= now => *doubt = Doubt::Since(now),
+                CheckState::TrustedUntil(until) if until <= now => *state = CheckState::Since(now),
                 _ => {}
             }
         }
     }
 
-    fn suspects(&self) -> Vec<Suspect> {
+    fn suspects(&self) -> Vec<StalePresence> {
         let mut suspects = Vec::new();
         for (key, broker) in self.brokers.iter().filter(|(_, broker)| broker.presences.settled()) {
             for (server_id, server_name, presence) in broker.presences.iter() {
                 if presence.ours && !self.is_known(server_id) {
-                    suspects.push(Suspect {
+                    suspects.push(StalePresence {
                         broker: key.clone(),
                         server_id: server_id.to_owned(),
                         server_name: server_name.to_owned(),
@@ -108,7 +109,7 @@ impl Keeper {
         }
     }
 
-    fn ask_whether_it_exists(&mut self, suspect: Suspect) {
+    fn ask_whether_it_exists(&mut self, suspect: StalePresence) {
         let client = self.setting.client.clone();
         let cluster = self.setting.cluster.clone();
         let known = match of_server_id(&cluster, &suspect.server_id) {
@@ -142,7 +143,7 @@ impl Keeper {
     }
 
     /// The API server's word.
-    pub(super) fn confirmed(&mut self, suspect: Suspect, exists: Result<bool, String>) {
+    pub(super) fn confirmed(&mut self, suspect: StalePresence, exists: Result<bool, String>) {
         // By now somebody may stand behind it.
         let exists = exists.map(|exists| exists || self.is_known(&suspect.server_id));
         match &exists {
@@ -152,10 +153,10 @@ impl Keeper {
                 tracing::warn!(server_id = suspect.server_id, "whether it exists cannot be told: {error}");
             }
         }
-        self.upkeep.doubts.insert(suspect, verdict(&exists, Instant::now()));
+        self.stale_checks.states.insert(suspect, verdict(&exists, Instant::now()));
     }
 
-    fn clear(&mut self, suspect: &Suspect) {
+    fn clear(&mut self, suspect: &StalePresence) {
         let Some(broker) = self.brokers.get_mut(&suspect.broker) else { return };
         let (Ok(id), Ok(name)) = (ServerId::new(&suspect.server_id), ServerName::new(&suspect.server_name))
         else {
@@ -173,11 +174,11 @@ impl Keeper {
 }
 
 /// When a presence is looked into again, after what the API server said of it.
-fn verdict(exists: &Result<bool, String>, now: Instant) -> Doubt {
+fn verdict(exists: &Result<bool, String>, now: Instant) -> CheckState {
     match exists {
-        Ok(true) => Doubt::TrustedUntil(now + TRUST),
-        Ok(false) => Doubt::Since(now + DOUBT), // it is cleared: the broker is to say so first
-        Err(_) => Doubt::TrustedUntil(now + UNTOLD),
+        Ok(true) => CheckState::TrustedUntil(now + TRUST),
+        Ok(false) => CheckState::Since(now + DOUBT), // it is cleared: the broker is to say so first
+        Err(_) => CheckState::TrustedUntil(now + UNTOLD),
     }
 }
 
@@ -196,7 +197,7 @@ mod tests {
     fn a_presence_is_doubted_again_soon_where_the_api_server_could_not_say() {
         let now = Instant::now();
         let until = |answer| match verdict(answer, now) {
-            Doubt::TrustedUntil(until) => until.duration_since(now),
+            CheckState::TrustedUntil(until) => until.duration_since(now),
             other => panic!("{other:?}"),
         };
         assert_eq!(until(&Ok(true)), TRUST);

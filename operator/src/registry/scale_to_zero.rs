@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 
 use mcp_mqtt_transport::topic::ServerId;
 
-mod facts;
+mod observed;
 
-pub use self::facts::{Elsewhere, Facts, Idle, Obstacle, Place};
-use super::held::{Held, Refusal, Waiting};
+pub use self::observed::{Elsewhere, Idle, Observed, Obstacle, ServicePresence};
+use super::pending::{PendingInitialize, PendingQueue, WakeError};
 
 /// Between our presence and the last look at the sessions: for the gateways to have seen it.
 const QUIET: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ const PROBLEM: Duration = Duration::from_secs(3);
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// Subscribe control: [`Sleeper::subscribed`] tells how it went.
+    /// Subscribe control: [`ScaleToZero::subscribed`] tells how it went.
     Subscribe,
     /// And no longer.
     Unsubscribe,
@@ -50,20 +50,20 @@ pub enum Action {
     Park,
     /// Clear our presence.
     Clear,
-    /// Have so many instances: [`Sleeper::scaled`] tells how it went.
+    /// Have so many instances: [`ScaleToZero::scaled`] tells how it went.
     Scale(i32),
-    /// Ask the gateways for their sessions now: [`Sleeper::asked`] tells.
+    /// Ask the gateways for their sessions now: [`ScaleToZero::asked`] tells.
     Ask,
     /// Ask this instance to register anew.
     Nudge(ServerId),
     /// Write down what is held, for an operator that comes after us.
-    Keep(Held),
+    Keep(PendingInitialize),
     /// Its client has gone, or says something else now.
-    Drop(Held),
+    Drop(PendingInitialize),
     /// Pass on to the instance that has the place.
-    Forward(Held),
+    Forward(PendingInitialize),
     /// Answer with an error.
-    Refuse(Held, Refusal),
+    Refuse(PendingInitialize, WakeError),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,16 +86,16 @@ enum Phase {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Sleeper {
+pub struct ScaleToZero {
     /// What is so; [`step`](Self::step) goes by it.
-    pub facts: Facts,
+    pub observed: Observed,
     control: Control,
     phase: Phase,
     /// What was asked of the API server and does not show yet.
     scaling: Option<(i32, Instant)>,
     /// The instance that is to take the place over.
-    heir: Option<ServerId>,
-    waiting: Waiting,
+    successor: Option<ServerId>,
+    waiting: PendingQueue,
     published: Option<Instant>,
     asked_control: Option<Instant>,
     asked_scale: Option<Instant>,
@@ -109,16 +109,16 @@ pub struct Sleeper {
     parking_after: Option<Instant>,
 }
 
-impl Sleeper {
+impl ScaleToZero {
     /// Nothing is known yet.
     pub fn new() -> Self {
         Self {
-            facts: Facts::default(),
+            observed: Observed::default(),
             control: Control::Off,
             phase: Phase::Steady,
             scaling: None,
-            heir: None,
-            waiting: Waiting::default(),
+            successor: None,
+            waiting: PendingQueue::default(),
             published: None,
             asked_control: None,
             asked_scale: None,
@@ -132,7 +132,7 @@ impl Sleeper {
     }
 
     /// What is held.
-    pub fn waiting(&self) -> &Waiting {
+    pub fn waiting(&self) -> &PendingQueue {
         &self.waiting
     }
 
@@ -140,8 +140,8 @@ impl Sleeper {
     /// moment at which we ask for no instance until the API server shows that one is wanted: in between, a status would
     /// say that clients find nobody.
     pub fn sleeps(&self) -> bool {
-        self.facts.replicas.min(self.replicas()) == 0
-            && self.facts.place == Place::Parked
+        self.observed.replicas.min(self.replicas()) == 0
+            && self.observed.place == ServicePresence::Parked
             && self.control == Control::On
     }
 
@@ -152,18 +152,18 @@ impl Sleeper {
 
     /// Whether it is on its way from sleep.
     pub fn wakes(&self) -> bool {
-        self.replicas() > 0 && self.facts.place == Place::Parked && self.phase == Phase::Steady
+        self.replicas() > 0 && self.observed.place == ServicePresence::Parked && self.phase == Phase::Steady
     }
 
     /// The instance that our presence is to name as the one that takes the place over: where there are several, each of
     /// which would. One alone needs no word, and clients see each change of a presence.
-    pub fn heir(&self) -> Option<&ServerId> {
-        self.heir.as_ref().filter(|_| self.facts.instances.len() > 1)
+    pub fn successor(&self) -> Option<&ServerId> {
+        self.successor.as_ref().filter(|_| self.observed.instances.len() > 1)
     }
 
     /// A new connection to the broker, or none any more: nothing is subscribed as far as we know.
     pub fn unlinked(&mut self) {
-        self.facts.link = false;
+        self.observed.link = false;
         self.control = Control::Off;
         self.asked_control = None;
         self.published = None;
@@ -196,11 +196,11 @@ impl Sleeper {
 
     /// The gateways' answer to [`Action::Ask`].
     pub fn asked(&mut self, idle: Idle, now: Instant, out: &mut Vec<Action>) {
-        self.facts.idle = idle;
+        self.observed.idle = idle;
         if matches!(self.phase, Phase::Asking(_)) {
             self.phase = Phase::Steady;
-            let placed = self.facts.place == Place::Parked && self.control == Control::On;
-            if matches!(idle, Idle::For(_)) && placed && self.waiting.is_empty() && self.facts.link {
+            let placed = self.observed.place == ServicePresence::Parked && self.control == Control::On;
+            if matches!(idle, Idle::For(_)) && placed && self.waiting.is_empty() && self.observed.link {
                 self.scale(0, now, out);
             } else {
                 self.parking_after = Some(now + PARKING_PAUSE);
@@ -210,13 +210,13 @@ impl Sleeper {
     }
 
     /// An `initialize` on the service's control topic, now or earlier. `room`: whether there is any, over all services.
-    pub fn initialize(&mut self, held: Held, room: bool, now: Instant, out: &mut Vec<Action>) {
+    pub fn initialize(&mut self, held: PendingInitialize, room: bool, now: Instant, out: &mut Vec<Action>) {
         // Before the broker has told all, it cannot be told whether it is for us.
-        if self.facts.link && !self.holds(now) {
-            match self.facts.place {
+        if self.observed.link && !self.holds(now) {
+            match self.observed.place {
                 // It may have come before that instance listened: if not, the instance has it already.
-                Place::Taken => out.push(Action::Forward(held)),
-                _ => out.push(Action::Refuse(held, Refusal::Elsewhere)),
+                ServicePresence::Taken => out.push(Action::Forward(held)),
+                _ => out.push(Action::Refuse(held, WakeError::Elsewhere)),
             }
             return;
         }
@@ -231,9 +231,9 @@ impl Sleeper {
 
     /// The service is not looked after here any more. Nobody is to wait, and the presence stays only where it is not
     /// to be cleared.
-    pub fn end(&mut self, refusal: &Refusal, clears: bool, out: &mut Vec<Action>) {
+    pub fn end(&mut self, refusal: &WakeError, clears: bool, out: &mut Vec<Action>) {
         out.extend(self.waiting.take().map(|held| Action::Refuse(held, refusal.clone())));
-        if clears && self.facts.place == Place::Parked {
+        if clears && self.observed.place == ServicePresence::Parked {
             out.push(Action::Clear);
         }
         if self.control != Control::Off {
@@ -245,17 +245,17 @@ impl Sleeper {
     /// Goes by what is so. To be called whenever that changes, and now and then.
     pub fn step(&mut self, now: Instant, out: &mut Vec<Action>) {
         if self.scaling.is_some_and(|(wanted, since)| {
-            wanted == self.facts.replicas || now.duration_since(since) >= SCALING
+            wanted == self.observed.replicas || now.duration_since(since) >= SCALING
         }) {
             self.scaling = None;
         }
         self.keep_time(now);
-        if self.facts.link {
+        if self.observed.link {
             self.begin_parking(now);
-            self.choose_heir(now);
+            self.choose_successor(now);
             if self.holds(now) {
                 self.take_place(now, out);
-                self.name_heir(now, out);
+                self.name_successor(now, out);
                 self.wake(now, out);
             } else {
                 self.give_up_place(now, out);
@@ -267,39 +267,39 @@ impl Sleeper {
 
     /// Instances wanted, as soon as we asked for them.
     fn replicas(&self) -> i32 {
-        self.scaling.map_or(self.facts.replicas, |(wanted, _)| wanted)
+        self.scaling.map_or(self.observed.replicas, |(wanted, _)| wanted)
     }
 
     /// What keeps instances from starting, or from being asked for.
     fn problem(&self) -> Option<&Obstacle> {
-        self.unscaled.as_ref().or(self.facts.problem.as_ref())
+        self.unscaled.as_ref().or(self.observed.problem.as_ref())
     }
 
     fn keep_time(&mut self, now: Instant) {
         let since = |holds: bool, since: Option<Instant>| holds.then(|| since.unwrap_or(now));
         let wakes = self.wakes();
-        self.elsewhere_since = since(wakes && !self.facts.elsewhere.is_empty(), self.elsewhere_since);
+        self.elsewhere_since = since(wakes && !self.observed.elsewhere.is_empty(), self.elsewhere_since);
         let hopeless = self.problem().is_some_and(|problem| problem.hopeless);
         // A refused wake is tried again for the next client.
         let tried = if self.unscaled.is_some() { !self.waiting.is_empty() } else { self.replicas() > 0 };
         self.problem_since = since(tried && hopeless, self.problem_since);
-        let needless = wakes && self.waiting.is_empty() && self.facts.elsewhere.is_empty();
+        let needless = wakes && self.waiting.is_empty() && self.observed.elsewhere.is_empty();
         self.needless_since = since(needless, self.needless_since);
     }
 
     /// Whether the place, and what comes there, is ours.
     fn holds(&self, now: Instant) -> bool {
-        if self.facts.sleep.is_none() {
+        if self.observed.sleep.is_none() {
             return false;
         }
         if self.replicas() == 0 || self.phase != Phase::Steady {
             return true;
         }
-        match self.facts.place {
-            Place::Parked => !passed(self.elsewhere_since, ELSEWHERE, now),
+        match self.observed.place {
+            ServicePresence::Parked => !passed(self.elsewhere_since, ELSEWHERE, now),
             // An instance that had just taken it over failed; another one comes.
-            Place::Empty => !self.waiting.is_empty() && self.facts.elsewhere.is_empty(),
-            Place::Taken => false,
+            ServicePresence::Empty => !self.waiting.is_empty() && self.observed.elsewhere.is_empty(),
+            ServicePresence::Taken => false,
         }
     }
 
@@ -311,8 +311,8 @@ impl Sleeper {
                 out.push(Action::Subscribe);
             }
             Control::On
-                if self.facts.place != Place::Parked
-                    && !self.facts.unaccepted
+                if self.observed.place != ServicePresence::Parked
+                    && !self.observed.unaccepted
                     && due(self.published, AGAIN, now) =>
             {
                 self.publish(now, out);
@@ -322,30 +322,33 @@ impl Sleeper {
     }
 
     /// The same one as long as it exists, so that no two of them think it is them; another one when that one has an id of
-    /// its own and the heir, for a while, does not show.
-    fn choose_heir(&mut self, now: Instant) {
-        let Facts { instances, elsewhere, .. } = &self.facts;
+    /// its own and the successor, for a while, does not show.
+    fn choose_successor(&mut self, now: Instant) {
+        let Observed { instances, elsewhere, .. } = &self.observed;
         if self.replicas() == 0 || self.phase != Phase::Steady {
-            self.heir = None;
+            self.successor = None;
             return;
         }
         let outrun = passed(self.elsewhere_since, NUDGE, now);
-        let is_there = |heir: &ServerId| elsewhere.iter().any(|other| other.instance == *heir);
-        let stays = |heir: &ServerId| instances.contains(heir) && (!outrun || is_there(heir));
-        if !self.heir.as_ref().is_some_and(stays) {
+        let is_there = |successor: &ServerId| elsewhere.iter().any(|other| other.instance == *successor);
+        let stays = |successor: &ServerId| instances.contains(successor) && (!outrun || is_there(successor));
+        if !self.successor.as_ref().is_some_and(stays) {
             let there = elsewhere.iter().min_by_key(|other| other.busy);
-            self.heir = there.map(|other| &other.instance).or(instances.first()).cloned();
+            self.successor = there.map(|other| &other.instance).or(instances.first()).cloned();
         }
     }
 
     /// Whether our presence, as it stands at the broker, keeps nobody from taking the place who is to.
     fn is_named(&self) -> bool {
-        let named = self.facts.named.as_ref();
-        named == self.heir() || (named.is_some() && named == self.heir.as_ref())
+        let named = self.observed.named.as_ref();
+        named == self.successor() || (named.is_some() && named == self.successor.as_ref())
     }
 
-    fn name_heir(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if self.facts.place == Place::Parked && !self.is_named() && due(self.published, AGAIN, now) {
+    fn name_successor(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if self.observed.place == ServicePresence::Parked
+            && !self.is_named()
+            && due(self.published, AGAIN, now)
+        {
             self.publish(now, out);
         }
     }
@@ -356,7 +359,7 @@ impl Sleeper {
     }
 
     fn give_up_place(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if self.facts.place == Place::Parked && due(self.published, AGAIN, now) {
+        if self.observed.place == ServicePresence::Parked && due(self.published, AGAIN, now) {
             self.published = Some(now);
             out.push(Action::Clear);
         }
@@ -364,9 +367,9 @@ impl Sleeper {
             self.control = Control::Off;
             out.push(Action::Unsubscribe);
         }
-        let taken = self.facts.place == Place::Taken;
+        let taken = self.observed.place == ServicePresence::Taken;
         out.extend(self.waiting.take().map(|held| {
-            if taken { Action::Forward(held) } else { Action::Refuse(held, Refusal::Elsewhere) }
+            if taken { Action::Forward(held) } else { Action::Refuse(held, WakeError::Elsewhere) }
         }));
     }
 
@@ -377,8 +380,8 @@ impl Sleeper {
                 self.scale(1, now, out);
             }
         }
-        let is_heir = |other: &&Elsewhere| Some(&other.instance) == self.heir.as_ref();
-        if let Some(Elsewhere { at, .. }) = self.facts.elsewhere.iter().find(is_heir)
+        let is_successor = |other: &&Elsewhere| Some(&other.instance) == self.successor.as_ref();
+        if let Some(Elsewhere { at, .. }) = self.observed.elsewhere.iter().find(is_successor)
             && self.elsewhere_since.is_some()
             && self.is_named()
             && due(self.nudged, NUDGE, now)
@@ -386,7 +389,7 @@ impl Sleeper {
             self.nudged = Some(now);
             out.push(Action::Nudge(at.clone()));
         }
-        let idle = self.facts.sleep.map_or(Duration::MAX, |sleep| sleep.idle);
+        let idle = self.observed.sleep.map_or(Duration::MAX, |sleep| sleep.idle);
         if passed(self.needless_since, idle.max(PARKING_PAUSE), now) {
             self.scale(0, now, out); // nobody waits any more, and no instance came
         }
@@ -401,13 +404,13 @@ impl Sleeper {
     }
 
     fn begin_parking(&mut self, now: Instant) {
-        let Some(sleep) = self.facts.sleep else { return };
-        let idle = matches!(self.facts.idle, Idle::For(idle) if idle >= sleep.idle);
+        let Some(sleep) = self.observed.sleep else { return };
+        let idle = matches!(self.observed.idle, Idle::For(idle) if idle >= sleep.idle);
         if self.phase == Phase::Steady
             && idle
-            && !self.facts.refused // it could not be woken
+            && !self.observed.refused // it could not be woken
             && self.replicas() > 0
-            && self.facts.place != Place::Parked
+            && self.observed.place != ServicePresence::Parked
             && self.scaling.is_none()
             && self.waiting.is_empty()
             && self.parking_after.is_none_or(|after| after <= now)
@@ -418,9 +421,9 @@ impl Sleeper {
 
     fn go_on_parking(&mut self, now: Instant, out: &mut Vec<Action>) {
         let (Phase::Placing(since) | Phase::Quiet(since) | Phase::Asking(since)) = self.phase else { return };
-        let placed = self.facts.place == Place::Parked && self.control == Control::On;
+        let placed = self.observed.place == ServicePresence::Parked && self.control == Control::On;
         let lost = !placed && !matches!(self.phase, Phase::Placing(_));
-        let busy = self.facts.idle == Idle::Busy || self.facts.sleep.is_none();
+        let busy = self.observed.idle == Idle::Busy || self.observed.sleep.is_none();
         if lost || busy || now.duration_since(since) >= PARKING {
             self.phase = Phase::Steady;
             self.parking_after = Some(now + PARKING_PAUSE);
@@ -438,14 +441,15 @@ impl Sleeper {
 
     /// Nobody waits longer than was said, nor for what cannot come.
     fn expire(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let timeout = self.facts.sleep.map_or(Duration::ZERO, |sleep| sleep.wake_timeout);
-        let hopeless = passed(self.problem_since, PROBLEM, now) && self.facts.place != Place::Taken;
+        let timeout = self.observed.sleep.map_or(Duration::ZERO, |sleep| sleep.wake_timeout);
+        let hopeless =
+            passed(self.problem_since, PROBLEM, now) && self.observed.place != ServicePresence::Taken;
         let problem = self.problem().cloned();
         out.extend(self.waiting.take_if(|held| hopeless || now.duration_since(held.since) >= timeout).map(
             |held| {
                 let refusal = match &problem {
-                    Some(problem) => Refusal::Failed(problem.why.clone()),
-                    None => Refusal::TimedOut(timeout),
+                    Some(problem) => WakeError::Failed(problem.why.clone()),
+                    None => WakeError::TimedOut(timeout),
                 };
                 Action::Refuse(held, refusal)
             },
@@ -453,7 +457,7 @@ impl Sleeper {
     }
 }
 
-impl Default for Sleeper {
+impl Default for ScaleToZero {
     fn default() -> Self {
         Self::new()
     }

@@ -1,4 +1,4 @@
-//! One broker, as the keeper has it.
+//! One broker, as the controller has it.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -25,8 +25,8 @@ use url::Url;
 
 use super::Setting;
 use crate::registry::{
-    held::{IN_ALL, MAX_BYTES, Refusal},
     link::{self, Access, Happening},
+    pending::{IN_ALL, MAX_BYTES, WakeError},
     presences::Presences,
     wanted,
 };
@@ -363,7 +363,7 @@ impl Broker {
     /// A retained message in the name of this server id.
     pub(super) fn say_presence(&mut self, id: &ServerId, name: &ServerName, mark: &str, payload: Bytes) {
         let mut user_properties = user_property::of_publish(Component::Server, id.as_str());
-        user_properties.push((user_property::KEEPER.to_owned(), mark.to_owned()));
+        user_properties.push((user_property::OWNER.to_owned(), mark.to_owned()));
         self.say(Publication {
             topic: topic::server_presence(id, name),
             payload,
@@ -462,7 +462,7 @@ impl Broker {
             _ => None,
         });
         if let (Some(id), Some(name), Ok(standby)) = (id, server_name, ServerId::new(standby)) {
-            self.say_refusal((&standby, name), client, id, &Refusal::Unknown);
+            self.say_refusal((&standby, name), client, id, &WakeError::Unknown);
         }
         self.write_down(standby, client, None);
     }
@@ -473,7 +473,7 @@ impl Broker {
         (standby, server_name): (&ServerId, &ServerName),
         client: &ClientId,
         id: &RequestId,
-        refusal: &Refusal,
+        refusal: &WakeError,
     ) {
         let (topic, answer) = (topic::rpc(client, standby, server_name), refusal.answer(id).into_raw());
         self.say(Publication {

@@ -1,4 +1,4 @@
-mod heirs;
+mod successors;
 
 use bytes::Bytes;
 use mcp_mqtt_transport::{jsonrpc::RequestId, topic::ClientId};
@@ -12,7 +12,7 @@ const WAKE_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// A service, and a broker and an API server that do what they are asked for.
 struct Scene {
-    sleeper: Sleeper,
+    machine: ScaleToZero,
     now: Instant,
     /// What was asked for, in words.
     log: Vec<String>,
@@ -22,18 +22,18 @@ struct Scene {
 }
 
 impl Scene {
-    fn new(replicas: i32, place: Place) -> Self {
-        let mut sleeper = Sleeper::new();
+    fn new(replicas: i32, place: ServicePresence) -> Self {
+        let mut machine = ScaleToZero::new();
         let sleep = Some(Sleep { idle: IDLE, wake_timeout: WAKE_TIMEOUT });
-        sleeper.facts = Facts { sleep, replicas, link: true, place, ..Facts::default() };
-        let mut scene = Self { sleeper, now: Instant::now(), log: Vec::new(), obeys: true, next_id: 0 };
+        machine.observed = Observed { sleep, replicas, link: true, place, ..Observed::default() };
+        let mut scene = Self { machine, now: Instant::now(), log: Vec::new(), obeys: true, next_id: 0 };
         scene.step();
         scene
     }
 
-    fn with(&mut self, what: impl FnOnce(&mut Sleeper, Instant, &mut Vec<Action>)) {
+    fn with(&mut self, what: impl FnOnce(&mut ScaleToZero, Instant, &mut Vec<Action>)) {
         let mut out = Vec::new();
-        what(&mut self.sleeper, self.now, &mut out);
+        what(&mut self.machine, self.now, &mut out);
         for action in out {
             self.act(&action);
         }
@@ -57,34 +57,34 @@ impl Scene {
             return;
         }
         match action {
-            Action::Subscribe => self.with(|sleeper, now, out| sleeper.subscribed(true, now, out)),
+            Action::Subscribe => self.with(|machine, now, out| machine.subscribed(true, now, out)),
             Action::Park => {
-                self.sleeper.facts.named = self.sleeper.heir().cloned();
-                self.place(Place::Parked);
+                self.machine.observed.named = self.machine.successor().cloned();
+                self.place(ServicePresence::Parked);
             }
-            Action::Clear => self.place(Place::Empty),
+            Action::Clear => self.place(ServicePresence::Empty),
             Action::Scale(replicas) => {
-                self.sleeper.facts.replicas = *replicas;
-                self.with(|sleeper, now, out| sleeper.scaled(*replicas, Ok(()), now, out));
+                self.machine.observed.replicas = *replicas;
+                self.with(|machine, now, out| machine.scaled(*replicas, Ok(()), now, out));
             }
             _ => {}
         }
     }
 
-    fn place(&mut self, place: Place) {
-        self.sleeper.facts.place = place;
+    fn place(&mut self, place: ServicePresence) {
+        self.machine.observed.place = place;
         self.step();
     }
 
     fn step(&mut self) {
-        self.with(Sleeper::step);
+        self.with(ScaleToZero::step);
     }
 
     fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
             self.now += Duration::from_millis(250);
-            if let Idle::For(idle) = &mut self.sleeper.facts.idle {
+            if let Idle::For(idle) = &mut self.machine.observed.idle {
                 *idle += Duration::from_millis(250);
             }
             self.step();
@@ -93,13 +93,13 @@ impl Scene {
 
     fn initialize(&mut self, client: &str) {
         self.next_id += 1;
-        let held = Held {
+        let held = PendingInitialize {
             client: ClientId::new(client).unwrap(),
             id: RequestId::number(self.next_id),
             payload: Bytes::from_static(b"{}"),
             since: self.now,
         };
-        self.with(|sleeper, now, out| sleeper.initialize(held, true, now, out));
+        self.with(|machine, now, out| machine.initialize(held, true, now, out));
     }
 
     #[track_caller]
@@ -115,46 +115,46 @@ fn under_its_own_id(instance: &str) -> Elsewhere {
 
 #[test]
 fn who_is_not_used_is_heard_then_shown_then_asked_once_more_and_then_ended() {
-    let mut scene = Scene::new(2, Place::Empty);
-    scene.sleeper.facts.idle = Idle::For(Duration::ZERO);
+    let mut scene = Scene::new(2, ServicePresence::Empty);
+    scene.machine.observed.idle = Idle::For(Duration::ZERO);
     scene.pass(IDLE.checked_sub(Duration::from_secs(1)).unwrap());
     scene.expect(&[]);
     scene.pass(Duration::from_secs(3));
     scene.expect(&["subscribe", "park", "ask"]);
-    let idle = scene.sleeper.facts.idle;
-    scene.with(|sleeper, now, out| sleeper.asked(idle, now, out));
+    let idle = scene.machine.observed.idle;
+    scene.with(|machine, now, out| machine.asked(idle, now, out));
     scene.expect(&["scale 0"]);
-    assert!(scene.sleeper.sleeps());
-    scene.sleeper.facts.idle = Idle::Unknown;
+    assert!(scene.machine.sleeps());
+    scene.machine.observed.idle = Idle::Unknown;
     scene.pass(IDLE * 3);
     scene.expect(&[]);
 }
 
 #[test]
 fn a_session_at_the_last_moment_keeps_it_awake() {
-    let mut scene = Scene::new(1, Place::Empty);
-    scene.sleeper.facts.idle = Idle::For(IDLE);
-    scene.sleeper.facts.elsewhere = vec![under_its_own_id("weather-1")];
+    let mut scene = Scene::new(1, ServicePresence::Empty);
+    scene.machine.observed.idle = Idle::For(IDLE);
+    scene.machine.observed.elsewhere = vec![under_its_own_id("weather-1")];
     scene.pass(Duration::from_secs(2));
     scene.expect(&["subscribe", "park", "ask"]);
-    scene.with(|sleeper, now, out| sleeper.asked(Idle::Busy, now, out));
+    scene.with(|machine, now, out| machine.asked(Idle::Busy, now, out));
     scene.pass(ELSEWHERE + Duration::from_secs(1));
-    assert_eq!(scene.sleeper.facts.replicas, 1);
+    assert_eq!(scene.machine.observed.replicas, 1);
     assert!(scene.log.contains(&"nudge weather-1".to_owned()), "{:?}", scene.log);
     assert_eq!(scene.log[scene.log.len() - 2..], ["clear", "unsubscribe"]);
 }
 
 #[test]
 fn the_first_initialize_wakes_it_and_what_was_held_is_passed_on_in_order() {
-    let mut scene = Scene::new(0, Place::Parked);
+    let mut scene = Scene::new(0, ServicePresence::Parked);
     scene.expect(&["subscribe"]);
     scene.initialize("a");
     scene.expect(&["keep a", "scale 1"]);
     scene.initialize("b");
     scene.pass(Duration::from_secs(2));
-    assert!(scene.sleeper.wakes());
+    assert!(scene.machine.wakes());
     scene.expect(&["keep b"]);
-    scene.place(Place::Taken);
+    scene.place(ServicePresence::Taken);
     scene.expect(&["unsubscribe", "forward a", "forward b"]);
     // The broker delivered it before the unsubscribe: the instance may not have listened then.
     scene.initialize("c");
@@ -163,66 +163,66 @@ fn the_first_initialize_wakes_it_and_what_was_held_is_passed_on_in_order() {
 
 #[test]
 fn it_is_shown_as_asleep_until_the_api_server_shows_that_it_is_to_wake() {
-    let mut scene = Scene::new(0, Place::Parked);
+    let mut scene = Scene::new(0, ServicePresence::Parked);
     scene.obeys = false;
-    scene.with(|sleeper, now, out| sleeper.subscribed(true, now, out));
+    scene.with(|machine, now, out| machine.subscribed(true, now, out));
     scene.initialize("a");
     scene.expect(&["subscribe", "keep a", "scale 1"]);
-    assert!(scene.sleeper.sleeps(), "a status would say meanwhile that nobody finds it");
-    scene.sleeper.facts.replicas = 1;
+    assert!(scene.machine.sleeps(), "a status would say meanwhile that nobody finds it");
+    scene.machine.observed.replicas = 1;
     scene.step();
-    assert!(!scene.sleeper.sleeps() && scene.sleeper.wakes());
+    assert!(!scene.machine.sleeps() && scene.machine.wakes());
 }
 
 #[test]
 fn it_is_shown_as_asleep_as_soon_as_no_instance_is_asked_for() {
-    let mut scene = Scene::new(1, Place::Empty);
-    scene.sleeper.facts.idle = Idle::For(IDLE);
+    let mut scene = Scene::new(1, ServicePresence::Empty);
+    scene.machine.observed.idle = Idle::For(IDLE);
     scene.pass(Duration::from_secs(2));
     scene.obeys = false;
-    scene.with(|sleeper, now, out| sleeper.asked(Idle::For(IDLE), now, out));
+    scene.with(|machine, now, out| machine.asked(Idle::For(IDLE), now, out));
     assert_eq!(scene.log.last().map(String::as_str), Some("scale 0"));
-    assert!(scene.sleeper.sleeps(), "the API server does not show it yet");
+    assert!(scene.machine.sleeps(), "the API server does not show it yet");
 }
 
 #[test]
 fn a_service_without_instances_that_does_not_show_is_shown() {
-    let mut scene = Scene::new(0, Place::Empty);
+    let mut scene = Scene::new(0, ServicePresence::Empty);
     scene.expect(&["subscribe", "park"]);
-    assert!(scene.sleeper.sleeps());
-    scene.place(Place::Empty); // an instance that was killed had its will cleared it
+    assert!(scene.machine.sleeps());
+    scene.place(ServicePresence::Empty); // an instance that was killed had its will cleared it
     scene.pass(AGAIN);
     scene.expect(&["park"]);
 }
 
 #[test]
 fn a_service_that_was_never_accepted_is_not_put_into_the_registry_and_heard_where_it_stands() {
-    let mut scene = Scene::new(0, Place::Empty);
+    let mut scene = Scene::new(0, ServicePresence::Empty);
     scene.expect(&["subscribe", "park"]);
-    let mut scene = Scene::new(1, Place::Empty);
-    scene.sleeper.facts.unaccepted = true;
-    scene.sleeper.facts.replicas = 0;
+    let mut scene = Scene::new(1, ServicePresence::Empty);
+    scene.machine.observed.unaccepted = true;
+    scene.machine.observed.replicas = 0;
     scene.pass(Duration::from_secs(2));
     scene.expect(&["subscribe"]);
-    scene.place(Place::Parked);
+    scene.place(ServicePresence::Parked);
     scene.initialize("a");
     scene.expect(&["keep a", "scale 1"]);
 }
 
 #[test]
 fn who_could_not_be_woken_is_not_put_to_sleep() {
-    let mut scene = Scene::new(1, Place::Empty);
-    scene.sleeper.facts.idle = Idle::For(IDLE);
-    scene.sleeper.facts.refused = true;
+    let mut scene = Scene::new(1, ServicePresence::Empty);
+    scene.machine.observed.idle = Idle::For(IDLE);
+    scene.machine.observed.refused = true;
     scene.pass(Duration::from_secs(5));
     scene.expect(&[]);
 }
 
 #[test]
 fn what_keeps_the_pods_from_starting_is_told_to_all_who_wait_and_to_the_next_at_once() {
-    let mut scene = Scene::new(0, Place::Parked);
+    let mut scene = Scene::new(0, ServicePresence::Parked);
     scene.initialize("a");
-    scene.sleeper.facts.problem = Some(obstacle(true));
+    scene.machine.observed.problem = Some(obstacle(true));
     scene.pass(PROBLEM + Duration::from_secs(1));
     scene.initialize("b");
     scene.expect(&[
@@ -241,9 +241,9 @@ fn obstacle(hopeless: bool) -> Obstacle {
 
 #[test]
 fn what_may_pass_is_waited_for_and_told_in_the_end() {
-    let mut scene = Scene::new(0, Place::Parked);
+    let mut scene = Scene::new(0, ServicePresence::Parked);
     scene.initialize("a");
-    scene.sleeper.facts.problem = Some(obstacle(false));
+    scene.machine.observed.problem = Some(obstacle(false));
     scene.pass(WAKE_TIMEOUT.checked_sub(Duration::from_secs(1)).unwrap());
     scene.expect(&["subscribe", "keep a", "scale 1"]);
     scene.pass(Duration::from_secs(2));
@@ -252,7 +252,7 @@ fn what_may_pass_is_waited_for_and_told_in_the_end() {
 
 #[test]
 fn nobody_waits_longer_than_was_said() {
-    let mut scene = Scene::new(0, Place::Parked);
+    let mut scene = Scene::new(0, ServicePresence::Parked);
     scene.initialize("a");
     scene.pass(Duration::from_secs(10));
     scene.initialize("b");
@@ -264,9 +264,9 @@ fn nobody_waits_longer_than_was_said() {
 
 #[test]
 fn one_that_wakes_for_nobody_goes_back_to_sleep() {
-    let mut scene = Scene::new(0, Place::Parked);
+    let mut scene = Scene::new(0, ServicePresence::Parked);
     scene.initialize("a");
-    scene.with(|sleeper, _, out| sleeper.client_left("a", out));
+    scene.with(|machine, _, out| machine.client_left("a", out));
     scene.expect(&["subscribe", "keep a", "scale 1", "drop a"]);
     scene.pass(IDLE + Duration::from_secs(1));
     scene.expect(&["scale 0"]);
@@ -274,63 +274,63 @@ fn one_that_wakes_for_nobody_goes_back_to_sleep() {
 
 #[test]
 fn a_client_that_asks_anew_or_twice_waits_once() {
-    let mut scene = Scene::new(0, Place::Parked);
+    let mut scene = Scene::new(0, ServicePresence::Parked);
     scene.initialize("a");
     scene.next_id -= 1;
     scene.initialize("a");
     scene.initialize("a");
     // Twice the same: it is written down again, as the first line may not have reached the broker.
     scene.expect(&["subscribe", "keep a", "scale 1", "keep a", "refuse a replaced", "keep a"]);
-    assert_eq!((scene.sleeper.waiting().len(), scene.sleeper.waiting().bytes()), (1, 2));
+    assert_eq!((scene.machine.waiting().len(), scene.machine.waiting().bytes()), (1, 2));
 }
 
 #[test]
 fn without_room_or_too_large_it_is_refused() {
-    let mut scene = Scene::new(0, Place::Parked);
-    let held = |client: &str, payload| Held {
+    let mut scene = Scene::new(0, ServicePresence::Parked);
+    let held = |client: &str, payload| PendingInitialize {
         client: ClientId::new(client).unwrap(),
         id: RequestId::number(1),
         payload,
         since: Instant::now(),
     };
-    let large = held("a", Bytes::from(vec![b' '; super::super::held::MAX_BYTES + 1]));
-    scene.with(|sleeper, now, out| sleeper.initialize(large, true, now, out));
+    let large = held("a", Bytes::from(vec![b' '; super::super::pending::MAX_BYTES + 1]));
+    scene.with(|machine, now, out| machine.initialize(large, true, now, out));
     let small = held("b", Bytes::new());
-    scene.with(|sleeper, now, out| sleeper.initialize(small, false, now, out));
+    scene.with(|machine, now, out| machine.initialize(small, false, now, out));
     scene.expect(&["subscribe", "refuse a message-too-large", "refuse b wake-too-many"]);
 }
 
 #[test]
 fn what_came_before_the_broker_told_all_waits_for_that() {
-    let mut scene = Scene::new(1, Place::Empty);
-    scene.sleeper.unlinked();
+    let mut scene = Scene::new(1, ServicePresence::Empty);
+    scene.machine.unlinked();
     scene.initialize("a");
     scene.expect(&["keep a"]);
-    scene.sleeper.facts.link = true;
-    scene.place(Place::Taken);
+    scene.machine.observed.link = true;
+    scene.place(ServicePresence::Taken);
     scene.expect(&["forward a"]);
 }
 
 #[test]
 fn a_service_that_may_sleep_no_more_or_is_deleted_leaves_nothing_behind() {
-    let mut scene = Scene::new(0, Place::Parked);
+    let mut scene = Scene::new(0, ServicePresence::Parked);
     scene.initialize("a");
-    scene.sleeper.facts.sleep = None;
+    scene.machine.observed.sleep = None;
     scene.step();
     scene.expect(&["subscribe", "keep a", "scale 1", "clear", "unsubscribe", "refuse a not-asleep"]);
-    let mut scene = Scene::new(0, Place::Parked);
+    let mut scene = Scene::new(0, ServicePresence::Parked);
     scene.initialize("a");
     scene.obeys = false;
-    scene.with(|sleeper, _, out| sleeper.end(&Refusal::Gone, true, out));
+    scene.with(|machine, _, out| machine.end(&WakeError::Gone, true, out));
     scene.expect(&["subscribe", "keep a", "scale 1", "refuse a gone", "clear", "unsubscribe"]);
 }
 
 #[test]
 fn with_new_credentials_at_the_same_broker_the_presence_stays() {
-    let mut scene = Scene::new(0, Place::Parked);
+    let mut scene = Scene::new(0, ServicePresence::Parked);
     scene.initialize("a");
     scene.obeys = false;
-    scene.with(|sleeper, _, out| sleeper.end(&Refusal::Moved, false, out));
+    scene.with(|machine, _, out| machine.end(&WakeError::Moved, false, out));
     scene.expect(&["subscribe", "keep a", "scale 1", "refuse a moved", "unsubscribe"]);
 }
 
@@ -338,16 +338,16 @@ fn with_new_credentials_at_the_same_broker_the_presence_stays() {
 fn who_wakes_a_service_that_may_not_be_scaled_hears_why() {
     let obstacle = |hopeless| Obstacle { why: "pods \"weather\" is forbidden".to_owned(), hopeless };
     let refused = |scene: &mut Scene, hopeless| {
-        scene.with(|sleeper, now, out| sleeper.scaled(1, Err(obstacle(hopeless)), now, out));
+        scene.with(|machine, now, out| machine.scaled(1, Err(obstacle(hopeless)), now, out));
     };
-    let mut scene = Scene::new(0, Place::Parked);
+    let mut scene = Scene::new(0, ServicePresence::Parked);
     scene.obeys = false;
-    scene.with(|sleeper, now, out| sleeper.subscribed(true, now, out));
+    scene.with(|machine, now, out| machine.subscribed(true, now, out));
     scene.initialize("a");
     refused(&mut scene, true);
     scene.now += AGAIN;
     scene.step();
-    assert_eq!(scene.sleeper.unscaled(), Some(obstacle(true).why.as_str()));
+    assert_eq!(scene.machine.unscaled(), Some(obstacle(true).why.as_str()));
     scene.log.clear();
     refused(&mut scene, true);
     scene.now += PROBLEM;
@@ -364,8 +364,8 @@ fn who_wakes_a_service_that_may_not_be_scaled_hears_why() {
     scene.now += WAKE_TIMEOUT;
     scene.step();
     assert!(scene.log.contains(&"refuse b wake-failed".to_owned()), "{:?}", scene.log);
-    scene.with(|sleeper, now, out| sleeper.scaled(1, Ok(()), now, out));
-    assert_eq!(scene.sleeper.unscaled(), None);
+    scene.with(|machine, now, out| machine.scaled(1, Ok(()), now, out));
+    assert_eq!(scene.machine.unscaled(), None);
 }
 
 #[derive(Debug, Clone)]
@@ -373,7 +373,7 @@ enum Event {
     Pass(u16),
     Initialize(u8),
     Left(u8),
-    Place(Place),
+    ServicePresence(ServicePresence),
     Replicas(i32),
     Idle(Idle),
     Link(bool),
@@ -397,12 +397,16 @@ fn idle() -> impl Strategy<Value = Idle> {
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    let place = prop_oneof![Just(Place::Empty), Just(Place::Parked), Just(Place::Taken)];
+    let place = prop_oneof![
+        Just(ServicePresence::Empty),
+        Just(ServicePresence::Parked),
+        Just(ServicePresence::Taken)
+    ];
     prop_oneof![
         4 => (1_u16..2000).prop_map(Event::Pass),
         4 => (0_u8..6).prop_map(Event::Initialize),
         1 => (0_u8..6).prop_map(Event::Left),
-        3 => place.prop_map(Event::Place),
+        3 => place.prop_map(Event::ServicePresence),
         2 => (0_i32..3).prop_map(Event::Replicas),
         2 => idle().prop_map(Event::Idle),
         1 => any::<bool>().prop_map(Event::Link),
@@ -419,48 +423,48 @@ proptest! {
     /// the service does not show, cannot be heard, or somebody waits.
     #[test]
     fn each_message_ends_once_and_nothing_is_ended_too_early(events in proptest::collection::vec(event(), 1..120)) {
-        let mut scene = Scene::new(1, Place::Empty);
+        let mut scene = Scene::new(1, ServicePresence::Empty);
         scene.obeys = false;
         let mut open = std::collections::BTreeSet::new();
         for event in events {
             let mut out = Vec::new();
-            let (sleeper, now) = (&mut scene.sleeper, scene.now);
+            let (machine, now) = (&mut scene.machine, scene.now);
             match event {
                 Event::Pass(ms) => {
                     scene.now += Duration::from_millis(ms.into());
-                    sleeper.step(scene.now, &mut out);
+                    machine.step(scene.now, &mut out);
                 }
                 Event::Initialize(client) => {
                     scene.next_id += 1;
-                    let held = Held {
+                    let held = PendingInitialize {
                         client: ClientId::new(&format!("c{client}")).unwrap(),
                         id: RequestId::number(scene.next_id),
                         payload: Bytes::from_static(b"{}"),
                         since: now,
                     };
                     open.insert(held.id.as_json().to_owned());
-                    sleeper.initialize(held, true, now, &mut out);
+                    machine.initialize(held, true, now, &mut out);
                 }
-                Event::Left(client) => sleeper.client_left(&format!("c{client}"), &mut out),
-                Event::Place(place) => { sleeper.facts.place = place; sleeper.step(now, &mut out); }
-                Event::Replicas(replicas) => { sleeper.facts.replicas = replicas; sleeper.step(now, &mut out); }
-                Event::Idle(idle) => { sleeper.facts.idle = idle; sleeper.step(now, &mut out); }
-                Event::Link(true) => { sleeper.facts.link = true; sleeper.step(now, &mut out); }
-                Event::Link(false) => sleeper.unlinked(),
-                Event::Subscribed(granted) => sleeper.subscribed(granted, now, &mut out),
+                Event::Left(client) => machine.client_left(&format!("c{client}"), &mut out),
+                Event::ServicePresence(place) => { machine.observed.place = place; machine.step(now, &mut out); }
+                Event::Replicas(replicas) => { machine.observed.replicas = replicas; machine.step(now, &mut out); }
+                Event::Idle(idle) => { machine.observed.idle = idle; machine.step(now, &mut out); }
+                Event::Link(true) => { machine.observed.link = true; machine.step(now, &mut out); }
+                Event::Link(false) => machine.unlinked(),
+                Event::Subscribed(granted) => machine.subscribed(granted, now, &mut out),
                 Event::Scaled(done) => {
-                    if let Some((replicas, _)) = sleeper.scaling {
-                        sleeper.scaled(replicas, answer(done), now, &mut out);
+                    if let Some((replicas, _)) = machine.scaling {
+                        machine.scaled(replicas, answer(done), now, &mut out);
                     }
                 }
-                Event::Asked(idle) => sleeper.asked(idle, now, &mut out),
+                Event::Asked(idle) => machine.asked(idle, now, &mut out),
                 Event::Problem(problem) => {
-                    sleeper.facts.problem = problem.map(obstacle);
-                    sleeper.step(now, &mut out);
+                    machine.observed.problem = problem.map(obstacle);
+                    machine.step(now, &mut out);
                 }
                 Event::Elsewhere(there) => {
-                    sleeper.facts.elsewhere = there.then(|| under_its_own_id("weather-1")).into_iter().collect();
-                    sleeper.step(now, &mut out);
+                    machine.observed.elsewhere = there.then(|| under_its_own_id("weather-1")).into_iter().collect();
+                    machine.step(now, &mut out);
                 }
             }
             for action in out {
@@ -469,18 +473,18 @@ proptest! {
                         prop_assert!(open.remove(held.id.as_json()), "{held:?} ends twice");
                     }
                     Action::Scale(0) => {
-                        prop_assert_eq!(scene.sleeper.facts.place, Place::Parked);
-                        prop_assert_eq!(scene.sleeper.control, Control::On);
-                        prop_assert!(scene.sleeper.waiting().is_empty());
+                        prop_assert_eq!(scene.machine.observed.place, ServicePresence::Parked);
+                        prop_assert_eq!(scene.machine.control, Control::On);
+                        prop_assert!(scene.machine.waiting().is_empty());
                     }
                     _ => {}
                 }
             }
-            prop_assert_eq!(open.len(), scene.sleeper.waiting().len());
+            prop_assert_eq!(open.len(), scene.machine.waiting().len());
         }
         // At last everybody has an answer.
         let mut out = Vec::new();
-        scene.sleeper.step(scene.now + WAKE_TIMEOUT, &mut out);
-        prop_assert!(scene.sleeper.waiting().is_empty());
+        scene.machine.step(scene.now + WAKE_TIMEOUT, &mut out);
+        prop_assert!(scene.machine.waiting().is_empty());
     }
 }

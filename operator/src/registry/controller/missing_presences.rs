@@ -7,13 +7,13 @@ use std::{
 
 use mcp_mqtt_transport::topic::ServerId;
 
-use super::{Action, Idle, Keeper, Place, Service, Wanted};
+use super::{Action, Idle, RegistryController, Service, ServicePresence, Wanted};
 use crate::{
     controller::scope::ServiceRef,
     registry::{
         instances::{self, Found},
         presences::Presences,
-        sleeper::Obstacle,
+        scale_to_zero::Obstacle,
     },
 };
 
@@ -22,7 +22,7 @@ const MISSING: Duration = Duration::from_secs(2);
 /// And again after this long.
 const MISSING_AGAIN: Duration = Duration::from_secs(10);
 
-impl Keeper {
+impl RegistryController {
     /// What the pods and their gateways say.
     pub(super) fn look_at_instances(&mut self, now: Instant) {
         for (reference, service) in &mut self.services {
@@ -48,7 +48,7 @@ impl Keeper {
         let missing = registered.filter(|id| !broker.presences.has(id.as_str())).cloned().collect();
         let missing = if broker.presences.settled() { missing } else { Vec::new() };
         for id in service.missing.due(&missing, now) {
-            self.act(reference, Action::Nudge(id));
+            self.act(reference, Action::Nudge(id), &mut None);
         }
     }
 }
@@ -94,10 +94,10 @@ impl Service {
             }
             Idle::Unknown => Idle::Unknown,
         };
-        let facts = &mut self.sleeper.facts;
-        facts.idle = idle;
-        facts.instances.clone_from(&self.found.instances);
-        facts.elsewhere.clone_from(&self.found.elsewhere);
+        let observed = &mut self.machine.observed;
+        observed.idle = idle;
+        observed.instances.clone_from(&self.found.instances);
+        observed.elsewhere.clone_from(&self.found.elsewhere);
         self.take_problem();
     }
 
@@ -106,7 +106,7 @@ impl Service {
     pub(super) fn take_problem(&mut self) {
         let refused = self.wanted.refused.as_ref().filter(|_| !self.found.any);
         let refused = refused.map(|why| Obstacle { why: why.clone(), hopeless: true });
-        self.sleeper.facts.problem = refused.or_else(|| self.found.problem.clone());
+        self.machine.observed.problem = refused.or_else(|| self.found.problem.clone());
     }
 
     /// Pods that the broker has not shown for some time.
@@ -116,7 +116,7 @@ impl Service {
     }
 
     pub(super) fn is_taken(&self) -> bool {
-        self.sleeper.facts.place == Place::Taken
+        self.machine.observed.place == ServicePresence::Taken
     }
 }
 

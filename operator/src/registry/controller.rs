@@ -1,11 +1,12 @@
-//! Keeper: the one task that knows all services and all brokers. It waits for nobody: what a broker or the API server
-//! has to answer is a future of its own, and what a broker does not take yet waits in its own queue.
+//! The registry's controller: the one task that knows all services and all brokers. It waits for nobody: an answer of a
+//! broker or the API server is a future of its own, and what a broker does not take yet waits in its own queue.
 
+mod actions;
 mod broker;
-mod doing;
-mod looking;
-mod probing;
-mod upkeep;
+mod liveness;
+mod messages;
+mod missing_presences;
+mod stale_presences;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,25 +14,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Client, runtime::reflector::Store};
 use mcp_mqtt_transport::{
-    jsonrpc::{Kind, Message},
-    mqtt::{Ack, PublishError, ReasonCode, Received},
-    topic::{ClientId, ServerId, ServerName, Topic},
-    user_property,
+    mqtt::{Ack, PublishError, ReasonCode},
+    topic::ServerId,
 };
 use tokio::sync::mpsc;
 
 use self::broker::{Broker, Journalled, Unclaimed};
 use super::{
-    Registry, held,
-    held::{Held, Refusal},
+    RegistryFeed,
     instances::Found,
     link::{HAPPENINGS, Happening},
-    sleeper::{Action, Idle, Obstacle, Place, Sleeper},
+    pending,
+    pending::{PendingInitialize, WakeError},
+    scale_to_zero::{Action, Idle, Obstacle, ScaleToZero, ServicePresence},
     wanted::{self, Seen, Wanted},
 };
 use crate::{controller::scope::ServiceRef, metrics::Metrics, salt::Salt, watched::Parts};
@@ -41,13 +40,13 @@ const TICK: Duration = Duration::from_millis(250);
 /// Every so many ticks the pods are looked at.
 const LOOK_EVERY: u32 = 2;
 
-/// What the keeper goes by.
+/// What the controller needs.
 pub struct Setting {
     /// The API server.
     pub client: Client,
     /// Name of the cluster: first part of each server id that is ours.
     pub cluster: String,
-    /// The mark on presences that are ours.
+    /// The owner mark on presences that are ours.
     pub mark: String,
     /// MQTT client id at the default broker; elsewhere something is added.
     pub client_id: String,
@@ -58,25 +57,25 @@ pub struct Setting {
     /// What the watches know.
     pub watched: Parts,
     /// What the reconciles say.
-    pub registry: Registry,
+    pub registry: RegistryFeed,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
 
 /// Keeps the registry for as long as it is polled.
 pub async fn run(setting: Setting) {
-    Keeper::new(setting).run().await;
+    Box::pin(RegistryController::new(setting).run()).await;
 }
 
 /// A service, as it is kept.
 struct Service {
     wanted: Arc<Wanted>,
-    sleeper: Sleeper,
+    machine: ScaleToZero,
     found: Found,
     /// When somebody had a session last, as far as we saw.
     busy: Option<Instant>,
-    missing: looking::Missing,
-    probes: probing::Probes,
+    missing: missing_presences::Missing,
+    probes: liveness::Probes,
     /// Whether a request to scale is under way, and what to ask for after it.
     scaling: bool,
     scale_next: Option<i32>,
@@ -91,14 +90,14 @@ enum Done {
     Scaled(ServiceRef, i32, Result<(), Obstacle>),
     Asked(ServiceRef),
     /// The time has come to say that a message that was for a service is refused.
-    Reject(doing::Rejection),
+    Reject(actions::Rejection),
     /// Whether the broker has taken the question, on this connection, if an instance lives.
     AskedByBroker(ServiceRef, u64, ServerId, Result<(), PublishError>),
     /// Whether what a presence stands for exists, by the API server's word.
-    Confirmed(upkeep::Suspect, Result<bool, String>),
+    Confirmed(stale_presences::StalePresence, Result<bool, String>),
 }
 
-struct Keeper {
+struct RegistryController {
     setting: Setting,
     // Boxed: a map has room for twice what it holds.
     services: HashMap<ServiceRef, Box<Service>>,
@@ -107,12 +106,10 @@ struct Keeper {
     brokers: HashMap<String, Broker>,
     happenings: mpsc::Sender<(String, Happening)>,
     done: FuturesUnordered<BoxFuture<'static, Done>>,
-    upkeep: upkeep::Upkeep,
-    /// For the message that is being taken care of.
-    ack: Option<Ack>,
+    stale_checks: stale_presences::StaleChecks,
 }
 
-impl Keeper {
+impl RegistryController {
     fn new(setting: Setting) -> Self {
         Self {
             setting,
@@ -121,8 +118,7 @@ impl Keeper {
             brokers: HashMap::new(),
             happenings: mpsc::channel(1).0,
             done: FuturesUnordered::new(),
-            upkeep: upkeep::Upkeep::default(),
-            ack: None,
+            stale_checks: stale_presences::StaleChecks::default(),
         }
     }
 
@@ -161,7 +157,7 @@ impl Keeper {
             let same_place = known.broker.url == wanted.broker.url && known.server_name == wanted.server_name;
             if known.broker.key != wanted.broker.key || !same_place {
                 // With new credentials the same place is reached by another connection.
-                self.leave(reference, &Refusal::Moved, !same_place);
+                self.leave(reference, &WakeError::Moved, !same_place);
             }
         }
         let key = wanted.broker.key.clone();
@@ -176,42 +172,42 @@ impl Keeper {
         let service = self.services.entry(reference.clone()).or_insert_with(|| {
             Box::new(Service {
                 wanted: wanted.clone(),
-                sleeper: Sleeper::new(),
+                machine: ScaleToZero::new(),
                 found: Found::default(),
                 busy: None,
-                missing: looking::Missing::default(),
-                probes: probing::Probes::default(),
+                missing: missing_presences::Missing::default(),
+                probes: liveness::Probes::default(),
                 scaling: false,
                 scale_next: None,
             })
         });
-        service.sleeper.facts.sleep = wanted.sleep;
-        service.sleeper.facts.replicas = wanted.replicas;
-        service.sleeper.facts.refused = wanted.refused.is_some();
-        service.sleeper.facts.unaccepted = !wanted.accepted;
+        service.machine.observed.sleep = wanted.sleep;
+        service.machine.observed.replicas = wanted.replicas;
+        service.machine.observed.refused = wanted.refused.is_some();
+        service.machine.observed.unaccepted = !wanted.accepted;
         service.wanted = wanted;
         service.take_problem();
         self.look_at_place(reference);
         if republish {
-            self.with(reference, |sleeper, _, out| {
-                if sleeper.sleeps() {
+            self.with(reference, |machine, _, out| {
+                if machine.sleeps() {
                     out.push(Action::Park);
                 }
             });
         }
         for unclaimed in unclaimed {
-            self.take_unclaimed(reference, unclaimed);
+            self.take_unclaimed(reference, unclaimed, &mut None);
         }
         self.step(reference);
     }
 
     fn gone(&mut self, reference: &ServiceRef) {
-        self.leave(reference, &Refusal::Gone, true);
+        self.leave(reference, &WakeError::Gone, true);
     }
 
     /// The service is not at this place, or not by this connection, any more: clients that wait hear this.
-    fn leave(&mut self, reference: &ServiceRef, refusal: &Refusal, clears: bool) {
-        self.with(reference, |sleeper, _, out| sleeper.end(refusal, clears, out));
+    fn leave(&mut self, reference: &ServiceRef, refusal: &WakeError, clears: bool) {
+        self.with(reference, |machine, _, out| machine.end(refusal, clears, out));
         if let Some(service) = self.services.remove(reference) {
             self.by_standby.remove(service.wanted.standby.as_str());
         }
@@ -261,9 +257,9 @@ impl Keeper {
             }
             Happening::Refused(note, reason) => broker.refused(note, reason),
             Happening::Received(mut received) => {
-                self.ack = received.ack.take();
-                self.received(key, received);
-                if let Some(ack) = self.ack.take()
+                let mut ack = received.ack.take();
+                self.received(key, received, &mut ack);
+                if let Some(ack) = ack
                     && let Some(broker) = self.brokers.get_mut(key)
                 {
                     broker.acknowledge(ack);
@@ -277,7 +273,7 @@ impl Keeper {
             if let Some(service) = self.services.get_mut(&reference) {
                 service.probes.forget();
             }
-            self.with(&reference, |sleeper, _, _| sleeper.unlinked());
+            self.with(&reference, |machine, _, _| machine.unlinked());
             self.show(&reference);
         }
     }
@@ -285,115 +281,6 @@ impl Keeper {
     fn services_of(&self, key: &str) -> Vec<ServiceRef> {
         let all = self.services.iter().filter(|(_, service)| service.wanted.broker.key == key);
         all.map(|(reference, _)| reference.clone()).collect()
-    }
-
-    fn received(&mut self, key: &str, received: Received) {
-        let now = Instant::now();
-        let Some(broker) = self.brokers.get_mut(key) else { return };
-        match broker.journalled(&received) {
-            Journalled::Other => {}
-            Journalled::Nothing => return,
-            Journalled::Message(standby, message) => return self.heard(key, &standby, message),
-        }
-        match Topic::parse(&received.topic) {
-            Ok(Topic::ServerPresence { server_id, server_name }) => {
-                let (payload, properties) = (&received.payload, &received.user_properties);
-                let retained = received.retain;
-                broker.presences.received(server_id, server_name, retained, payload, properties, now);
-                let settled = broker.presences.settled();
-                if settled && let Some(reference) = self.by_standby.get(server_id).cloned() {
-                    self.look_at_place(&reference);
-                    self.step(&reference);
-                }
-            }
-            Ok(Topic::Control { server_id, server_name }) if !received.retain => {
-                let properties = &received.user_properties;
-                let client = user_property::find(properties, user_property::MQTT_CLIENT_ID);
-                let Some(client) = client.and_then(|client| ClientId::new(client).ok()) else { return };
-                if user_property::find(properties, user_property::HELD_FOR).is_some() {
-                    return; // passed on by an operator before us
-                }
-                let standby = server_id.to_owned();
-                let server_name = ServerName::new(server_name).ok();
-                let message = Unclaimed { client, payload: received.payload, since: now, server_name };
-                self.heard(key, &standby, message);
-            }
-            Ok(Topic::Rpc { client_id, server_id, .. }) if client_id == broker.client_id() => {
-                broker.heard();
-                for service in self.services.values_mut() {
-                    service.probes.heard(server_id, now);
-                }
-            }
-            Ok(Topic::ClientPresence { client_id }) if !received.retain => {
-                let leaves = received.payload.is_empty()
-                    || Message::parse(received.payload.clone(), held::MAX_BYTES)
-                        .is_ok_and(|message| message.method() == Some("notifications/disconnected"));
-                if leaves {
-                    self.client_left(key, client_id);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// A request for the service of this id.
-    fn heard(&mut self, key: &str, standby: &str, unclaimed: Unclaimed) {
-        // A service that has gone to another broker is not asked for at this one.
-        let here = |reference: &&ServiceRef| {
-            self.services.get(reference).is_some_and(|service| service.wanted.broker.key == key)
-        };
-        if let Some(reference) = self.by_standby.get(standby).filter(here).cloned() {
-            return self.take_unclaimed(&reference, unclaimed);
-        }
-        // Not told of yet: the broker kept it while there was no operator.
-        let room = self.has_room(unclaimed.payload.len());
-        if is_request(&unclaimed.payload)
-            && let Some(broker) = self.brokers.get_mut(key)
-        {
-            broker.keep_unclaimed(standby, unclaimed, room, Instant::now());
-        }
-    }
-
-    fn take_unclaimed(&mut self, reference: &ServiceRef, unclaimed: Unclaimed) {
-        let Unclaimed { client, payload, since, .. } = unclaimed;
-        let Ok(message) = Message::parse(payload.clone(), usize::MAX) else { return };
-        let Kind::Request { id, method } = message.kind() else { return };
-        let room = self.has_room(payload.len());
-        let held = Held { client, id: id.clone(), payload, since };
-        let initialize = &**method == "initialize";
-        self.with(reference, |sleeper, now, out| {
-            if initialize {
-                sleeper.initialize(held, room, now, out);
-            } else {
-                out.push(Action::Refuse(held, Refusal::NotInitialize));
-            }
-        });
-        self.show(reference);
-    }
-
-    /// Messages and bytes held, over all services and for those that are not known yet.
-    fn held(&self) -> (usize, usize) {
-        let waiting = self.services.values().map(|service| service.sleeper.waiting());
-        let waiting = waiting.map(|waiting| (waiting.len(), waiting.bytes()));
-        let all = waiting.chain(self.brokers.values().map(Broker::unclaimed));
-        all.fold((0, 0), |sum, held| (sum.0 + held.0, sum.1 + held.1))
-    }
-
-    fn has_room(&self, bytes: usize) -> bool {
-        let held = self.held();
-        held.0 < held::IN_ALL && held.1 + bytes <= held::BYTES_IN_ALL
-    }
-
-    fn client_left(&mut self, key: &str, client: &str) {
-        let waiting: Vec<ServiceRef> = self
-            .services
-            .iter()
-            .filter(|(_, service)| service.wanted.broker.key == key && !service.sleeper.waiting().is_empty())
-            .map(|(reference, _)| reference.clone())
-            .collect();
-        for reference in waiting {
-            self.with(&reference, |sleeper, _, out| sleeper.client_left(client, out));
-        }
     }
 
     fn tick(&mut self, look: bool) {
@@ -413,7 +300,7 @@ impl Keeper {
         }
         if look {
             self.look_at_instances(now);
-            self.keep_up(now);
+            self.check_stale_presences(now);
         }
         let all: Vec<ServiceRef> = self.services.keys().cloned().collect();
         for reference in all {
@@ -421,7 +308,7 @@ impl Keeper {
         }
         self.close_unused();
         self.setting.metrics.keeps(
-            self.services.values().filter(|service| service.sleeper.sleeps()).count(),
+            self.services.values().filter(|service| service.machine.sleeps()).count(),
             self.held().0,
             self.brokers.values().filter(|broker| broker.presences.settled()).count(),
         );
@@ -431,27 +318,41 @@ impl Keeper {
     fn look_at_place(&mut self, reference: &ServiceRef) {
         let Some(service) = self.services.get_mut(reference) else { return };
         let Some(broker) = self.brokers.get(&service.wanted.broker.key) else { return };
-        let facts = &mut service.sleeper.facts;
-        facts.link = broker.presences.settled();
-        if facts.link {
+        let observed = &mut service.machine.observed;
+        observed.link = broker.presences.settled();
+        if observed.link {
             let Wanted { standby, server_name, .. } = &*service.wanted;
-            facts.place = broker.presences.place(standby.as_str(), server_name.as_str());
-            facts.named = broker.presences.heir(standby.as_str(), server_name.as_str()).cloned();
+            observed.place = broker.presences.place(standby.as_str(), server_name.as_str());
+            observed.named = broker.presences.successor(standby.as_str(), server_name.as_str()).cloned();
         }
     }
 
     fn step(&mut self, reference: &ServiceRef) {
-        self.with(reference, Sleeper::step);
+        self.with(reference, ScaleToZero::step);
         self.show(reference);
     }
 
     /// Lets a service's state machine go on, and does what it asks for.
-    fn with(&mut self, reference: &ServiceRef, what: impl FnOnce(&mut Sleeper, Instant, &mut Vec<Action>)) {
+    fn with(
+        &mut self,
+        reference: &ServiceRef,
+        what: impl FnOnce(&mut ScaleToZero, Instant, &mut Vec<Action>),
+    ) {
+        self.with_ack(reference, &mut None, what);
+    }
+
+    /// The same for a message that a broker waits to have acknowledged: an error that answers it may take the `ack`.
+    fn with_ack(
+        &mut self,
+        reference: &ServiceRef,
+        ack: &mut Option<Ack>,
+        what: impl FnOnce(&mut ScaleToZero, Instant, &mut Vec<Action>),
+    ) {
         let Some(service) = self.services.get_mut(reference) else { return };
         let mut actions = Vec::new();
-        what(&mut service.sleeper, Instant::now(), &mut actions);
+        what(&mut service.machine, Instant::now(), &mut actions);
         for action in actions {
-            self.act(reference, action);
+            self.act(reference, action, ack);
         }
     }
 
@@ -462,9 +363,9 @@ impl Keeper {
         let seen = Seen {
             unreachable: broker.unreachable(),
             missing: service.missing(),
-            present: looking::present(&service.found, &broker.presences),
-            sleeps: service.sleeper.sleeps(),
-            unscaled: service.sleeper.unscaled().map(str::to_owned),
+            present: missing_presences::present(&service.found, &broker.presences),
+            sleeps: service.machine.sleeps(),
+            unscaled: service.machine.unscaled().map(str::to_owned),
         };
         let before = self.setting.registry.seen(reference);
         // Nothing is known yet.
@@ -475,7 +376,7 @@ impl Keeper {
         let watched = self.setting.watched.of(reference);
         // No room: the next tick tries again.
         if watched.is_none_or(|watched| watched.changed.try_send(reference.clone()).is_ok()) {
-            self.setting.registry.show(reference, seen);
+            self.setting.registry.publish(reference, seen);
         }
     }
 
@@ -490,14 +391,14 @@ impl Keeper {
                 let key = self.services.get(&reference).map(|service| &service.wanted.broker.key);
                 let current = key.and_then(|key| self.brokers.get(key)).map(Broker::connection);
                 if current == Some(connection) {
-                    self.with(&reference, |sleeper, now, out| sleeper.subscribed(granted, now, out));
+                    self.with(&reference, |machine, now, out| machine.subscribed(granted, now, out));
                     self.show(&reference);
                 }
             }
             Done::Scaled(reference, replicas, result) => self.scaled(&reference, replicas, result),
             Done::Asked(reference) => {
                 self.look_at_instances(Instant::now());
-                self.with(&reference, |sleeper, now, out| sleeper.asked(sleeper.facts.idle, now, out));
+                self.with(&reference, |machine, now, out| machine.asked(machine.observed.idle, now, out));
             }
             Done::Reject(rejection) => self.reject(rejection),
             Done::AskedByBroker(reference, connection, id, taken) => {
@@ -506,11 +407,6 @@ impl Keeper {
             Done::Confirmed(suspect, exists) => self.confirmed(suspect, exists),
         }
     }
-}
-
-fn is_request(payload: &Bytes) -> bool {
-    let message = Message::parse(payload.clone(), usize::MAX);
-    message.is_ok_and(|message| matches!(message.kind(), Kind::Request { .. }))
 }
 
 #[cfg(test)]

@@ -1,0 +1,138 @@
+//! What brokers deliver: presences, requests for services that sleep, answers of instances, and clients that leave.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use mcp_mqtt_transport::{
+    jsonrpc::{Kind, Message},
+    mqtt::{Ack, Received},
+    topic::{ClientId, ServerName, Topic},
+    user_property,
+};
+
+use super::{
+    Action, Broker, Journalled, PendingInitialize, RegistryController, Unclaimed, WakeError, pending,
+};
+use crate::controller::scope::ServiceRef;
+
+impl RegistryController {
+    /// The message is acknowledged after this, unless its `ack` is taken: then that is done later.
+    pub(super) fn received(&mut self, key: &str, received: Received, ack: &mut Option<Ack>) {
+        let now = Instant::now();
+        let Some(broker) = self.brokers.get_mut(key) else { return };
+        match broker.journalled(&received) {
+            Journalled::Other => {}
+            Journalled::Nothing => return,
+            Journalled::Message(standby, message) => return self.heard(key, &standby, message, ack),
+        }
+        match Topic::parse(&received.topic) {
+            Ok(Topic::ServerPresence { server_id, server_name }) => {
+                let (payload, properties) = (&received.payload, &received.user_properties);
+                let retained = received.retain;
+                broker.presences.received(server_id, server_name, retained, payload, properties, now);
+                let settled = broker.presences.settled();
+                if settled && let Some(reference) = self.by_standby.get(server_id).cloned() {
+                    self.look_at_place(&reference);
+                    self.step(&reference);
+                }
+            }
+            Ok(Topic::Control { server_id, server_name }) if !received.retain => {
+                let properties = &received.user_properties;
+                let client = user_property::find(properties, user_property::MQTT_CLIENT_ID);
+                let Some(client) = client.and_then(|client| ClientId::new(client).ok()) else { return };
+                if user_property::find(properties, user_property::HELD_FOR).is_some() {
+                    return; // passed on by an operator before us
+                }
+                let standby = server_id.to_owned();
+                let server_name = ServerName::new(server_name).ok();
+                let message = Unclaimed { client, payload: received.payload, since: now, server_name };
+                self.heard(key, &standby, message, ack);
+            }
+            Ok(Topic::Rpc { client_id, server_id, .. }) if client_id == broker.client_id() => {
+                broker.heard();
+                for service in self.services.values_mut() {
+                    service.probes.heard(server_id, now);
+                }
+            }
+            Ok(Topic::ClientPresence { client_id }) if !received.retain => {
+                let leaves = received.payload.is_empty()
+                    || Message::parse(received.payload.clone(), pending::MAX_BYTES)
+                        .is_ok_and(|message| message.method() == Some("notifications/disconnected"));
+                if leaves {
+                    self.client_left(key, client_id);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A request for the service of this id.
+    pub(super) fn heard(&mut self, key: &str, standby: &str, unclaimed: Unclaimed, ack: &mut Option<Ack>) {
+        // A service that has gone to another broker is not asked for at this one.
+        let here = |reference: &&ServiceRef| {
+            self.services.get(reference).is_some_and(|service| service.wanted.broker.key == key)
+        };
+        if let Some(reference) = self.by_standby.get(standby).filter(here).cloned() {
+            return self.take_unclaimed(&reference, unclaimed, ack);
+        }
+        // Not told of yet: the broker kept it while there was no operator.
+        let room = self.has_room(unclaimed.payload.len());
+        if is_request(&unclaimed.payload)
+            && let Some(broker) = self.brokers.get_mut(key)
+        {
+            broker.keep_unclaimed(standby, unclaimed, room, Instant::now());
+        }
+    }
+
+    pub(super) fn take_unclaimed(
+        &mut self,
+        reference: &ServiceRef,
+        unclaimed: Unclaimed,
+        ack: &mut Option<Ack>,
+    ) {
+        let Unclaimed { client, payload, since, .. } = unclaimed;
+        let Ok(message) = Message::parse(payload.clone(), usize::MAX) else { return };
+        let Kind::Request { id, method } = message.kind() else { return };
+        let room = self.has_room(payload.len());
+        let held = PendingInitialize { client, id: id.clone(), payload, since };
+        let initialize = &**method == "initialize";
+        self.with_ack(reference, ack, |machine, now, out| {
+            if initialize {
+                machine.initialize(held, room, now, out);
+            } else {
+                out.push(Action::Refuse(held, WakeError::NotInitialize));
+            }
+        });
+        self.show(reference);
+    }
+
+    /// Messages and bytes held, over all services and for those that are not known yet.
+    pub(super) fn held(&self) -> (usize, usize) {
+        let waiting = self.services.values().map(|service| service.machine.waiting());
+        let waiting = waiting.map(|waiting| (waiting.len(), waiting.bytes()));
+        let all = waiting.chain(self.brokers.values().map(Broker::unclaimed));
+        all.fold((0, 0), |sum, held| (sum.0 + held.0, sum.1 + held.1))
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        let held = self.held();
+        held.0 < pending::IN_ALL && held.1 + bytes <= pending::BYTES_IN_ALL
+    }
+
+    fn client_left(&mut self, key: &str, client: &str) {
+        let waiting: Vec<ServiceRef> = self
+            .services
+            .iter()
+            .filter(|(_, service)| service.wanted.broker.key == key && !service.machine.waiting().is_empty())
+            .map(|(reference, _)| reference.clone())
+            .collect();
+        for reference in waiting {
+            self.with(&reference, |machine, _, out| machine.client_left(client, out));
+        }
+    }
+}
+
+fn is_request(payload: &Bytes) -> bool {
+    let message = Message::parse(payload.clone(), usize::MAX);
+    message.is_ok_and(|message| matches!(message.kind(), Kind::Request { .. }))
+}
