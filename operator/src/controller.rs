@@ -9,7 +9,6 @@ pub mod backlog;
 pub mod build;
 pub mod events;
 pub mod fetch;
-
 pub mod ownership;
 pub mod pods;
 pub mod problems;
