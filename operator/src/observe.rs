@@ -16,12 +16,12 @@ use tokio::{sync::mpsc, time::Instant};
 
 use self::hosts::Hosts;
 use crate::{
-    census::Census,
     controller::scope::{ServiceRef, Stores, lock},
     http_get::HttpGet,
     live::pod::Pod,
     metrics::Metrics,
     names::SERVICE_ANNOTATION,
+    service_counts::ServiceCounts,
 };
 
 /// Between two looks at what is due; also how often a gateway is asked that is not settled.
@@ -152,7 +152,7 @@ impl Observer {
     pub async fn run(self) {
         let http = HttpGet::new(ANSWER, MAX_BODY);
         let mut pending = Pending::default();
-        let mut census = Census::default();
+        let mut counts = ServiceCounts::default();
         let mut asked = HashSet::new();
         let mut due: VecDeque<(String, Arc<Pod>)> = VecDeque::new();
         let mut answers = FuturesUnordered::new();
@@ -171,7 +171,7 @@ impl Observer {
                 _ = ticks.tick() => {
                     let pods = self.stores.pods.all();
                     self.metrics.knows("McpService", &self.watched, self.stores.services.len());
-                    census.take(&self.stores.services, &self.watched, &self.metrics);
+                    counts.take(&self.stores.services, &self.watched, &self.metrics);
                     self.metrics.knows("Pod", &self.watched, pods.len());
                     self.forget_all_but(&pods);
                     due = self.due(&pods, &asked);
