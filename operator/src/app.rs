@@ -17,7 +17,7 @@ use crate::{
     cli::{KedaArgs, RunArgs, SessionMetricsArgs},
     controller::{
         self,
-        news::News,
+        events::EventWriter,
         scope::{Failures, Scope, ServiceRef, Unsynced},
         watches::{self, DefaultSecret, Optional},
     },
@@ -376,7 +376,7 @@ impl Part<'_> {
         };
         let reporter =
             Reporter { controller: FIELD_MANAGER.to_owned(), instance: self.args.identity.clone() };
-        let (news, write_news) = News::new(self.client.clone(), reporter, self.metrics.clone());
+        let (events, write_events) = EventWriter::new(self.client.clone(), reporter, self.metrics.clone());
         let scope = Arc::new(Scope {
             client: self.client.clone(),
             settings: self.settings.clone(),
@@ -386,7 +386,7 @@ impl Part<'_> {
             observations,
             metrics: self.metrics.clone(),
             registry: self.registry.clone(),
-            news,
+            events,
             references: controller::resolve::ReferenceMemory::default(),
             applied: controller::apply::AppliedMemory::default(),
             contests: controller::apply::Contests::default(),
@@ -403,7 +403,7 @@ impl Part<'_> {
         tasks.spawn(follow_sync);
         tasks.spawn(async move {
             tokio::select! {
-                () = controller::run(scope, watches, changed, write_news, concurrency, stopped(stop)) => {}
+                () = controller::run(scope, watches, changed, write_events, concurrency, stopped(stop)) => {}
                 () = observer.run() => {}
             }
         });

@@ -7,8 +7,8 @@
 pub mod apply;
 pub mod backlog;
 pub mod build;
+pub mod events;
 pub mod fetch;
-pub mod news;
 pub mod ownership;
 pub mod pods;
 pub mod problems;
@@ -58,7 +58,7 @@ use crate::{crd::McpService, metrics::Outcome as Counted, names::PAUSED, reasons
 /// A service at rest is looked at this often all the same: what a watch missed is found then.
 const RESYNC: Duration = Duration::from_mins(10);
 /// At the end, for the last Events to be written.
-const LAST_NEWS: Duration = Duration::from_secs(2);
+const LAST_EVENTS: Duration = Duration::from_secs(2);
 
 /// A reconcile that did not come to its end; it is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +85,7 @@ pub async fn run(
     scope: Arc<Scope>,
     watches: Watches,
     changed: impl Stream<Item = ServiceRef> + Send + 'static,
-    write_news: impl Future<Output = ()> + Send + 'static,
+    write_events: impl Future<Output = ()> + Send + 'static,
     concurrency: u16,
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
@@ -113,11 +113,11 @@ pub async fn run(
         report(&log, result);
         futures::future::ready(())
     });
-    let mut write_news = tokio::spawn(write_news);
+    let mut write_events = tokio::spawn(write_events);
     run.await;
     // All that could tell anything has gone with it; what was told last is written.
-    if timeout(LAST_NEWS, &mut write_news).await.is_err() {
-        write_news.abort();
+    if timeout(LAST_EVENTS, &mut write_events).await.is_err() {
+        write_events.abort();
         tracing::warn!("the last Events are not written: the API server takes too long");
     }
 }
@@ -139,7 +139,7 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
     };
     scope.backlog.done(&reference);
     // What was written is told however the steps ended, and before what came of it.
-    news::tell_changes(&scope, &service, &progress.changes);
+    events::tell_changes(&scope, &service, &progress.changes);
     let replicas = service.0.as_ref().ok().map(|service| service.spec.replicas);
     let (outcome, counted) = match result {
         Ok(resources) => (Outcome::Accepted(resources), Counted::Accepted),
@@ -260,7 +260,7 @@ async fn status(
         Err(kube::Error::Api(answer)) if answer.is_not_found() => return Ok(None),
         Err(source) => return Err(ReconcileError::Status { service: reference.clone(), source }),
     }
-    news::tell_conditions(scope, service, last, &status).await;
+    events::tell_conditions(scope, service, last, &status).await;
     Ok(None)
 }
 

@@ -17,7 +17,6 @@
 pub mod admin;
 pub mod api_client;
 pub mod app;
-pub mod census;
 pub mod check;
 pub mod cli;
 pub mod controller;
@@ -32,6 +31,7 @@ pub mod observe;
 pub mod reasons;
 pub mod registry;
 pub mod salt;
+pub mod service_counts;
 pub mod serving;
 pub mod session_metrics;
 pub mod settings;

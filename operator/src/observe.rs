@@ -20,12 +20,12 @@ use self::{
     queue::{Due, Kind, LONG_SILENT, Queue, SELDOM},
 };
 use crate::{
-    census::Census,
     controller::scope::{ServiceRef, Stores, lock},
     http_get::HttpGet,
     live::pod::Pod,
     metrics::Metrics,
     names::SERVICE_ANNOTATION,
+    service_counts::ServiceCounts,
 };
 
 /// Between two looks at what is due; also how often a gateway is asked that is not settled.
@@ -164,7 +164,7 @@ impl Observer {
     pub async fn run(self) {
         let http = HttpGet::new(ANSWER, MAX_BODY);
         let mut pending = Pending::default();
-        let mut census = Census::default();
+        let mut counts = ServiceCounts::default();
         let mut queue = Queue::default();
         let mut answers = FuturesUnordered::new();
         let mut ticks = tokio::time::interval(TICK);
@@ -179,7 +179,7 @@ impl Observer {
                 _ = ticks.tick() => {
                     let pods = self.stores.pods.all();
                     self.metrics.knows("McpService", &self.watched, self.stores.services.len());
-                    census.take(&self.stores.services, &self.watched, &self.metrics);
+                    counts.take(&self.stores.services, &self.watched, &self.metrics);
                     self.metrics.knows("Pod", &self.watched, pods.len());
                     self.forget_all_but(&pods);
                     let due = self.due(&pods, &queue);

@@ -17,15 +17,15 @@ use kube::{
 use serde::Serialize;
 
 mod child;
-mod contest;
 mod error;
+mod field_conflicts;
 mod memory;
 
 use self::memory::{BEHIND, Memory, Record};
 pub use self::{
     child::{Child, ObjectName},
-    contest::Contests,
     error::ApplyError,
+    field_conflicts::Contests,
     memory::AppliedMemory,
 };
 use super::{
@@ -313,7 +313,7 @@ impl Step<'_> {
             .get_metadata_opt(name)
             .await
             .map_err(|source| self.api_error("get", K::KIND, name, source))?;
-        let rival = live.and_then(|live| contest::rival(&live.metadata));
+        let rival = live.and_then(|live| field_conflicts::rival(&live.metadata));
         Ok(ApplyError::Contested {
             object: self.object(K::KIND, name),
             field: field.into(),

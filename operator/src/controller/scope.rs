@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use super::{
     apply::{AppliedMemory, Contests},
     backlog::Backlog,
-    news::News,
+    events::EventWriter,
     pods::Pods,
     resolve::ReferenceMemory,
     status::StatusMemory,
@@ -96,7 +96,7 @@ pub struct Scope {
     /// What the brokers say, and are to be told.
     pub registry: RegistryFeed,
     /// Tells people of changes.
-    pub news: News,
+    pub events: EventWriter,
     /// Hashes of referenced objects, and who refers to them.
     pub references: ReferenceMemory,
     /// What was applied and is not in the stores yet.
@@ -130,7 +130,7 @@ impl Scope {
             unsynced: _,
             observations: _, // of pods
             metrics: _,
-            news: _,
+            events: _,
         } = self;
         registry.forget(service);
         references.forget(service);

@@ -13,10 +13,13 @@ use kube::{
 use mcp_mqtt_sidecar::config::BIN_DIR;
 use mcp_mqtt_tests::{
     broker_pod::{BrokerPod, create},
+    cluster::eventually,
     platform::{Deployed, PATIENCE, Platform, everything_over_stdio, with},
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+
+use crate::scaling::events;
 
 /// The condition of that type.
 pub(crate) fn condition<'a>(status: &'a Value, kind: &str) -> &'a Value {
@@ -27,6 +30,29 @@ pub(crate) fn condition<'a>(status: &'a Value, kind: &str) -> &'a Value {
 fn has(status: &Value, kind: &str, value: &str, reason: &str) -> bool {
     let condition = condition(status, kind);
     condition["status"] == value && condition["reason"] == reason
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_is_told_in_one_or_two_statuses_and_one_event() -> Result<()> {
+    let platform = Platform::get().await?;
+    let service = platform.apply("begins", with(everything_over_stdio(), json!({ "replicas": 1 }))).await?;
+    let mut told: Vec<Value> = Vec::new();
+    let ready = |status: &Value| {
+        if !status.is_null() && told.last() != Some(status) {
+            told.push(status.clone());
+        }
+        has(status, "Ready", "True", "Ready")
+    };
+    service.status(ready).await?;
+    ensure!(told.len() <= 2, "{told:#?}");
+    eventually(PATIENCE, async || (events(&service, "Ready").await.ok()?.len() == 1).then_some(()))
+        .await
+        .context("no Event of the service's being ready")?;
+    ensure!(events(&service, "Applied").await?.len() == 1, "what is applied at once is one Event");
+    if told.len() == 1 {
+        ensure!(events(&service, "Registered").await?.is_empty(), "one Event tells of both");
+    }
+    service.remove().await
 }
 
 #[tokio::test(flavor = "multi_thread")]

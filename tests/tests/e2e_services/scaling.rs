@@ -91,7 +91,7 @@ async fn the_instances_without_sessions_go_first_and_the_others_sessions_go_on()
 }
 
 /// The Events of this reason about the service, by what they say.
-async fn events(service: &Deployed, reason: &str) -> Result<Vec<String>> {
+pub(crate) async fn events(service: &Deployed, reason: &str) -> Result<Vec<String>> {
     let events = Api::<Event>::namespaced(service.kube(), &service.namespace);
     let all = events.list(&ListParams::default()).await?.items;
     let told = all.into_iter().filter(|event| {

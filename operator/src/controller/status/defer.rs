@@ -32,6 +32,8 @@ pub fn defer_status(
     if matches!(outcome, Outcome::Refused(_)) {
         return None;
     }
+    // Of a paused service nothing is to come.
+    let applied = applied.filter(|_| matches!(outcome, Outcome::Accepted(_)));
     if let Some(rest) = applied.and_then(|applied| HOLD.checked_sub(applied)) {
         let rest = rest.max(Duration::from_millis(1));
         if !seen.is_under_way() {
@@ -227,6 +229,9 @@ mod tests {
             Some(RELOOK),
         );
         assert_eq!(refused, None, "a refusal is told at once");
+        let unmade = seen(&metadata, 1, Vec::new());
+        let paused = defer_status(&Outcome::Paused, &unmade, None, Some(Duration::ZERO), Some(RELOOK));
+        assert_eq!(paused, None, "so is a pause");
     }
 
     const RELOOK: Duration = Duration::from_millis(700);

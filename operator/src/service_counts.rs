@@ -1,4 +1,4 @@
-//! Census: how many services are ready, and for what reason the others are not; and which ones are in trouble.
+//! How many services are ready, and for what reason the others are not; and which ones are in trouble.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,14 +19,14 @@ const UNKNOWN: (&str, &str) = ("Unknown", "");
 
 /// Counts services by the status and the reason of their condition `Ready`.
 #[derive(Debug, Default)]
-pub struct Census {
+pub struct ServiceCounts {
     /// Those that were seen once stay, with 0: a series that just ends would look as it did last.
     counts: HashMap<(String, String), usize>,
     /// Namespace, name, and what is the matter.
     troubles: HashSet<(String, String, Trouble)>,
 }
 
-impl Census {
+impl ServiceCounts {
     /// Counts those of a store anew.
     pub fn take(&mut self, services: &Store<Guarded>, watched: &str, metrics: &Metrics) {
         let services = services.state();
@@ -101,12 +101,12 @@ mod tests {
     #[test]
     fn services_are_counted_by_why_they_are_ready_or_not_and_what_is_over_is_none() {
         let metrics = Metrics::new();
-        let mut census = Census::default();
+        let mut counts = ServiceCounts::default();
         let fresh = Arc::new(DeserializeGuard(Ok(fixtures::service(fixtures::STDIO))));
-        census.count(&[service("True", "Ready"), service("False", "Unschedulable"), fresh]);
-        assert_eq!(census.counts.values().copied().collect::<Vec<_>>(), [1, 1, 1]);
-        census.count(&[service("True", "Ready"), service("True", "Ready")]);
-        for ((ready, reason), number) in &census.counts {
+        counts.count(&[service("True", "Ready"), service("False", "Unschedulable"), fresh]);
+        assert_eq!(counts.counts.values().copied().collect::<Vec<_>>(), [1, 1, 1]);
+        counts.count(&[service("True", "Ready"), service("True", "Ready")]);
+        for ((ready, reason), number) in &counts.counts {
             metrics.counted("*", ready, reason, *number);
         }
         let text = metrics.encode();
@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn a_service_in_trouble_is_named_as_long_as_it_is() {
         let metrics = Metrics::new();
-        let mut census = Census::default();
+        let mut counts = ServiceCounts::default();
         let named = |trouble: &str| {
             let line = format!(
                 r#"mcp_mqtt_operator_service_trouble{{mcp_namespace="meteo",mcp_service="weather",trouble="{trouble}"}} 1"#
@@ -134,16 +134,16 @@ mod tests {
             known.status.as_mut().unwrap().registered = 1;
             service
         };
-        census.tell_troubles(&[service("False", "Unschedulable")], &metrics);
+        counts.tell_troubles(&[service("False", "Unschedulable")], &metrics);
         assert!(named("Unregistered") && !named("RollingOut"));
-        census.tell_troubles(&[registered(service("True", "RollingOut"))], &metrics);
+        counts.tell_troubles(&[registered(service("True", "RollingOut"))], &metrics);
         assert!(!named("Unregistered") && named("RollingOut"));
         for well in [service("False", "NotAccepted"), registered(service("True", "Ready"))] {
-            census.tell_troubles(&[well], &metrics);
+            counts.tell_troubles(&[well], &metrics);
             assert!(!metrics.encode().contains("service_trouble{"));
         }
-        census.tell_troubles(&[service("False", "Unschedulable")], &metrics);
-        census.tell_troubles(&[], &metrics);
+        counts.tell_troubles(&[service("False", "Unschedulable")], &metrics);
+        counts.tell_troubles(&[], &metrics);
         assert!(!metrics.encode().contains("service_trouble{"), "it was deleted");
     }
 }

@@ -1,4 +1,4 @@
-//! Events: what people see in `kubectl describe`. Only turns of conditions and writes are news; a sentence that
+//! Events: what people see in `kubectl describe`. Only transitions of conditions and writes are news; a sentence that
 //! changes is not. They are written one after the other, beside the reconciles: what is told of one service keeps no
 //! other from being made. What comes faster than the API server takes it is left out after a
 //! moment.
@@ -36,9 +36,9 @@ use crate::{
 
 /// Events of writes that wait to be written: as many as a burst of new services tells of. One has less than a kilobyte.
 const CHANGES: usize = 2048;
-/// Events of conditions' turns. A reconcile, which has nothing else to do then, waits for room; but not for long, and
+/// Events of conditions' transitions. A reconcile, which has nothing else to do then, waits for room; but not for long, and
 /// not where others have waited in vain.
-const TURNS: usize = 256;
+const TRANSITIONS: usize = 256;
 const ROOM: Duration = Duration::from_secs(3);
 /// A recorder remembers what it wrote in the last minutes, so that what repeats is counted and not written anew. After
 /// so many another one takes its place: all that a thousand services tell at once would be megabytes.
@@ -50,43 +50,43 @@ const ANSWER: Duration = Duration::from_secs(10);
 type Told = (Event, ObjectReference);
 
 /// Where Events go.
-pub struct News {
+pub struct EventWriter {
     changes: mpsc::Sender<Told>,
-    turns: mpsc::Sender<Told>,
+    transitions: mpsc::Sender<Told>,
     metrics: Arc<Metrics>,
     /// Something was left out, and the queues have not been half empty since.
     overrun: Arc<AtomicBool>,
 }
 
-impl News {
-    /// And what writes them, until there is no [`News`] and nothing to write any more.
+impl EventWriter {
+    /// And what writes them, until there is no [`EventWriter`] and nothing to write any more.
     pub fn new(
         client: Client,
         reporter: Reporter,
         metrics: Arc<Metrics>,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (changes, mut new_changes) = mpsc::channel::<Told>(CHANGES);
-        let (turns, mut new_turns) = mpsc::channel::<Told>(TURNS);
+        let (transitions, mut new_transitions) = mpsc::channel::<Told>(TRANSITIONS);
         let overrun = Arc::new(AtomicBool::new(false));
-        let news = Self { changes, turns, metrics: metrics.clone(), overrun: overrun.clone() };
+        let writer = Self { changes, transitions, metrics: metrics.clone(), overrun: overrun.clone() };
         let write = async move {
             loop {
                 let recorder = Recorder::new(client.clone(), reporter.clone());
                 for _ in 0..REMEMBERED {
                     let next = tokio::select! {
-                        biased; // a turn comes of a change
+                        biased; // a transition comes of a change
                         Some(change) = new_changes.recv() => change,
-                        Some(turn) = new_turns.recv() => turn,
+                        Some(transition) = new_transitions.recv() => transition,
                         else => return,
                     };
-                    if new_turns.len() <= TURNS / 2 && new_changes.len() <= CHANGES / 2 {
+                    if new_transitions.len() <= TRANSITIONS / 2 && new_changes.len() <= CHANGES / 2 {
                         overrun.store(false, Ordering::Relaxed);
                     }
                     write(&recorder, &next, &metrics).await;
                 }
             }
         };
-        (news, write)
+        (writer, write)
     }
 
     /// Tells of a write. Waits for nothing: an Event is worth less than what the reconcile has yet to do.
@@ -98,11 +98,11 @@ impl News {
     }
 
     /// Tells of a condition.
-    async fn tell_turn(&self, event: Event, about: ObjectReference) {
-        let Err(TrySendError::Full(told)) = self.turns.try_send((event, about)) else { return };
+    async fn tell_transition(&self, event: Event, about: ObjectReference) {
+        let Err(TrySendError::Full(told)) = self.transitions.try_send((event, about)) else { return };
         if self.overrun.load(Ordering::Relaxed) {
             self.leave_out(&told);
-        } else if let Err(SendTimeoutError::Timeout(told)) = self.turns.send_timeout(told, ROOM).await {
+        } else if let Err(SendTimeoutError::Timeout(told)) = self.transitions.send_timeout(told, ROOM).await {
             self.leave_out(&told);
         }
     }
@@ -150,7 +150,7 @@ pub(super) fn tell_changes(scope: &Scope, service: &Guarded, changes: &[Change])
         let secondary = if let [only] = alike { Some(about(only)) } else { None };
         let note = format!("{what} {}", names.join(", "));
         let event = Event { secondary, ..event(EventType::Normal, what, "Reconcile", note) };
-        scope.news.tell_change(event, reference(service));
+        scope.events.tell_change(event, reference(service));
     }
 }
 
@@ -161,9 +161,9 @@ pub(super) async fn tell_conditions(
     last: Option<&McpServiceStatus>,
     now: &McpServiceStatus,
 ) {
-    for turn in turns(last, now) {
-        let event = event(turn.kind, &turn.reason, turn.condition, turn.note);
-        scope.news.tell_turn(event, reference(service)).await;
+    for transition in transitions(last, now) {
+        let event = event(transition.kind, &transition.reason, transition.condition, transition.note);
+        scope.events.tell_transition(event, reference(service)).await;
     }
 }
 
@@ -172,15 +172,15 @@ fn worth_telling(reason: &str) -> bool {
     matches!(reason, reasons::DRAINING_SESSIONS | reasons::ASLEEP | reasons::PAUSED)
 }
 
-struct Turn<'a> {
+struct Transition<'a> {
     kind: EventType,
     reason: String,
     condition: &'a str,
     note: String,
 }
 
-fn turns<'a>(last: Option<&McpServiceStatus>, now: &'a McpServiceStatus) -> Vec<Turn<'a>> {
-    let mut turns = Vec::new();
+fn transitions<'a>(last: Option<&McpServiceStatus>, now: &'a McpServiceStatus) -> Vec<Transition<'a>> {
+    let mut transitions = Vec::new();
     for condition in &now.conditions {
         let before =
             last.and_then(|last| last.conditions.iter().find(|before| before.type_ == condition.type_));
@@ -189,28 +189,29 @@ fn turns<'a>(last: Option<&McpServiceStatus>, now: &'a McpServiceStatus) -> Vec<
                 && (before.reason == condition.reason
                     || condition.status == "True" && !worth_telling(&condition.reason))
         });
-        // That it is on its way, or waits for another condition, is no news.
+        // That it is on its way, or waits for another condition, is no writer.
         let passing = condition.reason == reasons::NOT_ACCEPTED || reasons::passes(&condition.reason);
         // What was applied has told as much.
         let first = before.is_none() && condition.reason == reasons::ACCEPTED;
         // One cause is one Event, though it keeps the instance both from being ready and from being registered.
-        let told = turns.iter().any(|turn: &Turn<'_>| turn.reason == condition.reason);
+        let told =
+            transitions.iter().any(|transition: &Transition<'_>| transition.reason == condition.reason);
         // That an instance is registered is part of its being ready.
         let implied = condition.reason == reasons::REGISTERED
-            && turns.iter().any(|turn: &Turn<'_>| turn.reason == reasons::READY);
+            && transitions.iter().any(|transition: &Transition<'_>| transition.reason == reasons::READY);
         let told = told || implied;
         if same || passing || first || told {
             continue;
         }
         let good = condition.status == "True" || condition.reason == reasons::SCALED_TO_ZERO;
-        turns.push(Turn {
+        transitions.push(Transition {
             kind: if good { EventType::Normal } else { EventType::Warning },
             reason: condition.reason.clone(),
             condition: &condition.type_,
             note: condition.message.clone(),
         });
     }
-    turns
+    transitions
 }
 
 fn event(type_: EventType, reason: &str, action: &str, mut note: String) -> Event {
@@ -236,14 +237,14 @@ mod tests {
     use super::*;
 
     /// An API server that never answers, and what is told meanwhile.
-    fn stuck() -> (News, Arc<Metrics>, impl Future<Output = ()> + Send + 'static) {
+    fn stuck() -> (EventWriter, Arc<Metrics>, impl Future<Output = ()> + Send + 'static) {
         let silent = tower::service_fn(|_: http::Request<Body>| {
             pending::<std::result::Result<http::Response<Body>, Infallible>>()
         });
         let metrics = Arc::new(Metrics::new());
-        let (news, write) =
-            News::new(Client::new(silent, "meteo"), Reporter::from("operator"), metrics.clone());
-        (news, metrics, write)
+        let (writer, write) =
+            EventWriter::new(Client::new(silent, "meteo"), Reporter::from("operator"), metrics.clone());
+        (writer, metrics, write)
     }
 
     fn left_out(metrics: &Metrics) -> usize {
@@ -254,30 +255,30 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn no_event_keeps_a_reconcile_waiting_for_long() {
-        let (news, metrics, _unwritten) = stuck();
+        let (writer, metrics, _unwritten) = stuck();
         let begin = Instant::now();
-        for _ in 0..TURNS {
-            news.tell_turn(event(EventType::Normal, "Ready", "Ready", String::new()), about()).await;
+        for _ in 0..TRANSITIONS {
+            writer.tell_transition(event(EventType::Normal, "Ready", "Ready", String::new()), about()).await;
         }
         assert_eq!((begin.elapsed(), left_out(&metrics)), (Duration::ZERO, 0));
         for left in [1, 2, 3] {
-            news.tell_turn(event(EventType::Normal, "Ready", "Ready", String::new()), about()).await;
+            writer.tell_transition(event(EventType::Normal, "Ready", "Ready", String::new()), about()).await;
             assert_eq!((begin.elapsed(), left_out(&metrics)), (ROOM, left), "the first waits, and no other");
         }
         for _ in 0..CHANGES {
-            news.tell_change(event(EventType::Normal, "Applied", "Reconcile", String::new()), about());
+            writer.tell_change(event(EventType::Normal, "Applied", "Reconcile", String::new()), about());
         }
         assert_eq!(left_out(&metrics), 3, "they have room of their own");
-        news.tell_change(event(EventType::Normal, "Applied", "Reconcile", String::new()), about());
+        writer.tell_change(event(EventType::Normal, "Applied", "Reconcile", String::new()), about());
         assert_eq!((begin.elapsed(), left_out(&metrics)), (ROOM, 4));
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_was_told_is_written_before_the_end_though_nobody_answers() {
-        let (news, _, write) = stuck();
-        news.tell_change(event(EventType::Normal, "Applied", "Reconcile", String::new()), about());
-        news.tell_turn(event(EventType::Normal, "Ready", "Ready", String::new()), about()).await;
-        drop(news);
+        let (writer, _, write) = stuck();
+        writer.tell_change(event(EventType::Normal, "Applied", "Reconcile", String::new()), about());
+        writer.tell_transition(event(EventType::Normal, "Ready", "Ready", String::new()), about()).await;
+        drop(writer);
         let begin = Instant::now();
         write.await;
         assert_eq!(begin.elapsed(), ANSWER * 2);
@@ -298,7 +299,7 @@ mod tests {
     }
 
     fn reasons_of(last: Option<&McpServiceStatus>, now: &McpServiceStatus) -> Vec<String> {
-        turns(last, now).into_iter().map(|turn| turn.reason).collect()
+        transitions(last, now).into_iter().map(|transition| transition.reason).collect()
     }
 
     #[test]
@@ -316,6 +317,9 @@ mod tests {
         let draining = status(&[("Ready", "True", "DrainingSessions")]);
         assert_eq!(reasons_of(Some(&ready), &draining), ["DrainingSessions"]);
         assert_eq!(reasons_of(Some(&draining), &draining), Vec::<String>::new());
+        let paused = status(&[("Accepted", "True", "Paused")]);
+        assert_eq!(reasons_of(Some(&accepted), &paused), ["Paused"]);
+        assert_eq!(reasons_of(Some(&paused), &paused), Vec::<String>::new());
         assert_eq!(reasons_of(Some(&ready), &unreachable), ["BrokerUnreachable"]);
         assert_eq!(reasons_of(Some(&unreachable), &refused), ["BrokerRefusedCredentials"]);
         assert_eq!(reasons_of(Some(&refused), &refused), Vec::<String>::new());
