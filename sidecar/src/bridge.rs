@@ -5,6 +5,7 @@
 //! - [`sessions`]: the table of all; [`broadcast`]: what all clients are told
 //! - [`core`]: from topics to sessions, still without IO
 //! - [`action`], [`refusal`]: what the state machines want done, and the errors they answer
+//! - [`request`]: a request's method, asker and outcome
 //! - [`link`]: a connection and its queues
 //! - [`silence`]: whether the server still answers anybody
 //! - [`driver`]: moves the bytes, for the life of one registration
@@ -43,6 +44,7 @@ mod link;
 mod outbox;
 pub mod placement;
 pub mod refusal;
+pub mod request;
 pub mod session;
 pub mod sessions;
 #[cfg(test)]

@@ -8,7 +8,8 @@ use std::{
 
 use mcp_mqtt_transport::jsonrpc::{Message, ProgressToken, RequestId};
 
-use crate::{config::Timeouts, metrics::Method, traces::Span};
+use super::request::Method;
+use crate::{config::Timeouts, traces::Span};
 
 /// How long the answer to a cancelled request is still let through. The asker need not wait for it, but some servers
 /// answer, and some clients wait.
@@ -17,7 +18,7 @@ const CANCELLED_GRACE: Duration = Duration::from_secs(10);
 /// A request that waits for its answer.
 #[derive(Debug)]
 pub struct Flight {
-    /// What was asked, as a metric label.
+    /// What was asked.
     pub method: Method,
     /// When it was taken.
     pub started: Instant,
@@ -82,7 +83,7 @@ impl Flights {
             return Err(Refused::TooMany);
         }
         let method = Method::of(request.method().unwrap_or_default());
-        let timeout = method.timeout(timeouts);
+        let timeout = timeouts.of(method.as_str());
         let flight = Flight {
             method,
             started: now,

@@ -20,11 +20,11 @@ use super::{
     flights::{Flight, Flights, Refused},
     placement::LinkId,
     refusal::Refusal,
+    request::{Asker, Outcome},
 };
 use crate::{
     backend::{FromBackend, SessionId},
     config::Timeouts,
-    metrics::{Asker, Outcome},
     traces::{Sampler, Span},
 };
 
