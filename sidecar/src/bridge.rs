@@ -7,6 +7,7 @@
 //! - [`action`], [`refusal`]: what the state machines want done, and the errors they answer
 //! - [`request`]: a request's method, asker and outcome
 //! - [`link`]: a connection and its queues
+//! - [`presence`]: when this instance is in the registry, and who else holds its place; without IO
 //! - [`silence`]: whether the server still answers anybody
 //! - [`driver`]: moves the bytes, for the life of one registration
 //!
@@ -43,6 +44,7 @@ pub mod flights;
 mod link;
 mod outbox;
 pub mod placement;
+pub mod presence;
 pub mod refusal;
 pub mod request;
 pub mod session;

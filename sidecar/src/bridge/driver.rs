@@ -19,6 +19,7 @@ use super::{
     link::{Happening, Link, Links},
     outbox::Outgoing,
     placement::LinkId,
+    presence::Presence,
     silence::Silence,
 };
 use crate::{
@@ -41,8 +42,6 @@ use workers::Workers;
 const BATCH: usize = 64;
 /// For the broker to acknowledge a presence; it did so in the self-test a moment ago.
 const PRESENCE_TIMEOUT: Duration = Duration::from_secs(10);
-/// For the broker to take subscriptions away, before an empty presence that ends all sessions at once.
-const UNSUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Far away, in place of no deadline.
 const NO_DEADLINE: Duration = Duration::from_hours(24);
 
@@ -61,17 +60,6 @@ enum Answer {
     Unsubscribed,
     Announced(bool, Result<ReasonCode, PublishError>),
     Watching(Result<Vec<ReasonCode>, PublishError>),
-}
-
-/// Whether the presence stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Presence {
-    Cleared,
-    /// To be cleared, but no later than this, once the broker has all that sessions were told before.
-    Clearing(Instant),
-    /// Sent; true: the online message.
-    Sent(bool),
-    Online,
 }
 
 /// See the module.
@@ -123,7 +111,6 @@ impl<'a> Driver<'a> {
         let place = Place::new(
             topic::server_presence(&setting.server_id, &server_name),
             topic::control(&setting.server_id, &server_name),
-            stands_in,
         );
         // An error for all that can be in flight, a goodbye to all, and room for what is refused meanwhile.
         let errors = u64::from(limits.max_sessions) * (u64::from(limits.max_in_flight) + 4) + 1024;
@@ -142,7 +129,7 @@ impl<'a> Driver<'a> {
             broadcasts: Broadcasts::default(),
             answers: FuturesUnordered::new(),
             actions: Vec::new(),
-            presence: Presence::Cleared,
+            presence: Presence::new(stands_in, now()),
             place,
             silence: Silence::default(),
             unsubscribing: 0,
@@ -164,8 +151,8 @@ impl<'a> Driver<'a> {
             if self.drain.is_some() && self.core.sessions.is_empty() {
                 return self.leave().await;
             }
-            if self.place.resumes() && self.drain.is_none() {
-                return self.resume().await;
+            if self.presence.restarts(now()) {
+                return self.restart().await;
             }
             self.set_timer(timer.as_mut());
             tokio::select! {
@@ -208,13 +195,13 @@ impl<'a> Driver<'a> {
 
     /// Moves the timer to the next deadline, if that has changed.
     fn set_timer(&self, timer: std::pin::Pin<&mut Sleep>) {
-        let clearing = match self.presence {
-            Presence::Clearing(by) => Some(by),
-            _ => None,
-        };
         let drain = self.drain.as_ref().map(|drain| drain.deadline);
-        let own = [drain, self.workers.presence_waits(), clearing, self.place.next_deadline()];
-        let others = [self.core.sessions.next_deadline(), self.broadcasts.next_deadline()];
+        let own = [drain, self.workers.presence_waits()];
+        let others = [
+            self.core.sessions.next_deadline(),
+            self.broadcasts.next_deadline(),
+            self.presence.next_deadline(),
+        ];
         let others = others.into_iter().flatten().map(Instant::from_std);
         if let Some(deadline) = others.chain(own.into_iter().flatten()).min()
             && timer.deadline() != deadline
@@ -240,11 +227,8 @@ impl<'a> Driver<'a> {
             self.workers.waited_enough();
             self.take_health();
         }
-        self.take_renewal();
-        if matches!(self.presence, Presence::Clearing(by) if by.into_std() <= now) {
-            tracing::warn!("the broker does not answer: clearing the presence before all clients are told");
-            self.announce(false);
-        }
+        let step = self.presence.expire(now);
+        self.step(step);
         self.perform();
     }
 
@@ -313,13 +297,9 @@ impl<'a> Driver<'a> {
             State::Up => {
                 // Up again, without a look at the down between: what that would have ended is ended by its backend.
                 self.core.sessions.set_backend_up(true);
-                if self.presence != Presence::Online
-                    && self.presence != Presence::Sent(true)
-                    && self.drain.is_none()
-                    && !self.place.is_relieved()
-                    && self.workers.presence_waits().is_none()
-                {
-                    self.announce(true);
+                if self.workers.presence_waits().is_none() {
+                    let step = self.presence.backend_up();
+                    self.step(step);
                 }
             }
             State::Down(why) => {
@@ -327,12 +307,10 @@ impl<'a> Driver<'a> {
                 let end = EndReason::Backend(BackendEnd::BackendLost(why));
                 self.core.sessions.end_all(&end, now(), &mut self.actions);
                 self.perform();
+                // Errors first, then the empty presence: a client that sees it drops its session at once.
+                let step = self.presence.backend_down(self.unsubscribing == 0, now());
+                self.step(step);
                 if self.drain.is_none() {
-                    // Errors first, then the empty presence: a client that sees it drops its session at once.
-                    if matches!(self.presence, Presence::Online | Presence::Sent(true)) {
-                        self.presence = Presence::Clearing(Instant::now() + UNSUBSCRIBE_TIMEOUT);
-                        self.clear_when_told();
-                    }
                     let message = "the presence is published once the MCP server answers";
                     self.bridge.board.unregistered(reason::WAITING_FOR_BACKEND, message);
                 }
@@ -340,24 +318,13 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn announce(&mut self, online: bool) {
-        self.presence = Presence::Sent(online);
-        if online {
-            self.place.taken();
-        }
-        self.send(LinkId::REGISTERING, Outgoing::Presence { online });
-    }
-
     /// The order of packets holds on one connection only: on the others the broker's answers tell that it has all.
-    fn clear_when_told(&mut self) {
-        if self.unsubscribing == 0 && matches!(self.presence, Presence::Clearing(_)) {
-            self.announce(false);
-        }
-    }
-
     fn unsubscribed(&mut self) {
         self.unsubscribing -= 1;
-        self.clear_when_told();
+        if self.unsubscribing == 0 {
+            let step = self.presence.told();
+            self.step(step);
+        }
     }
 
     /// An answer of the broker; the reason when it makes the connection useless.
@@ -387,12 +354,9 @@ impl<'a> Driver<'a> {
             Answer::Announced(online, result) => {
                 let refused = match result {
                     Ok(code) if !code.is_error() => {
-                        if online && self.presence == Presence::Sent(true) && self.drain.is_none() {
-                            self.presence = Presence::Online;
-                            self.bridge.board.registered(self.server_name.as_str(), self.remark.as_deref());
-                            self.watch_place();
-                        } else if !online && self.presence == Presence::Sent(false) {
-                            self.presence = Presence::Cleared;
+                        if online {
+                            let step = self.presence.published();
+                            self.step(step);
                         }
                         return None;
                     }

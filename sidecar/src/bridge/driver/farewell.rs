@@ -35,6 +35,7 @@ impl Driver<'_> {
         let (sessions, in_flight) = (self.core.sessions.len(), self.core.sessions.in_flight());
         tracing::info!(sessions, in_flight, "draining, at most {patience:?}");
         self.drain = Some(Drain { deadline, given_up: Vec::new() });
+        self.presence.drain();
         self.core.sessions.drain(now(), &mut self.actions);
         self.perform();
     }
@@ -63,7 +64,7 @@ impl Driver<'_> {
     /// The empty presence, where the presence is ours.
     pub(super) async fn clear_presence(&mut self) {
         let offline = self.registrar.offline();
-        if !self.place.is_foreign()
+        if !self.presence.is_foreign()
             && let Some(publisher) = self.links.get(LinkId::REGISTERING).map(|link| link.publisher.clone())
             && let Some(Err(error)) =
                 self.reading(publisher.publish_confirmed(offline, PRESENCE_TIMEOUT)).await
