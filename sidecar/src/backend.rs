@@ -25,12 +25,12 @@ use crate::{
 
 mod era;
 pub mod http;
+mod id_scanner;
 mod incoming;
 mod lines;
 pub mod modern;
 pub mod probe;
 mod room;
-mod skim;
 pub mod stdio;
 
 use self::stdio::own::{Running, Spawner};
@@ -46,8 +46,8 @@ pub use self::{
 pub mod parsers {
     pub use super::{
         http::sse_parser::{Event, SseParser},
+        id_scanner::IdScanner,
         lines::{Line, Lines},
-        skim::Skim,
     };
 }
 
