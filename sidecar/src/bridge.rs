@@ -25,7 +25,7 @@ use self::{
     session::Rules,
 };
 use crate::{
-    backend::{Backend, Room},
+    backend::{Backend, SendQuota},
     config::GatewayConfig,
     drain::{Drains, Progress},
     health::{Health, State},
@@ -62,7 +62,7 @@ pub struct Bridge {
     config: Arc<GatewayConfig>,
     rules: Rules,
     backend: Backend,
-    room: Room,
+    quota: SendQuota,
     health: watch::Receiver<Health>,
     drains: Drains,
     board: Board,
@@ -98,7 +98,7 @@ impl Bridge {
         let mut heart = interval(BEAT);
         heart.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            room: Room::for_messages_of(rules.max_message_bytes),
+            quota: SendQuota::for_messages_of(rules.max_message_bytes),
             config,
             rules,
             backend,

@@ -271,12 +271,12 @@ impl<'a> Driver<'a> {
     fn take_received(&mut self, link: LinkId, received: Received) {
         self.bridge.metrics.received_bytes.inc_by(received.payload.len() as u64);
         let Some(received) = self.take_of_place(received) else { return };
-        let (backend, room) = (&self.bridge.backend, &self.bridge.room);
+        let (backend, quota) = (&self.bridge.backend, &self.bridge.quota);
         let (links, backends) = (&self.links, &mut self.backends);
         let open = |session, via| {
             // A session is placed on a connection that stands.
             if let Some(link) = links.get(via) {
-                backends.insert(session, backend.open(session, room, link.backend_events()));
+                backends.insert(session, backend.open(session, quota, link.backend_events()));
             }
         };
         self.core.received(link, received, now(), &mut self.actions, open);
