@@ -1,7 +1,7 @@
 //! Between the broker and the backends: one task that owns all sessions.
 //!
 //! - [`placement`]: which connection carries which session
-//! - [`session`]: one session as a state machine without IO; [`flights`]: its requests in flight
+//! - [`session`]: one session as a state machine without IO; [`in_flight`]: its requests in flight
 //! - [`sessions`]: the table of all; [`broadcast`]: what all clients are told
 //! - [`core`]: from topics to sessions, still without IO
 //! - [`action`], [`refusal`]: what the state machines want done, and the errors they answer
@@ -40,7 +40,7 @@ pub mod action;
 pub mod broadcast;
 pub mod core;
 mod driver;
-pub mod flights;
+pub mod in_flight;
 mod link;
 mod outbox;
 pub mod placement;
