@@ -20,7 +20,7 @@ use crate::{
         request::{Asker, Method, Outcome},
     },
     process,
-    recent::Recent,
+    sliding_window::SlidingWindow,
 };
 
 /// Prefix of every metric but the build's and the process's: `<project>_<component>`.
@@ -91,7 +91,7 @@ pub struct Metrics {
     /// Worker connections that were opened after the first of each.
     pub worker_reconnects: Counter,
     /// Sessions refused of late because all were taken.
-    pub refused_sessions: Recent,
+    pub refused_sessions: SlidingWindow,
     connections: Family<RoleLabel, Gauge>,
     worker_sessions: Family<WorkerLabel, Gauge>,
     sessions_ended: Family<ReasonLabel, Counter>,
@@ -188,7 +188,7 @@ impl Metrics {
             worker_reconnects: Counter::default(),
             connections: Family::default(),
             worker_sessions: Family::default(),
-            refused_sessions: Recent::new(),
+            refused_sessions: SlidingWindow::new(),
             spans_exported: Counter::default(),
             spans_dropped: Counter::default(),
             sessions_ended: Family::default(),

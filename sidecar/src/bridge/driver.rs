@@ -30,9 +30,9 @@ use crate::{
     status::reason,
 };
 
-mod farewell;
 mod place;
 mod sending;
+mod shutdown;
 mod workers;
 
 use place::Place;

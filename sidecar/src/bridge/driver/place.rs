@@ -11,7 +11,7 @@ use mcp_mqtt_transport::{
     presence::{self, Online},
 };
 
-use super::{Answer, Driver, End, LinkId, Outgoing, farewell, now};
+use super::{Answer, Driver, End, LinkId, Outgoing, now, shutdown};
 use crate::{bridge::presence::Step, status::reason};
 
 /// What asks for it is short.
@@ -140,7 +140,7 @@ impl Driver<'_> {
     pub(super) async fn restart(mut self) -> End {
         tracing::info!("registering anew");
         self.clear_presence().await;
-        farewell::disconnect_in_order(self.publishers()).await;
+        shutdown::disconnect_in_order(self.publishers()).await;
         self.end(End::Lost(CloseReason::Wanted))
     }
 }
