@@ -16,7 +16,7 @@ use super::{
     action::{Action, EndReason},
     broadcast::{Broadcasts, Said},
     core::{Core, Setting},
-    link::{Happening, Link, Links},
+    link::{Link, LinkEvent, Links},
     outbox::Outgoing,
     placement::LinkId,
     presence::Presence,
@@ -156,8 +156,8 @@ impl<'a> Driver<'a> {
             }
             self.set_timer(timer.as_mut());
             tokio::select! {
-                (link, happening) = self.links.next() => {
-                    if let Some(why) = self.take_happenings(link, happening) {
+                (link, event) = self.links.next() => {
+                    if let Some(why) = self.take_link_events(link, event) {
                         return self.lost(why).await;
                     }
                 }
@@ -233,29 +233,29 @@ impl<'a> Driver<'a> {
     }
 
     /// What happens on a connection, and more of its kind; the reason when the registering one is over.
-    fn take_happenings(&mut self, link: LinkId, first: Happening) -> Option<CloseReason> {
+    fn take_link_events(&mut self, link: LinkId, first: LinkEvent) -> Option<CloseReason> {
         let mut next = Some(first);
         for taken in 1.. {
             let from_backend = match next? {
-                Happening::Event(Event::Received(received)) => {
+                LinkEvent::Event(Event::Received(received)) => {
                     self.take_received(link, received);
                     false
                 }
-                Happening::Event(Event::Refused(refused)) => {
+                LinkEvent::Event(Event::Refused(refused)) => {
                     self.take_refused(refused);
                     false
                 }
-                Happening::Event(Event::Closed(why)) if link == LinkId::REGISTERING => return Some(why),
-                Happening::Event(Event::Closed(why)) => {
+                LinkEvent::Event(Event::Closed(why)) if link == LinkId::REGISTERING => return Some(why),
+                LinkEvent::Event(Event::Closed(why)) => {
                     self.worker_lost(link, &why);
                     return None;
                 }
-                Happening::FromBackend(session, event) => {
+                LinkEvent::FromBackend(session, event) => {
                     self.core.sessions.backend_event(session, event, now(), &mut self.actions);
                     self.perform();
                     true
                 }
-                Happening::Room => {
+                LinkEvent::Room => {
                     self.flush(link);
                     return None;
                 }
@@ -376,7 +376,7 @@ impl<'a> Driver<'a> {
             return;
         };
         while let Some(earlier) = self.links.get_mut(via).and_then(|link| link.more_like(false)) {
-            self.take_happenings(via, earlier);
+            self.take_link_events(via, earlier);
         }
     }
 

@@ -116,8 +116,8 @@ impl Driver<'_> {
     async fn settle(&mut self, deadline: Instant) {
         while self.unsubscribing > 0 || self.links.iter().any(Link::is_busy) {
             tokio::select! {
-                (link, happening) = self.links.next() => {
-                    if self.take_happenings(link, happening).is_some() {
+                (link, event) = self.links.next() => {
+                    if self.take_link_events(link, event).is_some() {
                         self.links.remove(LinkId::REGISTERING);
                         return;
                     }
@@ -140,8 +140,8 @@ impl Driver<'_> {
             tokio::select! {
                 biased;
                 done = &mut what => return Some(done),
-                (link, happening) = self.links.next() => {
-                    if self.take_happenings(link, happening).is_some() {
+                (link, event) = self.links.next() => {
+                    if self.take_link_events(link, event).is_some() {
                         self.links.remove(LinkId::REGISTERING);
                         return None;
                     }
