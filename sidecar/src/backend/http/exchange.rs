@@ -19,7 +19,13 @@ use super::{
     wire::{Failure, Reply, Wire, innermost, read_json},
 };
 use crate::backend::{
-    BackendEnd, BackendEvents, FromBackend, SessionId, era::Era, failure, incoming, modern::members::member,
+    BackendEnd, BackendEvents, FromBackend, SessionId,
+    era::Era,
+    failure, incoming,
+    modern::{
+        members::member,
+        result::{HEADER_MISMATCH, UNSUPPORTED_VERSION},
+    },
     send_quota::Outbound,
 };
 
@@ -37,9 +43,6 @@ pub(super) const LINGER: Duration = Duration::from_secs(1);
 const MAX_PAGES: u64 = 32;
 /// Events of such a list that may wait; all are read at once.
 const UNHEARD: usize = 4;
-/// Error codes of 2026-07-28: headers that do not fit the body, and a revision that the server does not speak.
-const HEADER_MISMATCH: i64 = -32020;
-const UNSUPPORTED_VERSION: i64 = -32022;
 /// How long the delivery of a notification or response may take.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
 
