@@ -49,9 +49,9 @@ pub mod refusal;
 pub mod request;
 pub mod session;
 pub mod sessions;
-#[cfg(test)]
-mod shorthand;
 mod silence;
+#[cfg(test)]
+mod tests;
 
 /// After a drain, how often to look whether the server is there: the kubelet takes longer to restart a container.
 const LOOK_EVERY: Duration = Duration::from_millis(100);

@@ -64,8 +64,6 @@ pub enum Action {
         session: SessionId,
         /// Whose.
         client: ClientId,
-        /// The server's answer.
-        result: Message,
     },
     /// The session is over: end its backend session.
     Ended {

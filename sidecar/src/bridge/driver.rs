@@ -430,7 +430,7 @@ impl<'a> Driver<'a> {
                 Some(drain) => drain.given_up.push((via, client)),
                 None => self.send(via, Outgoing::Unsubscribe { clients: vec![client] }),
             },
-            Action::Opened { session, client, .. } => {
+            Action::Opened { session, client } => {
                 self.bridge.metrics.sessions_started.inc();
                 tracing::info!(session = session.0, %client, "session began");
             }

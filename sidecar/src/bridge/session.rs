@@ -411,14 +411,15 @@ impl Session {
         if let Some(pending) = self.from_client.complete(initialize) {
             resolved(Asker::Client, &pending, outcome(is_error), turn);
         }
-        self.tell_client(answer.clone(), turn);
+        let batches = answer.protocol_version().as_deref() == Some(WITH_BATCHES);
+        self.tell_client(answer, turn);
         if is_error {
             return self.end(EndReason::InitializeFailed, turn);
         }
-        self.batches = answer.protocol_version().as_deref() == Some(WITH_BATCHES);
+        self.batches = batches;
         self.state = State::Open;
         self.initialized_by = Some(turn.now + INITIALIZED_WITHIN);
-        turn.out.push(Action::Opened { session: self.id, client: self.client.clone(), result: answer });
+        turn.out.push(Action::Opened { session: self.id, client: self.client.clone() });
         self.end_when_drained(turn);
     }
 
@@ -491,7 +492,5 @@ fn resolved(asker: Asker, pending: &Pending, outcome: Outcome, turn: &mut Turn<'
 }
 
 mod ending;
-#[cfg(test)]
-mod idle;
 #[cfg(test)]
 mod tests;
