@@ -2,7 +2,7 @@
 //! kept, against the message's own reading.
 
 use bytes::Bytes;
-use mcp_mqtt_sidecar::backend::parsers::{Line, Lines, Skim};
+use mcp_mqtt_sidecar::backend::parsers::{IdScanner, Line, Lines};
 use mcp_mqtt_transport::jsonrpc::{Kind, Message, RequestId};
 
 use crate::pieces::{knobs, pieces};
@@ -13,7 +13,7 @@ pub(crate) fn run(data: &[u8]) {
     let max = usize::from(limit);
     assert_eq!(cut(&pieces(stream, knob), max), simple(stream, max));
     for line in stream.split(|byte| *byte == b'\n') {
-        skim(line, knob);
+        scan(line, knob);
     }
 }
 
@@ -42,7 +42,7 @@ fn simple(stream: &[u8], max: usize) -> Vec<Line> {
     lines.filter_map(line).collect()
 }
 
-fn skim(line: &[u8], knob: u8) {
+fn scan(line: &[u8], knob: u8) {
     let answers = skimmed(&[line]);
     assert_eq!(skimmed(&pieces(line, knob)), answers, "in pieces");
     if let Some(id) = &answers {
@@ -66,9 +66,9 @@ fn skim(line: &[u8], knob: u8) {
 }
 
 fn skimmed(pieces: &[&[u8]]) -> Option<RequestId> {
-    let mut skim = Skim::default();
+    let mut scan = IdScanner::default();
     for piece in pieces {
-        skim.feed(piece);
+        scan.feed(piece);
     }
-    skim.answers()
+    scan.answers()
 }

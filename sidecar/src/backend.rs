@@ -8,7 +8,7 @@
 //! - [`http`]: Streamable HTTP, 2025-03-26 to 2026-07-28, and HTTP+SSE, 2024-11-05
 //! - [`modern`]: servers that speak only 2026-07-28, over stdio or Streamable HTTP: what of a session lives in the
 //!   gateway then
-//! - [`room`]: what may wait on its way to the server
+//! - [`send_quota`]: what may wait on its way to the server
 //! - [`probe`]: asks the server who it is, as a client would, and so finds which era it speaks
 
 use std::{fmt, future::pending, io, time::Duration};
@@ -25,19 +25,19 @@ use crate::{
 
 mod era;
 pub mod http;
+mod id_scanner;
 mod incoming;
 mod lines;
 pub mod modern;
 pub mod probe;
-mod room;
-mod skim;
+mod send_quota;
 pub mod stdio;
 
 use self::stdio::own::{Running, Spawner};
 pub use self::{
     http::{HttpBackend, SseBackend},
     probe::ProbeError,
-    room::{BackendSession, FromBridge, Room},
+    send_quota::{BackendSession, FromBridge, SendQuota},
     stdio::StdioBackend,
 };
 
@@ -46,8 +46,8 @@ pub use self::{
 pub mod parsers {
     pub use super::{
         http::sse_parser::{Event, SseParser},
+        id_scanner::IdScanner,
         lines::{Line, Lines},
-        skim::Skim,
     };
 }
 
@@ -232,8 +232,8 @@ impl Backend {
 
     /// Opens a session and returns at once; what is sent meanwhile waits. A failure arrives as
     /// [`BackendEnd::OpenFailed`] or [`BackendEnd::NobodyListens`]. Must be called within a tokio runtime.
-    pub fn open(&self, session: SessionId, room: &Room, events: BackendEvents) -> BackendSession {
-        self.open_in(self.era().is_modern(), session, room, events)
+    pub fn open(&self, session: SessionId, quota: &SendQuota, events: BackendEvents) -> BackendSession {
+        self.open_in(self.era().is_modern(), session, quota, events)
     }
 
     /// The same, in this era whatever the probe found.
@@ -241,15 +241,15 @@ impl Backend {
         &self,
         is_modern: bool,
         session: SessionId,
-        room: &Room,
+        quota: &SendQuota,
         events: BackendEvents,
     ) -> BackendSession {
-        let (backend_session, from_bridge) = room.session();
+        let (backend_session, from_bridge) = quota.session();
         if !is_modern {
             self.open_transport(false, session, events, from_bridge);
             return backend_session;
         }
-        let (translated, to_transport) = room.session();
+        let (translated, to_transport) = quota.session();
         let (to_translate, from_transport) = mpsc::channel(TO_TRANSLATE);
         self.open_transport(true, session, to_translate, to_transport);
         let translation =

@@ -1,11 +1,13 @@
 //! Between the broker and the backends: one task that owns all sessions.
 //!
 //! - [`placement`]: which connection carries which session
-//! - [`session`]: one session as a state machine without IO; [`flights`]: its requests in flight
+//! - [`session`]: one session as a state machine without IO; [`in_flight`]: its requests in flight
 //! - [`sessions`]: the table of all; [`broadcast`]: what all clients are told
 //! - [`core`]: from topics to sessions, still without IO
 //! - [`action`], [`refusal`]: what the state machines want done, and the errors they answer
+//! - [`request`]: a request's method, asker and outcome
 //! - [`link`]: a connection and its queues
+//! - [`presence`]: when this instance is in the registry, and who else holds its place; without IO
 //! - [`silence`]: whether the server still answers anybody
 //! - [`driver`]: moves the bytes, for the life of one registration
 //!
@@ -23,7 +25,7 @@ use self::{
     session::Rules,
 };
 use crate::{
-    backend::{Backend, Room},
+    backend::{Backend, SendQuota},
     config::GatewayConfig,
     drain::{Drains, Progress},
     health::{Health, State},
@@ -38,16 +40,18 @@ pub mod action;
 pub mod broadcast;
 pub mod core;
 mod driver;
-pub mod flights;
+pub mod in_flight;
 mod link;
 mod outbox;
 pub mod placement;
+pub mod presence;
 pub mod refusal;
+pub mod request;
 pub mod session;
 pub mod sessions;
-#[cfg(test)]
-mod shorthand;
 mod silence;
+#[cfg(test)]
+mod tests;
 
 /// After a drain, how often to look whether the server is there: the kubelet takes longer to restart a container.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -58,7 +62,7 @@ pub struct Bridge {
     config: Arc<GatewayConfig>,
     rules: Rules,
     backend: Backend,
-    room: Room,
+    quota: SendQuota,
     health: watch::Receiver<Health>,
     drains: Drains,
     board: Board,
@@ -94,7 +98,7 @@ impl Bridge {
         let mut heart = interval(BEAT);
         heart.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            room: Room::for_messages_of(rules.max_message_bytes),
+            quota: SendQuota::for_messages_of(rules.max_message_bytes),
             config,
             rules,
             backend,

@@ -233,6 +233,17 @@ pub struct Timeouts {
     pub timeout_max: Duration,
 }
 
+impl Timeouts {
+    /// How long a request of this method may take.
+    pub fn of(&self, method: &str) -> Duration {
+        match method {
+            "ping" => self.timeout_ping,
+            "tools/call" | "sampling/createMessage" | "completion/complete" => self.timeout_call,
+            _ => self.timeout_default,
+        }
+    }
+}
+
 /// Log format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {

@@ -14,7 +14,14 @@ use prometheus_client::{
     registry::{Metric, Registry, Unit},
 };
 
-use crate::{bridge::refusal::Refusal, config::Timeouts, process, recent::Recent};
+use crate::{
+    bridge::{
+        refusal::Refusal,
+        request::{Asker, Method, Outcome},
+    },
+    process,
+    sliding_window::SlidingWindow,
+};
 
 /// Prefix of every metric but the build's and the process's: `<project>_<component>`.
 const PREFIX: &str = "mcp_mqtt_gateway";
@@ -24,95 +31,6 @@ const LATENCY_BUCKETS: [f64; 18] = [
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
     30.0, 60.0,
 ];
-
-/// The methods of MCP, as a label of bounded cardinality: what a client invents is [`Method::Other`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Method(&'static str);
-
-/// Methods that get a label of their own.
-const METHODS: [&str; 20] = [
-    "initialize",
-    "ping",
-    "tools/list",
-    "tools/call",
-    "resources/list",
-    "resources/templates/list",
-    "resources/read",
-    "resources/subscribe",
-    "resources/unsubscribe",
-    "prompts/list",
-    "prompts/get",
-    "completion/complete",
-    "logging/setLevel",
-    "sampling/createMessage",
-    "elicitation/create",
-    "roots/list",
-    "tasks/get",
-    "tasks/result",
-    "tasks/list",
-    "tasks/cancel",
-];
-
-impl Method {
-    /// Any method that is not MCP's.
-    pub const OTHER: Self = Self("other");
-
-    /// The label of a method.
-    pub fn of(method: &str) -> Self {
-        METHODS.iter().find(|known| **known == method).map_or(Self::OTHER, |known| Self(known))
-    }
-
-    /// As MCP writes it.
-    pub fn as_str(self) -> &'static str {
-        self.0
-    }
-
-    /// How long a request of this method may take.
-    pub fn timeout(self, timeouts: &Timeouts) -> Duration {
-        match self.0 {
-            "ping" => timeouts.timeout_ping,
-            "tools/call" | "sampling/createMessage" | "completion/complete" => timeouts.timeout_call,
-            _ => timeouts.timeout_default,
-        }
-    }
-}
-
-/// How a request ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// With a result.
-    Ok,
-    /// With an error of the other side.
-    Error,
-    /// With an error of the gateway: nobody answered in time.
-    TimedOut,
-    /// With an error of the gateway: refused, or its session ended.
-    Failed,
-    /// The asker cancelled it, or left.
-    Abandoned,
-}
-
-impl Outcome {
-    /// As a label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Error => "error",
-            Self::TimedOut => "timed_out",
-            Self::Failed => "failed",
-            Self::Abandoned => "abandoned",
-        }
-    }
-}
-
-/// Who asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Asker {
-    /// The MCP client: `tools/call` and so on.
-    Client,
-    /// The MCP server: sampling, elicitation, roots, ping.
-    Server,
-}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -173,7 +91,7 @@ pub struct Metrics {
     /// Worker connections that were opened after the first of each.
     pub worker_reconnects: Counter,
     /// Sessions refused of late because all were taken.
-    pub refused_sessions: Recent,
+    pub refused_sessions: SlidingWindow,
     connections: Family<RoleLabel, Gauge>,
     worker_sessions: Family<WorkerLabel, Gauge>,
     sessions_ended: Family<ReasonLabel, Counter>,
@@ -270,7 +188,7 @@ impl Metrics {
             worker_reconnects: Counter::default(),
             connections: Family::default(),
             worker_sessions: Family::default(),
-            refused_sessions: Recent::new(),
+            refused_sessions: SlidingWindow::new(),
             spans_exported: Counter::default(),
             spans_dropped: Counter::default(),
             sessions_ended: Family::default(),
@@ -384,7 +302,7 @@ impl Default for Metrics {
 
 impl EncodeLabelValue for Method {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-        encoder.write_str(self.0)
+        encoder.write_str(self.as_str())
     }
 }
 

@@ -204,15 +204,15 @@ impl Registrar {
             offline: (!stands_in).then(|| self.offline()),
             control_echo: !stands_in && self.control_echo,
         };
-        let trial = selftest::Trial {
+        let self_test = selftest::SelfTest {
             client_id: self.server_id.as_str(),
             server_id: &self.server_id,
             server_name: &self.server_name,
             qos: self.config.qos(),
             registration: Some(own),
         };
-        match trial.run(&mut connection).await {
-            Ok(selftest::Passed { early, remark }) => {
+        match self_test.run(&mut connection).await {
+            Ok(selftest::Report { early, remark }) => {
                 let server_name = self.server_name.clone();
                 Ok(Registration { connection, server_name, stands_in, early, remark, since })
             }

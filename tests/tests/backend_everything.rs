@@ -5,7 +5,9 @@
 use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
-use mcp_mqtt_sidecar::backend::{Backend, BackendEnd, BackendSession, FromBackend, Lost, Room, SessionId};
+use mcp_mqtt_sidecar::backend::{
+    Backend, BackendEnd, BackendSession, FromBackend, Lost, SendQuota, SessionId,
+};
 use mcp_mqtt_tests::{
     cluster::eventually,
     gateway::{children, until},
@@ -21,8 +23,8 @@ use tokio::{
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-fn room() -> Room {
-    Room::for_messages_of(1 << 20)
+fn quota() -> SendQuota {
+    SendQuota::for_messages_of(1 << 20)
 }
 
 /// A client of one session that answers what the server asks of it.
@@ -37,7 +39,7 @@ struct Client {
 impl Client {
     async fn open(backend: &Backend) -> Self {
         let (events, receiver) = mpsc::channel(256);
-        let session = backend.open(SessionId(7), &room(), events);
+        let session = backend.open(SessionId(7), &quota(), events);
         let mut client = Self { session, events: receiver, next_id: 0, heard: HashMap::new() };
         let capabilities = json!({"sampling": {}, "elicitation": {}, "roots": {"listChanged": true}});
         let info = json!({"name": "test", "version": "0"});
@@ -117,7 +119,7 @@ impl Client {
     }
 
     async fn close(mut self) {
-        self.session = room().session().0;
+        self.session = quota().session().0;
         assert_eq!(self.end().await, BackendEnd::Closed);
     }
 

@@ -8,6 +8,7 @@ mod meta;
 mod parse;
 #[cfg(test)]
 mod tests;
+pub mod text;
 
 use bytes::Bytes;
 use serde::Deserialize;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use mcp_mqtt_transport::jsonrpc::{Message, ParseErrorKind, RequestId};
 use serde_json::value::RawValue;
 
-use super::{FromBackend, failure, skim::Skim};
+use super::{FromBackend, failure, id_scanner::IdScanner};
 
 /// How much of something unreadable is shown to a person, in characters.
 const EXCERPT: usize = 120;
@@ -60,9 +60,9 @@ fn read_batch(raw: &Bytes, limit: usize) -> Vec<FromBackend> {
 }
 
 fn answered_by(raw: &[u8]) -> Option<RequestId> {
-    let mut skim = Skim::default();
-    skim.feed(raw);
-    skim.answers()
+    let mut ids = IdScanner::default();
+    ids.feed(raw);
+    ids.answers()
 }
 
 /// The beginning of some text for a person, on one line.

@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use mcp_mqtt_transport::jsonrpc::RequestId;
 
-use super::skim::Skim;
+use super::id_scanner::IdScanner;
 
 /// Room for the first read, in bytes: most messages fit.
 const FIRST_READ: usize = 4 * 1024;
@@ -25,7 +25,7 @@ pub struct Lines {
 #[derive(Debug, Default)]
 struct Dropping {
     size: usize,
-    skim: Skim,
+    ids: IdScanner,
 }
 
 /// A line without its end.
@@ -97,8 +97,8 @@ impl Lines {
         self.scanned = 0;
         if self.dropping.is_some() || length > self.max {
             self.drop_buffered(length);
-            let Dropping { size, skim } = self.dropping.take().unwrap_or_default();
-            return Some(Line::TooLong { size, answers: skim.answers() });
+            let Dropping { size, ids } = self.dropping.take().unwrap_or_default();
+            return Some(Line::TooLong { size, answers: ids.answers() });
         }
         let line = self.buffer.split_to(length).freeze();
         if line.trim_ascii().is_empty() { None } else { Some(Line::Whole(line)) }
@@ -106,7 +106,7 @@ impl Lines {
 
     fn drop_buffered(&mut self, length: usize) {
         let dropping = self.dropping.get_or_insert_default();
-        dropping.skim.feed(&self.buffer[..length]);
+        dropping.ids.feed(&self.buffer[..length]);
         dropping.size += length;
         let _dropped = self.buffer.split_to(length);
         self.scanned = 0;

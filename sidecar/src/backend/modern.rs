@@ -18,7 +18,7 @@ mod client;
 mod driver;
 mod envelope;
 pub(super) mod members;
-mod result;
+pub(super) mod result;
 mod rounds;
 mod subscriptions;
 mod translator;

@@ -10,7 +10,9 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Backend, BackendEnd, FromBackend, NEWEST_REVISION, Room, SessionId, modern::MODERN_REVISION};
+use super::{
+    Backend, BackendEnd, FromBackend, NEWEST_REVISION, SendQuota, SessionId, modern::MODERN_REVISION,
+};
 use crate::status::ServerInfo;
 
 /// How long a server may take from its start to its `initialize` result: an interpreter on a busy node, with
@@ -76,7 +78,7 @@ pub(super) async fn probe(backend: &Backend) -> Result<ServerInfo, ProbeError> {
 /// In a session of this era. The translation makes the answer one to `initialize` in either.
 async fn ask(backend: &Backend, is_modern: bool) -> Result<ServerInfo, ProbeError> {
     let (events, mut from_backend) = mpsc::channel(EVENTS);
-    let session = backend.open_in(is_modern, SESSION, &Room::for_messages_of(0), events);
+    let session = backend.open_in(is_modern, SESSION, &SendQuota::for_messages_of(0), events);
     let asked = session.say(initialize());
     debug_assert!(asked.is_ok(), "a new session has room for one message");
     let answer = wait_for_answer(&mut from_backend).await;

@@ -22,7 +22,7 @@ use super::{
     era::Era,
     incoming,
     lines::{Line, Lines},
-    room::Outbound,
+    send_quota::Outbound,
 };
 use crate::shim::control::{Control, Exit, Hello, Purpose, Report};
 

@@ -7,10 +7,13 @@ use mcp_mqtt_transport::{
     topic::ClientId,
 };
 
-use super::{placement::LinkId, refusal::Refusal};
+use super::{
+    placement::LinkId,
+    refusal::Refusal,
+    request::{Asker, Method, Outcome},
+};
 use crate::{
     backend::{BackendEnd, SessionId},
-    metrics::{Asker, Method, Outcome},
     traces::Span,
 };
 
@@ -61,8 +64,6 @@ pub enum Action {
         session: SessionId,
         /// Whose.
         client: ClientId,
-        /// The server's answer.
-        result: Message,
     },
     /// The session is over: end its backend session.
     Ended {

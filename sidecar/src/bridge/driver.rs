@@ -16,9 +16,10 @@ use super::{
     action::{Action, EndReason},
     broadcast::{Broadcasts, Said},
     core::{Core, Setting},
-    link::{Happening, Link, Links},
+    link::{Link, LinkEvent, Links},
     outbox::Outgoing,
     placement::LinkId,
+    presence::Presence,
     silence::Silence,
 };
 use crate::{
@@ -29,9 +30,9 @@ use crate::{
     status::reason,
 };
 
-mod farewell;
 mod place;
 mod sending;
+mod shutdown;
 mod workers;
 
 use place::Place;
@@ -41,8 +42,6 @@ use workers::Workers;
 const BATCH: usize = 64;
 /// For the broker to acknowledge a presence; it did so in the self-test a moment ago.
 const PRESENCE_TIMEOUT: Duration = Duration::from_secs(10);
-/// For the broker to take subscriptions away, before an empty presence that ends all sessions at once.
-const UNSUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Far away, in place of no deadline.
 const NO_DEADLINE: Duration = Duration::from_hours(24);
 
@@ -61,17 +60,6 @@ enum Answer {
     Unsubscribed,
     Announced(bool, Result<ReasonCode, PublishError>),
     Watching(Result<Vec<ReasonCode>, PublishError>),
-}
-
-/// Whether the presence stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Presence {
-    Cleared,
-    /// To be cleared, but no later than this, once the broker has all that sessions were told before.
-    Clearing(Instant),
-    /// Sent; true: the online message.
-    Sent(bool),
-    Online,
 }
 
 /// See the module.
@@ -123,7 +111,6 @@ impl<'a> Driver<'a> {
         let place = Place::new(
             topic::server_presence(&setting.server_id, &server_name),
             topic::control(&setting.server_id, &server_name),
-            stands_in,
         );
         // An error for all that can be in flight, a goodbye to all, and room for what is refused meanwhile.
         let errors = u64::from(limits.max_sessions) * (u64::from(limits.max_in_flight) + 4) + 1024;
@@ -142,7 +129,7 @@ impl<'a> Driver<'a> {
             broadcasts: Broadcasts::default(),
             answers: FuturesUnordered::new(),
             actions: Vec::new(),
-            presence: Presence::Cleared,
+            presence: Presence::new(stands_in, now()),
             place,
             silence: Silence::default(),
             unsubscribing: 0,
@@ -164,13 +151,13 @@ impl<'a> Driver<'a> {
             if self.drain.is_some() && self.core.sessions.is_empty() {
                 return self.leave().await;
             }
-            if self.place.resumes() && self.drain.is_none() {
-                return self.resume().await;
+            if self.presence.restarts(now()) {
+                return self.restart().await;
             }
             self.set_timer(timer.as_mut());
             tokio::select! {
-                (link, happening) = self.links.next() => {
-                    if let Some(why) = self.take_happenings(link, happening) {
+                (link, event) = self.links.next() => {
+                    if let Some(why) = self.take_link_events(link, event) {
                         return self.lost(why).await;
                     }
                 }
@@ -208,13 +195,13 @@ impl<'a> Driver<'a> {
 
     /// Moves the timer to the next deadline, if that has changed.
     fn set_timer(&self, timer: std::pin::Pin<&mut Sleep>) {
-        let clearing = match self.presence {
-            Presence::Clearing(by) => Some(by),
-            _ => None,
-        };
         let drain = self.drain.as_ref().map(|drain| drain.deadline);
-        let own = [drain, self.workers.presence_waits(), clearing, self.place.next_deadline()];
-        let others = [self.core.sessions.next_deadline(), self.broadcasts.next_deadline()];
+        let own = [drain, self.workers.presence_waits()];
+        let others = [
+            self.core.sessions.next_deadline(),
+            self.broadcasts.next_deadline(),
+            self.presence.next_deadline(),
+        ];
         let others = others.into_iter().flatten().map(Instant::from_std);
         if let Some(deadline) = others.chain(own.into_iter().flatten()).min()
             && timer.deadline() != deadline
@@ -240,38 +227,35 @@ impl<'a> Driver<'a> {
             self.workers.waited_enough();
             self.take_health();
         }
-        self.take_renewal();
-        if matches!(self.presence, Presence::Clearing(by) if by.into_std() <= now) {
-            tracing::warn!("the broker does not answer: clearing the presence before all clients are told");
-            self.announce(false);
-        }
+        let step = self.presence.expire(now);
+        self.step(step);
         self.perform();
     }
 
     /// What happens on a connection, and more of its kind; the reason when the registering one is over.
-    fn take_happenings(&mut self, link: LinkId, first: Happening) -> Option<CloseReason> {
+    fn take_link_events(&mut self, link: LinkId, first: LinkEvent) -> Option<CloseReason> {
         let mut next = Some(first);
         for taken in 1.. {
             let from_backend = match next? {
-                Happening::Event(Event::Received(received)) => {
+                LinkEvent::Event(Event::Received(received)) => {
                     self.take_received(link, received);
                     false
                 }
-                Happening::Event(Event::Refused(refused)) => {
+                LinkEvent::Event(Event::Refused(refused)) => {
                     self.take_refused(refused);
                     false
                 }
-                Happening::Event(Event::Closed(why)) if link == LinkId::REGISTERING => return Some(why),
-                Happening::Event(Event::Closed(why)) => {
+                LinkEvent::Event(Event::Closed(why)) if link == LinkId::REGISTERING => return Some(why),
+                LinkEvent::Event(Event::Closed(why)) => {
                     self.worker_lost(link, &why);
                     return None;
                 }
-                Happening::FromBackend(session, event) => {
+                LinkEvent::FromBackend(session, event) => {
                     self.core.sessions.backend_event(session, event, now(), &mut self.actions);
                     self.perform();
                     true
                 }
-                Happening::Room => {
+                LinkEvent::Room => {
                     self.flush(link);
                     return None;
                 }
@@ -287,12 +271,12 @@ impl<'a> Driver<'a> {
     fn take_received(&mut self, link: LinkId, received: Received) {
         self.bridge.metrics.received_bytes.inc_by(received.payload.len() as u64);
         let Some(received) = self.take_of_place(received) else { return };
-        let (backend, room) = (&self.bridge.backend, &self.bridge.room);
+        let (backend, quota) = (&self.bridge.backend, &self.bridge.quota);
         let (links, backends) = (&self.links, &mut self.backends);
         let open = |session, via| {
             // A session is placed on a connection that stands.
             if let Some(link) = links.get(via) {
-                backends.insert(session, backend.open(session, room, link.backend_events()));
+                backends.insert(session, backend.open(session, quota, link.backend_events()));
             }
         };
         self.core.received(link, received, now(), &mut self.actions, open);
@@ -313,13 +297,9 @@ impl<'a> Driver<'a> {
             State::Up => {
                 // Up again, without a look at the down between: what that would have ended is ended by its backend.
                 self.core.sessions.set_backend_up(true);
-                if self.presence != Presence::Online
-                    && self.presence != Presence::Sent(true)
-                    && self.drain.is_none()
-                    && !self.place.is_relieved()
-                    && self.workers.presence_waits().is_none()
-                {
-                    self.announce(true);
+                if self.workers.presence_waits().is_none() {
+                    let step = self.presence.backend_up();
+                    self.step(step);
                 }
             }
             State::Down(why) => {
@@ -327,12 +307,10 @@ impl<'a> Driver<'a> {
                 let end = EndReason::Backend(BackendEnd::BackendLost(why));
                 self.core.sessions.end_all(&end, now(), &mut self.actions);
                 self.perform();
+                // Errors first, then the empty presence: a client that sees it drops its session at once.
+                let step = self.presence.backend_down(self.unsubscribing == 0, now());
+                self.step(step);
                 if self.drain.is_none() {
-                    // Errors first, then the empty presence: a client that sees it drops its session at once.
-                    if matches!(self.presence, Presence::Online | Presence::Sent(true)) {
-                        self.presence = Presence::Clearing(Instant::now() + UNSUBSCRIBE_TIMEOUT);
-                        self.clear_when_told();
-                    }
                     let message = "the presence is published once the MCP server answers";
                     self.bridge.board.unregistered(reason::WAITING_FOR_BACKEND, message);
                 }
@@ -340,24 +318,13 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn announce(&mut self, online: bool) {
-        self.presence = Presence::Sent(online);
-        if online {
-            self.place.taken();
-        }
-        self.send(LinkId::REGISTERING, Outgoing::Presence { online });
-    }
-
     /// The order of packets holds on one connection only: on the others the broker's answers tell that it has all.
-    fn clear_when_told(&mut self) {
-        if self.unsubscribing == 0 && matches!(self.presence, Presence::Clearing(_)) {
-            self.announce(false);
-        }
-    }
-
     fn unsubscribed(&mut self) {
         self.unsubscribing -= 1;
-        self.clear_when_told();
+        if self.unsubscribing == 0 {
+            let step = self.presence.told();
+            self.step(step);
+        }
     }
 
     /// An answer of the broker; the reason when it makes the connection useless.
@@ -387,12 +354,9 @@ impl<'a> Driver<'a> {
             Answer::Announced(online, result) => {
                 let refused = match result {
                     Ok(code) if !code.is_error() => {
-                        if online && self.presence == Presence::Sent(true) && self.drain.is_none() {
-                            self.presence = Presence::Online;
-                            self.bridge.board.registered(self.server_name.as_str(), self.remark.as_deref());
-                            self.watch_place();
-                        } else if !online && self.presence == Presence::Sent(false) {
-                            self.presence = Presence::Cleared;
+                        if online {
+                            let step = self.presence.published();
+                            self.step(step);
                         }
                         return None;
                     }
@@ -412,7 +376,7 @@ impl<'a> Driver<'a> {
             return;
         };
         while let Some(earlier) = self.links.get_mut(via).and_then(|link| link.more_like(false)) {
-            self.take_happenings(via, earlier);
+            self.take_link_events(via, earlier);
         }
     }
 
@@ -466,7 +430,7 @@ impl<'a> Driver<'a> {
                 Some(drain) => drain.given_up.push((via, client)),
                 None => self.send(via, Outgoing::Unsubscribe { clients: vec![client] }),
             },
-            Action::Opened { session, client, .. } => {
+            Action::Opened { session, client } => {
                 self.bridge.metrics.sessions_started.inc();
                 tracing::info!(session = session.0, %client, "session began");
             }

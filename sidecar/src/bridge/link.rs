@@ -42,7 +42,7 @@ pub(super) struct Link {
 
 /// What happens on a connection.
 #[derive(Debug)]
-pub(super) enum Happening {
+pub(super) enum LinkEvent {
     /// Something came from the broker.
     Event(Event),
     /// A backend of one of its sessions reports.
@@ -113,43 +113,43 @@ impl Link {
         }
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Happening> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<LinkEvent> {
         if self.backends_first
-            && let Poll::Ready(happening) = self.poll_backends(cx)
+            && let Poll::Ready(event) = self.poll_backends(cx)
         {
             self.backends_first = false;
-            return Poll::Ready(happening);
+            return Poll::Ready(event);
         }
         if let Poll::Ready(Some(event)) = self.events.poll_recv(cx) {
             self.backends_first = true;
-            return Poll::Ready(Happening::Event(event));
+            return Poll::Ready(LinkEvent::Event(event));
         }
         self.poll_backends(cx)
     }
 
     /// A broker that does not keep up makes the backends wait.
-    fn poll_backends(&mut self, cx: &mut Context<'_>) -> Poll<Happening> {
+    fn poll_backends(&mut self, cx: &mut Context<'_>) -> Poll<LinkEvent> {
         if let Some(room) = &mut self.room {
             ready!(room.as_mut().poll(cx));
             self.room = None;
-            return Poll::Ready(Happening::Room);
+            return Poll::Ready(LinkEvent::Room);
         }
         match ready!(self.from_backends.poll_recv(cx)) {
-            Some((session, event)) => Poll::Ready(Happening::FromBackend(session, event)),
+            Some((session, event)) => Poll::Ready(LinkEvent::FromBackend(session, event)),
             None => Poll::Pending, // not while it holds a sender itself
         }
     }
 
     /// What is there already, of the kind that came before: a burst is taken in one go.
-    pub(super) fn more_like(&mut self, from_backend: bool) -> Option<Happening> {
+    pub(super) fn more_like(&mut self, from_backend: bool) -> Option<LinkEvent> {
         if !from_backend {
-            return self.events.try_recv().map(Happening::Event);
+            return self.events.try_recv().map(LinkEvent::Event);
         }
         if self.is_busy() {
             return None;
         }
         let (session, event) = self.from_backends.try_recv().ok()?;
-        Some(Happening::FromBackend(session, event))
+        Some(LinkEvent::FromBackend(session, event))
     }
 }
 
@@ -198,16 +198,16 @@ impl Links {
     }
 
     /// Waits for the next thing that happens on any of them; they take turns. Cancel-safe.
-    pub(super) async fn next(&mut self) -> (LinkId, Happening) {
+    pub(super) async fn next(&mut self) -> (LinkId, LinkEvent) {
         std::future::poll_fn(|cx| {
             let count = self.links.len();
             for offset in 0..count {
                 let at = (self.turn + offset) % count;
                 if let Some(link) = &mut self.links[at]
-                    && let Poll::Ready(happening) = link.poll_next(cx)
+                    && let Poll::Ready(event) = link.poll_next(cx)
                 {
                     self.turn = at + 1;
-                    return Poll::Ready((LinkId(at), happening));
+                    return Poll::Ready((LinkId(at), event));
                 }
             }
             Poll::Pending

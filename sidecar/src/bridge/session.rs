@@ -17,14 +17,14 @@ use mcp_mqtt_transport::{
 
 use super::{
     action::{Action, EndReason, Summary},
-    flights::{Flight, Flights, Refused},
+    in_flight::{InFlight, Pending, Refused},
     placement::LinkId,
     refusal::Refusal,
+    request::{Asker, Outcome},
 };
 use crate::{
     backend::{FromBackend, SessionId},
     config::Timeouts,
-    metrics::{Asker, Outcome},
     traces::{Sampler, Span},
 };
 
@@ -78,8 +78,8 @@ pub struct Session {
     batches: bool,
     /// End as soon as nobody waits; until then take nothing new.
     draining: bool,
-    from_client: Flights,
-    from_server: Flights,
+    from_client: InFlight,
+    from_server: InFlight,
     began: Instant,
     /// When it ends unless its client has said something before; none when it has.
     initialized_by: Option<Instant>,
@@ -111,7 +111,7 @@ impl Session {
         let (request_id, message) = initialize;
         let summary =
             Summary { requests: 1, received_bytes: message.raw().len() as u64, ..Summary::default() };
-        let mut from_client = Flights::new(turn.rules.max_in_flight);
+        let mut from_client = InFlight::new(turn.rules.max_in_flight);
         from_client
             .take(&request_id, &message, &turn.rules.timeouts, turn.now)
             .expect("the first of a session: no id is in flight, and the limit is not 0");
@@ -126,7 +126,7 @@ impl Session {
             batches: false,
             draining: false,
             from_client,
-            from_server: Flights::new(turn.rules.max_in_flight),
+            from_server: InFlight::new(turn.rules.max_in_flight),
             began: turn.now,
             initialized_by: None,
             idle_at: None,
@@ -251,10 +251,10 @@ impl Session {
                 _ => self.to_backend(message, turn),
             },
             Kind::Response { id, is_error } => {
-                let Some(flight) = id.as_ref().and_then(|id| self.from_server.land(id)) else {
+                let Some(pending) = id.as_ref().and_then(|id| self.from_server.complete(id)) else {
                     return dropped("unknown-answer-of-client", turn);
                 };
-                resolved(Asker::Server, &flight, outcome(*is_error), turn);
+                resolved(Asker::Server, &pending, outcome(*is_error), turn);
                 self.to_backend(message, turn);
             }
         }
@@ -294,8 +294,8 @@ impl Session {
                 }
             }
             Kind::Request { id, .. } => {
-                if let Some(flight) = self.from_server.land(id) {
-                    resolved(Asker::Server, &flight, Outcome::Failed, turn);
+                if let Some(pending) = self.from_server.complete(id) {
+                    resolved(Asker::Server, &pending, Outcome::Failed, turn);
                     self.to_backend(refusal.answer(id), turn);
                 }
             }
@@ -338,9 +338,9 @@ impl Session {
                     *answer = Some(message);
                     return self.open_when_complete(turn);
                 }
-                match self.from_client.land(&id) {
-                    Some(flight) => {
-                        resolved(Asker::Client, &flight, outcome(*is_error), turn);
+                match self.from_client.complete(&id) {
+                    Some(pending) => {
+                        resolved(Asker::Client, &pending, outcome(*is_error), turn);
                         self.tell_client(message, turn);
                     }
                     None => dropped("unknown-answer-of-server", turn),
@@ -378,10 +378,10 @@ impl Session {
                     }
                     "notifications/progress" => self.from_client.progress(&message, turn.now),
                     "notifications/cancelled" => {
-                        if let Some(flight) =
-                            message.cancelled_request().and_then(|id| self.from_server.land(&id))
+                        if let Some(pending) =
+                            message.cancelled_request().and_then(|id| self.from_server.complete(&id))
                         {
-                            resolved(Asker::Server, &flight, Outcome::Abandoned, turn);
+                            resolved(Asker::Server, &pending, Outcome::Abandoned, turn);
                         }
                     }
                     _ => {}
@@ -408,17 +408,18 @@ impl Session {
         let State::Opening { initialize, subscribed: true, answer } = &mut self.state else { return };
         let Some(answer) = answer.take() else { return };
         let is_error = matches!(answer.kind(), Kind::Response { is_error: true, .. });
-        if let Some(flight) = self.from_client.land(initialize) {
-            resolved(Asker::Client, &flight, outcome(is_error), turn);
+        if let Some(pending) = self.from_client.complete(initialize) {
+            resolved(Asker::Client, &pending, outcome(is_error), turn);
         }
-        self.tell_client(answer.clone(), turn);
+        let batches = answer.protocol_version().as_deref() == Some(WITH_BATCHES);
+        self.tell_client(answer, turn);
         if is_error {
             return self.end(EndReason::InitializeFailed, turn);
         }
-        self.batches = answer.protocol_version().as_deref() == Some(WITH_BATCHES);
+        self.batches = batches;
         self.state = State::Open;
         self.initialized_by = Some(turn.now + INITIALIZED_WITHIN);
-        turn.out.push(Action::Opened { session: self.id, client: self.client.clone(), result: answer });
+        turn.out.push(Action::Opened { session: self.id, client: self.client.clone() });
         self.end_when_drained(turn);
     }
 
@@ -435,8 +436,8 @@ impl Session {
     }
 
     fn refuse(&mut self, id: &RequestId, refusal: &Refusal, turn: &mut Turn<'_>) {
-        if let Some(flight) = self.from_client.land(id) {
-            resolved(Asker::Client, &flight, Outcome::Failed, turn);
+        if let Some(pending) = self.from_client.complete(id) {
+            resolved(Asker::Client, &pending, Outcome::Failed, turn);
             self.tell_client(refusal.answer(id), turn);
         }
     }
@@ -447,9 +448,9 @@ impl Session {
         match message.kind() {
             Kind::Request { id, .. } if self.from_client.contains(id) => dropped("message-too-large", turn),
             Kind::Request { id, .. } => self.not_taken(id, &refusal, turn),
-            Kind::Response { id: Some(id), .. } => match self.from_server.land(id) {
-                Some(flight) => {
-                    resolved(Asker::Server, &flight, Outcome::Failed, turn);
+            Kind::Response { id: Some(id), .. } => match self.from_server.complete(id) {
+                Some(pending) => {
+                    resolved(Asker::Server, &pending, Outcome::Failed, turn);
                     self.to_backend(refusal.answer(id), turn);
                 }
                 None => dropped("unknown-answer-of-client", turn),
@@ -484,14 +485,12 @@ fn dropped(reason: &'static str, turn: &mut Turn<'_>) {
     turn.out.push(Action::Dropped { reason });
 }
 
-fn resolved(asker: Asker, flight: &Flight, outcome: Outcome, turn: &mut Turn<'_>) {
-    let elapsed = turn.now.saturating_duration_since(flight.started);
-    let span = flight.span.clone();
-    turn.out.push(Action::Resolved { asker, method: flight.method, outcome, elapsed, span });
+fn resolved(asker: Asker, pending: &Pending, outcome: Outcome, turn: &mut Turn<'_>) {
+    let elapsed = turn.now.saturating_duration_since(pending.started);
+    let span = pending.span.clone();
+    turn.out.push(Action::Resolved { asker, method: pending.method, outcome, elapsed, span });
 }
 
 mod ending;
-#[cfg(test)]
-mod idle;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::metrics::{Asker, Outcome};
+use super::request::{Asker, Outcome};
 
 /// So many requests in a row without an answer, of whatever session, are a reason to ask the server whether it is there.
 const UNANSWERED: u32 = 3;

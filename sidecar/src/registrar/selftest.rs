@@ -40,7 +40,7 @@ const METHOD: &str = "notifications/self-test";
 
 /// What is needed for the test.
 #[derive(Debug)]
-pub struct Trial<'a> {
+pub struct SelfTest<'a> {
     /// The connection's MQTT client id.
     pub client_id: &'a str,
     /// Whom the topics name.
@@ -64,7 +64,7 @@ pub struct OfRegistration {
 
 /// The broker will have us; for a registration, control is subscribed.
 #[derive(Debug)]
-pub struct Passed {
+pub struct Report {
     /// What came meanwhile.
     pub early: Vec<Received>,
     /// What a person should know.
@@ -86,12 +86,12 @@ impl From<Failure> for Failed {
     }
 }
 
-impl Trial<'_> {
+impl SelfTest<'_> {
     /// Subscribes (control, for a registration) and tests.
     ///
     /// # Errors
     /// What the broker forbids, and how that was seen.
-    pub async fn run(self, connection: &mut Connection) -> Result<Passed, Failed> {
+    pub async fn run(self, connection: &mut Connection) -> Result<Report, Failed> {
         // Not our own id: where clients have a right to the topics of their own ids, we would pass as a client.
         let nobody = ClientId::new(&format!("{}{NOBODY}", self.client_id)).map_err(|error| Failure {
             reason: reason::BROKER_SETTINGS_INVALID,
@@ -137,7 +137,7 @@ impl Trial<'_> {
                  answer, let the gateway read that topic"
             ));
         }
-        Ok(Passed { early: test.early, remark })
+        Ok(Report { early: test.early, remark })
     }
 
     fn message(&self, topic: &str) -> Publication {

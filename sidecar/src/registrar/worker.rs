@@ -61,15 +61,15 @@ impl Worker {
     pub async fn attempt(&mut self) -> Result<Connected, Failure> {
         self.attempts.next().await;
         let mut connection = self.access.connect(&self.client_id, None).await?;
-        let trial = selftest::Trial {
+        let self_test = selftest::SelfTest {
             client_id: &self.client_id,
             server_id: &self.server_id,
             server_name: &self.server_name,
             qos: self.qos,
             registration: None,
         };
-        let passed = trial.run(&mut connection).await.map_err(|failed| failed.failure)?;
-        Ok(Connected { connection, early: passed.early, again: self.attempts.connected() })
+        let report = self_test.run(&mut connection).await.map_err(|failed| failed.failure)?;
+        Ok(Connected { connection, early: report.early, again: self.attempts.connected() })
     }
 
     /// Its connection, which stood since then, is lost: a [`reason`](crate::status::reason), and a sentence.

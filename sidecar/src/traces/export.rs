@@ -24,8 +24,9 @@ use super::{
     span::{Finished, Sampler, Span},
 };
 use crate::{
+    bridge::request::{Method, Outcome},
     https::{self, Client},
-    metrics::{Method, Metrics, Outcome},
+    metrics::Metrics,
 };
 
 /// Spans that may wait, spans in one export, and how long the first of them waits: the defaults of OpenTelemetry's

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::span::Finished;
-use crate::metrics::Outcome;
+use crate::bridge::request::Outcome;
 
 /// `SPAN_KIND_SERVER`.
 const KIND_SERVER: u8 = 2;

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::{
     backend::SessionId,
-    metrics::{Method, Outcome},
+    bridge::request::{Method, Outcome},
 };
 
 const TRACEPARENT: &str = "traceparent";

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use mcp_mqtt_sidecar::backend::{Backend, BackendEnd, BackendSession, FromBackend, Room, SessionId};
+use mcp_mqtt_sidecar::backend::{Backend, BackendEnd, BackendSession, FromBackend, SendQuota, SessionId};
 use mcp_mqtt_transport::jsonrpc::Message;
 use tokio::{
     sync::mpsc,
@@ -23,7 +23,7 @@ impl Client {
     pub(crate) fn open(backend: &Backend) -> Self {
         let (events, receiver) = mpsc::channel(64);
         Self {
-            session: backend.open(SessionId(1), &Room::for_messages_of(1 << 20), events),
+            session: backend.open(SessionId(1), &SendQuota::for_messages_of(1 << 20), events),
             events: receiver,
         }
     }

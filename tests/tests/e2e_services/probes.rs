@@ -46,7 +46,7 @@ async fn fails_once(name: &str, spec: Value) -> Result<()> {
     };
     tokio::time::timeout(PATIENCE, restarted).await.context("the server was not restarted")??;
     service.registered(1).await?;
-    assert_eq!(service.live_pods().await?, [pod.clone()], "the pod stays");
+    assert_eq!(service.live_pods().await?, std::slice::from_ref(&pod), "the pod stays");
     assert_eq!(
         container_status(&service, &pod, "gateway").await?.restart_count,
         0,

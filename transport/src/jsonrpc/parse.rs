@@ -1,6 +1,6 @@
 //! The envelope parser.
 
-use std::{borrow::Cow, fmt};
+use std::fmt;
 
 use bytes::Bytes;
 use serde::{
@@ -9,7 +9,10 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::{Kind, Message, ParseError, ParseErrorKind, RequestId, Span};
+use super::{
+    Kind, Message, ParseError, ParseErrorKind, RequestId, Span,
+    text::{end_of_string, string},
+};
 
 /// Deepest nesting of arrays and objects that passes: what `serde_json` itself takes. Servers that parse recursively
 /// would break on more.
@@ -66,7 +69,7 @@ impl Envelope<'_> {
         if let Some(field) = self.duplicate {
             return Err(ParseErrorKind::DuplicateField(field));
         }
-        if self.version.is_none_or(|version| string(version).as_deref() != Some("2.0")) {
+        if self.version.is_none_or(|version| string(version.get()).as_deref() != Some("2.0")) {
             return Err(ParseErrorKind::Version);
         }
         let of = |part: Option<&RawValue>| part.map(|part| Span::of(part.get(), text));
@@ -77,7 +80,7 @@ impl Envelope<'_> {
             if self.error.is_some() {
                 return Err(ParseErrorKind::Ambiguous("method", "error"));
             }
-            let method: Box<str> = string(method).ok_or(ParseErrorKind::Method)?.into();
+            let method: Box<str> = string(method.get()).ok_or(ParseErrorKind::Method)?.into();
             let params = self.params.filter(|params| params.get() != "null");
             if params.is_some_and(|params| !params.get().starts_with(['{', '['])) {
                 return Err(ParseErrorKind::Params);
@@ -126,15 +129,6 @@ fn id_of_unreadable(text: &str) -> Option<RequestId> {
     envelope.request_id()
 }
 
-/// The text of a JSON string, escapes resolved.
-fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
-    let inner = raw.get().strip_prefix('"')?.strip_suffix('"')?;
-    if inner.contains('\\') {
-        return serde_json::from_str(raw.get()).ok().map(Cow::Owned);
-    }
-    Some(Cow::Borrowed(inner))
-}
-
 impl Span {
     pub(super) fn new(start: usize, end: usize) -> Self {
         let narrow = |n| u32::try_from(n).unwrap_or(u32::MAX);
@@ -157,8 +151,7 @@ fn too_deep(raw: &[u8]) -> bool {
     }
     let mut depth = 0_usize;
     let mut bytes = raw;
-    while let Some((&byte, rest)) = bytes.split_first() {
-        bytes = rest;
+    while let Some((&byte, mut rest)) = bytes.split_first() {
         match byte {
             b'{' | b'[' => {
                 depth += 1;
@@ -167,22 +160,12 @@ fn too_deep(raw: &[u8]) -> bool {
                 }
             }
             b'}' | b']' => depth = depth.saturating_sub(1),
-            b'"' => bytes = after_string(bytes),
+            b'"' => rest = end_of_string(bytes, 0).map(|end| &bytes[end..]).unwrap_or_default(),
             _ => {}
         }
+        bytes = rest;
     }
     false
-}
-
-/// What follows the string whose opening quote stands just before `bytes`.
-fn after_string(mut bytes: &[u8]) -> &[u8] {
-    while let Some(at) = memchr::memchr2(b'"', b'\\', bytes) {
-        if bytes[at] == b'"' {
-            return &bytes[at + 1..];
-        }
-        bytes = bytes.get(at + 2..).unwrap_or_default();
-    }
-    &[]
 }
 
 impl<'de> Deserialize<'de> for Envelope<'de> {

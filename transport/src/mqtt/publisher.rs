@@ -200,11 +200,6 @@ impl Publisher {
         }
     }
 
-    /// Why the connection is over; none while it is not.
-    pub fn close_reason(&self) -> Option<CloseReason> {
-        self.link.close_reason()
-    }
-
     /// Whether the connection is over.
     pub fn is_closed(&self) -> bool {
         self.link.closed.borrow().is_some()

@@ -19,8 +19,14 @@ use super::{
     wire::{Failure, Reply, Wire, innermost, read_json},
 };
 use crate::backend::{
-    BackendEnd, BackendEvents, FromBackend, SessionId, era::Era, failure, incoming, modern::members::member,
-    room::Outbound,
+    BackendEnd, BackendEvents, FromBackend, SessionId,
+    era::Era,
+    failure, incoming,
+    modern::{
+        members::member,
+        result::{HEADER_MISMATCH, UNSUPPORTED_VERSION},
+    },
+    send_quota::Outbound,
 };
 
 /// Pause before a broken stream is resumed when the server named none; doubles with each failure.
@@ -37,9 +43,6 @@ pub(super) const LINGER: Duration = Duration::from_secs(1);
 const MAX_PAGES: u64 = 32;
 /// Events of such a list that may wait; all are read at once.
 const UNHEARD: usize = 4;
-/// Error codes of 2026-07-28: headers that do not fit the body, and a revision that the server does not speak.
-const HEADER_MISMATCH: i64 = -32020;
-const UNSUPPORTED_VERSION: i64 = -32022;
 /// How long the delivery of a notification or response may take.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -86,7 +89,7 @@ impl Transport for Shared {
         written: Option<oneshot::Sender<()>>,
     ) -> Result<(), BackendEnd> {
         let session = self.id.0;
-        let Outbound { message, taken: _taken } = outbound;
+        let Outbound { message, reserved: _reserved } = outbound;
         let post = self.wire.post(message.into_raw(), HeaderMap::new(), written, false);
         match timeout(DELIVERY_TIMEOUT, post).await {
             Ok(Ok(_)) => Ok(()),
@@ -113,7 +116,7 @@ impl Transport for Shared {
 
 impl Shared {
     async fn ask(&self, outbound: Outbound, written: Option<oneshot::Sender<()>>) -> Result<(), BackendEnd> {
-        let Outbound { message: request, taken } = outbound;
+        let Outbound { message: request, reserved } = outbound;
         let Some(id) = request.id().cloned() else { return Ok(()) }; // a request has an id
         let opening = request.method() == Some("initialize");
         let mut reply = self.wire.post(request.raw().clone(), self.headers(&request), written, opening).await;
@@ -122,7 +125,7 @@ impl Shared {
         {
             reply = self.wire.post(request.raw().clone(), self.headers(&request), None, opening).await;
         }
-        drop((request, taken)); // its answer may take a while
+        drop((request, reserved)); // its answer may take a while
         match reply {
             Ok(Reply::Json(body)) => {
                 self.read_body(body, &id, opening).await;
@@ -390,7 +393,7 @@ impl Shared {
             let params = [r#"{"_meta":"#, meta, &cursor, "}"];
             let request = Message::request_of_parts(&RequestId::number(page), "tools/list", &params);
             let asked =
-                Box::pin(async move { list.ask(Outbound { message: request, taken: None }, None).await });
+                Box::pin(async move { list.ask(Outbound { message: request, reserved: None }, None).await });
             let heard = async {
                 let mut next = None;
                 while let Some((_, event)) = answers.recv().await {

@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::exchange::Shared;
-use crate::backend::{BackendEnd, FromBridge, failure, room::Outbound};
+use crate::backend::{BackendEnd, FromBridge, failure, send_quota::Outbound};
 
 /// How long the next message waits for the one before to be on its way: longer when a connection does not take
 /// it, and then order is given up for the sake of the others.

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::backend::{
     BackendConfigError, BackendEnd, BackendEvents, BackendLimits, FromBackend, FromBridge, Lost, SessionId,
-    era::Era, incoming, room::Outbound,
+    era::Era, incoming, send_quota::Outbound,
 };
 
 /// From the request for the stream to its `endpoint` event, which a server sends at once.
@@ -299,7 +299,7 @@ impl Transport for Session {
         outbound: Outbound,
         written: Option<oneshot::Sender<()>>,
     ) -> Result<(), BackendEnd> {
-        let Outbound { message: request, taken } = outbound;
+        let Outbound { message: request, reserved } = outbound;
         let Some(id) = request.id().cloned() else { return Ok(()) }; // a request has an id
         let opening = request.method() == Some("initialize");
         let waiter = self.ask(id.clone(), opening);
@@ -312,7 +312,7 @@ impl Transport for Session {
                 return Ok(());
             }
         };
-        drop((written, taken));
+        drop((written, reserved));
         match posted {
             Ok(_) => {
                 waiter.asked.answered.notified().await;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use mcp_mqtt_transport::jsonrpc::RequestId;
 
-use crate::backend::skim::Skim;
+use crate::backend::id_scanner::IdScanner;
 
 /// Longest event id that is remembered, in bytes; with a longer one the stream cannot be resumed there.
 const MAX_ID: usize = 1024;
@@ -80,7 +80,7 @@ enum Data {
     /// Several lines, joined.
     Joined(BytesMut),
     /// Too much.
-    Dropped { size: usize, skim: Skim },
+    Dropped { size: usize, ids: IdScanner },
 }
 
 impl SseParser {
@@ -211,8 +211,8 @@ impl SseParser {
             (Name::Other, _) => return Some(Event::Other),
             (_, Data::One(data)) => data,
             (_, Data::Joined(data)) => data.freeze(),
-            (_, Data::Dropped { size, skim }) => {
-                return Some(Event::TooLarge { size, answers: skim.answers() });
+            (_, Data::Dropped { size, ids }) => {
+                return Some(Event::TooLarge { size, answers: ids.answers() });
             }
         };
         Some(if matches!(name, Name::Endpoint) { Event::Endpoint(data) } else { Event::Message(data) })
@@ -228,9 +228,9 @@ impl SseParser {
                 Data::Joined(join(joined, &line))
             }
             Some(Data::Joined(joined)) => Data::Joined(join(joined, &line)),
-            Some(Data::Dropped { size: before, mut skim }) => {
-                skim.feed(&line);
-                Data::Dropped { size: before + 1 + size, skim }
+            Some(Data::Dropped { size: before, mut ids }) => {
+                ids.feed(&line);
+                Data::Dropped { size: before + 1 + size, ids }
             }
         };
         self.event.data = Some(match data {
@@ -257,8 +257,8 @@ impl SseParser {
             }
         } else if !self.event.dropping_data {
             // a comment, or a field that is not kept
-        } else if let Some(Data::Dropped { size, skim }) = &mut self.event.data {
-            skim.feed(part);
+        } else if let Some(Data::Dropped { size, ids }) = &mut self.event.data {
+            ids.feed(part);
             *size += part.len();
         }
     }
@@ -271,9 +271,9 @@ fn join(mut joined: BytesMut, line: &[u8]) -> BytesMut {
 }
 
 fn dropped(data: &[u8]) -> Data {
-    let mut skim = Skim::default();
-    skim.feed(data);
-    Data::Dropped { size: data.len(), skim }
+    let mut ids = IdScanner::default();
+    ids.feed(data);
+    Data::Dropped { size: data.len(), ids }
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use tokio::{
 
 use super::{Action, translator::Translator};
 use crate::backend::{
-    BackendEnd, BackendEvents, BackendSession, FromBackend, FromBridge, SessionId, era::Era, room::Outbound,
+    BackendEnd, BackendEvents, BackendSession, FromBackend, FromBridge, SessionId, era::Era,
+    send_quota::Outbound,
 };
 
 /// How long the transport may take to end its session: longer than any of its own deadlines.
@@ -70,7 +71,7 @@ impl Pump {
             let deadline = self.translator.next_deadline().map(Instant::from_std);
             let is_idle = self.to_bridge.is_empty();
             // Goes with the first message that comes of the client's.
-            let mut taken = None;
+            let mut reserved = None;
             tokio::select! {
                 biased;
                 permit = self.events.reserve(), if !is_idle => {
@@ -93,8 +94,8 @@ impl Pump {
                 },
                 message = messages.recv(), if is_idle && self.to_server.is_empty() => match message {
                     Some(outbound) => {
-                        let Outbound { message, taken: room } = *outbound;
-                        taken = room;
+                        let Outbound { message, reserved: own } = *outbound;
+                        reserved = own;
                         self.translator.client_message(message, now(), &mut actions);
                     }
                     None => return None,
@@ -108,7 +109,7 @@ impl Pump {
                 match action {
                     Action::ToClient(event) => self.to_bridge.push_back(event),
                     Action::ToServer(message) => {
-                        self.to_server.push_back(Outbound { message, taken: taken.take() });
+                        self.to_server.push_back(Outbound { message, reserved: reserved.take() });
                     }
                     Action::RevisionChanged => self.era.doubt(),
                 }

@@ -2,7 +2,8 @@
 //! hold is only skipped. The text is JSON already (the envelope's parser has read it); of other text it makes something
 //! or nothing, but no panic.
 
-use std::borrow::Cow;
+use mcp_mqtt_transport::jsonrpc::text::end_of_string;
+pub(in crate::backend) use mcp_mqtt_transport::jsonrpc::text::string;
 
 /// One member of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,15 +45,6 @@ pub(in crate::backend) fn items(array: &str) -> impl Iterator<Item = &str> {
 /// The last member of this name: the one that parsers keep when there are several.
 pub(in crate::backend) fn member<'a>(object: &'a str, name: &str) -> Option<&'a str> {
     members(object).filter(|member| member.is(name)).last().map(|member| member.value)
-}
-
-/// The text of a JSON string, escapes resolved; nothing of what is no string.
-pub(in crate::backend) fn string(raw: &str) -> Option<Cow<'_, str>> {
-    let inner = raw.strip_prefix('"')?.strip_suffix('"')?;
-    if inner.contains('\\') {
-        return serde_json::from_str(raw).ok().map(Cow::Owned);
-    }
-    Some(Cow::Borrowed(inner))
 }
 
 /// A place in a container's text.
@@ -105,18 +97,6 @@ impl<'a> Walk<'a> {
         let taken = self.text.get(self.at..end)?;
         self.at = end;
         Some(taken)
-    }
-}
-
-/// Behind the closing quote of the string that begins here.
-fn end_of_string(bytes: &[u8], start: usize) -> Option<usize> {
-    let mut at = start + 1;
-    loop {
-        at += memchr::memchr2(b'"', b'\\', bytes.get(at..)?)?;
-        if bytes[at] == b'"' {
-            return Some(at + 1);
-        }
-        at += 2; // a backslash and what it escapes
     }
 }
 

@@ -10,11 +10,11 @@ use mcp_mqtt_transport::jsonrpc::RpcError;
 use super::members::{Member, items, member, members, string};
 
 /// HTTP headers that do not fit the body (2026-07-28, Error Codes).
-pub(super) const HEADER_MISMATCH: i64 = -32020;
+pub(in crate::backend) const HEADER_MISMATCH: i64 = -32020;
 /// The request would need a capability that the client has not.
 const MISSING_CAPABILITY: i64 = -32021;
 /// The server does not speak the revision.
-pub(super) const UNSUPPORTED_VERSION: i64 = -32022;
+pub(in crate::backend) const UNSUPPORTED_VERSION: i64 = -32022;
 
 /// What the server answered.
 #[derive(Debug, PartialEq, Eq)]

@@ -236,7 +236,7 @@ impl Translator {
                 });
                 return self.unanswered(wire_id, said, error.code == code::METHOD_NOT_FOUND, now, out);
             }
-            return match (unknown, self.land(wire_id)) {
+            return match (unknown, self.complete(wire_id)) {
                 (Some(failed), Some(id)) => fail(&id, failed, out),
                 (None, Some(id)) if id == *wire_id => out.push(Action::to_client(message)),
                 (None, Some(id)) => out.push(Action::to_client(Message::error_of(&id, &error))),
@@ -271,7 +271,7 @@ impl Translator {
                 fail(&id, (failure::BAD_ANSWER, detail), out);
             }
         }
-        self.land(wire_id);
+        self.complete(wire_id);
     }
 
     /// The server wants to know more before it answers this call.
@@ -380,7 +380,7 @@ impl Translator {
         if self.client.is_discovering(wire_id) {
             out.push(Action::RevisionChanged);
         }
-        if let Some(id) = self.land(wire_id) {
+        if let Some(id) = self.complete(wire_id) {
             fail(&id, failed, out);
         } else {
             unknown_answer(wire_id);
@@ -433,7 +433,7 @@ impl Translator {
     }
 
     /// The request is over: the id that its client gave it.
-    fn land(&mut self, wire_id: &RequestId) -> Option<RequestId> {
+    fn complete(&mut self, wire_id: &RequestId) -> Option<RequestId> {
         if self.client.is_discovering(wire_id) {
             self.client.opening = Opening::Not;
             return Some(wire_id.clone());

@@ -1,7 +1,7 @@
 //! What comes on which topic, from whom, and what becomes of it (tests/PROTOCOL.md, items 9, 12, 20, 22 to 26).
 
 use super::*;
-use crate::bridge::shorthand::{self, RULES, assert_actions, client};
+use crate::bridge::tests::shorthand::{self, RULES, assert_actions, client};
 
 const RPC: &str = "$mcp-rpc/c/gw/a/b";
 const CONTROL: &str = "$mcp-server/gw/a/b";

@@ -5,24 +5,15 @@
 //! for the service is under the same id: until it has published its presence, `initialize` on control is not for it;
 //! and when the sleeper's presence comes back, it is relieved: it takes no more, and leaves that presence alone.
 
-use std::time::Duration;
-
 use mcp_mqtt_transport::{
     jsonrpc::Message,
     mqtt::{CloseReason, Filter, PublishError, Qos, ReasonCode, Received},
     presence::{self, Online},
 };
-use tokio::time::Instant;
 
-use super::{Answer, Driver, End, LinkId, Presence, farewell};
-use crate::status::reason;
+use super::{Answer, Driver, End, LinkId, Outgoing, now, shutdown};
+use crate::{bridge::presence::Step, status::reason};
 
-/// Our presence is published again at most this often: real clients initialize anew on each.
-const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
-/// One that is relieved is about to be ended. If it is not, then something went wrong, and it is there to be used.
-const RESUME_AFTER: Duration = Duration::from_secs(30);
-/// Anybody may ask us to register anew; we do so at most this often.
-const ASKED_PAUSE: Duration = Duration::from_secs(5);
 /// What asks for it is short.
 const MAX_ASKING_BYTES: usize = 256;
 
@@ -31,23 +22,7 @@ const MAX_ASKING_BYTES: usize = 256;
 pub(super) struct Place {
     presence_topic: String,
     control_topic: String,
-    /// Whether it is under the id of the service as a whole.
-    stands_in: bool,
-    /// Whether the presence there is not ours.
-    foreign: bool,
-    /// When to give the connection up and try again for a place.
-    resume: Option<Instant>,
-    /// When we may be asked to register anew.
-    askable: Instant,
-    /// When our presence may be published again.
-    renew: Renewal,
     watch: Watch,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Renewal {
-    NoSooner(Instant),
-    At(Instant),
 }
 
 /// Whether we hear what others write there.
@@ -60,45 +35,8 @@ enum Watch {
 }
 
 impl Place {
-    pub(super) fn new(presence_topic: String, control_topic: String, stands_in: bool) -> Self {
-        Self {
-            presence_topic,
-            control_topic,
-            stands_in,
-            foreign: stands_in,
-            resume: None,
-            askable: Instant::now() + ASKED_PAUSE,
-            renew: Renewal::NoSooner(Instant::now()),
-            watch: Watch::Not,
-        }
-    }
-
-    /// Our own presence is on its way there.
-    pub(super) fn taken(&mut self) {
-        self.foreign = false;
-    }
-
-    /// Whether the presence there is not ours to clear.
-    pub(super) fn is_foreign(&self) -> bool {
-        self.foreign
-    }
-
-    /// Whether it waits for its end.
-    pub(super) fn is_relieved(&self) -> bool {
-        self.resume.is_some()
-    }
-
-    pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let renewal = match self.renew {
-            Renewal::At(at) => Some(at),
-            Renewal::NoSooner(_) => None,
-        };
-        renewal.into_iter().chain(self.resume).min()
-    }
-
-    /// Whether it was relieved, and nobody has ended it.
-    pub(super) fn resumes(&self) -> bool {
-        self.resume.is_some_and(|at| at <= Instant::now())
+    pub(super) fn new(presence_topic: String, control_topic: String) -> Self {
+        Self { presence_topic, control_topic, watch: Watch::Not }
     }
 }
 
@@ -113,7 +51,7 @@ impl Driver<'_> {
             self.asked_to_register();
             return None;
         }
-        if self.place.foreign && received.topic == self.place.control_topic {
+        if self.presence.is_foreign() && received.topic == self.place.control_topic {
             self.dropped("held-elsewhere");
             return None;
         }
@@ -121,76 +59,53 @@ impl Driver<'_> {
     }
 
     fn take_presence(&mut self, received: &Received) {
-        if self.place.foreign {
-            return;
-        }
-        if received.payload.is_empty() {
+        let step = if received.payload.is_empty() {
             // A retained one is none; ours comes back from no broker that knows No Local.
-            if !received.retain {
-                self.renew("somebody else has cleared our presence");
-            }
-        } else if self.place.stands_in
-            && Online::parse(&received.payload).is_ok_and(|online| online.is_parked())
-        {
-            if self.drain.is_some() {
-                self.place.foreign = true;
-            } else if self.core.sessions.is_empty() {
-                self.relieve();
-            } else {
-                self.renew("the service was put to sleep while it has sessions here");
-            }
+            if received.retain { None } else { self.presence.missed(now()) }
+        } else if Online::parse(&received.payload).is_ok_and(|online| online.is_parked()) {
+            self.presence.put_to_sleep(!self.core.sessions.is_empty(), now())
+        } else {
+            None
+        };
+        if step == Some(Step::Publish) {
+            let topic = &self.place.presence_topic;
+            tracing::warn!(topic, "somebody else has written our presence: publishing it again");
         }
-    }
-
-    fn renew(&mut self, why: &str) {
-        if self.drain.is_some() || !matches!(self.presence, Presence::Online | Presence::Sent(true)) {
-            return;
-        }
-        tracing::warn!(topic = self.place.presence_topic, "{why}: publishing it again");
-        if let Renewal::NoSooner(at) = self.place.renew {
-            self.place.renew = Renewal::At(at.max(Instant::now()));
-            self.take_renewal();
-        }
-    }
-
-    /// Publishes the presence again, when that is due.
-    pub(super) fn take_renewal(&mut self) {
-        let now = Instant::now();
-        if matches!(self.place.renew, Renewal::At(at) if at <= now) {
-            self.place.renew = Renewal::NoSooner(now + RENEWAL_PAUSE);
-            if self.drain.is_none() && matches!(self.presence, Presence::Online | Presence::Sent(true)) {
-                self.announce(true);
-            }
-        }
-    }
-
-    fn relieve(&mut self) {
-        self.place.foreign = true;
-        self.place.resume = Some(Instant::now() + RESUME_AFTER);
-        self.presence = Presence::Cleared;
-        let message = "the service is put to sleep: this instance takes no more sessions and is about to end";
-        self.bridge.board.unregistered(reason::RELIEVED, message);
+        self.step(step);
     }
 
     /// An instance that the registry does not show publishes its presence again. Where the service sleeps beside it, it
     /// is to take that place: with no session nobody loses anything by a new connection.
     fn asked_to_register(&mut self) {
-        let now = Instant::now();
-        let comes_anyway = self.place.foreign && !self.place.is_relieved();
-        if now < self.place.askable || self.drain.is_some() || comes_anyway {
-            return self.dropped("register-not-now");
-        }
-        self.place.askable = now + ASKED_PAUSE;
-        if self.core.sessions.is_empty() && self.bridge.config.standby_id.is_some() {
+        let may_move = self.core.sessions.is_empty() && self.bridge.config.standby_id.is_some();
+        let step = self.presence.asked(may_move, now());
+        if step != Some(Step::NotNow) {
             tracing::info!("asked to register anew");
-            self.place.resume = Some(now);
-        } else {
-            self.renew("asked to");
+        }
+        self.step(step);
+    }
+
+    /// Does what the presence's state machine asks for.
+    pub(super) fn step(&mut self, step: Option<Step>) {
+        match step {
+            None => {}
+            Some(Step::Publish) => self.send(LinkId::REGISTERING, Outgoing::Presence { online: true }),
+            Some(Step::Clear) => self.send(LinkId::REGISTERING, Outgoing::Presence { online: false }),
+            Some(Step::Registered) => {
+                self.bridge.board.registered(self.server_name.as_str(), self.remark.as_deref());
+                self.watch_place();
+            }
+            Some(Step::HandedOver) => {
+                let message =
+                    "the service is put to sleep: this instance takes no more sessions and is about to end";
+                self.bridge.board.unregistered(reason::RELIEVED, message);
+            }
+            Some(Step::NotNow) => self.dropped("register-not-now"),
         }
     }
 
     /// Once our presence stands: hears what others write there.
-    pub(super) fn watch_place(&mut self) {
+    fn watch_place(&mut self) {
         if self.place.watch != Watch::Not || !self.bridge.watches_place {
             return;
         }
@@ -222,10 +137,10 @@ impl Driver<'_> {
     }
 
     /// Gives the connection up, in order; a presence that is not ours stays as it is.
-    pub(super) async fn resume(mut self) -> End {
+    pub(super) async fn restart(mut self) -> End {
         tracing::info!("registering anew");
         self.clear_presence().await;
-        farewell::disconnect_in_order(self.publishers()).await;
+        shutdown::disconnect_in_order(self.publishers()).await;
         self.end(End::Lost(CloseReason::Wanted))
     }
 }

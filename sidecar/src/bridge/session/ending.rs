@@ -3,7 +3,7 @@
 use mcp_mqtt_transport::jsonrpc::Message;
 
 use super::{Action, Asker, EndReason, Outcome, Refusal, Session, State, Summary, Turn, resolved};
-use crate::bridge::flights::Expired;
+use crate::bridge::in_flight::Expired;
 
 impl Session {
     /// Deals with the deadlines that have passed.
@@ -11,9 +11,9 @@ impl Session {
         let mut initialize_failed = false;
         for expired in self.from_client.expire(turn.now) {
             match expired {
-                Expired::Cancelled(flight) => resolved(Asker::Client, &flight, Outcome::Abandoned, turn),
-                Expired::TimedOut(id, flight) => {
-                    resolved(Asker::Client, &flight, Outcome::TimedOut, turn);
+                Expired::Cancelled(pending) => resolved(Asker::Client, &pending, Outcome::Abandoned, turn),
+                Expired::TimedOut(id, pending) => {
+                    resolved(Asker::Client, &pending, Outcome::TimedOut, turn);
                     self.stir(turn);
                     self.tell_client(Refusal::TimedOut.answer(&id), turn);
                     if matches!(&self.state, State::Opening { initialize, .. } if *initialize == id) {
@@ -26,10 +26,10 @@ impl Session {
         }
         for expired in self.from_server.expire(turn.now) {
             match expired {
-                Expired::Cancelled(flight) => resolved(Asker::Server, &flight, Outcome::Abandoned, turn),
+                Expired::Cancelled(pending) => resolved(Asker::Server, &pending, Outcome::Abandoned, turn),
                 // The client stays, also when it was a ping: three of five real clients answer none.
-                Expired::TimedOut(id, flight) => {
-                    resolved(Asker::Server, &flight, Outcome::TimedOut, turn);
+                Expired::TimedOut(id, pending) => {
+                    resolved(Asker::Server, &pending, Outcome::TimedOut, turn);
                     self.to_backend(Refusal::TimedOut.answer(&id), turn);
                     self.tell_client(Message::cancelled(&id, "timed out at the gateway"), turn);
                 }
@@ -73,19 +73,19 @@ impl Session {
         self.state = State::Over;
         self.initialized_by = None;
         let refusal = reason.refusal();
-        for (id, flight, waiting) in self.from_client.land_all() {
+        for (id, pending, waiting) in self.from_client.complete_all() {
             match &refusal {
                 // The client reuses this id for the request that replaces the session: the error would answer that.
-                _ if reason.spares(&id) => resolved(Asker::Client, &flight, Outcome::Abandoned, turn),
+                _ if reason.spares(&id) => resolved(Asker::Client, &pending, Outcome::Abandoned, turn),
                 Some(refusal) if waiting => {
-                    resolved(Asker::Client, &flight, Outcome::Failed, turn);
+                    resolved(Asker::Client, &pending, Outcome::Failed, turn);
                     self.tell_client(refusal.answer(&id), turn);
                 }
-                _ => resolved(Asker::Client, &flight, Outcome::Abandoned, turn),
+                _ => resolved(Asker::Client, &pending, Outcome::Abandoned, turn),
             }
         }
-        for (_, flight, _) in self.from_server.land_all() {
-            resolved(Asker::Server, &flight, Outcome::Abandoned, turn);
+        for (_, pending, _) in self.from_server.complete_all() {
+            resolved(Asker::Server, &pending, Outcome::Abandoned, turn);
         }
         if was_open && reason.tells_client() {
             self.tell_client(Message::disconnected(), turn);

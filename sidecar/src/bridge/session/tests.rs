@@ -1,13 +1,14 @@
 //! Each row: what happens, and what the session does about it.
 
 mod ends;
+mod idle;
 
 use std::time::Duration;
 
 use super::*;
 use crate::{
     backend::{BackendEnd, failure},
-    bridge::shorthand::{self, RULES, assert_actions, client},
+    bridge::tests::shorthand::{self, RULES, assert_actions, client},
 };
 
 /// A session of client `c`, backend session 1, that can be told things.

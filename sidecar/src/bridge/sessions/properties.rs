@@ -16,7 +16,7 @@ use self::steps::{Step, step};
 use super::*;
 use crate::{
     backend::BackendEnd,
-    bridge::shorthand::{RULES, client, message},
+    bridge::tests::shorthand::{RULES, client, message},
 };
 
 const CLIENTS: [&str; 3] = ["a", "b", "c"];

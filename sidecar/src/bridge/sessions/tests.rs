@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::{
     backend::{BackendEnd, FromBackend},
-    bridge::shorthand::{RULES, assert_actions, client, message},
+    bridge::tests::shorthand::{RULES, assert_actions, client, message},
 };
 
 /// A table in which nothing is closed, at most two sessions.

@@ -35,6 +35,7 @@ impl Driver<'_> {
         let (sessions, in_flight) = (self.core.sessions.len(), self.core.sessions.in_flight());
         tracing::info!(sessions, in_flight, "draining, at most {patience:?}");
         self.drain = Some(Drain { deadline, given_up: Vec::new() });
+        self.presence.drain();
         self.core.sessions.drain(now(), &mut self.actions);
         self.perform();
     }
@@ -63,7 +64,7 @@ impl Driver<'_> {
     /// The empty presence, where the presence is ours.
     pub(super) async fn clear_presence(&mut self) {
         let offline = self.registrar.offline();
-        if !self.place.is_foreign()
+        if !self.presence.is_foreign()
             && let Some(publisher) = self.links.get(LinkId::REGISTERING).map(|link| link.publisher.clone())
             && let Some(Err(error)) =
                 self.reading(publisher.publish_confirmed(offline, PRESENCE_TIMEOUT)).await
@@ -115,8 +116,8 @@ impl Driver<'_> {
     async fn settle(&mut self, deadline: Instant) {
         while self.unsubscribing > 0 || self.links.iter().any(Link::is_busy) {
             tokio::select! {
-                (link, happening) = self.links.next() => {
-                    if self.take_happenings(link, happening).is_some() {
+                (link, event) = self.links.next() => {
+                    if self.take_link_events(link, event).is_some() {
                         self.links.remove(LinkId::REGISTERING);
                         return;
                     }
@@ -139,8 +140,8 @@ impl Driver<'_> {
             tokio::select! {
                 biased;
                 done = &mut what => return Some(done),
-                (link, happening) = self.links.next() => {
-                    if self.take_happenings(link, happening).is_some() {
+                (link, event) = self.links.next() => {
+                    if self.take_link_events(link, event).is_some() {
                         self.links.remove(LinkId::REGISTERING);
                         return None;
                     }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::*;
-use crate::bridge::shorthand::{self, RULES, assert_actions, client, message};
+use super::super::*;
+use crate::bridge::tests::shorthand::{self, RULES, assert_actions, client, message};
 
 const IDLE: Duration = Duration::from_secs(40);
 

@@ -1,4 +1,4 @@
-//! Recent: how often something happened within the last minute.
+//! How often something happened within the last minute.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -12,7 +12,7 @@ const SLOTS: usize = 12;
 
 /// Counts what happens, and forgets it. Clones count together.
 #[derive(Debug, Clone)]
-pub struct Recent(Arc<Mutex<Ring>>);
+pub struct SlidingWindow(Arc<Mutex<Ring>>);
 
 #[derive(Debug)]
 struct Ring {
@@ -22,7 +22,7 @@ struct Ring {
     counts: [u32; SLOTS],
 }
 
-impl Recent {
+impl SlidingWindow {
     /// Nothing has happened.
     pub fn new() -> Self {
         Self(Arc::new(Mutex::new(Ring { begun: Instant::now(), now: 0, counts: [0; SLOTS] })))
@@ -71,7 +71,7 @@ impl Ring {
     }
 }
 
-impl Default for Recent {
+impl Default for SlidingWindow {
     fn default() -> Self {
         Self::new()
     }
@@ -81,26 +81,26 @@ impl Default for Recent {
 mod tests {
     use super::*;
 
-    fn counted(recent: &Recent, after: Duration) -> u32 {
-        let now = recent.0.lock().unwrap().begun + after;
-        recent.at(now, |ring| ring.counts.iter().sum())
+    fn counted(window: &SlidingWindow, after: Duration) -> u32 {
+        let now = window.0.lock().unwrap().begun + after;
+        window.at(now, |ring| ring.counts.iter().sum())
     }
 
     #[test]
     fn what_happened_counts_for_a_minute() {
-        let recent = Recent::new();
-        recent.note();
-        recent.clone().note();
-        assert_eq!(recent.count(), 2);
-        assert_eq!(counted(&recent, Duration::from_secs(54)), 2);
-        assert_eq!(counted(&recent, Duration::from_secs(66)), 0);
+        let window = SlidingWindow::new();
+        window.note();
+        window.clone().note();
+        assert_eq!(window.count(), 2);
+        assert_eq!(counted(&window, Duration::from_secs(54)), 2);
+        assert_eq!(counted(&window, Duration::from_secs(66)), 0);
     }
 
     #[test]
     fn after_a_long_silence_nothing_counts() {
-        let recent = Recent::new();
-        recent.note();
-        assert_eq!(counted(&recent, Duration::from_hours(5)), 0);
-        assert_eq!(recent.count(), 0, "and the clock does not go back");
+        let window = SlidingWindow::new();
+        window.note();
+        assert_eq!(counted(&window, Duration::from_hours(5)), 0);
+        assert_eq!(window.count(), 0, "and the clock does not go back");
     }
 }

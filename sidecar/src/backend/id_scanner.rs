@@ -9,7 +9,7 @@ const MAX_KEPT: usize = 256;
 /// Reads JSON as it goes by and remembers the top level's `id`, and whether there is a `method`. Whatever is no
 /// JSON gives no id, or one that nobody waits for.
 #[derive(Debug, Default)]
-pub struct Skim {
+pub struct IdScanner {
     depth: usize,
     text: Text,
     /// Within the top-level object: behind the colon.
@@ -30,7 +30,7 @@ enum Text {
     Escaped,
 }
 
-impl Skim {
+impl IdScanner {
     /// The next bytes of the message.
     pub fn feed(&mut self, bytes: &[u8]) {
         for byte in bytes {
@@ -105,9 +105,9 @@ mod tests {
     use super::*;
 
     fn answers(raw: &str) -> Option<String> {
-        let mut skim = Skim::default();
-        skim.feed(raw.as_bytes());
-        skim.answers().map(|id| id.to_string())
+        let mut ids = IdScanner::default();
+        ids.feed(raw.as_bytes());
+        ids.answers().map(|id| id.to_string())
     }
 
     #[test]
@@ -143,10 +143,10 @@ mod tests {
         #[test]
         fn pieces_and_the_whole_give_the_same(raw in r#"[{}\[\]":,\\id5 a-z]{0,60}"#, cut in 0usize..60) {
             let (head, tail) = raw.as_bytes().split_at(cut.min(raw.len()));
-            let mut pieces = Skim::default();
+            let mut pieces = IdScanner::default();
             pieces.feed(head);
             pieces.feed(tail);
-            let mut whole = Skim::default();
+            let mut whole = IdScanner::default();
             whole.feed(raw.as_bytes());
             prop_assert_eq!(pieces.answers(), whole.answers());
         }

@@ -8,7 +8,8 @@ use std::{
 
 use mcp_mqtt_transport::jsonrpc::{Message, ProgressToken, RequestId};
 
-use crate::{config::Timeouts, metrics::Method, traces::Span};
+use super::request::Method;
+use crate::{config::Timeouts, traces::Span};
 
 /// How long the answer to a cancelled request is still let through. The asker need not wait for it, but some servers
 /// answer, and some clients wait.
@@ -16,8 +17,8 @@ const CANCELLED_GRACE: Duration = Duration::from_secs(10);
 
 /// A request that waits for its answer.
 #[derive(Debug)]
-pub struct Flight {
-    /// What was asked, as a metric label.
+pub struct Pending {
+    /// What was asked.
     pub method: Method,
     /// When it was taken.
     pub started: Instant,
@@ -44,21 +45,21 @@ pub enum Refused {
 #[derive(Debug)]
 pub enum Expired {
     /// Nobody answered in time.
-    TimedOut(RequestId, Flight),
+    TimedOut(RequestId, Pending),
     /// It had been cancelled, and nobody answered: as it should be.
-    Cancelled(Flight),
+    Cancelled(Pending),
 }
 
 /// The requests in flight in one direction.
 #[derive(Debug)]
-pub struct Flights {
-    open: HashMap<RequestId, Flight>,
+pub struct InFlight {
+    open: HashMap<RequestId, Pending>,
     limit: usize,
     /// Of `open`, how many were cancelled: nobody waits for these.
     cancelled: usize,
 }
 
-impl Flights {
+impl InFlight {
     /// None yet; at most `limit` at a time.
     pub fn new(limit: usize) -> Self {
         Self { open: HashMap::new(), limit, cancelled: 0 }
@@ -82,8 +83,8 @@ impl Flights {
             return Err(Refused::TooMany);
         }
         let method = Method::of(request.method().unwrap_or_default());
-        let timeout = method.timeout(timeouts);
-        let flight = Flight {
+        let timeout = timeouts.of(method.as_str());
+        let pending = Pending {
             method,
             started: now,
             deadline: now + timeout,
@@ -93,31 +94,31 @@ impl Flights {
             cancelled: false,
             span: None,
         };
-        let deadline = flight.deadline;
-        self.open.insert(id.clone(), flight);
+        let deadline = pending.deadline;
+        self.open.insert(id.clone(), pending);
         Ok(deadline)
     }
 
     /// Gives a request in flight its span.
     pub fn attach(&mut self, id: &RequestId, span: Arc<Span>) {
-        if let Some(flight) = self.open.get_mut(id) {
-            flight.span = Some(span);
+        if let Some(pending) = self.open.get_mut(id) {
+            pending.span = Some(span);
         }
     }
 
     /// Its answer came (or will never come): it is in flight no longer. Nothing for an id that is not in flight.
-    pub fn land(&mut self, id: &RequestId) -> Option<Flight> {
-        let flight = self.open.remove(id)?;
-        self.cancelled -= usize::from(flight.cancelled);
-        Some(flight)
+    pub fn complete(&mut self, id: &RequestId) -> Option<Pending> {
+        let pending = self.open.remove(id)?;
+        self.cancelled -= usize::from(pending.cancelled);
+        Some(pending)
     }
 
     /// The asker no longer waits. False for an id that is not in flight.
     pub fn cancel(&mut self, id: &RequestId, now: Instant) -> bool {
-        let Some(flight) = self.open.get_mut(id) else { return false };
-        if !flight.cancelled {
-            flight.cancelled = true;
-            flight.deadline = flight.deadline.min(now + CANCELLED_GRACE);
+        let Some(pending) = self.open.get_mut(id) else { return false };
+        if !pending.cancelled {
+            pending.cancelled = true;
+            pending.deadline = pending.deadline.min(now + CANCELLED_GRACE);
             self.cancelled += 1;
         }
         true
@@ -126,44 +127,44 @@ impl Flights {
     /// Progress gives its request another time-out, up to the limit.
     pub fn progress(&mut self, notification: &Message, now: Instant) {
         let Some(token) = notification.progress_token() else { return };
-        let flight =
+        let pending =
             self.open.values_mut().find(|f| f.progress_token.as_ref() == Some(&token) && !f.cancelled);
-        if let Some(flight) = flight {
-            flight.deadline = (now + flight.timeout).min(flight.limit);
+        if let Some(pending) = pending {
+            pending.deadline = (now + pending.timeout).min(pending.limit);
         }
     }
 
     /// Takes out what is due.
     pub fn expire(&mut self, now: Instant) -> Vec<Expired> {
-        let due = self.open.iter().filter(|(_, flight)| flight.deadline <= now);
+        let due = self.open.iter().filter(|(_, pending)| pending.deadline <= now);
         let due: Vec<RequestId> = due.map(|(id, _)| id.clone()).collect();
         due.into_iter()
             .filter_map(|id| {
-                let flight = self.land(&id)?;
-                Some(if flight.cancelled {
-                    Expired::Cancelled(flight)
+                let pending = self.complete(&id)?;
+                Some(if pending.cancelled {
+                    Expired::Cancelled(pending)
                 } else {
-                    Expired::TimedOut(id, flight)
+                    Expired::TimedOut(id, pending)
                 })
             })
             .collect()
     }
 
     /// Takes out all; the second tells whether somebody waits for it.
-    pub fn land_all(&mut self) -> Vec<(RequestId, Flight, bool)> {
+    pub fn complete_all(&mut self) -> Vec<(RequestId, Pending, bool)> {
         self.cancelled = 0;
         self.open
             .drain()
-            .map(|(id, flight)| {
-                let waiting = !flight.cancelled;
-                (id, flight, waiting)
+            .map(|(id, pending)| {
+                let waiting = !pending.cancelled;
+                (id, pending, waiting)
             })
             .collect()
     }
 
     /// The earliest deadline.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.open.values().map(|flight| flight.deadline).min()
+        self.open.values().map(|pending| pending.deadline).min()
     }
 
     /// How many are waited for.
@@ -218,59 +219,60 @@ mod tests {
             ("own/method", 30),
         ];
         for (method, seconds) in table {
-            let mut flights = Flights::new(1);
+            let mut in_flight = InFlight::new(1);
             let id = RequestId::number(1);
-            let deadline = flights.take(&id, &request(1, method), &TIMEOUTS, start).unwrap();
+            let deadline = in_flight.take(&id, &request(1, method), &TIMEOUTS, start).unwrap();
             assert_eq!(deadline, after(start, seconds), "{method}");
-            assert!(flights.expire(after(start, seconds - 1)).is_empty(), "{method}");
+            assert!(in_flight.expire(after(start, seconds - 1)).is_empty(), "{method}");
             assert!(
-                matches!(&flights.expire(after(start, seconds))[..], [Expired::TimedOut(i, _)] if *i == id),
+                matches!(&in_flight.expire(after(start, seconds))[..], [Expired::TimedOut(i, _)] if *i == id),
                 "{method}"
             );
-            assert_eq!(flights.waiting(), 0);
+            assert_eq!(in_flight.waiting(), 0);
         }
     }
 
     #[test]
     fn progress_extends_the_deadline_up_to_the_limit() {
         let start = Instant::now();
-        let mut flights = Flights::new(2);
+        let mut in_flight = InFlight::new(2);
         for id in [1, 2] {
-            flights.take(&RequestId::number(id), &request(id, "tools/call"), &TIMEOUTS, start).unwrap();
+            in_flight.take(&RequestId::number(id), &request(id, "tools/call"), &TIMEOUTS, start).unwrap();
         }
         let progress = message(
             r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":"p1","progress":1}}"#,
         );
-        flights.progress(&progress, after(start, 30));
-        assert_eq!(flights.expire(after(start, 60)).len(), 1, "the one without progress");
-        assert_eq!(flights.next_deadline(), Some(after(start, 90)));
-        flights.progress(&progress, after(start, 80));
-        assert_eq!(flights.next_deadline(), Some(after(start, 100)), "not beyond the limit");
+        in_flight.progress(&progress, after(start, 30));
+        assert_eq!(in_flight.expire(after(start, 60)).len(), 1, "the one without progress");
+        assert_eq!(in_flight.next_deadline(), Some(after(start, 90)));
+        in_flight.progress(&progress, after(start, 80));
+        assert_eq!(in_flight.next_deadline(), Some(after(start, 100)), "not beyond the limit");
     }
 
     #[test]
     fn an_id_in_flight_is_not_taken_twice_and_the_limit_holds() {
         let now = Instant::now();
-        let mut flights = Flights::new(2);
-        let mut take =
-            |id: u64| flights.take(&RequestId::number(id), &request(id, "ping"), &TIMEOUTS, now).map(|_| ());
+        let mut in_flight = InFlight::new(2);
+        let mut take = |id: u64| {
+            in_flight.take(&RequestId::number(id), &request(id, "ping"), &TIMEOUTS, now).map(|_| ())
+        };
         assert_eq!(take(1), Ok(()));
         assert_eq!(take(1), Err(Refused::DuplicateId));
         assert_eq!(take(2), Ok(()));
         assert_eq!(take(3), Err(Refused::TooMany));
-        assert!(flights.land(&RequestId::number(1)).is_some());
-        assert!(flights.land(&RequestId::number(1)).is_none());
+        assert!(in_flight.complete(&RequestId::number(1)).is_some());
+        assert!(in_flight.complete(&RequestId::number(1)).is_none());
     }
 
     #[test]
     fn nobody_waits_for_a_cancelled_request_but_its_answer_is_known_for_a_while() {
         let now = Instant::now();
-        let mut flights = Flights::new(2);
+        let mut in_flight = InFlight::new(2);
         let id = RequestId::number(1);
-        flights.take(&id, &request(1, "tools/call"), &TIMEOUTS, now).unwrap();
-        assert!(flights.cancel(&id, now) && flights.cancel(&id, now));
-        assert_eq!((flights.waiting(), flights.contains(&id)), (0, true));
-        assert!(matches!(&flights.expire(now + CANCELLED_GRACE)[..], [Expired::Cancelled(_)]));
-        assert!(!flights.cancel(&id, now));
+        in_flight.take(&id, &request(1, "tools/call"), &TIMEOUTS, now).unwrap();
+        assert!(in_flight.cancel(&id, now) && in_flight.cancel(&id, now));
+        assert_eq!((in_flight.waiting(), in_flight.contains(&id)), (0, true));
+        assert!(matches!(&in_flight.expire(now + CANCELLED_GRACE)[..], [Expired::Cancelled(_)]));
+        assert!(!in_flight.cancel(&id, now));
     }
 }

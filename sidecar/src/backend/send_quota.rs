@@ -19,9 +19,9 @@ const SESSION_BYTES: usize = 8 << 20;
 /// Bytes of all sessions, or eight of the largest messages. A quarter of the memory that a gateway has by default.
 const GATEWAY_BYTES: usize = 32 << 20;
 
-/// Room for the messages of all sessions.
+/// The bytes that the messages of all sessions may take up.
 #[derive(Debug, Clone)]
-pub struct Room {
+pub struct SendQuota {
     everybody: Arc<Semaphore>,
     each: usize,
 }
@@ -51,14 +51,14 @@ pub struct FromBridge {
 pub struct Outbound {
     /// What is said.
     pub message: Message,
-    /// What it takes up; of a message that was made of another one, what that one did.
-    pub taken: Option<Taken>,
+    /// What is reserved for it; of a message that was made of another one, what that one did.
+    pub reserved: Option<Reserved>,
 }
 
-/// What a message takes up, in the session's share and of all.
-pub(super) type Taken = [OwnedSemaphorePermit; 2];
+/// What is reserved for a message, in the session's share and of all.
+pub(super) type Reserved = [OwnedSemaphorePermit; 2];
 
-impl Room {
+impl SendQuota {
     /// For messages up to so many bytes.
     pub fn for_messages_of(max_message_bytes: usize) -> Self {
         let bytes = |bytes: usize, messages: usize| {
@@ -84,9 +84,11 @@ impl BackendSession {
     /// There is no room: the message, back.
     pub fn say(&self, message: Message) -> Result<(), Box<Message>> {
         let bytes = u32::try_from(message.raw().len()).unwrap_or(u32::MAX);
-        let take = |room: &Arc<Semaphore>| room.clone().try_acquire_many_owned(bytes).ok();
-        let Some(taken) = take(&self.own).zip(take(&self.everybody)) else { return Err(Box::new(message)) };
-        let outbound = Outbound { message, taken: Some(taken.into()) };
+        let reserve = |quota: &Arc<Semaphore>| quota.clone().try_acquire_many_owned(bytes).ok();
+        let Some(reserved) = reserve(&self.own).zip(reserve(&self.everybody)) else {
+            return Err(Box::new(message));
+        };
+        let outbound = Outbound { message, reserved: Some(reserved.into()) };
         match self.queue.try_send(Box::new(outbound)) {
             Err(TrySendError::Full(outbound)) => Err(Box::new(outbound.message)),
             Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
@@ -112,8 +114,8 @@ mod tests {
 
     #[test]
     fn a_session_has_its_share_and_gets_it_back_when_the_server_has_read() {
-        let room = Room::for_messages_of(1 << 20);
-        let ((stuck, mut from_stuck), (other, _from_other)) = (room.session(), room.session());
+        let quota = SendQuota::for_messages_of(1 << 20);
+        let ((stuck, mut from_stuck), (other, _from_other)) = (quota.session(), quota.session());
         let fit = (0..100).take_while(|_| stuck.say(message(1_000_000)).is_ok()).count();
         assert_eq!(fit, SESSION_BYTES / 1_000_000);
         assert!(other.say(message(1_000_000)).is_ok(), "the others have theirs");
@@ -125,8 +127,8 @@ mod tests {
 
     #[test]
     fn all_together_have_no_more_than_the_gateway_has_and_an_ended_session_gives_its_room_back() {
-        let room = Room::for_messages_of(1 << 20);
-        let mut sessions: Vec<_> = (0..8).map(|_| room.session()).collect();
+        let quota = SendQuota::for_messages_of(1 << 20);
+        let mut sessions: Vec<_> = (0..8).map(|_| quota.session()).collect();
         let mut fit = 0;
         for (session, _) in &sessions {
             while session.say(message(1_000_000)).is_ok() {
@@ -140,10 +142,10 @@ mod tests {
 
     #[test]
     fn a_queue_has_an_end_for_small_messages_too_and_two_of_the_largest_always_fit() {
-        let room = Room::for_messages_of(6 << 20);
-        let (session, _from_bridge) = room.session();
+        let quota = SendQuota::for_messages_of(6 << 20);
+        let (session, _from_bridge) = quota.session();
         assert_eq!((0..1000).take_while(|_| session.say(message(10)).is_ok()).count(), QUEUE);
-        let (session, _from_bridge) = room.session();
+        let (session, _from_bridge) = quota.session();
         assert!(
             session.say(message((6 << 20) - 100)).is_ok() && session.say(message((6 << 20) - 100)).is_ok()
         );

@@ -10,11 +10,13 @@ use mcp_mqtt_transport::{
     topic::ClientId,
 };
 
-use super::{action::Action, placement::LinkId, session::Rules};
-use crate::config::Timeouts;
+use crate::{
+    bridge::{action::Action, placement::LinkId, session::Rules},
+    config::Timeouts,
+};
 
 /// Limits small enough to reach.
-pub(super) const RULES: Rules = Rules {
+pub(in crate::bridge) const RULES: Rules = Rules {
     timeouts: Timeouts {
         timeout_ping: Duration::from_secs(10),
         timeout_call: Duration::from_mins(1),
@@ -27,12 +29,12 @@ pub(super) const RULES: Rules = Rules {
     sampler: None,
 };
 
-pub(super) fn client(id: &str) -> ClientId {
+pub(in crate::bridge) fn client(id: &str) -> ClientId {
     ClientId::new(id).unwrap()
 }
 
 /// The JSON of a message in shorthand. `{n}` at the end pads it to n bytes.
-pub(super) fn json(text: &str) -> String {
+pub(in crate::bridge) fn json(text: &str) -> String {
     let (text, pad) = match text.split_once(" {") {
         Some((text, pad)) => (text, pad.trim_end_matches('}').parse().unwrap()),
         None => (text, 0),
@@ -58,7 +60,7 @@ pub(super) fn json(text: &str) -> String {
     format!("{json:pad$}")
 }
 
-pub(super) fn message(text: &str) -> Message {
+pub(in crate::bridge) fn message(text: &str) -> Message {
     Message::parse(Bytes::from(json(text)), usize::MAX).unwrap()
 }
 
@@ -85,7 +87,7 @@ fn by(via: LinkId) -> String {
 }
 
 /// An action in shorthand; what is only counted is left out.
-pub(super) fn text(action: &Action) -> Option<String> {
+pub(in crate::bridge) fn text(action: &Action) -> Option<String> {
     Some(match action {
         Action::Subscribe { via, client, .. } => format!("subscribe {client}{}", by(*via)),
         Action::Unsubscribe { via, client } => format!("unsubscribe {client}{}", by(*via)),
@@ -103,7 +105,7 @@ pub(super) fn text(action: &Action) -> Option<String> {
 
 /// Takes the actions out and compares them.
 #[track_caller]
-pub(super) fn assert_actions(out: &mut Vec<Action>, expected: &[&str]) {
+pub(in crate::bridge) fn assert_actions(out: &mut Vec<Action>, expected: &[&str]) {
     let actual: Vec<String> = out.drain(..).filter_map(|action| text(&action)).collect();
     assert_eq!(actual, expected);
 }
