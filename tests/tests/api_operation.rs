@@ -240,7 +240,7 @@ async fn of_two_operators_one_works_and_the_other_takes_over() -> Result<()> {
 }
 
 #[tokio::test]
-async fn of_many_candidates_one_leads_at_a_time_and_each_end_has_its_heir() -> Result<()> {
+async fn of_many_candidates_one_leads_at_a_time_and_each_end_has_its_successor() -> Result<()> {
     const CANDIDATES: usize = 6;
     let space = Space::new("candidates").await?;
     let seek = |number: usize| {

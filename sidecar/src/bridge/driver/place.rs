@@ -3,7 +3,7 @@
 //!
 //! A service that sleeps has a presence of its own, and an `initialize` for it is held. An instance that stands in
 //! for the service is under the same id: until it has published its presence, `initialize` on control is not for it;
-//! and when the sleeper's presence comes back, it is relieved: it takes no more, and leaves that presence alone.
+//! and when the sleeping service's own presence comes back, it takes no more, and leaves that presence alone.
 
 use mcp_mqtt_transport::{
     jsonrpc::Message,
