@@ -31,6 +31,7 @@ async fn fails_once(name: &str, spec: Value) -> Result<()> {
         "exec": { "command": ["/bin/sh", "-c", format!("test ! -e {UNWELL}")] },
         "periodSeconds": 1,
         "failureThreshold": 1,
+        "timeoutSeconds": 10,
     });
     let service = platform.deploy(name, with(spec, json!({ "server": { "livenessProbe": probe } }))).await?;
     let pod = service.live_pods().await?.into_iter().next().context("no pod")?;
