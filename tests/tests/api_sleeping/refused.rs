@@ -3,8 +3,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use k8s_openapi::api::core::v1::{ResourceQuota, Secret};
-use kube::api::DeleteParams;
+use k8s_openapi::api::{
+    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
+    core::v1::{ResourceQuota, Secret},
+};
+use kube::{
+    Api,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+};
 use mcp_mqtt_tests::{
     broker::Mosquitto,
     cluster::{PATIENCE, Space, eventually},
@@ -93,6 +99,55 @@ async fn a_quota_that_leaves_no_room_for_the_pod_is_the_answer() -> Result<()> {
     replicas(&space, 0).await?;
     let instance = asleep(&space, &broker).await?;
     space.api::<ResourceQuota>().delete("none-left", &DeleteParams::default()).await?;
+    wakes(&space, &broker, &client, &instance).await?;
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_admission_policy_that_lets_nobody_scale_the_service_is_the_answer() -> Result<()> {
+    let Scene { space, broker, operator, instance } = Scene::asleep("unscaled").await?;
+    let name = space.namespace.clone();
+    let scales = json!([{"apiGroups": ["mcp-mqtt.io"], "apiVersions": ["*"], "operations": ["UPDATE"], "resources": ["mcpservices/scale"]}]);
+    let policy: ValidatingAdmissionPolicy = serde_json::from_value(json!({
+        "metadata": {"name": name},
+        "spec": {
+            "matchConstraints": {"resourceRules": scales},
+            "validations": [{"expression": "object.spec.replicas == 0", "message": "nothing runs at night"}],
+        },
+    }))?;
+    let here = json!({"matchLabels": {"kubernetes.io/metadata.name": name}});
+    let binding: ValidatingAdmissionPolicyBinding = serde_json::from_value(json!({
+        "metadata": {"name": name},
+        "spec": {"policyName": name, "validationActions": ["Deny"], "matchResources": {"namespaceSelector": here}},
+    }))?;
+    let policies = Api::<ValidatingAdmissionPolicy>::all(space.kube.clone());
+    let bindings = Api::<ValidatingAdmissionPolicyBinding>::all(space.kube.clone());
+    policies.create(&PostParams::default(), &policy).await?;
+    bindings.create(&PostParams::default(), &binding).await?;
+    let scaled = async || {
+        let patch = Patch::Merge(json!({"spec": {"replicas": 1}}));
+        let dry_run = PatchParams { dry_run: true, ..PatchParams::default() };
+        space.services().patch_scale(NAME, &dry_run, &patch).await
+    };
+    let refused = eventually(PATIENCE, async || scaled().await.err().map(drop)).await;
+    refused.context("the policy does not take effect")?;
+
+    let client = client(&broker).await?;
+    let start = Instant::now();
+    let error = initialize(&client, &instance).await.expect_err("nobody may wake it");
+    let rpc = told(&error).context("the operator's own words")?.clone();
+    println!("refused after {:?}: {}", start.elapsed(), rpc.message);
+    ensure!(start.elapsed() < SOON, "only after {:?}", start.elapsed());
+    let said = "nothing runs at night";
+    ensure!(rpc.reason() == Some("wake-failed") && rpc.message.ends_with(said), "{rpc:?}");
+    let status = space.condition(NAME, "Ready", "False", "ScaledToZero").await?;
+    ensure!(status.contains(said), "{status}");
+
+    // Whoever asks once it may be scaled wakes it.
+    bindings.delete(&name, &DeleteParams::default()).await?;
+    policies.delete(&name, &DeleteParams::default()).await?;
+    eventually(PATIENCE, async || scaled().await.ok().map(drop)).await.context("the policy stays")?;
     wakes(&space, &broker, &client, &instance).await?;
     operator.stop().await?;
     space.remove().await

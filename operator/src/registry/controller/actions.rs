@@ -50,6 +50,14 @@ pub(super) struct Rejection {
     ack: Option<Ack>,
 }
 
+/// The API server's own words, where they are its.
+fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
 impl RegistryController {
     pub(super) fn act(&mut self, reference: &ServiceRef, action: Action, ack: &mut Option<Ack>) {
         let Some(service) = self.services.get(reference) else { return };
@@ -234,7 +242,7 @@ impl RegistryController {
             let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
             let result = match timeout(ANSWER, api.patch_scale(&reference.name, &parameters, &patch)).await {
                 Ok(Ok(_)) => Ok(()),
-                Ok(Err(error)) => Err((error.to_string(), is_refused(&error))),
+                Ok(Err(error)) => Err((words(&error), is_refused(&error))),
                 Err(_) => Err((format!("no answer within {ANSWER:?}"), false)),
             };
             let result = result.map_err(|(why, hopeless)| Obstacle {
