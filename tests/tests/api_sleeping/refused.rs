@@ -108,11 +108,11 @@ async fn a_quota_that_leaves_no_room_for_the_pod_is_the_answer() -> Result<()> {
 async fn an_admission_policy_that_lets_nobody_scale_the_service_is_the_answer() -> Result<()> {
     let Scene { space, broker, operator, instance } = Scene::asleep("unscaled").await?;
     let name = space.namespace.clone();
-    let scales = json!([{"apiGroups": ["mcp-mqtt.io"], "apiVersions": ["*"], "operations": ["UPDATE"], "resources": ["mcpservices/scale"]}]);
+    let scaling = json!([{"apiGroups": ["mcp-mqtt.io"], "apiVersions": ["*"], "operations": ["UPDATE"], "resources": ["mcpservices/scale"]}]);
     let policy: ValidatingAdmissionPolicy = serde_json::from_value(json!({
         "metadata": {"name": name},
         "spec": {
-            "matchConstraints": {"resourceRules": scales},
+            "matchConstraints": {"resourceRules": scaling},
             "validations": [{"expression": "object.spec.replicas == 0", "message": "nothing runs at night"}],
         },
     }))?;
