@@ -245,10 +245,13 @@ async fn status(
         scope.statuses.settle(reference);
         return Ok(None);
     }
-    if is_start(last, &status)
-        && let Some(deferred) = scope.statuses.defer(reference, std::time::Instant::now())
-    {
-        return Ok(Some(deferred));
+    if is_start(last, &status) {
+        let now = std::time::Instant::now();
+        // The first stage began with the Deployment, which may be long ago where a thousand came at once.
+        let begun = applied.filter(|_| last.is_none()).and_then(|applied| now.checked_sub(applied));
+        if let Some(deferred) = scope.statuses.defer(reference, begun.unwrap_or(now), now) {
+            return Ok(Some(deferred));
+        }
     }
     match patch_status(scope, reference, metadata, last, &status).await {
         Ok(written) => {

@@ -78,8 +78,9 @@ impl StatusMemory {
     }
 
     /// How long the stage of a start is still kept back; none: it is to be written now.
-    pub fn defer(&self, service: &ServiceRef, now: Instant) -> Option<Duration> {
-        let since = *lock(&self.0).deferred.entry(service.clone()).or_insert(now);
+    /// `begun`: when the stage began, unless one is kept back already.
+    pub fn defer(&self, service: &ServiceRef, begun: Instant, now: Instant) -> Option<Duration> {
+        let since = *lock(&self.0).deferred.entry(service.clone()).or_insert(begun);
         START.checked_sub(now.duration_since(since)).filter(|rest| !rest.is_zero())
     }
 
@@ -236,14 +237,18 @@ mod tests {
     fn a_start_is_kept_back_for_a_while_and_each_stage_anew() {
         let (memory, begin) = (StatusMemory::default(), Instant::now());
         let (service, third) = (ServiceRef::new("weather").within("meteo"), START / 3);
-        assert_eq!(memory.defer(&service, begin), Some(START));
-        assert_eq!(memory.defer(&service, begin + third * 2), START.checked_sub(third * 2));
-        assert_eq!(memory.defer(&service, begin + START), None);
+        assert_eq!(memory.defer(&service, begin, begin), Some(START));
+        assert_eq!(memory.defer(&service, begin + third, begin + third * 2), START.checked_sub(third * 2));
+        assert_eq!(memory.defer(&service, begin + third, begin + START), None);
         let (store, _writer) = reflector::store();
         memory.remember(&service, written(Some("4"), Some("5"), status(0)), &store);
-        assert_eq!(memory.defer(&service, begin + START), Some(START), "it was written");
+        assert_eq!(memory.defer(&service, begin + START, begin + START), Some(START), "it was written");
         memory.settle(&service);
-        assert_eq!(memory.defer(&service, begin + START * 2), Some(START));
+        assert_eq!(
+            memory.defer(&service, begin + third * 4, begin + third * 6),
+            START.checked_sub(third * 2),
+            "it began a while ago"
+        );
         memory.forget(&service);
         assert!(lock(&memory.0).deferred.is_empty());
     }
