@@ -113,7 +113,7 @@ impl Salt {
     /// The owner mark of this operator on what it looks after at brokers: two that share a broker, and by mistake a cluster's
     /// name, leave each other's alone.
     pub fn owner_mark(&self) -> String {
-        let mut mark = self.hash(b"owner of the registry");
+        let mut mark = self.hash(b"keeper of the registry");
         mark.truncate(MARK_DIGITS);
         mark
     }
