@@ -86,6 +86,16 @@ pub(crate) async fn floor(stage: &mut Stage, table: &mut Table, objects: usize) 
         sleep(BETWEEN).await;
     }
     table.row("  one: create → Deployment", median(created), "");
+    let mut changed = Vec::new();
+    for name in &singles {
+        let before = stage.look.get(name).context("its Deployment is gone")?;
+        let begin = Instant::now();
+        stage.space.patch(name, json!({"spec": {"server": {"image": "registry.example/weather:4"}}})).await?;
+        apply(&api, name, &namespace, "registry.example/mcp-mqtt-sidecar:2").await?;
+        changed.push(stage.look.until(name, |seen| seen.generation > before.generation).await? - begin);
+        sleep(BETWEEN).await;
+    }
+    table.row("  one: image change → Deployment", median(changed), "");
 
     let all = names("floor", 0..objects);
     let meter = Meter::start(stage.parts()?);
