@@ -140,18 +140,11 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
     scope.backlog.done(&reference);
     // What was written is told however the steps ended, and before what came of it.
     events::tell_changes(&scope, &service, &progress.changes);
-    let replicas = service.0.as_ref().ok().map(|service| service.spec.replicas);
     let (outcome, counted) = match result {
         Ok(resources) => (Outcome::Accepted(resources), Counted::Accepted),
-        Err(Stop::Paused) => {
-            scope.registry.mark_refused(
-                &reference,
-                replicas,
-                format!("{}: the service is paused", reasons::PAUSED),
-            );
-            (Outcome::Paused, Counted::Accepted)
-        }
+        Err(Stop::Paused) => (Outcome::Paused, Counted::Accepted),
         Err(Stop::Refused(problem)) => {
+            let replicas = service.0.as_ref().ok().map(|service| service.spec.replicas);
             scope.registry.mark_refused(&reference, replicas, problem.quoted());
             (Outcome::Refused(problem), Counted::Refused)
         }
@@ -195,9 +188,14 @@ async fn accept(
     {
         let service = ServiceRef::new(&valid.identity.name).within(&valid.identity.namespace);
         match &resolved {
-            Ok(_) if !paused => scope.registry.upsert(&service, wanted),
+            // Its place is looked after all the same: with the credentials that it has now.
+            Ok(_) if paused => {
+                let why = format!("{}: the service is paused", reasons::PAUSED);
+                scope.registry.upsert_refused(&service, wanted, why);
+            }
+            Ok(_) => scope.registry.upsert(&service, wanted),
             // It may stand in the registry, asleep, from before this operator's time.
-            Ok(_) | Err(ResolveError::Missing(_)) => scope.registry.insert_new(&service, wanted),
+            Err(ResolveError::Missing(_)) => scope.registry.insert_new(&service, wanted),
             Err(ResolveError::Api { .. }) => {}
         }
     }
@@ -245,7 +243,8 @@ async fn status(
         scope.statuses.settle(reference);
         return Ok(None);
     }
-    if is_start(last, &status) {
+    // A pause is told at once.
+    if matches!(outcome, Outcome::Accepted(_)) && is_start(last, &status) {
         let now = std::time::Instant::now();
         // The first stage began with the Deployment, which may be long ago where a thousand came at once.
         let begun = applied.filter(|_| last.is_none()).and_then(|applied| now.checked_sub(applied));

@@ -148,6 +148,8 @@ pub enum BackendEnd {
     Closed,
     /// It could not be opened.
     OpenFailed(String),
+    /// Likewise, by an answer of the server: it is there.
+    OpenRefused(String),
     /// Likewise, since nobody listens: the server has not started yet, or restarts.
     NobodyListens(String),
     /// The process exited or its pipe closed.
@@ -231,7 +233,7 @@ impl Backend {
     }
 
     /// Opens a session and returns at once; what is sent meanwhile waits. A failure arrives as
-    /// [`BackendEnd::OpenFailed`] or [`BackendEnd::NobodyListens`]. Must be called within a tokio runtime.
+    /// [`BackendEnd::OpenFailed`], [`BackendEnd::OpenRefused`] or [`BackendEnd::NobodyListens`]. Must be called within a tokio runtime.
     pub fn open(&self, session: SessionId, quota: &SendQuota, events: BackendEvents) -> BackendSession {
         self.open_in(self.era().is_modern(), session, quota, events)
     }
@@ -336,6 +338,9 @@ impl Backend {
             suspected.notified().await;
             tracing::info!("requests in a row were not answered: asking the MCP server whether it is there");
             match self.probe().await {
+                Err(error @ ProbeError::Ended(BackendEnd::OpenRefused(_))) => {
+                    tracing::debug!("the MCP server answers: {error}");
+                }
                 Err(error @ (ProbeError::NoAnswer(_) | ProbeError::Ended(_))) => return error.into(),
                 Err(error) => tracing::debug!("the MCP server answers: {error}"),
                 Ok(_) => {}
@@ -395,7 +400,9 @@ impl fmt::Display for BackendEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Closed => f.write_str("closed by the gateway"),
-            Self::OpenFailed(why) | Self::NobodyListens(why) => write!(f, "could not be opened: {why}"),
+            Self::OpenFailed(why) | Self::OpenRefused(why) | Self::NobodyListens(why) => {
+                write!(f, "could not be opened: {why}")
+            }
             Self::Exited(why) => write!(f, "the server's process ended: {why}"),
             Self::SessionLost(why) => write!(f, "the server lost the session: {why}"),
             Self::BackendLost(why) => write!(f, "the server is gone: {why}"),

@@ -167,13 +167,16 @@ async fn converse(stream: UnixStream, mut drainer: Drainer, patience: Duration) 
     }
     tracing::info!("drain asked for at the socket");
     drainer.ask(patience);
+    let mut draining = false;
     loop {
         let line = match drainer.progress() {
-            Progress::Serving => String::new(), // the bridge is about to hear of it
+            Progress::Serving if !draining => String::new(), // the bridge is about to hear of it
             Progress::Draining { sessions, in_flight } => {
+                draining = true;
                 format!("{sessions} sessions left, {in_flight} requests in flight\n")
             }
-            Progress::Drained => format!("{DRAINED}\n"),
+            // Or it serves again already, as the server has been started anew.
+            Progress::Drained | Progress::Serving => format!("{DRAINED}\n"),
         };
         to_client.write_all(line.as_bytes()).await?;
         if line.trim_end() == DRAINED || !drainer.changed().await {

@@ -235,6 +235,8 @@ async fn an_object_of_somebody_else_is_never_taken_over() -> Result<()> {
     );
     let after = space.api::<ServiceAccount>().get("other").await?;
     ensure!(after.metadata.resource_version == theirs.metadata.resource_version, "it was changed");
+    let pods = space.api::<Deployment>().get_opt("other").await?;
+    ensure!(pods.is_none(), "its pods would run as somebody else");
     space.api::<ServiceAccount>().delete("other", &DeleteParams::default()).await?;
     space.condition("other", "Accepted", "True", "Accepted").await?;
     operator.stop().await?;

@@ -104,6 +104,8 @@ fn clear_up(cluster: &Cluster) -> Result<()> {
     let ours = releases.as_array().into_iter().flatten().find(|release| release["name"] == RELEASE);
     let Some(status) = ours.and_then(|release| release["status"].as_str()) else { return Ok(()) };
     let Some(mend) = mend_of(status) else { return Ok(()) };
+    // One that has begun since we looked has made it pending, and is no business of ours.
+    await_other_helm(cluster)?;
     let (doing, done, command) = match mend {
         Mend::Uninstall => ("Uninstalling", "uninstalled", "uninstall"),
         Mend::RollBack => ("Rolling back", "rolled back", "rollback"),

@@ -6,8 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::future::{join, try_join};
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::ServiceAccount};
+use k8s_openapi::api::apps::v1::Deployment;
 use kube::{
     Api, Resource, ResourceExt,
     api::{DeleteParams, GetParams, Patch, PatchParams, Preconditions, ValidationDirective},
@@ -65,8 +64,7 @@ pub struct Progress {
 const REFUSALS: [u16; 5] = [400, 403, 413, 422, 500];
 
 /// Applies all of a service's objects, in the order in which they need each other: what its pods are to find there
-/// before the Deployment, but for their account. It is written beside it, and there before the Deployment's own
-/// controllers have come as far as a pod; where it is not, they try again.
+/// before the Deployment.
 ///
 /// # Errors
 /// The first object that could not be applied; what was applied before it stays.
@@ -100,19 +98,12 @@ pub async fn apply(
         // Boxed: it is large, and seldom.
         Box::pin(scale_in::weigh(scope, identity)).await;
     }
-    // Side by side, as pods are made only later. Where the account is somebody else's, the service is refused; its pods
-    // gain nothing by it, as `podTemplate` may name any account. Where `podTemplate` does, ours stays unused: the
-    // garbage collector takes it with the service.
-    let (account, pods) = try_join(
-        async {
-            let Some(account) = &service_account else { return Ok(None) };
-            step.check(account, live(&stores.service_accounts, account)).await
-        },
-        step.check(&deployment, live(&stores.deployments, &deployment)),
-    )
-    .await?;
-    let (account, pods) = join(step.write::<ServiceAccount>(account), step.write::<Deployment>(pods)).await;
-    account.and(pods)?;
+    // No pod is to run as somebody else. Where `podTemplate` names another account, ours stays unused: the garbage
+    // collector takes it with the service.
+    if let Some(account) = &service_account {
+        step.apply(account, live(&stores.service_accounts, account)).await?;
+    }
+    step.apply(&deployment, live(&stores.deployments, &deployment)).await?;
     let budgets = &stores.disruption_budgets;
     step.keep(&child, disruption_budget.as_ref(), budgets).await?;
     step.keep(&child, autoscaler.as_ref(), &stores.autoscalers).await?;

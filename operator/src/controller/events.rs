@@ -189,7 +189,7 @@ fn transitions<'a>(last: Option<&McpServiceStatus>, now: &'a McpServiceStatus) -
                 && (before.reason == condition.reason
                     || condition.status == "True" && !worth_telling(&condition.reason))
         });
-        // That it is on its way, or waits for another condition, is no writer.
+        // That it is on its way, or waits for another condition, is no news.
         let passing = condition.reason == reasons::NOT_ACCEPTED || reasons::passes(&condition.reason);
         // What was applied has told as much.
         let first = before.is_none() && condition.reason == reasons::ACCEPTED;

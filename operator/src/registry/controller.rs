@@ -154,10 +154,9 @@ impl RegistryController {
     /// A service is like this now.
     fn told(&mut self, reference: &ServiceRef, wanted: Arc<Wanted>) {
         if let Some(known) = self.services.get(reference).map(|service| service.wanted.clone()) {
-            let same_place = known.broker.url == wanted.broker.url && known.server_name == wanted.server_name;
-            if known.broker.key != wanted.broker.key || !same_place {
-                // With new credentials the same place is reached by another connection.
-                self.leave(reference, &WakeError::Moved, !same_place);
+            if known.broker.key != wanted.broker.key || known.server_name != wanted.server_name {
+                // Until the other connection listens, nobody would hear an `initialize`: the presence goes meanwhile.
+                self.leave(reference, &WakeError::Moved);
             }
         }
         let key = wanted.broker.key.clone();
@@ -202,12 +201,12 @@ impl RegistryController {
     }
 
     fn gone(&mut self, reference: &ServiceRef) {
-        self.leave(reference, &WakeError::Gone, true);
+        self.leave(reference, &WakeError::Gone);
     }
 
     /// The service is not at this place, or not by this connection, any more: clients that wait hear this.
-    fn leave(&mut self, reference: &ServiceRef, refusal: &WakeError, clears: bool) {
-        self.with(reference, |machine, _, out| machine.end(refusal, clears, out));
+    fn leave(&mut self, reference: &ServiceRef, refusal: &WakeError) {
+        self.with(reference, |machine, _, out| machine.end(refusal, out));
         if let Some(service) = self.services.remove(reference) {
             self.by_standby.remove(service.wanted.standby.as_str());
         }
@@ -363,7 +362,11 @@ impl RegistryController {
         let seen = Seen {
             unreachable: broker.unreachable(),
             missing: service.missing(),
-            present: missing_presences::present(&service.found, &broker.presences),
+            present: missing_presences::present(
+                &service.found,
+                &broker.presences,
+                Some(&service.wanted.standby).filter(|_| !service.is_taken()),
+            ),
             sleeps: service.machine.sleeps(),
             unscaled: service.machine.unscaled().map(str::to_owned),
         };

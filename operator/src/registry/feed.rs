@@ -59,6 +59,12 @@ impl RegistryFeed {
         }
     }
 
+    /// The service is like this now, and is left alone all the same.
+    pub fn upsert_refused(&self, service: &ServiceRef, wanted: Wanted, why: String) {
+        let accepted = lock(&self.0.told).known.get(service).is_some_and(|known| known.accepted);
+        self.upsert(service, Wanted { accepted, refused: Some(why), ..wanted });
+    }
+
     /// The service cannot be as it is asked for now: what is known of it still holds, and whoever wakes it hears why
     /// nothing comes.
     pub fn mark_refused(&self, service: &ServiceRef, replicas: Option<i32>, why: String) {
@@ -141,6 +147,19 @@ mod tests {
         assert_eq!(told(&registry).await, refused);
         registry.upsert(&weather, wanted());
         assert_eq!(told(&registry).await, wanted());
+    }
+
+    #[tokio::test]
+    async fn one_that_is_left_alone_has_its_new_credentials_all_the_same() {
+        let (registry, weather) = (RegistryFeed::default(), ServiceRef::new("weather").within("meteo"));
+        let mut rotated = wanted();
+        rotated.broker.key = "another".to_owned();
+        registry.upsert(&weather, wanted());
+        registry.upsert_refused(&weather, rotated.clone(), WHY.to_owned());
+        assert_eq!(told(&registry).await, Wanted { refused: Some(WHY.to_owned()), ..rotated });
+        registry.forget(&weather);
+        registry.upsert_refused(&weather, wanted(), WHY.to_owned());
+        assert!(!told(&registry).await.accepted, "whether it was ever otherwise is not known");
     }
 
     #[tokio::test]

@@ -69,7 +69,7 @@ pub fn find(
         elsewhere: if sleeps { elsewhere(&seen, standby, cluster, namespace) } else { Vec::new() },
         stands_in: stands_in(&seen, standby),
         registered: registered(&seen),
-        unregistered: unregistered(&seen, |pod| id(pod, cluster, namespace)),
+        unregistered: unregistered(&seen, standby, |pod| id(pod, cluster, namespace)),
         silent: silent(&seen, watched, standby, |pod| id(pod, cluster, namespace)),
         problem: if seen.is_empty() {
             refused().map(|problem| Obstacle { why: problem.message, hopeless: true })
@@ -135,20 +135,27 @@ fn registered(pods: &[(&Pod, Option<Observation>)]) -> Vec<(String, ServerId)> {
     registered.collect()
 }
 
-/// By the id that the gateway said last; by the pod's own where it does not answer.
+/// By the id that the gateway said last; where it does not answer, by the pod's own. A single instance that has been woken
+/// has the service's, and where it is the only one that does not answer nobody else can have that.
 fn unregistered(
     pods: &[(&Pod, Option<Observation>)],
+    standby: &ServerId,
     id: impl Fn(&Pod) -> Option<ServerId>,
 ) -> Vec<(String, ServerId)> {
-    let unregistered = pods.iter().filter_map(|(pod, seen)| {
+    let staying = || pods.iter().filter(|(pod, _)| !leaves(pod));
+    let only = match pods {
+        [(pod, seen)] if !leaves(pod) && status(seen.as_ref()).is_none() => pod.metadata.name.clone(),
+        _ => None,
+    };
+    let unregistered = staying().filter_map(|(pod, seen)| {
         let status = status(seen.as_ref());
-        if leaves(pod) || status.is_some_and(|status| status.broker.ok || status.draining) {
+        if status.is_some_and(|status| status.broker.ok || status.draining) {
             return None;
         }
         let id = status.map_or_else(|| id(pod), |status| ServerId::new(&status.server_id).ok());
         Some((pod.metadata.name.clone()?, id?))
     });
-    unregistered.collect()
+    unregistered.chain(only.map(|pod| (pod, standby.clone()))).collect()
 }
 
 fn stands_in(pods: &[(&Pod, Option<Observation>)], standby: &ServerId) -> bool {
@@ -248,6 +255,9 @@ mod tests {
         assert_eq!(found.instances.first().map(ServerId::as_str), Some("north.meteo.weather-1"));
         let [(pod, id)] = found.unregistered.as_slice() else { panic!("{:?}", found.unregistered) };
         assert_eq!((pod.as_str(), id.as_str()), ("weather-1", "north.meteo.weather-1"));
+        let alone = super::tests::found(&[("weather-1", "Running", None)]).unregistered;
+        let ids: Vec<_> = alone.iter().map(|(pod, id)| (pod.as_str(), id.as_str())).collect();
+        assert_eq!(ids, [("weather-1", "north.meteo.weather-1"), ("weather-1", "north.meteo.weather_service")]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -229,11 +229,10 @@ impl ScaleToZero {
         out.extend(self.waiting.remove(client).map(Action::Drop));
     }
 
-    /// The service is not looked after here any more. Nobody is to wait, and the presence stays only where it is not
-    /// to be cleared.
-    pub fn end(&mut self, refusal: &WakeError, clears: bool, out: &mut Vec<Action>) {
+    /// The service is not looked after here any more: nobody is to wait, and no presence of ours is to stay.
+    pub fn end(&mut self, refusal: &WakeError, out: &mut Vec<Action>) {
         out.extend(self.waiting.take().map(|held| Action::Refuse(held, refusal.clone())));
-        if clears && self.observed.place == ServicePresence::Parked {
+        if self.observed.place == ServicePresence::Parked {
             out.push(Action::Clear);
         }
         if self.control != Control::Off {
@@ -248,6 +247,9 @@ impl ScaleToZero {
             wanted == self.observed.replicas || now.duration_since(since) >= SCALING
         }) {
             self.scaling = None;
+        }
+        if self.observed.replicas > 0 {
+            self.unscaled = None; // somebody has woken it all the same
         }
         self.keep_time(now);
         if self.observed.link {
@@ -280,8 +282,9 @@ impl ScaleToZero {
         let wakes = self.wakes();
         self.elsewhere_since = since(wakes && !self.observed.elsewhere.is_empty(), self.elsewhere_since);
         let hopeless = self.problem().is_some_and(|problem| problem.hopeless);
-        // A refused wake is tried again for the next client.
-        let tried = if self.unscaled.is_some() { !self.waiting.is_empty() } else { self.replicas() > 0 };
+        // A refused wake is tried again for the next client, and a refused service is not woken at all.
+        let by_clients = self.unscaled.is_some() || self.observed.refused;
+        let tried = if by_clients { !self.waiting.is_empty() } else { self.replicas() > 0 };
         self.problem_since = since(tried && hopeless, self.problem_since);
         let needless = wakes && self.waiting.is_empty() && self.observed.elsewhere.is_empty();
         self.needless_since = since(needless, self.needless_since);
@@ -376,7 +379,7 @@ impl ScaleToZero {
     fn wake(&mut self, now: Instant, out: &mut Vec<Action>) {
         if !self.waiting.is_empty() {
             self.phase = Phase::Steady; // somebody wants it
-            if self.replicas() == 0 {
+            if self.replicas() == 0 && !self.observed.refused {
                 self.scale(1, now, out);
             }
         }
@@ -390,7 +393,7 @@ impl ScaleToZero {
             out.push(Action::Nudge(at.clone()));
         }
         let idle = self.observed.sleep.map_or(Duration::MAX, |sleep| sleep.idle);
-        if passed(self.needless_since, idle.max(PARKING_PAUSE), now) {
+        if passed(self.needless_since, idle.max(PARKING_PAUSE), now) && !self.observed.refused {
             self.scale(0, now, out); // nobody waits any more, and no instance came
         }
     }
@@ -454,6 +457,11 @@ impl ScaleToZero {
                 Action::Refuse(held, refusal)
             },
         ));
+        if self.waiting.is_empty() && self.unscaled.is_some() {
+            // The next client is a new attempt; of what may have passed meanwhile nothing is told.
+            self.problem_since = None;
+            self.unscaled = self.unscaled.take().filter(|obstacle| obstacle.hopeless);
+        }
     }
 }
 

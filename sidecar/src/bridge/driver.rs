@@ -405,7 +405,7 @@ impl<'a> Driver<'a> {
             }
             Action::Resolved { asker, method, outcome, elapsed, span } => {
                 self.bridge.metrics.request(asker, method, outcome, elapsed);
-                if self.silence.ended(asker, outcome, elapsed) {
+                if self.silence.ended(asker, method, outcome, elapsed) {
                     self.bridge.backend.suspect_silence();
                 }
                 if let (Some(tracer), Some(span)) = (&self.bridge.tracer, span) {

@@ -381,11 +381,6 @@ impl Core {
                     deadline = Instant::now() + request.timeout;
                     on_progress(report);
                 }
-                acknowledged = reply(&mut puback) => match acknowledged? {
-                    ReasonCode::NO_MATCHING_SUBSCRIBERS => return Err(RequestError::Ended(SessionEnd::Offline)),
-                    reason if reason.is_error() => return Err(PublishError::Refused(reason).into()),
-                    _ => {} // somebody has it, and owes the answer
-                },
                 answered = timeout_at(deadline, &mut answer) => {
                     return match answered.map_err(late)? {
                         Ok(response) => match response.error() {
@@ -395,6 +390,12 @@ impl Core {
                         Err(_) => Err(RequestError::Ended(self.requests.ended().unwrap_or(SessionEnd::Closed))),
                     };
                 }
+                acknowledged = reply(&mut puback) => match acknowledged {
+                    Ok(ReasonCode::NO_MATCHING_SUBSCRIBERS) => return Err(RequestError::Ended(SessionEnd::Offline)),
+                    Ok(reason) if reason.is_error() => return Err(PublishError::Refused(reason).into()),
+                    // Somebody has it, and owes the answer; or the connection is over, which ends the session.
+                    Ok(_) | Err(_) => {}
+                },
             }
         }
     }

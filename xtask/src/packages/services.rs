@@ -53,8 +53,10 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if let Some(policy) = &self.policy {
-            // One that stays forbids nothing any more once this process has ended.
-            drop(fs::remove_file(policy));
+            // Another's, which has taken its place, stays. One of ours that stays forbids nothing once we have ended.
+            if fs::read_to_string(policy).is_ok_and(|text| text == script(std::process::id())) {
+                drop(fs::remove_file(policy));
+            }
         }
     }
 }

@@ -120,13 +120,17 @@ impl Service {
     }
 }
 
-/// Pods that the broker shows, though their gateways do not say that they are registered.
-pub(super) fn present(found: &Found, presences: &Presences) -> Vec<String> {
+/// Pods that the broker shows, though their gateways do not say that they are registered. Under the id `ours` no
+/// instance's presence stands.
+pub(super) fn present(found: &Found, presences: &Presences, ours: Option<&ServerId>) -> Vec<String> {
     if !presences.settled() {
         return Vec::new();
     }
-    let present = found.unregistered.iter().filter(|(_, id)| presences.has(id.as_str()));
-    present.map(|(pod, _)| pod.clone()).collect()
+    let shown = |id: &ServerId| Some(id) != ours && presences.has(id.as_str());
+    let mut present: Vec<String> =
+        found.unregistered.iter().filter(|(_, id)| shown(id)).map(|(pod, _)| pod.clone()).collect();
+    present.dedup();
+    present
 }
 
 #[cfg(test)]
@@ -145,11 +149,12 @@ mod tests {
         presences.unlinked();
         presences.subscribed(now);
         presences.received("north.meteo.b", "meteo/weather", false, &Bytes::from_static(b"{}"), &[], now);
-        assert!(present(&found, &presences).is_empty());
+        assert!(present(&found, &presences, None).is_empty());
         assert!(presences.settle(now + SETTLE));
-        assert_eq!(present(&found, &presences), ["b"]);
+        assert_eq!(present(&found, &presences, None), ["b"]);
+        assert!(present(&found, &presences, Some(&found.unregistered[1].1)).is_empty(), "it is the operator's");
         presences.unlinked();
-        assert!(present(&found, &presences).is_empty(), "nobody can tell");
+        assert!(present(&found, &presences, None).is_empty(), "nobody can tell");
     }
 
     #[test]

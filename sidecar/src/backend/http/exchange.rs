@@ -156,7 +156,7 @@ impl Shared {
             Failure::Rejected { body, told, .. } => self.reject(id, &body, told, opening).await,
             Failure::Broken(why) if opening => Err(BackendEnd::OpenFailed(why)),
             Failure::Refused(why) if opening => Err(BackendEnd::NobodyListens(why)),
-            Failure::SessionLost(told) if opening => Err(BackendEnd::OpenFailed(self.misplaced(&told))),
+            Failure::SessionLost(told) if opening => Err(BackendEnd::OpenRefused(self.misplaced(&told))),
             Failure::Broken(why) => {
                 self.fail(id, failure::CONNECTION_BROKEN, why).await;
                 Ok(())
@@ -180,7 +180,7 @@ impl Shared {
             return Ok(());
         }
         if opening {
-            return Err(BackendEnd::OpenFailed(self.misplaced(&told)));
+            return Err(BackendEnd::OpenRefused(self.misplaced(&told)));
         }
         self.fail(id, failure::HTTP_STATUS, format!("the server answered {told}")).await;
         Ok(())

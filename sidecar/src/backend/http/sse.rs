@@ -114,18 +114,18 @@ struct Stream {
 impl Stream {
     /// Opens it, and learns where messages go. `Err`: why not.
     async fn open(shared: &Shared) -> Result<Self, BackendEnd> {
-        let failed = |why| Err(BackendEnd::OpenFailed(why));
+        let refused = |why| Err(BackendEnd::OpenRefused(why));
         let wire = &shared.wire;
         let body = match wire.get(None).await {
             Ok(Reply::Stream(body)) => body,
             Ok(Reply::Json(_) | Reply::Accepted) => {
-                return failed(format!("{} answered with no stream. {}", wire.uri(), wire.endpoint.hint()));
+                return refused(format!("{} answered with no stream. {}", wire.uri(), wire.endpoint.hint()));
             }
             Err(Failure::Rejected { told, .. } | Failure::SessionLost(told)) => {
-                return failed(shared.misplaced(&told));
+                return refused(shared.misplaced(&told));
             }
             Err(Failure::Refused(why)) => return Err(BackendEnd::NobodyListens(why)),
-            Err(Failure::Broken(why)) => return failed(why),
+            Err(Failure::Broken(why)) => return Err(BackendEnd::OpenFailed(why)),
         };
         let mut stream = Self { body, parser: SseParser::new(shared.max), waiting: VecDeque::new() };
         loop {

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{Drain, Driver, End, EndReason, Link, LinkId, Outgoing, now};
 
 /// For the errors and goodbyes to go out.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
+pub(super) const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 /// For the broker to acknowledge the empty presence.
 const PRESENCE_TIMEOUT: Duration = Duration::from_secs(3);
 /// For the workers' last words after a lost registration, which is not to wait long for its next attempt.
@@ -113,7 +113,7 @@ impl Driver<'_> {
 
     /// Goes on until nothing waits for any connection and the broker has taken away what was unsubscribed: by then
     /// it has all that was said before.
-    async fn settle(&mut self, deadline: Instant) {
+    pub(super) async fn settle(&mut self, deadline: Instant) {
         while self.unsubscribing > 0 || self.links.iter().any(Link::is_busy) {
             tokio::select! {
                 (link, event) = self.links.next() => {
