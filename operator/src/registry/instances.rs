@@ -257,7 +257,10 @@ mod tests {
         assert_eq!((pod.as_str(), id.as_str()), ("weather-1", "north.meteo.weather-1"));
         let alone = super::tests::found(&[("weather-1", "Running", None)]).unregistered;
         let ids: Vec<_> = alone.iter().map(|(pod, id)| (pod.as_str(), id.as_str())).collect();
-        assert_eq!(ids, [("weather-1", "north.meteo.weather-1"), ("weather-1", "north.meteo.weather_service")]);
+        assert_eq!(
+            ids,
+            [("weather-1", "north.meteo.weather-1"), ("weather-1", "north.meteo.weather_service")]
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -147,7 +147,7 @@ async fn an_initialize_that_meets_no_mcp_endpoint_is_explained() {
         let mut client = Client::open(&fake.backend());
         client.request(1, "initialize").await;
         match client.end().await {
-            BackendEnd::OpenFailed(why) => {
+            BackendEnd::OpenRefused(why) => {
                 assert!(why.contains("Cannot POST /mcp") && why.contains("streamableHttp.path"), "{why}");
             }
             other => panic!("{other:?}"),

@@ -86,6 +86,20 @@ async fn a_server_that_goes_ends_its_sessions_and_is_noticed_at_once() {
 }
 
 #[tokio::test]
+async fn a_server_that_has_no_room_for_a_probe_is_not_silent() {
+    let fake = Fake::start(on("initialize", |_| status(503, "Too many sessions"))).await;
+    let backend = fake.backend();
+    let lost = tokio::spawn({
+        let backend = backend.clone();
+        async move { backend.lost().await }
+    });
+    backend.suspect_silence();
+    fake.nth("initialize", 0).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!lost.is_finished(), "{:?}", lost.await);
+}
+
+#[tokio::test]
 async fn a_server_that_is_not_there_is_explained() {
     let fake = Fake::start(on("", |_| status(500, ""))).await;
     let url = fake.url.clone();

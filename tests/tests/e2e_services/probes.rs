@@ -5,6 +5,7 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result};
 use mcp_mqtt_tests::{
+    cluster::eventually,
     node,
     platform::{PATIENCE, Platform, call, everything_over_http, everything_over_stdio, text, with},
 };
@@ -35,8 +36,10 @@ async fn fails_once(name: &str, spec: Value) -> Result<()> {
     });
     let service = platform.deploy(name, with(spec, json!({ "server": { "livenessProbe": probe } }))).await?;
     let pod = service.live_pods().await?.into_iter().next().context("no pod")?;
-    let before = container_status(&service, &pod, "server").await?;
-    let process = node::first_process(before.container_id.as_deref().context("the container does not run")?)?;
+    // On a busy machine the probe may have failed by itself.
+    let running = async || container_status(&service, &pod, "server").await.ok().filter(|now| now.ready);
+    let before = eventually(PATIENCE, running).await.context("the server does not run")?;
+    let process = node::first_process(before.container_id.as_deref().context("the container has no id")?)?;
     let root = PathBuf::from(format!("/proc/{}/root", process.as_raw_nonzero()));
     fs::write(root.join(UNWELL.trim_start_matches('/')), "")?;
     let restarted = async {

@@ -152,7 +152,10 @@ mod tests {
         assert!(present(&found, &presences, None).is_empty());
         assert!(presences.settle(now + SETTLE));
         assert_eq!(present(&found, &presences, None), ["b"]);
-        assert!(present(&found, &presences, Some(&found.unregistered[1].1)).is_empty(), "it is the operator's");
+        assert!(
+            present(&found, &presences, Some(&found.unregistered[1].1)).is_empty(),
+            "it is the operator's"
+        );
         presences.unlinked();
         assert!(present(&found, &presences, None).is_empty(), "nobody can tell");
     }

@@ -144,7 +144,9 @@ impl Stream {
                     let detail = format!("the server sent {} before its `endpoint`", name(&event));
                     shared.report(FromBackend::Malformed { detail }).await;
                 }
-                Err(why) => return failed(format!("{why}, before its `endpoint` event")),
+                Err(why) => {
+                    return Err(BackendEnd::OpenFailed(format!("{why}, before its `endpoint` event")));
+                }
             }
         }
     }

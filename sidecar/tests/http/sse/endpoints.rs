@@ -12,7 +12,7 @@ use crate::fake::{Client, Fake, Then, event, events, json, on, status};
 
 async fn refusal(client: &mut Client) -> String {
     match client.end().await {
-        BackendEnd::OpenFailed(why) => why,
+        BackendEnd::OpenFailed(why) | BackendEnd::OpenRefused(why) => why,
         other => panic!("{other:?}"),
     }
 }
