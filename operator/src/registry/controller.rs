@@ -153,11 +153,13 @@ impl RegistryController {
 
     /// A service is like this now.
     fn told(&mut self, reference: &ServiceRef, wanted: Arc<Wanted>) {
-        if let Some(known) = self.services.get(reference).map(|service| service.wanted.clone()) {
-            if known.broker.key != wanted.broker.key || known.server_name != wanted.server_name {
-                // Until the other connection listens, nobody would hear an `initialize`: the presence goes meanwhile.
-                self.leave(reference, &WakeError::Moved);
-            }
+        let moves = self.services.get(reference).is_some_and(|service| {
+            let known = &service.wanted;
+            known.broker.key != wanted.broker.key || known.server_name != wanted.server_name
+        });
+        if moves {
+            // Until the other connection listens, nobody would hear an `initialize`: the presence goes meanwhile.
+            self.leave(reference, &WakeError::Moved);
         }
         let key = wanted.broker.key.clone();
         let broker = self
