@@ -206,8 +206,8 @@ impl Observer {
             } else if hosts.represents(&uid) {
                 Some(Kind::Representative)
             } else {
-                let is_due = last.is_none_or(|last| self.is_due(pod, last)) || hosts.suspects(pod);
-                is_due.then_some(Kind::Own)
+                let is_due = last.is_none_or(|last| self.is_due(pod, last));
+                if hosts.suspects(pod) { Some(Kind::Suspected) } else { is_due.then_some(Kind::Own) }
             };
             let last = last.map(|(at, _)| at);
             Some(Due { kind: kind?, last, owes: silent.is_some(), uid, pod: pod.clone() })

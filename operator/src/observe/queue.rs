@@ -15,11 +15,13 @@ use crate::live::pod::Pod;
 pub(super) const LONG_SILENT: Duration = Duration::from_secs(10);
 /// How often it is asked then.
 pub(super) const SELDOM: Duration = Duration::from_secs(5);
-/// Questions at one time. An answer takes a millisecond, so that thousands of gateways are asked in less than their
-/// interval of five seconds.
-const PLACES: usize = 288;
-/// Of these, for gateways that are asked for their own sake: two lost nodes with 110 pods each are asked at once.
-const OWN_PLACES: usize = 256;
+/// Questions at one time.
+const PLACES: usize = 320;
+/// Of these, for gateways that are suspected with their node: two lost nodes with 110 pods each are asked at once.
+const SUSPECTED_PLACES: usize = 256;
+/// For gateways that are asked for their own sake. An answer takes a millisecond, so that thousands are asked in less than
+/// their interval of five seconds; each question has its buffers.
+const OWN_PLACES: usize = 32;
 /// And for those that have been silent for long.
 const SELDOM_PLACES: usize = 16;
 
@@ -28,6 +30,8 @@ const SELDOM_PLACES: usize = 16;
 pub(super) enum Kind {
     /// For its node's sake: all places are open to it.
     Representative,
+    /// Its node's representative owes an answer.
+    Suspected,
     /// For its own.
     Own,
     /// It has been silent for long.
@@ -47,7 +51,7 @@ pub(super) struct Due {
 /// See the module.
 #[derive(Default)]
 pub(super) struct Queue {
-    due: [VecDeque<Due>; 3],
+    due: [VecDeque<Due>; 4],
     /// Those that are asked now.
     asked: HashMap<String, Kind>,
 }
@@ -72,8 +76,12 @@ impl Queue {
 
     /// The next one for whom there is a place; it is asked from now on.
     pub(super) fn next(&mut self) -> Option<(String, Arc<Pod>)> {
-        let kinds =
-            [(Kind::Representative, PLACES), (Kind::Own, OWN_PLACES), (Kind::LongSilent, SELDOM_PLACES)];
+        let kinds = [
+            (Kind::Representative, PLACES),
+            (Kind::Suspected, SUSPECTED_PLACES),
+            (Kind::Own, OWN_PLACES),
+            (Kind::LongSilent, SELDOM_PLACES),
+        ];
         if self.asked.len() >= PLACES {
             return None;
         }
@@ -119,9 +127,12 @@ mod tests {
         assert_eq!(asked(&mut queue).len(), SELDOM_PLACES);
         queue.fill(many(Kind::LongSilent).chain(many(Kind::Own)).collect());
         assert_eq!(asked(&mut queue).len(), OWN_PLACES);
+        queue.fill(many(Kind::Own).chain(many(Kind::Suspected)).collect());
+        assert_eq!(asked(&mut queue).len(), SUSPECTED_PLACES);
         queue.fill(many(Kind::Own).chain(many(Kind::Representative)).collect());
         let first = asked(&mut queue);
-        assert_eq!(first.len(), PLACES - OWN_PLACES - SELDOM_PLACES);
+        assert_eq!(first.len(), PLACES - SUSPECTED_PLACES - OWN_PLACES - SELDOM_PLACES);
+        assert!(!first.is_empty());
         assert!(first.iter().all(|uid| uid.starts_with("Representative")), "{first:?}");
         queue.done(&first[0]);
         assert!(!queue.asks(&first[0]) && queue.asks(&first[1]));

@@ -374,7 +374,9 @@ impl RegistryController {
         };
         let before = self.setting.registry.seen(reference);
         // Nothing is known yet.
-        let silent = before.is_none() && seen.unreachable.is_none() && !broker.presences.settled();
+        let silent = before.is_none()
+            && seen.unreachable.is_none()
+            && (!broker.presences.settled() || service.machine.is_about_to_sleep());
         if silent || before.as_ref() == Some(&seen) {
             return;
         }

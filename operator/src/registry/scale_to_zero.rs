@@ -145,6 +145,14 @@ impl ScaleToZero {
             && self.control == Control::On
     }
 
+    /// Whether it sleeps but for the broker's answer to our subscription, which is on its way.
+    pub fn is_about_to_sleep(&self) -> bool {
+        self.observed.sleep.is_some()
+            && self.observed.replicas == 0
+            && self.observed.place == ServicePresence::Parked
+            && self.control != Control::On
+    }
+
     /// Why the last wake failed, by the API server's word; none: it did not, or another one has not failed since.
     pub fn unscaled(&self) -> Option<&str> {
         self.unscaled.as_ref().map(|obstacle| obstacle.why.as_str())
