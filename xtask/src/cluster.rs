@@ -52,6 +52,16 @@ const BOOT_LIMIT: Duration = Duration::from_mins(3);
 const KILL_LIMIT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
 
+/// Installs and builds what clusters are made of, where it is not there.
+///
+/// # Errors
+/// When something cannot be installed or built.
+pub(crate) fn prepare() -> Result<()> {
+    packages::ensure(&[packages::NODE])?;
+    binary::ensure()?;
+    pause::ensure().map(drop)
+}
+
 /// A cluster of this machine, up or not.
 #[derive(Debug, Clone)]
 pub(crate) struct Cluster {

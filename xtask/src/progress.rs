@@ -68,6 +68,12 @@ impl Step {
         self.tell("✓", result.as_ref());
     }
 
+    /// Ends the step with the end of something that began at another time than it, for better or worse.
+    pub(crate) fn over(mut self, well: bool, began: Instant, result: impl AsRef<str>) {
+        self.started = began;
+        self.tell(if well { "✓" } else { "✗" }, result.as_ref());
+    }
+
     fn tell(&mut self, mark: &str, text: &str) {
         self.told = true;
         self.shared.lock().ended = true;

@@ -24,7 +24,7 @@ use crate::{
 
 /// The suites' own clusters, made anew for each run.
 const CLUSTERS: [ClusterSuites; 3] = [
-    ClusterSuites { cluster: "test", images: true, tests_at_once: "6", steps: &[&["e2e_services"]] },
+    ClusterSuites { cluster: "test", images: true, tests_at_once: "8", steps: &[&["e2e_services"]] },
     // Each takes a whole cluster for itself: its operator, its broker, its autoscalers.
     ClusterSuites {
         cluster: "test-whole",
@@ -63,7 +63,7 @@ const FEATURES: [&str; 2] = ["--features", "mcp-mqtt-tests/cluster"];
 const TESTS_AT_ONCE: &str = "4";
 
 /// Calls of cargo at one time for the suites that need no cluster.
-const LOCAL_LANES: usize = 2;
+const LOCAL_LANES: usize = 4;
 
 /// A part of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -84,14 +84,16 @@ pub(crate) fn run(only: Option<Part>) -> Result<()> {
     let start = Instant::now();
     match only {
         Some(Part::Checks) => checks()?,
-        Some(Part::Local) => local(&Suites::build()?)?,
+        Some(Part::Local) => on_this_machine(local(&Suites::build()?).collect())?,
         Some(Part::Cluster) => {
             Suites::build()?;
+            cluster::check()?;
             in_clusters()?;
         }
         None => {
             checks()?;
-            local(&Suites::build()?)?;
+            let suites = Suites::build()?;
+            on_this_machine(local(&suites).chain([cluster_check()?]).collect())?;
             in_clusters()?;
         }
     }
@@ -165,24 +167,36 @@ pub(crate) fn build_programs() -> Result<()> {
     run_cargo(workspace::cargo().args(["build", "--workspace", "--bins"]).args(FEATURES))
 }
 
-/// What needs this machine only: a broker on loopback, real servers, real processes.
-fn local(suites: &Suites) -> Result<()> {
-    eprintln!("\n{}", heading("Suites on this machine"));
-    // Cargo runs one suite after the other, and each ends with a test that waits: two at a time fill the processors.
-    let test = |first: &[&str], share: usize| {
-        let mut test = tests(TESTS_AT_ONCE);
-        test.args(first);
-        for suite in suites.local.iter().skip(share).step_by(LOCAL_LANES) {
-            test.args(["--test", suite]);
+/// What needs this machine only: a broker on loopback, real servers, real processes. Cargo runs one suite after the
+/// other, and each ends with a test that waits: some at a time fill the processors.
+fn local(suites: &Suites) -> impl Iterator<Item = Lane> {
+    (0..LOCAL_LANES).map(|share| {
+        let mut command = tests(TESTS_AT_ONCE);
+        if share == 0 {
+            command.args(["--lib", "--bins"]);
         }
-        test
-    };
-    let lanes = (0..LOCAL_LANES).map(|share| {
-        let first: &[&str] = if share == 0 { &["--lib", "--bins"] } else { &[] };
-        let name = if share == 0 { "unit tests and half of the suites" } else { "the other half of them" };
-        Lane { steps: vec![vec![Task { name: name.to_owned(), command: test(first, share) }]] }
-    });
-    lanes::run("The suites on this machine", lanes.collect(), lanes::LIMIT)?;
+        for suite in suites.local.iter().skip(share).step_by(LOCAL_LANES) {
+            command.args(["--test", suite]);
+        }
+        let units = if share == 0 { " and the unit tests" } else { "" };
+        let name = format!("share {} of {LOCAL_LANES}{units}", share + 1);
+        Lane { steps: vec![vec![Task { name, command }]] }
+    })
+}
+
+/// Clusters checked on themselves, which waits as much as the suites do. What that needs is built before, as builds leave
+/// nothing of the processors for others.
+fn cluster_check() -> Result<Lane> {
+    cluster::prepare()?;
+    let mut command = Command::new(workspace::this_program()?);
+    command.args(["cluster", "check"]).current_dir(root());
+    Ok(Lane { steps: vec![vec![Task { name: "the clusters themselves".to_owned(), command }]] })
+}
+
+/// What needs no cluster that is up.
+fn on_this_machine(lanes: Vec<Lane>) -> Result<()> {
+    eprintln!("\n{}", heading("Suites on this machine"));
+    lanes::run("The suites on this machine", lanes, lanes::LIMIT)?;
     run_cargo(workspace::cargo().args(["test", "--workspace", "--doc"]).args(FEATURES))
 }
 
@@ -199,7 +213,6 @@ fn tests(at_once: &str) -> Command {
 /// What needs a cluster: new ones, so that no run depends on the one before.
 fn in_clusters() -> Result<()> {
     eprintln!("\n{}", heading("Clusters"));
-    cluster::check()?;
     cluster::ensure_autoscalers()?;
     let xtask = workspace::this_program()?;
     let mut lanes = Vec::new();

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Cluster, Event, binary, cgroups, enter, pause, process};
+use super::{Cluster, Event, cgroups, enter, prepare, process};
 use crate::{
     images, packages,
     progress::human,
@@ -65,9 +65,7 @@ spec: {containers: [{name: mosquitto, image: 'mcp-mqtt-mosquitto:dev'}]}
 pub(crate) fn check() -> Result<()> {
     let cluster = Cluster::named("check")?;
     packages::require_root("Checking clusters")?;
-    packages::ensure(&[packages::NODE])?;
-    binary::ensure()?;
-    pause::ensure()?;
+    prepare()?;
     cluster.down()?;
     let result = life(&cluster).and_then(|()| deaths(&cluster));
     if let Err(error) = result {

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use anyhow::{Result, ensure};
 use clap::{Args, Subcommand};
 
-use super::{Cluster, DEFAULT, Event, VARIABLE, autoscalers, binary, check, enter, pause};
+use super::{Cluster, DEFAULT, Event, VARIABLE, autoscalers, binary, check, enter, prepare};
 use crate::{progress::human, workspace::program};
 
 /// `cargo xtask cluster …`
@@ -60,10 +60,7 @@ impl Commands {
             Self::Up { cluster } => Cluster::named(&cluster.name)?.up(),
             Self::Down { cluster } => Cluster::named(&cluster.name)?.down(),
             Self::Status => status(),
-            Self::Build => {
-                binary::ensure()?;
-                pause::ensure().map(drop)
-            }
+            Self::Build => prepare(),
             Self::Autoscalers => autoscalers::ensure(),
             Self::Check => check(),
         }

@@ -40,7 +40,7 @@ pub(super) struct Task {
 #[derive(Debug)]
 enum News {
     Began { name: String },
-    Ended { name: String, line: String, said: String, failed: Option<String> },
+    Ended { name: String, line: String, began: Instant, said: String, failed: Option<String> },
 }
 
 /// Runs the lanes, and shows what each command said when it has ended. A command may take `limit`.
@@ -57,6 +57,7 @@ pub(super) fn run(what: &str, lanes: Vec<Lane>, limit: Duration) -> Result<()> {
         })
         .collect();
     drop(sender);
+    let start = Instant::now();
     let (mut running, mut failed) = (Vec::new(), Vec::new());
     let begin = |running: &[String]| {
         let step = Step::start(format!("{what}, side by side"));
@@ -70,8 +71,8 @@ pub(super) fn run(what: &str, lanes: Vec<Lane>, limit: Duration) -> Result<()> {
                 running.push(name);
                 step.detail(running.join(", "));
             }
-            News::Ended { name, line, said, failed: error } => {
-                step.done(format!("Over: {line}"));
+            News::Ended { name, line, began, said, failed: error } => {
+                step.over(error.is_none(), began, format!("Over: {line}"));
                 eprintln!("$ {line}\n{said}");
                 failed.extend(error);
                 running.retain(|other| *other != name);
@@ -79,7 +80,7 @@ pub(super) fn run(what: &str, lanes: Vec<Lane>, limit: Duration) -> Result<()> {
             }
         }
     }
-    step.done(format!("{what} are through"));
+    step.over(failed.is_empty(), start, format!("{what} are through"));
     for lane in lanes {
         if lane.join().is_err() {
             failed.push("a lane panicked".to_owned());
@@ -117,6 +118,7 @@ impl Task {
     fn run(self, news: &mpsc::Sender<News>, limit: Duration) -> bool {
         let Self { name, mut command } = self;
         let line = line_of(&command);
+        let began = Instant::now();
         // Nobody listens any more only when all is over.
         drop(news.send(News::Began { name: name.clone() }));
         let (said, error) = match capture(&mut command, limit) {
@@ -125,7 +127,7 @@ impl Task {
         };
         let good = error.is_none();
         let failed = error.map(|error| format!("failed ({error}): {line}"));
-        drop(news.send(News::Ended { name, line, said, failed }));
+        drop(news.send(News::Ended { name, line, began, said, failed }));
         good
     }
 }
