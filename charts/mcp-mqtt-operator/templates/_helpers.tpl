@@ -84,7 +84,7 @@ serves it (a cluster has one). `lookup` finds nothing in `helm template`, as Arg
 {{- $there := lookup "apiregistration.k8s.io/v1" "APIService" "" "v1beta2.custom.metrics.k8s.io" -}}
 {{- $owner := dig "metadata" "annotations" "meta.helm.sh/release-name" "" $there -}}
 {{- $home := dig "metadata" "annotations" "meta.helm.sh/release-namespace" "" $there -}}
-{{- if not $wanted -}}
+{{- if or (not $wanted) (eq (int .Values.replicaCount) 0) -}}
 off
 {{- else if and $there (or (ne $owner .Release.Name) (ne $home .Release.Namespace)) -}}
 taken

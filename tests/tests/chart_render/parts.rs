@@ -211,11 +211,15 @@ async fn the_notes_warn_of_what_will_surprise() -> Result<()> {
         ("rbac.create=false,serviceAccount.name=mine", "bind the roles"),
         ("crds.keep=false", "will delete every McpService in the cluster"),
         ("replicaCount=0", "no operator runs"),
+        ("watchNamespaces={tools}", "not by their sessions"),
+        ("sidecar.image.pullPolicy=Always", "no registry in image.repository=mcp-mqtt-operator and sidecar.image"),
     ] {
         let notes = notes(set).await?;
         assert!(notes.contains(warning), "{set}: {notes}");
     }
-    assert!(!notes("broker.url=mqtts://b:8883").await?.contains("WARNING"));
+    let images = "image.repository=r.example.com/operator,sidecar.image.repository=r.example.com/sidecar";
+    let notes = notes(&format!("broker.url=mqtts://b:8883,{images}")).await?;
+    assert!(!notes.contains("WARNING"), "{notes}");
     Ok(())
 }
 

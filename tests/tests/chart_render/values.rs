@@ -296,14 +296,12 @@ async fn scheduling_and_metadata_reach_the_pods() -> Result<()> {
     assert_eq!(spec["imagePullSecrets"], json!([{"name": "registry"}]));
     assert_eq!(spec["tolerations"][0]["operator"], "Exists");
     assert!(spec["affinity"]["podAntiAffinity"].is_object());
-    assert_eq!(
-        spec["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"]["app.kubernetes.io/component"],
-        "operator"
-    );
-    assert_eq!(
-        spec["topologySpreadConstraints"][1]["labelSelector"]["matchLabels"],
-        json!({"example.com/tier": "control"})
-    );
+    let spread = &spec["topologySpreadConstraints"];
+    for (own, key) in [(0, "topology.kubernetes.io/zone"), (1, "kubernetes.io/hostname")] {
+        assert_eq!(spread[own]["topologyKey"], key);
+        assert_eq!(spread[own]["labelSelector"]["matchLabels"]["app.kubernetes.io/component"], "operator");
+    }
+    assert_eq!(spread[2]["labelSelector"]["matchLabels"], json!({"example.com/tier": "control"}));
     let container = &spec["containers"][0];
     assert_eq!(container["image"].as_str().map(|image| image.contains("@sha256:0123")), Some(true));
     assert_eq!(container["resources"]["limits"]["cpu"], 1);
