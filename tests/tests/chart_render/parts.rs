@@ -212,7 +212,10 @@ async fn the_notes_warn_of_what_will_surprise() -> Result<()> {
         ("crds.keep=false", "will delete every McpService in the cluster"),
         ("replicaCount=0", "no operator runs"),
         ("watchNamespaces={tools}", "not by their sessions"),
-        ("sidecar.image.pullPolicy=Always", "no registry in image.repository=mcp-mqtt-operator and sidecar.image"),
+        (
+            "sidecar.image.pullPolicy=Always",
+            "no registry in image.repository=mcp-mqtt-operator and sidecar.image",
+        ),
     ] {
         let notes = notes(set).await?;
         assert!(notes.contains(warning), "{set}: {notes}");
