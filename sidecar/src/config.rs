@@ -40,7 +40,7 @@ pub struct GatewayConfig {
     pub server_id: String,
 
     /// Server id of the service as a whole, held in the registry while it has no instance: where its presence says so,
-    /// this instance takes it over and serves as it. None: there is no such.
+    /// this instance takes that identity over. Not set: the service never sleeps.
     #[arg(long, env = "MCP_MQTT_STANDBY_ID", value_name = "ID")]
     pub standby_id: Option<String>,
 
@@ -193,7 +193,7 @@ pub struct Limits {
     #[arg(long, env = "MCP_MQTT_MAX_SESSIONS", default_value_t = 100, value_name = "N")]
     pub max_sessions: u32,
 
-    /// Largest message either way, in bytes. What is over four times as large does not come from the broker, and gets no
+    /// Largest message either way, in bytes. The broker drops what is over four times as large, so that gets no
     /// answer.
     #[arg(long, env = "MCP_MQTT_MAX_MESSAGE_BYTES", default_value_t = 1_048_576, value_name = "BYTES")]
     pub max_message_bytes: u32,

@@ -96,13 +96,8 @@ async fn the_acl_that_the_documentation_gives_is_enough() -> Result<()> {
         let (_, rest) = page.split_once(&format!("```\nuser {user}\n")).expect("it is on the page");
         rest.split_once("```").expect("a block has an end").0.to_owned()
     };
-    // Its comments are behind the rules, where Mosquitto has none; its client may use the services of `tools`.
-    let client: String = block("client")
-        .lines()
-        .map(|line| {
-            line.split(" # ").next().unwrap_or_default().trim_end().replace("/tools/", "/tests/") + "\n"
-        })
-        .collect();
+    // As it stands there, but for the services that its client may use.
+    let client = block("client").replace("/tools/", "/tests/");
     serves_under(&format!("user gateway\n{}\nuser client\n{client}", block("mcp"))).await
 }
 

@@ -104,8 +104,8 @@ const METRICS: &str = "# Metrics
 
 OpenMetrics text at `/metrics`: the gateway's on port 8079 of its pod (elsewhere where `--admin-address` says), the
 operator's on port 8080. Durations are in seconds, sizes in bytes. No label takes a value that a client can invent:
-methods that MCP does not know are `other`. A series appears with its first sample. Those of the process itself
-(`process_…`) are the ones that Prometheus has for all, read when it asks.
+methods that MCP does not know are `other`. A series appears with its first sample. `process_…` are Prometheus' standard
+metrics of a process, read at each scrape.
 
 ";
 
