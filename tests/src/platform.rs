@@ -231,6 +231,27 @@ impl Deployed {
         }
     }
 
+    /// Waits until it sleeps: its status says so, no pod is left, and the registry has its one presence.
+    ///
+    /// # Errors
+    /// After [`PATIENCE`] for each of these.
+    pub async fn asleep(&self) -> Result<Instance> {
+        let ready = |status: &Value| status["conditions"][1].clone();
+        let rests = |status: &Value| ready(status)["reason"] == "Asleep" && status["ready"] == "0/0";
+        let status = self.status(rests).await?;
+        ensure!(ready(&status)["status"] == "True", "{status}");
+        let gone = async {
+            while !self.pods().list(&ListParams::default()).await?.items.is_empty() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            anyhow::Ok(())
+        };
+        timeout(PATIENCE, gone).await.context("its pods stay")??;
+        let instance = self.registered(1).await?.pop().context("a presence")?;
+        ensure!(instance.online.is_parked(), "{instance:?}");
+        Ok(instance)
+    }
+
     /// Opens a session with any of its instances, as a client with these capabilities.
     ///
     /// # Errors

@@ -16,6 +16,9 @@ use mcp_mqtt_transport::client::{Client, Session};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
+/// KEDA looks at what it scales every 30 s, unless it is told otherwise.
+const KEDA_LOOKS: Duration = Duration::from_secs(32);
+
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 async fn until_instances(service: &Deployed, count: usize, said: impl Fn() -> String) -> Result<()> {
@@ -117,6 +120,19 @@ async fn keda_scales_by_the_sessions_that_the_operator_tells_it() -> Result<()> 
     let answer = call(&alone, "echo", json!({ "message": "alone" })).await?;
     ensure!(text(&answer)? == "Echo: alone", "{answer}");
     last.close(PATIENCE).await?;
+
+    // Whether there is any instance at all is the operator's to say: KEDA wakes none.
+    let sleepy = json!({ "minReplicas": 0, "idleSeconds": 3, "wakeTimeoutSeconds": 110 });
+    service.patch(json!({ "spec": { "autoscaling": sleepy } })).await?;
+    service.asleep().await.with_context(|| keda.log())?;
+    sleep(KEDA_LOOKS).await;
+    service.asleep().await.with_context(|| keda.log())?;
+    let client = platform.client().await?;
+    let session = service.plain_session(&client).await?;
+    let answer = call(&session, "echo", json!({ "message": "awake" })).await?;
+    ensure!(text(&answer)? == "Echo: awake", "{answer}");
+    client.close(PATIENCE).await?;
+    service.asleep().await.with_context(|| keda.log())?;
 
     // Without spec.autoscaling KEDA has nothing to say any more.
     service.patch(json!({ "spec": { "autoscaling": null } })).await?;

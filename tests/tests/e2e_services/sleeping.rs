@@ -15,7 +15,7 @@ use kube::{
 };
 use mcp_mqtt_tests::{
     load::Load,
-    platform::{Deployed, NAMESPACE, PATIENCE, Platform, call, everything_over_http, text, with},
+    platform::{NAMESPACE, PATIENCE, Platform, call, everything_over_http, text, with},
     presences::Presences,
 };
 use mcp_mqtt_transport::{
@@ -52,24 +52,6 @@ async fn echoes(session: &Session) -> Result<()> {
     Ok(())
 }
 
-/// Waits until it sleeps: its status says so, no pod is left, and the registry has its one presence.
-async fn asleep(service: &Deployed) -> Result<Instance> {
-    let ready = |status: &Value| status["conditions"][1].clone();
-    let rests = |status: &Value| ready(status)["reason"] == "Asleep" && status["ready"] == "0/0";
-    let status = service.status(rests).await?;
-    ensure!(ready(&status)["status"] == "True", "{status}");
-    let gone = async {
-        while !service.pods().list(&ListParams::default()).await?.items.is_empty() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        anyhow::Ok(())
-    };
-    tokio::time::timeout(PATIENCE, gone).await.context("its pods stay")??;
-    let instance = service.registered(1).await?.pop().context("a presence")?;
-    ensure!(instance.online.is_parked(), "{instance:?}");
-    Ok(instance)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_nobody_uses_sleeps_and_the_first_call_wakes_it() -> Result<()> {
     let platform = Platform::get().await?;
@@ -79,7 +61,7 @@ async fn a_service_that_nobody_uses_sleeps_and_the_first_call_wakes_it() -> Resu
     let gap = Presences::of(&platform.broker, &service.server_name()).await?.gap().await?;
     let mut woken = Vec::new();
     for round in 0..3 {
-        let instance = asleep(&service).await?;
+        let instance = service.asleep().await?;
         let client = platform.client().await?;
         let start = Instant::now();
         let session = open(&client, &instance).await?;
@@ -103,7 +85,7 @@ async fn a_hundred_clients_that_come_at_once_are_all_answered() -> Result<()> {
     let platform = Platform::get().await?;
     let room = json!({ "replicas": 0, "gateway": { "maxSessions": CLIENTS } });
     let service = platform.deploy_asleep("crowded", sleepy(60, room)).await?;
-    let instance = asleep(&service).await?;
+    let instance = service.asleep().await?;
     let mut clients = Vec::with_capacity(CLIENTS);
     for _ in 0..CLIENTS {
         clients.push(platform.client().await?);
@@ -125,7 +107,7 @@ async fn a_service_that_is_scaled_out_from_its_sleep_ends_no_session() -> Result
     let stays = json!({ "scaleDown": { "selectPolicy": "Disabled" } });
     let wide = json!({ "replicas": 0, "autoscaling": { "maxReplicas": 3, "behavior": stays } });
     let service = platform.deploy_asleep("stirred", sleepy(60, wide)).await?;
-    asleep(&service).await?;
+    service.asleep().await?;
     service.patch(json!({ "spec": { "replicas": 3 } })).await?;
     // They come before any instance does, and stay.
     let load = Load::start(&platform.broker, &service.server_name(), 8);
@@ -141,7 +123,7 @@ async fn an_operator_that_dies_in_the_middle_of_a_wake_loses_nobody() -> Result<
     const CLIENTS: usize = 10;
     let platform = Platform::get().await?;
     let service = platform.deploy_asleep("orphaned", sleepy(60, json!({ "replicas": 0 }))).await?;
-    let instance = asleep(&service).await?;
+    let instance = service.asleep().await?;
     let mut clients = Vec::with_capacity(CLIENTS);
     for _ in 0..CLIENTS {
         clients.push(platform.client().await?);
@@ -178,7 +160,7 @@ async fn refused(name: &str, change: Value) -> Result<RpcError> {
     let platform = Platform::get().await?;
     let spec = sleepy(60, with(json!({ "replicas": 0 }), change));
     let service = platform.deploy_asleep(name, spec).await?;
-    let instance = asleep(&service).await?;
+    let instance = service.asleep().await?;
     let client = platform.client().await?;
     let _lives = OPERATOR.read().await;
     let start = Instant::now();
