@@ -95,7 +95,7 @@ registryPullQPS: 0
 const proxyConfiguration = `apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 clientConnection: {kubeconfig: ${STATE}/pki/proxy.kubeconfig}
-hostnameOverride: ${NAME}
+hostnameOverride: "${NAME}"
 mode: nftables
 clusterCIDR: ${PODS}
 oomScoreAdj: 0

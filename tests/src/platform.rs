@@ -315,15 +315,18 @@ impl Deployed {
         Ok(live.map(ResourceExt::name_any).collect())
     }
 
-    /// Removes its namespace and all that is in it, and waits until it is gone.
+    /// Removes its namespace and all that is in it, and waits until it is gone. Its pods are killed: Node as the first
+    /// process of a container heeds no SIGTERM, and all that a test has to say of a graceful end it has said before.
     ///
     /// # Errors
     /// When it is not gone within [`PATIENCE`].
     pub async fn remove(self) -> Result<()> {
         let namespaces = Api::<Namespace>::all(self.platform.kube.clone());
         namespaces.delete(&self.namespace, &DeleteParams::default()).await?;
+        let at_once = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
         let gone = async {
             while namespaces.get_opt(&self.namespace).await?.is_some() {
+                self.pods().delete_collection(&at_once, &ListParams::default()).await?;
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
             anyhow::Ok(())

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use kube::api::LogParams;
 use mcp_mqtt_tests::{
     clients,
     cluster::eventually,
@@ -154,6 +155,11 @@ async fn converse(name: &str, spec: Value) -> Result<()> {
     eventually(PATIENCE, async || (abandoned().await == 1).then_some(()))
         .await
         .context("the gateway does not count the call as abandoned")?;
+
+    // What the server writes to stderr is in its container's log, through the shim too.
+    let of_server = LogParams { container: Some("server".to_owned()), ..LogParams::default() };
+    let log = service.pods().logs(&pod, &of_server).await?;
+    ensure!(log.lines().any(|line| line.starts_with("Starting ")), "the server's log is {log:?}");
 
     let status = service.status(|status| status["sessions"] == 1).await?;
     assert_eq!(status["server"]["name"], "mcp-servers/everything");
