@@ -44,6 +44,9 @@ const CLUSTERS: [ClusterSuites; 3] = [
     },
 ];
 
+/// The cluster of the demo as a test.
+const DEMO: &str = "test-demo";
+
 /// What runs on a cluster.
 struct ClusterSuites {
     cluster: &'static str,
@@ -232,9 +235,25 @@ fn in_clusters() -> Result<()> {
         };
         lanes.push(Lane { steps: steps.iter().map(|step| step.iter().map(task).collect()).collect() });
     }
+    // Behind the lane that is through first.
+    if let Some(lane) = lanes.last_mut() {
+        lane.steps.extend(demo_twice()?);
+    }
     // A failed run leaves its clusters to look at: cargo xtask kubectl --cluster test …
     lanes::run("The suites on clusters", lanes, lanes::LIMIT)?;
-    CLUSTERS.iter().try_for_each(|suites| Cluster::named(suites.cluster)?.down())
+    let names = CLUSTERS.iter().map(|suites| suites.cluster).chain([DEMO]);
+    names.map(Cluster::named).try_for_each(|cluster| cluster?.down())
+}
+
+/// `cargo xtask demo` as a newcomer has it, from nothing; and once more, as who runs it twice.
+fn demo_twice() -> Result<[Vec<Task>; 2]> {
+    Cluster::named(DEMO)?.down()?;
+    let demo = |name: &str| -> Result<Vec<Task>> {
+        let mut command = Command::new(workspace::this_program()?);
+        command.args(["demo", "--cluster", DEMO]).current_dir(root());
+        Ok(vec![Task { name: name.to_owned(), command }])
+    };
+    Ok([demo("demo")?, demo("demo again")?])
 }
 
 /// `cargo xtask soak`: gateways under load, with random faults, and an account at the end.
