@@ -187,7 +187,7 @@ impl Shared {
     }
 
     pub(super) fn misplaced(&self, told: &str) -> String {
-        format!("{} answered {told}. {}", self.wire.uri(), self.wire.endpoint.hint())
+        format!("{} answered {told}. {}", self.wire.shown_uri(), self.wire.endpoint.hint())
     }
 
     async fn read_body(&self, body: Incoming, id: &RequestId, opening: bool) {
