@@ -204,27 +204,20 @@ impl Session {
     /// Reports what the stream brings, to its end, which is the session's.
     async fn read(&self, mut stream: Stream) -> BackendEnd {
         loop {
-            match stream.next().await {
-                Ok(Event::Message(data)) => self.take(&data).await,
+            let events = match stream.next().await {
+                Ok(Event::Message(data)) => incoming::read(&data, self.shared.max),
                 Ok(Event::TooLarge { size, answers }) => {
-                    for event in incoming::too_large(Some(size), self.shared.max, answers) {
-                        self.report(event).await;
-                    }
+                    incoming::too_large(Some(size), self.shared.max, answers)
                 }
-                Ok(Event::Endpoint(reference)) => self.compare(&reference).await,
-                Ok(Event::Other) => {} // not told
+                Ok(Event::Endpoint(reference)) => {
+                    self.compare(&reference).await;
+                    continue;
+                }
+                Ok(Event::Other) => continue, // not told
                 Err(why) => return self.ended(why).await,
-            }
-        }
-    }
-
-    async fn take(&self, raw: &Bytes) {
-        match incoming::read(raw, self.shared.max) {
-            Ok(message) => self.report(FromBackend::Message(message)).await,
-            Err(events) => {
-                for event in events {
-                    self.report(event).await;
-                }
+            };
+            for event in events {
+                self.report(event).await;
             }
         }
     }
