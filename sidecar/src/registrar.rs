@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use mcp_mqtt_transport::{
-    mqtt::{CloseReason, Connection, Event, Publication, Qos, Received},
+    mqtt::{CloseReason, Connection, Event, Publication, Publisher, Qos, Received},
     presence::Online,
     topic::{self, ServerId, ServerName},
     user_property::{self, Component},
@@ -198,6 +198,10 @@ impl Registrar {
             connection = self.connect_with_will().await?;
             stands_in = true;
         }
+        if let Err(failure) = self.check_size(&connection) {
+            end(connection).await; // the will would clear what stands there
+            return Err(failure);
+        }
         let since = Instant::now();
         // Standing in, nothing is tested that anybody could see: the presence there stays, and what is said is heard.
         let own = selftest::OfRegistration {
@@ -221,6 +225,21 @@ impl Registrar {
                 self.control_echo &= !by_control_echo;
                 Err(failure)
             }
+        }
+    }
+
+    /// Whether the broker's Maximum Packet Size leaves room for the presence.
+    fn check_size(&self, connection: &Connection) -> Result<(), Failure> {
+        let size = Publisher::packet_size(&self.online());
+        match connection.accepted.maximum_packet_size {
+            Some(limit) if size > limit as usize => Err(Failure {
+                reason: reason::BROKER_SETTINGS_INVALID,
+                message: format!(
+                    "the presence is a packet of {size} bytes, and the broker takes at most {limit}: shorten the \
+                     description or the RBAC roles, or raise the broker's maximum packet size"
+                ),
+            }),
+            _ => Ok(()),
         }
     }
 

@@ -9,6 +9,11 @@ use anyhow::{Context, Result, ensure};
 use mcp_mqtt_tests::{
     broker::Mosquitto,
     gateway::{Gateway, Options, PATIENCE, SERVER_NAME, call, connect, open, reason},
+    proxy::{
+        Manner, Proxy,
+        kind::{DISCONNECT, PUBLISH},
+    },
+    raw::{Raw, initialize},
     servers,
 };
 use mcp_mqtt_transport::{
@@ -247,6 +252,45 @@ async fn closed_loop_clients_see_each_call_answered_refused_or_ended_and_none_ha
         timeout(PATIENCE, client).await???;
     }
     assert!(gateway.wait_ended().await?.success());
+    Ok(())
+}
+
+/// A gateway behind a proxy, and a client that asks for a session when it is about to go.
+async fn late_client() -> Result<(Mosquitto, Proxy, Gateway, Raw)> {
+    let broker = Mosquitto::start().await?;
+    let proxy = Proxy::start(broker.port(), Manner::default()).await?;
+    let gateway = Options::new(&proxy.url()).start()?;
+    gateway.wait_ready().await?;
+    let late = Raw::connect(&broker.url(), "late", &gateway).await?;
+    Ok((broker, proxy, gateway, late))
+}
+
+#[tokio::test]
+async fn initialize_that_comes_right_before_the_end_is_refused_before_disconnect() -> Result<()> {
+    let (_broker, proxy, mut gateway, mut late) = late_client().await?;
+    // Right behind it comes the acknowledgement of the empty presence.
+    proxy.freeze();
+    late.control(initialize(1)).await?;
+    gateway.terminate()?;
+    gateway.wait_for("the drain", |status| status.draining).await?;
+    proxy.thaw();
+    let refused = late.answer().await?;
+    assert!(refused["id"] == 1 && refused["error"]["data"]["reason"] == "draining", "{refused}");
+    assert!(gateway.wait_ended().await?.success());
+    assert!(proxy.wait_sent(PUBLISH, "draining").await? < proxy.wait_sent(DISCONNECT, "").await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn initialize_is_refused_while_the_broker_does_not_acknowledge_the_empty_presence() -> Result<()> {
+    let (_broker, proxy, mut gateway, mut late) = late_client().await?;
+    proxy.behave(Manner { swallows: Some("$mcp-server/presence/"), ..Manner::default() });
+    gateway.terminate()?;
+    gateway.wait_for("the drain", |status| status.draining).await?;
+    late.control(initialize(1)).await?;
+    let refused = late.answer().await?;
+    assert!(refused["id"] == 1 && refused["error"]["data"]["reason"] == "draining", "{refused}");
+    gateway.wait_ended().await?;
     Ok(())
 }
 

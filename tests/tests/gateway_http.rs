@@ -117,6 +117,31 @@ async fn a_server_over_http_sse_serves_mqtt_clients_and_comes_back_after_a_resta
     Ok(())
 }
 
+/// Hosted servers have their key in the query of the URL.
+#[tokio::test]
+async fn a_key_in_the_servers_url_is_told_to_nobody() -> Result<()> {
+    let (broker, mut server) = (Mosquitto::start().await?, servers::everything_http().await?);
+    let url = server.transport().http_url.clone().expect("it has one");
+    let mut with_key = url.clone();
+    with_key.set_query(Some("key=SECRET"));
+    let gateway = Options::new(&broker.url()).http(&with_key).start_without_server()?;
+    gateway.wait_ready().await?;
+    let client = connect(&broker.url(), "c").await?;
+    let session = open(&client, &gateway.instance()).await?;
+    let waiting = tokio::spawn(async move {
+        call(&session, "trigger-long-running-operation", json!({"duration": 60, "steps": 2})).await
+    });
+    gateway.wait_for("a request in flight", |status| status.in_flight == 1).await?;
+    server.kill()?;
+    let error = timeout(PATIENCE, waiting).await??.expect_err("its server is gone").to_string();
+    let status = gateway.wait_for("the cause", |status| !status.backend.ok).await?.backend.message;
+    let (_, pending) = gateway.get("/readyz").await?;
+    for told in [error, status, pending, gateway.log()] {
+        assert!(told.contains(&format!("nobody listens at {url}")) && !told.contains("SECRET"), "{told}");
+    }
+    Ok(())
+}
+
 /// The gateway counts it when the grace for a late answer is over, while the session lives on.
 #[tokio::test]
 async fn a_call_that_its_client_gives_up_is_cancelled_and_counted_over_each_transport() -> Result<()> {

@@ -10,8 +10,12 @@ use mcp_mqtt_tests::{
         Manner, Proxy,
         kind::{PUBLISH, SUBSCRIBE},
     },
+    raw::Raw,
 };
-use mcp_mqtt_transport::topic::ServerName;
+use mcp_mqtt_transport::{
+    mqtt::{Publication, Qos},
+    topic::{self, ServerName},
+};
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -184,6 +188,39 @@ async fn a_broker_that_does_not_acknowledge_is_named() -> Result<()> {
     let proxy = Proxy::start(broker.port(), manner).await?;
     let gateway = Options::new(&proxy.url()).start()?;
     refused(&gateway, "BrokerRefusedTopics", &["did not acknowledge", "$mcp-server/presence/"]).await
+}
+
+#[tokio::test]
+async fn a_presence_that_is_too_large_for_the_broker_is_named_with_both_sizes() -> Result<()> {
+    let broker = Mosquitto::options().max_packet_size(2000).start().await?;
+    let description = format!("--description={}", "x".repeat(4096));
+    let gateway = Options::new(&broker.url()).arg(&description).start()?;
+    refused(&gateway, "BrokerSettingsInvalid", &["a packet of 4", "at most 2000", "description"]).await
+}
+
+/// What may wait for the broker has a bound, and what is over it is dropped.
+#[tokio::test]
+async fn a_presence_for_which_there_is_no_room_ends_the_connection_and_stands_on_the_next() -> Result<()> {
+    let broker = Mosquitto::start().await?;
+    let proxy = Proxy::start(broker.port(), Manner::default()).await?;
+    let gateway = Options::new(&proxy.url()).arg("--max-sessions=1").arg("--max-in-flight=1").start()?;
+    gateway.wait_ready().await?;
+    let mut flood = Raw::connect_deaf(&broker.url(), "flood", &gateway).await?;
+    // At QoS 0: otherwise the broker would wait for the gateway, as that waits for the broker.
+    flood.qos = Qos::AtMostOnce;
+    proxy.behave(Manner { swallows: Some("$mcp-rpc/"), ..Manner::default() });
+    let ping =
+        flood.publication(&flood.control, Some("flood"), r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#);
+    flood.pour(vec![ping; 3000]).await??;
+    gateway.wait_metric_above(r#"messages_dropped_total{reason="outbox-full"}"#, 0).await?;
+    let instance = gateway.instance();
+    let presence = topic::server_presence(&instance.server_id, &instance.server_name);
+    let empty = Publication { retain: true, ..flood.publication(&presence, None, "") };
+    flood.connection.publisher.publish_confirmed(empty, PATIENCE).await?;
+    let named = |status: &GatewayStatus| status.broker.message.contains("the presence was not taken");
+    gateway.wait_for("the cause", named).await?;
+    proxy.behave(Manner::default());
+    gateway.wait_ready().await
 }
 
 // tests/PROTOCOL.md, item 4.

@@ -8,6 +8,7 @@ use mcp_mqtt_tests::{
     broker::Mosquitto,
     cluster::eventually,
     gateway::{Gateway, Options, PATIENCE, SERVER_NAME},
+    proxy::{Manner, Proxy},
     raw::{Raw, initialize},
 };
 use mcp_mqtt_transport::{
@@ -181,5 +182,31 @@ async fn a_presence_that_somebody_clears_comes_back_and_anybody_may_ask_for_it_a
     }
     let renewed = holder.receive().await.context("it was asked")?;
     ensure!(renewed.payload == first.payload);
+    Ok(())
+}
+
+/// The connection is given up for a new one, and until the broker has the empty presence clients ask for sessions.
+#[tokio::test]
+async fn initialize_to_one_that_registers_anew_is_refused() -> Result<()> {
+    let broker = Mosquitto::start().await?;
+    let proxy = Proxy::start(broker.port(), Manner::default()).await?;
+    let gateway = Options::new(&proxy.url()).arg(&format!("--standby-id={STANDBY}")).start()?;
+    gateway.wait_ready().await?;
+    let mut late = Raw::connect(&broker.url(), "late", &gateway).await?;
+    proxy.behave(Manner { swallows: Some("$mcp-server/presence/"), ..Manner::default() });
+    eventually(PATIENCE, async || {
+        late.control(format!(r#"{{"jsonrpc":"2.0","method":"{REGISTER}"}}"#)).await.ok()?;
+        gateway.log().contains("registering anew").then_some(())
+    })
+    .await
+    .context("it does not begin anew")?;
+    late.control(initialize(1)).await?;
+    let refused = late.answer().await?;
+    ensure!(refused["id"] == 1 && refused["error"]["data"]["reason"] == "draining", "{refused}");
+    proxy.behave(Manner::default());
+    gateway.wait_metric("broker_reconnects_total", 1).await?;
+    gateway.wait_ready().await?;
+    late.control(initialize(2)).await?;
+    ensure!(late.answer().await?["result"]["serverInfo"]["name"] == "stub");
     Ok(())
 }

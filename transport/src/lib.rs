@@ -5,6 +5,7 @@
 //! - [`presence`]: the retained message by which a server is found
 //! - [`jsonrpc`]: JSON-RPC envelopes whose payload passes through unparsed
 //! - [`mqtt`]: one MQTT connection; the only module that touches the MQTT client library
+//! - [`redact`]: what may be told of a text that can hold a secret
 //! - [`backoff`]: longer waits after each failure
 //! - [`client`]: an MCP client over MQTT: discover, initialize, call
 
@@ -13,5 +14,6 @@ pub mod client;
 pub mod jsonrpc;
 pub mod mqtt;
 pub mod presence;
+pub mod redact;
 pub mod topic;
 pub mod user_property;

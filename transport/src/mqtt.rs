@@ -19,6 +19,8 @@ use std::{fmt, ops::RangeInclusive, time::Duration};
 
 use bytes::Bytes;
 
+use crate::redact;
+
 pub use self::{
     accepted::Accepted,
     ack::Ack,
@@ -188,11 +190,11 @@ impl Filter {
     }
 }
 
-/// Never shows the password or the payload of the will.
+/// Never shows the password, the URL's secrets or the payload of the will.
 impl fmt::Debug for ConnectOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnectOptions")
-            .field("url", &self.url.as_str())
+            .field("url", &redact::url(self.url.as_str()))
             .field("client_id", &self.client_id)
             .field("username", &self.username)
             .field("password", &self.password.as_ref().map(|_| "***"))

@@ -1,5 +1,7 @@
 //! What a server sent, made into what the bridge hears.
 
+use std::{iter::Chain, option, vec};
+
 use bytes::Bytes;
 use mcp_mqtt_transport::jsonrpc::{Message, ParseErrorKind, RequestId};
 use serde_json::value::RawValue;
@@ -9,9 +11,16 @@ use super::{FromBackend, failure, id_scanner::IdScanner};
 /// How much of something unreadable is shown to a person, in characters.
 const EXCERPT: usize = 120;
 
-/// Reads one message; what is none comes back as what to report in its place. A batch (2025-03-26) is taken apart.
-pub(super) fn read(raw: &Bytes, limit: usize) -> Result<Message, Vec<FromBackend>> {
-    Message::parse(raw.clone(), limit).map_err(|error| match error.kind {
+/// What is to be reported, in order: one message most often, for which no list is made.
+pub(super) type Events = Chain<option::IntoIter<FromBackend>, vec::IntoIter<FromBackend>>;
+
+/// Reads one message, or what is to be reported in the place of what is none. A batch (2025-03-26) is taken apart.
+pub(super) fn read(raw: &Bytes, limit: usize) -> Events {
+    let error = match Message::parse(raw.clone(), limit) {
+        Ok(message) => return Some(FromBackend::Message(message)).into_iter().chain(Vec::new()),
+        Err(error) => error,
+    };
+    match error.kind {
         ParseErrorKind::Batch => read_batch(raw, limit),
         ParseErrorKind::TooLarge { size, limit } => too_large(Some(size), limit, answered_by(raw)),
         kind => {
@@ -22,12 +31,12 @@ pub(super) fn read(raw: &Bytes, limit: usize) -> Result<Message, Vec<FromBackend
             };
             refuse(detail, failure::BAD_ANSWER, answered_by(raw))
         }
-    })
+    }
 }
 
 /// Reports a message that was over the limit and not kept; `answers`: the request that it would have
 /// answered. `size`: when it is known.
-pub(super) fn too_large(size: Option<usize>, limit: usize, answers: Option<RequestId>) -> Vec<FromBackend> {
+pub(super) fn too_large(size: Option<usize>, limit: usize, answers: Option<RequestId>) -> Events {
     let size = size.map_or("too many".to_owned(), |size| size.to_string());
     let detail = format!(
         "the server sent a message of {size} bytes; the limit is {limit} (gateway.maxMessageBytes of the McpService)"
@@ -35,12 +44,13 @@ pub(super) fn too_large(size: Option<usize>, limit: usize, answers: Option<Reque
     refuse(detail, failure::ANSWER_TOO_LARGE, answers)
 }
 
-fn refuse(detail: String, reason: &'static str, answers: Option<RequestId>) -> Vec<FromBackend> {
+fn refuse(detail: String, reason: &'static str, answers: Option<RequestId>) -> Events {
     let failed = answers.map(|id| FromBackend::RequestFailed { id, reason, detail: detail.clone() });
-    std::iter::once(FromBackend::Malformed { detail }).chain(failed).collect()
+    let failed: Vec<FromBackend> = failed.into_iter().collect();
+    Some(FromBackend::Malformed { detail }).into_iter().chain(failed)
 }
 
-fn read_batch(raw: &Bytes, limit: usize) -> Vec<FromBackend> {
+fn read_batch(raw: &Bytes, limit: usize) -> Events {
     let parts: Vec<&RawValue> = match serde_json::from_slice(raw) {
         Ok(parts) => parts,
         Err(error) => return refuse(format!("the server sent no JSON: {error}"), failure::BAD_ANSWER, None),
@@ -56,7 +66,7 @@ fn read_batch(raw: &Bytes, limit: usize) -> Vec<FromBackend> {
             }
         }
     }
-    read_all
+    None.into_iter().chain(read_all)
 }
 
 fn answered_by(raw: &[u8]) -> Option<RequestId> {
@@ -90,10 +100,7 @@ mod tests {
             FromBackend::Malformed { .. } => "malformed".to_owned(),
             FromBackend::Ended(_) => unreachable!("not made here"),
         };
-        match read(&Bytes::from_static(raw.as_bytes()), 100) {
-            Ok(message) => vec![tell(&FromBackend::Message(message))],
-            Err(events) => events.iter().map(tell).collect(),
-        }
+        read(&Bytes::from_static(raw.as_bytes()), 100).map(|event| tell(&event)).collect()
     }
 
     #[test]

@@ -274,22 +274,13 @@ impl Session<'_> {
     }
 
     async fn report(&self, line: Line) {
-        let read = match line {
+        let events = match line {
             Line::Whole(line) => incoming::read(&line, self.max),
-            Line::TooLong { size, answers } => Err(incoming::too_large(Some(size), self.max, answers)),
+            Line::TooLong { size, answers } => incoming::too_large(Some(size), self.max, answers),
         };
-        match read {
-            Ok(message) => self.send(FromBackend::Message(message)).await,
-            Err(events) => {
-                for event in events {
-                    self.send(event).await;
-                }
-            }
+        for event in events {
+            let _ = self.events.send((self.id, event)).await; // the bridge is gone: we are about to end
         }
-    }
-
-    async fn send(&self, event: FromBackend) {
-        let _ = self.events.send((self.id, event)).await; // the bridge is gone: we are about to end
     }
 }
 

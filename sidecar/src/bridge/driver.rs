@@ -364,7 +364,7 @@ impl<'a> Driver<'a> {
                     Err(PublishError::Closed) => return None, // the events tell why
                     Err(error) => error.to_string(),
                 };
-                Some(CloseReason::Protocol(format!("the presence was not taken: {refused}")))
+                Some(CloseReason::Lost(format!("the presence was not taken: {refused}")))
             }
         }
     }

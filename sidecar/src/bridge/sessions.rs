@@ -20,7 +20,7 @@ use crate::backend::{FromBackend, SessionId};
 
 /// A refused `initialize` is answered this late: one real client publishes it about 2 ms before the broker has taken
 /// its subscription to the answer. (An accepted one takes three SUBACKs.)
-const REFUSAL_DELAY: Duration = Duration::from_millis(20);
+pub const REFUSAL_DELAY: Duration = Duration::from_millis(20);
 /// Refusals that may wait so; more are answered at once. Bounds what a flood of `initialize` can hold here.
 const DELAYED_REFUSALS: usize = 1024;
 /// Of a message that was meant for a session which its client had before.
@@ -363,14 +363,19 @@ impl Sessions {
 
     /// Ends all sessions, and answers what is delayed.
     pub fn end_all(&mut self, reason: &EndReason, now: Instant, out: &mut Vec<Action>) {
-        let delayed = std::mem::take(&mut self.delayed);
-        if *reason != EndReason::BrokerLost {
-            for (_, client, message) in delayed {
-                self.answer_initialize(client, message, out);
-            }
+        if *reason == EndReason::BrokerLost {
+            self.delayed.clear();
         }
+        self.answer_delayed(out);
         for session in self.ids() {
             self.step(session, now, out, |session, turn| session.end(reason.clone(), turn));
+        }
+    }
+
+    /// Answers what is delayed, without waiting any longer.
+    pub fn answer_delayed(&mut self, out: &mut Vec<Action>) {
+        for (_, client, message) in std::mem::take(&mut self.delayed) {
+            self.answer_initialize(client, message, out);
         }
     }
 

@@ -9,6 +9,8 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
+use mcp_mqtt_transport::redact;
+
 use crate::config::{ConfigError, GatewayConfig, REQUIRED};
 
 /// Each round takes an argument out or puts one in; nobody has so many.
@@ -74,15 +76,16 @@ impl Search {
             ErrorKind::UnknownArgument => {
                 let meant = text(error, ContextKind::SuggestedArg);
                 let meant = meant.map(|meant| format!("; is {meant} meant?")).unwrap_or_default();
-                format!("{flag} is no argument of the gateway{meant}")
+                // A URL without its flag is no argument, either.
+                format!("{} is no argument of the gateway{meant}", redact::url(&flag))
             }
             ErrorKind::ArgumentConflict => match text(error, ContextKind::PriorArg) {
                 Some(prior) if prior == named => format!("{flag} is given more than once"),
                 Some(prior) => format!("{flag} cannot be given beside {prior}"),
                 None => first_line(error),
             },
-            // The value is not shown where it might hold a password.
-            ErrorKind::ValueValidation if flag == "--broker-url" => {
+            // The value is not shown where it might hold a password or a key.
+            ErrorKind::ValueValidation if self.is_url(&flag) => {
                 format!("{flag} is no URL: {}", source())
             }
             ErrorKind::ValueValidation => {
@@ -172,6 +175,11 @@ impl Search {
         std::env::var_os(&variable).map(|_| variable)
     }
 
+    fn is_url(&self, flag: &str) -> bool {
+        let names = self.argument(flag).and_then(clap::Arg::get_value_names);
+        names.is_some_and(|names| names.iter().any(|name| name == "URL"))
+    }
+
     fn argument(&self, flag: &str) -> Option<&clap::Arg> {
         let long = flag.strip_prefix("--")?;
         self.command.get_arguments().find(|argument| argument.get_long() == Some(long))
@@ -238,7 +246,7 @@ mod tests {
                 "--keep-alive \"soon\" cannot be used: ",
                 "--qos \"7\" cannot be used: ",
                 "--http-uri is no argument of the gateway",
-                "--http-url \"x\" cannot be used: ",
+                "--http-url is no URL: ",
                 "--broker-url <URL> is missing",
                 "--server-name has no '/'",
                 "--max-sessions is 0",
@@ -279,11 +287,19 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_url_that_is_none_is_not_shown() {
-        let found =
-            problems(&["--server-name=a/b", "--broker=gate:hunter2@broker:x", "--url=http://a", "--qos=9"]);
-        assert_eq!(found.len(), 2, "{found:?}");
-        assert!(found.iter().all(|problem| !problem.contains("hunter2")), "{found:?}");
+    fn a_url_that_is_none_is_not_shown() {
+        for (bad, told) in [
+            ("--broker=mqtt://gate:hunter2@broker:x", "--broker-url is no URL"),
+            ("--url=https://host:x/mcp?key=hunter2", "--http-url is no URL"),
+            ("--sse-url=//host/sse?key=hunter2", "--sse-url is no URL"),
+            ("--otlp-endpoint=https://me:hunter2@collector:x", "--otlp-endpoint is no URL"),
+            ("https://me:hunter2@host/mcp?hunter2", "https://host/mcp is no argument"),
+        ] {
+            let found = problems(&["--server-name=a/b", "--qos=9", bad]);
+            let about = found.iter().filter(|problem| problem.starts_with(told)).count();
+            let shown = found.iter().any(|problem| problem.contains("hunter2"));
+            assert!(about == 1 && !shown, "{found:?}");
+        }
     }
 
     #[test]

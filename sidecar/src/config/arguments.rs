@@ -31,9 +31,16 @@ impl GatewayConfig {
         self.write(Arguments { written: Vec::new(), in_full: true })
     }
 
-    /// The command that starts a gateway with this very configuration, for a shell; all defaults are written out.
+    /// The command that starts a gateway with this very configuration, for a shell; all defaults are written out. It is
+    /// for people to read: the query of a URL, which may be a key, is not shown.
     pub fn to_command_line(&self) -> String {
-        let words = self.to_args_in_full();
+        let mut shown = self.clone();
+        let GatewayConfig { backend, broker, otlp_endpoint, .. } = &mut shown;
+        let urls = [&mut backend.http_url, &mut backend.sse_url, otlp_endpoint].into_iter().flatten();
+        for url in urls.chain([&mut broker.broker_url]).filter(|url| url.query().is_some()) {
+            url.set_query(Some("***"));
+        }
+        let words = shown.to_args_in_full();
         words.iter().fold(format!("{BINARY} gateway"), |line, word| format!("{line} \\\n  {}", quoted(word)))
     }
 
@@ -313,6 +320,21 @@ mod tests {
         for shown in ["--qos=1", "--max-sessions=100", "--log-format=auto", "--stop-grace=2s"] {
             assert!(line.contains(shown), "{shown} is not in {line}");
         }
+    }
+
+    #[test]
+    fn the_shown_command_line_holds_no_key_of_a_url() {
+        let mut config = DEFAULTS.clone();
+        let secret = |url: &str| Url::parse(&format!("{url}?key=hunter2")).unwrap();
+        config.backend = BackendConfig::http(secret("https://a/mcp"));
+        config.broker.broker_url = secret("wss://b/mqtt");
+        config.otlp_endpoint = Some(secret("https://c/"));
+        let line = config.to_command_line();
+        for shown in ["'--http-url=https://a/mcp?***'", "'--broker-url=wss://b/mqtt?***'"] {
+            assert!(line.contains(shown), "{shown} is not in {line}");
+        }
+        config.backend = BackendConfig::sse(secret("https://a/sse"));
+        assert!(![line, config.to_command_line()].concat().contains("hunter2"));
     }
 
     #[test]

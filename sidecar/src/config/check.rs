@@ -5,6 +5,7 @@ use std::fmt;
 use mcp_mqtt_transport::{
     mqtt::KEEP_ALIVE,
     presence::Rbac,
+    redact,
     topic::{ServerId, ServerName},
 };
 use tracing_subscriber::filter::Targets;
@@ -122,10 +123,10 @@ impl GatewayConfig {
                     .to_owned(),
             );
         } else if !BROKER_SCHEMES.contains(&scheme) || url.host_str().is_none_or(str::is_empty) {
-            // `user:password@host`, its scheme forgotten, is a URL as well.
-            let shown = if url.as_str().contains('@') { String::new() } else { format!(" {url}") };
-            problems
-                .push(format!("--broker-url{shown} is none of mqtt://, mqtts://, ws://, wss:// with a host"));
+            let shown = redact::url(url.as_str());
+            problems.push(format!(
+                "--broker-url {shown} is none of mqtt://, mqtts://, ws://, wss:// with a host"
+            ));
         }
         let tls_files = [
             ("--broker-ca-file", &broker.broker_ca_file),
@@ -183,9 +184,8 @@ fn check_http(problems: &mut Vec<String>, flag: &str, url: &Url, form: &str) {
     if !url.username().is_empty() || url.password().is_some() {
         problems.push(format!("{flag} holds credentials, which are not supported"));
     } else if !["http", "https"].contains(&url.scheme()) || url.host().is_none() {
-        // `user:password@host`, its scheme forgotten, is a URL as well.
-        let shown = if url.as_str().contains('@') { String::new() } else { format!(" {url}") };
-        problems.push(format!("{flag}{shown} is neither http://{form} nor https://{form}"));
+        let shown = redact::url(url.as_str());
+        problems.push(format!("{flag} {shown} is neither http://{form} nor https://{form}"));
     }
 }
 
@@ -255,7 +255,7 @@ mod tests {
             (&["--http-url=ftp://127.0.0.1/mcp"], "--http-url ftp://127.0.0.1/mcp is neither http"),
             (&["--http-url=http://a/mcp", "--http-ca-file=/ca"], "--http-ca-file is for"),
             (&["--http-url=http://me:hunter2@a/mcp"], "--http-url holds credentials"),
-            (&["--sse-url=ftp://127.0.0.1/sse"], "--sse-url ftp://127.0.0.1/sse is neither http"),
+            (&["--sse-url=ftp://127.0.0.1/sse?key=hunter2"], "--sse-url ftp://127.0.0.1/sse is neither http"),
             (&["--broker-url=http://broker"], "--broker-url http://broker/ is none of"),
             (&["--broker-url=mqtt:broker"], "--broker-url mqtt:broker is none of"),
             (&["--broker-ca-file=/ca"], "--broker-ca-file is for mqtts://"),

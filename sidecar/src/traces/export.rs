@@ -13,6 +13,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method as HttpMethod, Request, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
+use mcp_mqtt_transport::redact;
 use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
@@ -263,8 +264,8 @@ async fn export_all(
             Err(why) => {
                 metrics.spans_dropped.inc_by(number);
                 if !std::mem::replace(&mut failing, true) {
-                    let endpoint = &settings.endpoint;
-                    tracing::warn!(%endpoint, "spans cannot be exported, and are dropped: {why}");
+                    let endpoint = redact::url(&settings.endpoint.to_string());
+                    tracing::warn!(endpoint, "spans cannot be exported, and are dropped: {why}");
                 }
             }
         }

@@ -116,6 +116,24 @@ async fn a_server_that_is_not_there_is_explained() {
 }
 
 #[tokio::test]
+async fn what_is_told_of_a_server_holds_no_key_of_its_url() {
+    let told = async |url: &str| backend(url).probe().await.unwrap_err().to_string();
+    let fake = Fake::start(on("initialize", |seen| status(404, &format!("no route {}", seen.path)))).await;
+    let broken = Fake::start(on("initialize", |_| events(&[], Then::Break))).await;
+    let url = format!("{}?key=SECRET", fake.url);
+    let misplaced = told(&url).await;
+    assert!(misplaced.contains(&format!("{} answered HTTP 404", fake.url)), "{misplaced}");
+    assert!(misplaced.contains("no route /mcp."), "{misplaced}");
+    let broke = told(&format!("{}?key=SECRET", broken.url)).await;
+    fake.stop().await;
+    let gone = told(&url).await;
+    assert!(gone.contains("nobody listens"), "{gone}");
+    for told in [misplaced, broke, gone] {
+        assert!(!told.contains("SECRET"), "{told}");
+    }
+}
+
+#[tokio::test]
 async fn a_probe_leaves_no_session_behind() {
     let fake = Fake::start(on("", |_| status(500, ""))).await;
     let info = fake.backend().probe().await.unwrap();

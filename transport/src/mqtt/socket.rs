@@ -27,6 +27,7 @@ use tokio_tungstenite::{
 };
 
 use super::{ConnectError, ConnectOptions, tls};
+use crate::redact;
 
 /// Bytes, both ways, in order.
 pub(super) trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -46,7 +47,8 @@ pub(super) struct Address {
 impl Address {
     pub(super) fn of(options: &ConnectOptions) -> Result<Self, ConnectError> {
         let url = &options.url;
-        let refuse = |why: &str| Err(ConnectError::Options(format!("the URL {}: {why}", redacted(url))));
+        let refuse =
+            |why: &str| Err(ConnectError::Options(format!("the URL {}: {why}", redact::url(url.as_str()))));
         let (secure, websocket, default_port) = match url.scheme() {
             "mqtt" => (false, false, 1883),
             "mqtts" => (true, false, 8883),
@@ -120,15 +122,6 @@ impl Address {
     fn unreachable(&self, error: &dyn Error) -> ConnectError {
         ConnectError::Unreachable { address: self.text.clone(), detail: error.to_string() }
     }
-}
-
-/// The URL as it may be shown.
-fn redacted(url: &url::Url) -> String {
-    let mut url = url.clone();
-    if url.password().is_some() {
-        let _ = url.set_password(Some("***"));
-    }
-    url.to_string()
 }
 
 /// Whether rustls is behind it. In TLS 1.3 a broker refuses a client certificate after the handshake, so that

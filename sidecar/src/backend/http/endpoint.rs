@@ -4,6 +4,7 @@ use std::{error::Error, io, path::Path, time::Duration};
 
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
+use mcp_mqtt_transport::redact;
 use rustix::io::Errno;
 use tokio::{
     net::TcpStream,
@@ -31,6 +32,8 @@ const UNREACHABLE: Duration = Duration::from_secs(6);
 pub(super) struct Endpoint {
     pub(super) uri: Uri,
     url: Url,
+    /// As it is told to clients and in the log.
+    shown: String,
     /// Host and port to connect to.
     address: (String, u16),
     /// Where an `McpService` says it: `transport.streamableHttp`.
@@ -71,6 +74,7 @@ impl Endpoint {
         Ok(Self {
             uri,
             url: url.clone(),
+            shown: redact::url(url.as_str()),
             address,
             field,
             client,
@@ -106,7 +110,7 @@ impl Endpoint {
             if is_refused(&error) {
                 Failure::Refused(self.refused())
             } else {
-                Failure::Broken(format!("no reply from {}: {}", self.uri, innermost(&error)))
+                Failure::Broken(format!("no reply from {}: {}", self.shown, innermost(&error)))
             }
         })
     }
@@ -130,7 +134,7 @@ impl Endpoint {
                 Look::Unreachable(error) => {
                     let since = *unreachable.get_or_insert_with(Instant::now);
                     if since.elapsed() >= UNREACHABLE {
-                        return Lost::Silent(format!("{} cannot be reached: {error}", self.uri));
+                        return Lost::Silent(format!("{} cannot be reached: {error}", self.shown));
                     }
                 }
                 Look::Listens | Look::Unknown => unreachable = None,
@@ -157,7 +161,7 @@ impl Endpoint {
         format!(
             "nobody listens at {}: the server has not started, or restarts, or listens on another port. See `kubectl \
              logs -c server` and the port of {}.",
-            self.uri, self.field
+            self.shown, self.field
         )
     }
 }

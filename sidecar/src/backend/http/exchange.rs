@@ -21,7 +21,8 @@ use super::{
 use crate::backend::{
     BackendEnd, BackendEvents, FromBackend, SessionId,
     era::Era,
-    failure, incoming,
+    failure,
+    incoming::{self, Events},
     modern::{
         members::member,
         result::{HEADER_MISMATCH, UNSUPPORTED_VERSION},
@@ -187,13 +188,13 @@ impl Shared {
     }
 
     pub(super) fn misplaced(&self, told: &str) -> String {
-        format!("{} answered {told}. {}", self.wire.uri(), self.wire.endpoint.hint())
+        format!("{} answered {told}. {}", self.wire.shown_uri(), self.wire.endpoint.hint())
     }
 
     async fn read_body(&self, body: Incoming, id: &RequestId, opening: bool) {
         match read_json(body, self.max).await {
             Ok(body) => {
-                if !self.take(&body, Some(id), opening).await {
+                if !self.take(incoming::read(&body, self.max), Some(id), opening).await {
                     let detail = format!(
                         "the server's reply holds no answer to the request: {}",
                         incoming::excerpt(&body)
@@ -202,9 +203,8 @@ impl Shared {
                 }
             }
             Err(None) => {
-                for event in incoming::too_large(None, self.max, Some(id.clone())) {
-                    self.report(event).await;
-                }
+                let events = incoming::too_large(None, self.max, Some(id.clone()));
+                self.take(events, Some(id), opening).await;
             }
             Err(Some(why)) => {
                 self.fail(id.clone(), failure::CONNECTION_BROKEN, format!("the answer broke off: {why}"))
@@ -286,18 +286,13 @@ impl Shared {
             };
             parser.feed(chunk, &mut events);
             for event in events.drain(..) {
-                answered |= match event {
-                    Event::Message(data) if data.trim_ascii().is_empty() => false, // only an id
-                    Event::Message(data) => self.take(&data, awaited, opening).await,
-                    Event::Endpoint(_) | Event::Other => false,
-                    Event::TooLarge { size, answers } => {
-                        let answered = answers.as_ref() == awaited && awaited.is_some();
-                        for event in incoming::too_large(Some(size), self.max, answers) {
-                            self.report(event).await;
-                        }
-                        answered
-                    }
+                let brought = match event {
+                    Event::Message(data) if data.trim_ascii().is_empty() => continue, // only an id
+                    Event::Message(data) => incoming::read(&data, self.max),
+                    Event::TooLarge { size, answers } => incoming::too_large(Some(size), self.max, answers),
+                    Event::Endpoint(_) | Event::Other => continue,
                 };
+                answered |= self.take(brought, awaited, opening).await;
             }
             if answered && until.is_none() {
                 until = Some(Instant::now() + LINGER);
@@ -305,12 +300,8 @@ impl Shared {
         }
     }
 
-    /// Reports one JSON text; true when it answers `awaited`.
-    async fn take(&self, raw: &Bytes, awaited: Option<&RequestId>, opening: bool) -> bool {
-        let events = match incoming::read(raw, self.max) {
-            Ok(message) => return self.forward(message, awaited, opening).await,
-            Err(events) => events,
-        };
+    /// Reports what the server sent; true when it answers `awaited`.
+    async fn take(&self, events: Events, awaited: Option<&RequestId>, opening: bool) -> bool {
         let mut answered = false;
         for event in events {
             answered |= match event {

@@ -6,7 +6,7 @@ use futures::FutureExt;
 use mcp_mqtt_transport::jsonrpc::{Kind, RequestId};
 use tokio::{
     sync::{Notify, oneshot},
-    task::{AbortHandle, JoinError, JoinSet},
+    task::{AbortHandle, Id, JoinError, JoinSet},
     time::{Instant, sleep, sleep_until, timeout},
 };
 
@@ -59,10 +59,13 @@ pub(super) trait Transport: Send + Sync + 'static {
     fn listen(&self) -> impl Future<Output = Result<(), BackendEnd>> + Send;
 }
 
+/// What a task of a session leaves behind: the request that was its own, if there was one, and how it ended.
+type Done = (Option<RequestId>, Result<(), BackendEnd>);
+
 /// A session's tasks.
 pub(super) struct Driver<T> {
     session: Arc<T>,
-    tasks: JoinSet<(Option<RequestId>, Result<(), BackendEnd>)>,
+    tasks: JoinSet<Done>,
     in_flight: HashMap<RequestId, InFlight>,
     max_in_flight: usize,
     hold: Option<Hold>,
@@ -129,7 +132,7 @@ impl<T: Transport> Driver<T> {
             let has_room = self.tasks.len() < self.max_in_flight.saturating_add(MAX_DELIVERIES);
             tokio::select! {
                 biased;
-                Some(done) = self.tasks.join_next() => {
+                Some(done) = self.tasks.join_next_with_id() => {
                     if let Some(end) = self.settle(done) {
                         return end;
                     }
@@ -241,7 +244,10 @@ impl<T: Transport> Driver<T> {
             (Some(id), result)
         });
         let request_in_flight = InFlight { sent: Instant::now(), cancelled, given_up: false, task };
-        self.in_flight.insert(request, request_in_flight);
+        // The bridge does not wait for the old one any more, and would take its late answer for the new one's.
+        if let Some(old) = self.in_flight.insert(request, request_in_flight).filter(|old| old.given_up) {
+            old.task.abort();
+        }
     }
 
     /// Whether there is a place for one more request; one that nobody waits for gives way.
@@ -258,13 +264,13 @@ impl<T: Transport> Driver<T> {
         true
     }
 
-    fn settle(
-        &mut self,
-        done: Result<(Option<RequestId>, Result<(), BackendEnd>), JoinError>,
-    ) -> Option<BackendEnd> {
+    fn settle(&mut self, done: Result<(Id, Done), JoinError>) -> Option<BackendEnd> {
         match done {
-            Ok((id, result)) => {
-                if let Some(id) = id {
+            Ok((task, (request, result))) => {
+                // Its id may be that of another request by now.
+                if let Some(id) = request
+                    && self.in_flight.get(&id).is_some_and(|request| request.task.id() == task)
+                {
                     self.in_flight.remove(&id);
                 }
                 result.err()
@@ -280,5 +286,103 @@ async fn released(hold: &mut Option<Hold>) {
     tokio::select! {
         _ = &mut hold.released => {}
         () = sleep_until(hold.until) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    use bytes::Bytes;
+    use mcp_mqtt_transport::jsonrpc::Message;
+    use tokio::sync::{Semaphore, mpsc};
+
+    use super::*;
+    use crate::backend::{
+        SendQuota, SessionId,
+        era::Era,
+        http::{Endpoint, Wire},
+    };
+
+    /// Never answers what it is asked, until it may.
+    struct Mute {
+        shared: Shared,
+        answers: Semaphore,
+        open: AtomicUsize,
+    }
+
+    struct Open<'a>(&'a AtomicUsize);
+
+    impl Drop for Open<'_> {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, SeqCst);
+        }
+    }
+
+    impl Transport for Mute {
+        fn shared(&self) -> &Shared {
+            &self.shared
+        }
+
+        async fn exchange(
+            &self,
+            _: Outbound,
+            written: Option<oneshot::Sender<()>>,
+        ) -> Result<(), BackendEnd> {
+            drop(written);
+            self.open.fetch_add(1, SeqCst);
+            let _open = Open(&self.open);
+            if let Ok(answer) = self.answers.acquire().await {
+                answer.forget();
+            }
+            Ok(())
+        }
+
+        async fn deliver(&self, _: Outbound, _: Option<oneshot::Sender<()>>) -> Result<(), BackendEnd> {
+            Ok(())
+        }
+
+        async fn listen(&self) -> Result<(), BackendEnd> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_with_an_id_that_was_used_before_can_be_given_up_in_its_turn() {
+        let endpoint =
+            Endpoint::new(&"http://127.0.0.1:1/".parse().unwrap(), None, "--http-url", "transport").unwrap();
+        let (events, _heard) = mpsc::channel(8);
+        let shared = Shared {
+            id: SessionId(1),
+            wire: Wire::new(Arc::new(endpoint)),
+            metadata: None,
+            events,
+            max: 1000,
+            era: Era::default(),
+        };
+        let mute = Arc::new(Mute { shared, answers: Semaphore::new(0), open: AtomicUsize::new(0) });
+        let (session, from_bridge) = SendQuota::for_messages_of(1000).session();
+        tokio::spawn(Driver::new(mute.clone(), 8).serve(from_bridge));
+        let say = async |text: &'static str| {
+            session.say(Message::parse(Bytes::from_static(text.as_bytes()), 1000).unwrap()).unwrap();
+            sleep(Duration::from_millis(100)).await;
+            mute.open.load(SeqCst)
+        };
+        let request = r#"{"jsonrpc":"2.0","id":7,"method":"tools/call"}"#;
+        let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}"#;
+        assert_eq!(say(request).await, 1);
+        assert_eq!(say(cancel).await, 1, "its answer may still come");
+        assert_eq!(say(request).await, 1, "the answer to the old one would be taken for that to the new one");
+        sleep(2 * CANCEL_LINGER).await;
+        assert_eq!(say(cancel).await, 1);
+        sleep(2 * CANCEL_LINGER).await;
+        assert_eq!(mute.open.load(SeqCst), 0, "nobody waits for the new one, either");
+        // Of one that was answered, the stream may go on for a moment.
+        assert_eq!(say(request).await, 1);
+        assert_eq!(say(request).await, 2);
+        mute.answers.add_permits(1);
+        assert_eq!(say(cancel).await, 1);
+        sleep(2 * CANCEL_LINGER).await;
+        assert_eq!(mute.open.load(SeqCst), 0);
     }
 }

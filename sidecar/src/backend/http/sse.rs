@@ -14,7 +14,10 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::Incoming;
-use mcp_mqtt_transport::jsonrpc::{Kind, RequestId};
+use mcp_mqtt_transport::{
+    jsonrpc::{Kind, RequestId},
+    redact,
+};
 use tokio::{
     sync::{Notify, oneshot},
     time::{sleep, timeout},
@@ -91,7 +94,7 @@ async fn serve(shared: Shared, max_in_flight: usize, mut from_bridge: FromBridge
             Ok(Err(end)) => return end,
             Err(_) => return BackendEnd::OpenFailed(format!(
                 "{} sent no `endpoint` event within {OPEN_TIMEOUT:?}. {}",
-                shared.wire.uri(),
+                shared.wire.shown_uri(),
                 shared.wire.endpoint.hint(),
             )),
         },
@@ -119,7 +122,8 @@ impl Stream {
         let body = match wire.get(None).await {
             Ok(Reply::Stream(body)) => body,
             Ok(Reply::Json(_) | Reply::Accepted) => {
-                return refused(format!("{} answered with no stream. {}", wire.uri(), wire.endpoint.hint()));
+                let (uri, hint) = (wire.shown_uri(), wire.endpoint.hint());
+                return refused(format!("{uri} answered with no stream. {hint}"));
             }
             Err(Failure::Rejected { told, .. } | Failure::SessionLost(told)) => {
                 return refused(shared.misplaced(&told));
@@ -132,7 +136,7 @@ impl Stream {
             match stream.next().await {
                 Ok(Event::Endpoint(reference)) => {
                     let uri = wire.endpoint.join(&reference).map_err(|why| {
-                        let shown = incoming::excerpt(&reference);
+                        let shown = redact::url(&incoming::excerpt(&reference));
                         BackendEnd::OpenFailed(format!(
                             "the server wants its messages at `{shown}`, which cannot be: {why}"
                         ))
@@ -200,27 +204,20 @@ impl Session {
     /// Reports what the stream brings, to its end, which is the session's.
     async fn read(&self, mut stream: Stream) -> BackendEnd {
         loop {
-            match stream.next().await {
-                Ok(Event::Message(data)) => self.take(&data).await,
+            let events = match stream.next().await {
+                Ok(Event::Message(data)) => incoming::read(&data, self.shared.max),
                 Ok(Event::TooLarge { size, answers }) => {
-                    for event in incoming::too_large(Some(size), self.shared.max, answers) {
-                        self.report(event).await;
-                    }
+                    incoming::too_large(Some(size), self.shared.max, answers)
                 }
-                Ok(Event::Endpoint(reference)) => self.compare(&reference).await,
-                Ok(Event::Other) => {} // not told
+                Ok(Event::Endpoint(reference)) => {
+                    self.compare(&reference).await;
+                    continue;
+                }
+                Ok(Event::Other) => continue, // not told
                 Err(why) => return self.ended(why).await,
-            }
-        }
-    }
-
-    async fn take(&self, raw: &Bytes) {
-        match incoming::read(raw, self.shared.max) {
-            Ok(message) => self.report(FromBackend::Message(message)).await,
-            Err(events) => {
-                for event in events {
-                    self.report(event).await;
-                }
+            };
+            for event in events {
+                self.report(event).await;
             }
         }
     }
@@ -255,9 +252,8 @@ impl Session {
     async fn compare(&self, reference: &Bytes) {
         let wire = &self.shared.wire;
         if wire.endpoint.join(reference).as_ref() != Ok(wire.uri()) {
-            let shown = incoming::excerpt(reference);
-            let detail =
-                format!("the server sent another `endpoint`, `{shown}`; messages go on to {}", wire.uri());
+            let (other, first) = (redact::url(&incoming::excerpt(reference)), wire.shown_uri());
+            let detail = format!("the server sent another `endpoint`, `{other}`; messages go on to {first}");
             self.shared.report(FromBackend::Malformed { detail }).await;
         }
     }

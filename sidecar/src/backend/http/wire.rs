@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use mcp_mqtt_transport::redact;
 use serde::Deserialize;
 use tokio::{sync::oneshot, time::timeout};
 
@@ -96,6 +97,11 @@ impl Wire {
     /// Where messages are posted.
     pub(super) fn uri(&self) -> &Uri {
         self.posts_to.get().unwrap_or(&self.endpoint.uri)
+    }
+
+    /// The same, as it is told to clients and in the log.
+    pub(super) fn shown_uri(&self) -> String {
+        redact::url(&self.uri().to_string())
     }
 
     /// HTTP+SSE: the server takes messages there. From then on it knows the session, any success is all that it says to
@@ -199,7 +205,7 @@ impl Wire {
         }
         let kind = content_type(response.headers()).to_owned();
         let body = read_little(response.into_body()).await;
-        let told = match (status.is_success(), incoming::excerpt(&body)) {
+        let told = match (status.is_success(), self.excerpt(&body)) {
             (true, said) => format!("HTTP {status} with content type \"{kind}\": {said}"),
             (false, said) if said.is_empty() => format!("HTTP {status}"),
             (false, said) => format!("HTTP {status}: {said}"),
@@ -208,6 +214,15 @@ impl Wire {
             return Err(Failure::SessionLost(told));
         }
         Err(Failure::Rejected { status, body, told })
+    }
+
+    /// The beginning of a body for a person. Some servers repeat in it the URL that they do not know.
+    fn excerpt(&self, body: &[u8]) -> String {
+        let mut said = String::from_utf8_lossy(body);
+        for query in [&self.endpoint.uri, self.uri()].into_iter().filter_map(Uri::query) {
+            said = said.replace(&format!("?{query}"), "").into();
+        }
+        incoming::excerpt(said.as_bytes())
     }
 
     /// Whether the server said how it calls the session.

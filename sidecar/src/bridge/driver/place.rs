@@ -10,9 +10,8 @@ use mcp_mqtt_transport::{
     mqtt::{CloseReason, Filter, PublishError, Qos, ReasonCode, Received},
     presence::{self, Online},
 };
-use tokio::time::Instant;
 
-use super::{Answer, Driver, End, EndReason, LinkId, Outgoing, now, shutdown};
+use super::{Answer, Driver, End, EndReason, LinkId, Outgoing, now};
 use crate::{bridge::presence::Step, status::reason};
 
 /// What asks for it is short.
@@ -140,12 +139,11 @@ impl Driver<'_> {
     /// Gives the connection up, in order; a presence that is not ours stays as it is.
     pub(super) async fn restart(mut self) -> End {
         tracing::info!("registering anew");
-        // One may have begun a moment ago.
+        // One may have begun a moment ago, and none is to begin from here on.
         self.core.sessions.end_all(&EndReason::ConnectionLost, now(), &mut self.actions);
+        self.core.sessions.drain(now(), &mut self.actions);
         self.perform();
-        self.settle(Instant::now() + shutdown::FLUSH_TIMEOUT).await;
-        self.clear_presence().await;
-        shutdown::disconnect_in_order(self.publishers()).await;
+        self.part().await;
         self.end(End::Lost(CloseReason::Wanted))
     }
 }

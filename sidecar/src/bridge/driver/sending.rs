@@ -1,5 +1,7 @@
 //! What goes out, on which connection, and what becomes of it.
 
+use std::future::ready;
+
 use mcp_mqtt_transport::mqtt::{Publication, PublishError, Publisher};
 use tokio::time::timeout;
 
@@ -56,10 +58,10 @@ impl Driver<'_> {
             // Once closed, the events tell why, and its sessions end.
             Err(Unsent::Refused(outgoing, PublishError::Closed)) => self.not_unsubscribing(&outgoing),
             Err(Unsent::Overflow(outgoing)) => {
-                self.unsent(&outgoing, "outbox-full", "too much waits for the broker");
+                self.unsent(&outgoing, "outbox-full", PublishError::Full);
             }
             Err(Unsent::Refused(outgoing, error)) => {
-                self.unsent(&outgoing, "packet-refused", &error.to_string());
+                self.unsent(&outgoing, "packet-refused", error);
             }
         }
     }
@@ -70,18 +72,22 @@ impl Driver<'_> {
         }
     }
 
-    fn unsent(&mut self, outgoing: &Outgoing, reason: &'static str, why: &str) {
+    fn unsent(&mut self, outgoing: &Outgoing, reason: &'static str, error: PublishError) {
         self.dropped(reason);
-        tracing::warn!(reason, "not sent: {why}");
+        tracing::warn!(reason, "not sent: {error}");
         match outgoing {
             Outgoing::Subscribe { session, .. } => {
-                self.core.sessions.subscribed(*session, Err(why.to_owned()), now(), &mut self.actions);
+                self.core.sessions.subscribed(*session, Err(error.to_string()), now(), &mut self.actions);
             }
             Outgoing::ToClient { client, payload } => {
                 let note = self.core.note(client);
-                self.core.undelivered(note, payload.clone(), why, now(), &mut self.actions);
+                self.core.undelivered(note, payload.clone(), &error.to_string(), now(), &mut self.actions);
             }
-            _ => {}
+            // As if the broker had refused it: what stands in the registry is not what we say.
+            Outgoing::Presence { online } => {
+                self.answers.push(Box::pin(ready(Answer::Announced(*online, Err(error)))));
+            }
+            Outgoing::ToAll { .. } | Outgoing::Unsubscribe { .. } => {}
         }
         self.not_unsubscribing(outgoing);
     }

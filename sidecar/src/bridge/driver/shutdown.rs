@@ -10,13 +10,15 @@ use mcp_mqtt_transport::{
 };
 use tokio::time::{Instant, sleep_until};
 
-use super::{Drain, Driver, End, EndReason, Link, LinkId, Outgoing, now};
+use super::{Drain, Driver, End, EndReason, Link, LinkId, NO_DEADLINE, Outgoing, now};
+use crate::bridge::sessions::REFUSAL_DELAY;
 
 /// For the errors and goodbyes to go out.
-pub(super) const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 /// For the broker to acknowledge the empty presence.
 const PRESENCE_TIMEOUT: Duration = Duration::from_secs(3);
-/// For the workers' last words after a lost registration, which is not to wait long for its next attempt.
+/// For the last words of all: of the workers after a lost registration, which is not to wait long for its next attempt,
+/// and to whoever asked for a session when there were none any more.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 /// For DISCONNECT.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -54,15 +56,33 @@ impl Driver<'_> {
                 self.send(link, Outgoing::Unsubscribe { clients: clients.to_vec() });
             }
         }
-        // All that was said on any connection is at the broker before the presence goes.
-        self.settle(Instant::now() + FLUSH_TIMEOUT).await;
-        self.clear_presence().await;
-        disconnect_in_order(self.publishers()).await;
+        self.part().await;
         self.end(End::Drained)
     }
 
+    /// Gives the connections up, in order, once all sessions are over. As long as the presence stands, clients ask for
+    /// new ones: those are refused.
+    pub(super) async fn part(&mut self) {
+        // All that was said on any connection is at the broker before the presence goes.
+        self.settle(Instant::now() + FLUSH_TIMEOUT).await;
+        self.clear_presence().await;
+        self.answer_late().await;
+        disconnect_in_order(self.publishers()).await;
+    }
+
+    /// Whoever asked for a session a moment ago has its answer before DISCONNECT.
+    async fn answer_late(&mut self) {
+        if self.core.sessions.next_deadline().is_some() {
+            self.reading(sleep_until(Instant::now() + REFUSAL_DELAY)).await;
+            // What came in this moment does not prolong it.
+            self.core.sessions.answer_delayed(&mut self.actions);
+            self.perform();
+            self.settle(Instant::now() + LAST_WORDS_TIMEOUT).await;
+        }
+    }
+
     /// The empty presence, where the presence is ours.
-    pub(super) async fn clear_presence(&mut self) {
+    async fn clear_presence(&mut self) {
         let offline = self.registrar.offline();
         if !self.presence.is_foreign()
             && let Some(publisher) = self.links.get(LinkId::REGISTERING).map(|link| link.publisher.clone())
@@ -96,7 +116,7 @@ impl Driver<'_> {
         if self.drain.is_some() { self.end(End::Drained) } else { self.end(End::Lost(why)) }
     }
 
-    pub(super) fn publishers(&self) -> Vec<Publisher> {
+    fn publishers(&self) -> Vec<Publisher> {
         self.links.iter().map(|link| link.publisher.clone()).collect()
     }
 
@@ -113,18 +133,10 @@ impl Driver<'_> {
 
     /// Goes on until nothing waits for any connection and the broker has taken away what was unsubscribed: by then
     /// it has all that was said before.
-    pub(super) async fn settle(&mut self, deadline: Instant) {
+    async fn settle(&mut self, deadline: Instant) {
         while self.unsubscribing > 0 || self.links.iter().any(Link::is_busy) {
             tokio::select! {
-                (link, event) = self.links.next() => {
-                    if self.take_link_events(link, event).is_some() {
-                        self.links.remove(LinkId::REGISTERING);
-                        return;
-                    }
-                }
-                Some(answer) = self.answers.next(), if !self.answers.is_empty() => {
-                    self.take_answer(answer);
-                }
+                stands = self.take_next() => if !stands { return },
                 () = sleep_until(deadline) => {
                     return tracing::warn!("the broker does not take the last messages to clients");
                 }
@@ -140,19 +152,37 @@ impl Driver<'_> {
             tokio::select! {
                 biased;
                 done = &mut what => return Some(done),
-                (link, event) = self.links.next() => {
-                    if self.take_link_events(link, event).is_some() {
-                        self.links.remove(LinkId::REGISTERING);
-                        return None;
-                    }
-                }
+                stands = self.take_next() => if !stands { return None },
             }
         }
+    }
+
+    /// The next thing that happens near the end, when there are no sessions and nothing is published any more: something
+    /// on a connection, an answer of the broker, a refusal that is due. False: the registering connection has ended.
+    /// Cancel-safe.
+    async fn take_next(&mut self) -> bool {
+        let refusal = self.core.sessions.next_deadline().map(Instant::from_std);
+        tokio::select! {
+            (link, event) = self.links.next() => {
+                if self.take_link_events(link, event).is_some() {
+                    self.links.remove(LinkId::REGISTERING);
+                    return false;
+                }
+            }
+            Some(answer) = self.answers.next(), if !self.answers.is_empty() => {
+                self.take_answer(answer); // what it says of the connection comes too late
+            }
+            () = sleep_until(refusal.unwrap_or_else(|| Instant::now() + NO_DEADLINE)) => {
+                self.core.sessions.expire(now(), &mut self.actions);
+                self.perform();
+            }
+        }
+        true
     }
 }
 
 /// DISCONNECT on all connections, and a word on each that did not end so.
-pub(super) async fn disconnect_in_order(publishers: Vec<Publisher>) {
+async fn disconnect_in_order(publishers: Vec<Publisher>) {
     for error in disconnect(publishers, DISCONNECT_TIMEOUT).await {
         tracing::warn!(%error, "a connection to the broker did not end in order");
     }

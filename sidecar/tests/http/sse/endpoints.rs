@@ -62,7 +62,7 @@ async fn an_endpoint_elsewhere_is_refused_and_nothing_is_sent_there() {
     let elsewhere = format!("event: endpoint\ndata: {}\n\n", other.url);
     for (hello, why) in [
         (elsewhere.as_str(), "it is of http://127.0.0.1:"),
-        ("event: endpoint\ndata: //example.org/m\n\n", "it is of http://example.org"),
+        ("event: endpoint\ndata: //example.org/m?key=SECRET\n\n", "it is of http://example.org"),
         ("event: endpoint\ndata: https://127.0.0.1/m\n\n", "it is of https://127.0.0.1"),
         ("event: endpoint\ndata: http://[\n\n", "it is no URL"),
         ("event: endpoint\ndata:\n\n", "it is empty"),
@@ -73,6 +73,7 @@ async fn an_endpoint_elsewhere_is_refused_and_nothing_is_sent_there() {
         client.request(0, "initialize").await;
         let told = refusal(&mut client).await;
         assert!(told.contains(why) && told.contains("wants its messages at"), "{told}");
+        assert!(!told.contains("SECRET"), "{told}");
         assert_eq!(fake.whats(), ["GET"]);
     }
     assert!(other.seen().is_empty(), "{:?}", other.whats());
@@ -137,10 +138,7 @@ async fn an_endpoint_that_is_no_mcp_endpoint_is_explained() {
         let mut client = Client::open(&server.backend());
         client.request(0, "initialize").await;
         let told = refusal(&mut client).await;
-        assert!(
-            told.contains("/message?sessionId=1 answered HTTP") && told.contains("Cannot POST"),
-            "{told}"
-        );
+        assert!(told.contains("/message answered HTTP") && told.contains("Cannot POST"), "{told}");
     }
 }
 
