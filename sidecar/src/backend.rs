@@ -11,19 +11,18 @@
 //! - [`send_quota`]: what may wait on its way to the server
 //! - [`probe`]: asks the server who it is, as a client would, and so finds which era it speaks
 
-use std::{fmt, future::pending, io, time::Duration};
+use std::{fmt, io, time::Duration};
 
 use mcp_mqtt_transport::jsonrpc::{Message, RequestId};
 use tokio::{sync::mpsc, time::sleep};
 
-use self::era::Era;
 use crate::{
     config::{BackendConfig, BackendOptions, Limits},
     shim::processes::{Processes, Reap},
     status::ServerInfo,
 };
 
-mod era;
+mod findings;
 pub mod http;
 mod id_scanner;
 mod incoming;
@@ -33,8 +32,12 @@ pub mod probe;
 mod send_quota;
 pub mod stdio;
 
-use self::stdio::own::{Running, Spawner};
+use self::{
+    findings::Findings,
+    stdio::own::{Running, Spawner},
+};
 pub use self::{
+    findings::Suspicion,
     http::{HttpBackend, SseBackend},
     probe::ProbeError,
     send_quota::{BackendSession, FromBridge, SendQuota},
@@ -61,7 +64,7 @@ pub struct SessionId(pub u64);
 
 /// Events of a transport's session that may wait for the translation of its era: what it takes in one go.
 const TO_TRANSLATE: usize = 16;
-/// Pause between two probes of a server that gave cause for doubt.
+/// Pause between two probes of a server of which something is suspected.
 const DOUBT_PAUSE: Duration = Duration::from_secs(5);
 
 /// What of [`Limits`] concerns a backend.
@@ -235,7 +238,7 @@ impl Backend {
     /// Opens a session and returns at once; what is sent meanwhile waits. A failure arrives as
     /// [`BackendEnd::OpenFailed`], [`BackendEnd::OpenRefused`] or [`BackendEnd::NobodyListens`]. Must be called within a tokio runtime.
     pub fn open(&self, session: SessionId, quota: &SendQuota, events: BackendEvents) -> BackendSession {
-        self.open_in(self.era().is_modern(), session, quota, events)
+        self.open_in(self.findings().is_modern(), session, quota, events)
     }
 
     /// The same, in this era whatever the probe found.
@@ -254,8 +257,13 @@ impl Backend {
         let (translated, to_transport) = quota.session();
         let (to_translate, from_transport) = mpsc::channel(TO_TRANSLATE);
         self.open_transport(true, session, to_translate, to_transport);
-        let translation =
-            modern::serve(session, events, from_bridge, (translated, from_transport), self.era().clone());
+        let translation = modern::serve(
+            session,
+            events,
+            from_bridge,
+            (translated, from_transport),
+            self.findings().clone(),
+        );
         tokio::spawn(translation);
         backend_session
     }
@@ -275,12 +283,11 @@ impl Backend {
         }
     }
 
-    /// The era that the probe found.
-    fn era(&self) -> &Era {
+    fn findings(&self) -> &Findings {
         match self {
-            Self::Stdio(backend) => &backend.era,
-            Self::StreamableHttp(backend) => &backend.era,
-            Self::Sse(backend) => &backend.era,
+            Self::Stdio(backend) => &backend.findings,
+            Self::StreamableHttp(backend) => &backend.findings,
+            Self::Sse(backend) => &backend.findings,
         }
     }
 
@@ -305,57 +312,32 @@ impl Backend {
     pub async fn lost(&self) -> Lost {
         tokio::select! {
             lost = self.gone() => lost,
-            lost = self.another_era() => lost,
-            lost = self.silent() => lost,
+            lost = self.found_lost() => lost,
         }
     }
 
-    /// Resolves when a probe that a doubt has led to finds another server than before, or none.
-    async fn another_era(&self) -> Lost {
+    /// Resolves when a probe that a suspicion has led to finds another server than before, or none.
+    async fn found_lost(&self) -> Lost {
         loop {
-            self.era().doubted().await;
-            let was_modern = self.era().is_modern();
+            let suspicion = self.findings().suspected().await;
+            tracing::info!("asking the MCP server who it is: {suspicion}");
+            let was_modern = self.findings().is_modern();
             match self.probe().await {
-                Ok(_) if self.era().is_modern() == was_modern => sleep(DOUBT_PAUSE).await,
-                Ok(server) => {
+                Ok(server) if self.findings().is_modern() != was_modern => {
                     let version = server.protocol_version;
                     return Lost::Gone(format!("the server speaks MCP {version} now: it was started anew"));
                 }
-                Err(error) => return error.into(),
-            }
-        }
-    }
-
-    /// Resolves when a probe that a suspicion has led to gets no answer. An error is an answer: a server that has no room
-    /// for the probe's session serves the others.
-    async fn silent(&self) -> Lost {
-        let suspected = match self {
-            Self::Stdio(_) => return pending().await, // each session is a process, and hangs alone
-            Self::StreamableHttp(backend) => backend.suspected(),
-            Self::Sse(backend) => backend.suspected(),
-        };
-        loop {
-            suspected.notified().await;
-            tracing::info!("requests in a row were not answered: asking the MCP server whether it is there");
-            match self.probe().await {
-                Err(error @ ProbeError::Ended(BackendEnd::OpenRefused(_))) => {
-                    tracing::debug!("the MCP server answers: {error}");
-                }
-                Err(error @ (ProbeError::NoAnswer(_) | ProbeError::Ended(_))) => return error.into(),
-                Err(error) => tracing::debug!("the MCP server answers: {error}"),
                 Ok(_) => {}
+                Err(error) if error.is_answer() => tracing::debug!("the MCP server answers: {error}"),
+                Err(error) => return error.into(),
             }
             sleep(DOUBT_PAUSE).await;
         }
     }
 
-    /// Requests in a row were not answered: [`Backend::lost`] is to find out whether the server still answers anybody.
-    pub fn suspect_silence(&self) {
-        match self {
-            Self::Stdio(_) => {}
-            Self::StreamableHttp(backend) => backend.suspected().notify_one(),
-            Self::Sse(backend) => backend.suspected().notify_one(),
-        }
+    /// Something speaks against what the last probe found: [`Backend::lost`] is to ask anew.
+    pub fn suspect(&self, suspicion: Suspicion) {
+        self.findings().suspect(suspicion);
     }
 
     /// As [`Backend::lost`], by a look at the transport alone. Cancel-safe; one caller at a time.

@@ -23,7 +23,7 @@ use super::{
     silence::Silence,
 };
 use crate::{
-    backend::{BackendEnd, BackendSession, SessionId},
+    backend::{BackendEnd, BackendSession, SessionId, Suspicion},
     drain::Progress,
     health::State,
     registrar::{Registrar, Registration},
@@ -406,7 +406,7 @@ impl<'a> Driver<'a> {
             Action::Resolved { asker, method, outcome, elapsed, span } => {
                 self.bridge.metrics.request(asker, method, outcome, elapsed);
                 if self.silence.ended(asker, method, outcome, elapsed) {
-                    self.bridge.backend.suspect_silence();
+                    self.bridge.backend.suspect(Suspicion::Silence);
                 }
                 if let (Some(tracer), Some(span)) = (&self.bridge.tracer, span) {
                     tracer.finish(span, method, outcome, elapsed);

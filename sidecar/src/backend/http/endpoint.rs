@@ -38,8 +38,6 @@ pub(super) struct Endpoint {
     client: Client<RequestBody>,
     /// Told when a connection was refused or broke: it is time to look whether the server is there.
     trouble: Notify,
-    /// Told when requests in a row were not answered: the server may hang.
-    pub(super) suspected: Notify,
 }
 
 impl Endpoint {
@@ -68,15 +66,7 @@ impl Endpoint {
         let address = (host, url.port_or_known_default().ok_or_else(|| bad("it has no port"))?);
         let uri = uri(url).ok_or_else(|| bad("it is no usable URL"))?;
         let client = https::client(ca).map_err(BackendConfigError::BadCertificates)?;
-        Ok(Self {
-            uri,
-            url: url.clone(),
-            address,
-            field,
-            client,
-            trouble: Notify::new(),
-            suspected: Notify::new(),
-        })
+        Ok(Self { uri, url: url.clone(), address, field, client, trouble: Notify::new() })
     }
 
     /// Another place of the same server, as a reference relative to this one.

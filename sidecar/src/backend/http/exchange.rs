@@ -19,9 +19,9 @@ use super::{
     wire::{Failure, Reply, Wire, innermost, read_json},
 };
 use crate::backend::{
-    BackendEnd, BackendEvents, FromBackend, SessionId,
-    era::Era,
-    failure, incoming,
+    BackendEnd, BackendEvents, FromBackend, SessionId, failure,
+    findings::{Findings, Suspicion},
+    incoming,
     modern::{
         members::member,
         result::{HEADER_MISMATCH, UNSUPPORTED_VERSION},
@@ -55,7 +55,7 @@ pub(super) struct Shared {
     pub(super) metadata: Option<Arc<Metadata>>,
     pub(super) events: BackendEvents,
     pub(super) max: usize,
-    pub(super) era: Era,
+    pub(super) findings: Findings,
 }
 
 /// How a stream ended.
@@ -348,7 +348,7 @@ impl Shared {
             self.wire.agree_on(&version);
         }
         if opening && message.error().is_some_and(|error| error.code == UNSUPPORTED_VERSION) {
-            self.era.doubt();
+            self.findings.suspect(Suspicion::Revision);
         }
         if let (Some(metadata), Some(id), Some(result)) = (&self.metadata, message.id(), message.result())
             && let Some(result) = metadata.learn(result)
@@ -388,7 +388,7 @@ impl Shared {
                 metadata: Some(metadata.clone()),
                 events,
                 max: self.max,
-                era: self.era.clone(),
+                findings: self.findings.clone(),
             };
             let params = [r#"{"_meta":"#, meta, &cursor, "}"];
             let request = Message::request_of_parts(&RequestId::number(page), "tools/list", &params);
