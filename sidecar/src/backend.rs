@@ -11,13 +11,14 @@
 //! - [`send_quota`]: what may wait on its way to the server
 //! - [`probe`]: asks the server who it is, as a client would, and so finds which era it speaks
 
-use std::{fmt, io, time::Duration};
+use std::{ffi::OsString, fmt, io, time::Duration};
 
 use mcp_mqtt_transport::jsonrpc::{Message, RequestId};
 use tokio::{sync::mpsc, time::sleep};
 
 use crate::{
     config::{BackendConfig, BackendOptions, Limits},
+    process,
     shim::processes::{Processes, Reap},
     status::ServerInfo,
 };
@@ -363,7 +364,10 @@ impl Backend {
 fn own_processes(command: &[String], wanted: usize) -> Processes {
     // This very program, also when its file was replaced meanwhile.
     let parent = format!("--parent={}", std::process::id());
-    let launcher = ["/proc/self/exe", "shim", "exec", &parent, "--"].map(Into::into).into();
+    let mut launcher = ["/proc/self/exe", "shim", "exec", &parent].map(OsString::from).to_vec();
+    // As many files as this one may open, before it raises that for itself.
+    launcher.extend(process::open_files().map(|files| format!("--open-files={files}").into()));
+    launcher.push("--".into());
     let command = command.iter().map(Into::into).collect();
     // One that is being ended counts, and a new session need not wait for that; one more is for the probe.
     Processes::launched_by(launcher, command, 2 * wanted + 1, Reap::Everything)
