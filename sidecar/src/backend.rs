@@ -164,9 +164,11 @@ pub enum BackendEnd {
     BackendLost(String),
 }
 
-/// Why the backend as a whole cannot be used any more; a sentence for a person.
+/// Why the backend as a whole cannot be used as before; a sentence for a person.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lost {
+    /// It takes no new session. Those that it has may go on.
+    Failing(String),
     /// Nobody is there, or somebody else: what answers next was started since.
     Gone(String),
     /// It may be there, and cannot be spoken to.
@@ -177,16 +179,7 @@ impl Lost {
     /// The sentence.
     pub fn into_why(self) -> String {
         match self {
-            Self::Gone(why) | Self::Silent(why) => why,
-        }
-    }
-}
-
-impl From<ProbeError> for Lost {
-    fn from(error: ProbeError) -> Self {
-        match error {
-            ProbeError::Ended(BackendEnd::NobodyListens(why)) => Self::Gone(why),
-            error => Self::Silent(error.to_string()),
+            Self::Failing(why) | Self::Gone(why) | Self::Silent(why) => why,
         }
     }
 }
@@ -309,7 +302,8 @@ impl Backend {
     /// Resolves when the backend as a whole is gone, with the reason for a person: its container restarts, its
     /// port refuses. Resolves at once when it is gone already. Cancel-safe; one caller at a time.
     ///
-    /// Also when it came back so soon that nobody saw it go, as a server of the other era.
+    /// Also when it came back so soon that nobody saw it go, as a server of the other era; and when it takes no new session
+    /// any more.
     pub async fn lost(&self) -> Lost {
         tokio::select! {
             lost = self.gone() => lost,
@@ -317,11 +311,12 @@ impl Backend {
         }
     }
 
-    /// Resolves when a probe that a suspicion has led to finds another server than before, or none.
+    /// Resolves when a probe that a suspicion has led to finds another server than before, or none, or one that takes no
+    /// new session.
     async fn found_lost(&self) -> Lost {
         loop {
             let suspicion = self.findings().suspected().await;
-            tracing::info!("asking the MCP server who it is: {suspicion}");
+            tracing::info!("{suspicion}: asking the MCP server who it is");
             let was_modern = self.findings().is_modern();
             match self.probe().await {
                 Ok(server) if self.findings().is_modern() != was_modern => {
@@ -329,10 +324,27 @@ impl Backend {
                     return Lost::Gone(format!("the server speaks MCP {version} now: it was started anew"));
                 }
                 Ok(_) => {}
-                Err(error) if error.is_answer() => tracing::debug!("the MCP server answers: {error}"),
-                Err(error) => return error.into(),
+                Err(error) => match self.verdict(&error) {
+                    // That it has no room for the probe's session says little, unless others found none either.
+                    Lost::Failing(why) if suspicion != Suspicion::NoSession => {
+                        tracing::debug!("the MCP server answers: {why}");
+                    }
+                    lost => return lost,
+                },
             }
             sleep(DOUBT_PAUSE).await;
+        }
+    }
+
+    /// What a failed probe says of a backend that has been up.
+    pub fn verdict(&self, error: &ProbeError) -> Lost {
+        let why = error.to_string();
+        match (self, error) {
+            (_, ProbeError::Ended(BackendEnd::NobodyListens(why))) => Lost::Gone(why.clone()),
+            // Each session is a process: what becomes of one says nothing of the others.
+            (Self::Stdio(_), _) => Lost::Failing(why),
+            (_, error) if error.is_answer() => Lost::Failing(why),
+            _ => Lost::Silent(why),
         }
     }
 

@@ -17,6 +17,8 @@ pub enum Suspicion {
     Revision,
     /// Requests in a row were not answered: it may hang.
     Silence,
+    /// `initialize` in a row came to nothing: it may take no new session.
+    NoSession,
 }
 
 impl fmt::Display for Suspicion {
@@ -24,6 +26,7 @@ impl fmt::Display for Suspicion {
         f.write_str(match self {
             Self::Revision => "it did not know the revision that it was found to speak",
             Self::Silence => "requests in a row were not answered",
+            Self::NoSession => "`initialize` in a row came to nothing",
         })
     }
 }
@@ -36,7 +39,7 @@ pub(super) struct Findings(Arc<Known>);
 struct Known {
     is_modern: AtomicBool,
     /// By [`Suspicion`].
-    suspected: [AtomicBool; 2],
+    suspected: [AtomicBool; 3],
     wake: Notify,
 }
 
@@ -60,11 +63,14 @@ impl Findings {
         self.0.wake.notify_one();
     }
 
-    /// Resolves when something is suspected. A doubt about the revision stays until a probe finds something: sessions of
+    /// Resolves when something is suspected, and what weighs most. A doubt about the revision stays until a probe finds something: sessions of
     /// the wrong one come to nothing. One caller at a time.
     pub(super) async fn suspected(&self) -> Suspicion {
-        let [revision, silence] = &self.0.suspected;
+        let [revision, silence, no_session] = &self.0.suspected;
         loop {
+            if no_session.swap(false, Ordering::Relaxed) {
+                return Suspicion::NoSession;
+            }
             if silence.swap(false, Ordering::Relaxed) {
                 return Suspicion::Silence;
             }
