@@ -434,9 +434,11 @@ pub(super) async fn next_chunk(body: &mut Incoming) -> Result<Option<Bytes>, Str
     Ok(None)
 }
 
-/// How long to wait before a stream is tried again.
+/// How long to wait before a stream is tried again. A server that names no time at all is left alone longer and longer
+/// like any other.
 pub(super) fn pause(retry: Option<Duration>, failures: u32) -> Duration {
-    retry.unwrap_or(FIRST_PAUSE).saturating_mul(1 << failures.min(16)).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+    let first = retry.unwrap_or(FIRST_PAUSE).max(SHORTEST_PAUSE);
+    first.saturating_mul(1 << failures.min(16)).min(LONGEST_PAUSE)
 }
 
 #[cfg(test)]
@@ -449,6 +451,8 @@ mod tests {
         assert_eq!(pause(None, 2), 4 * FIRST_PAUSE);
         assert_eq!(pause(Some(Duration::from_millis(100)), 1), Duration::from_millis(200));
         assert_eq!(pause(Some(Duration::ZERO), 0), SHORTEST_PAUSE);
+        assert_eq!(pause(Some(Duration::ZERO), 3), 8 * SHORTEST_PAUSE);
+        assert_eq!(pause(Some(Duration::ZERO), u32::MAX), LONGEST_PAUSE);
         assert_eq!(pause(Some(Duration::MAX), u32::MAX), LONGEST_PAUSE);
     }
 }
