@@ -285,6 +285,7 @@ mod tests {
         let url = format!("ws://{}", listener.local_addr().unwrap()).parse().unwrap();
         let broker = async move {
             let (stream, _) = listener.accept().await.unwrap();
+            #[allow(clippy::result_large_err, reason = "the library's own type")]
             let choose = |_: &Request, mut response: Response| {
                 response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("mqtt"));
                 Ok(response)
