@@ -57,9 +57,7 @@ pub fn run(config: GatewayConfig) -> ExitCode {
         Err(error) => return unusable(&error),
     };
     telemetry::init(config.log_format, &config.log);
-    if config.backend.command.is_empty() {
-        process::raise_open_files(); // processes of our own would inherit it
-    }
+    process::raise_open_files(); // processes of our own get back what it was
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&format!("cannot start: {error}")),

@@ -11,19 +11,19 @@
 //! - [`send_quota`]: what may wait on its way to the server
 //! - [`probe`]: asks the server who it is, as a client would, and so finds which era it speaks
 
-use std::{fmt, future::pending, io, time::Duration};
+use std::{ffi::OsString, fmt, io, time::Duration};
 
 use mcp_mqtt_transport::jsonrpc::{Message, RequestId};
 use tokio::{sync::mpsc, time::sleep};
 
-use self::era::Era;
 use crate::{
     config::{BackendConfig, BackendOptions, Limits},
+    process,
     shim::processes::{Processes, Reap},
     status::ServerInfo,
 };
 
-mod era;
+mod findings;
 pub mod http;
 mod id_scanner;
 mod incoming;
@@ -33,8 +33,12 @@ pub mod probe;
 mod send_quota;
 pub mod stdio;
 
-use self::stdio::own::{Running, Spawner};
+use self::{
+    findings::Findings,
+    stdio::own::{Running, Spawner},
+};
 pub use self::{
+    findings::Suspicion,
     http::{HttpBackend, SseBackend},
     probe::ProbeError,
     send_quota::{BackendSession, FromBridge, SendQuota},
@@ -61,7 +65,7 @@ pub struct SessionId(pub u64);
 
 /// Events of a transport's session that may wait for the translation of its era: what it takes in one go.
 const TO_TRANSLATE: usize = 16;
-/// Pause between two probes of a server that gave cause for doubt.
+/// Pause between two probes of a server of which something is suspected.
 const DOUBT_PAUSE: Duration = Duration::from_secs(5);
 
 /// What of [`Limits`] concerns a backend.
@@ -160,9 +164,11 @@ pub enum BackendEnd {
     BackendLost(String),
 }
 
-/// Why the backend as a whole cannot be used any more; a sentence for a person.
+/// Why the backend as a whole cannot be used as before; a sentence for a person.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lost {
+    /// It takes no new session. Those that it has may go on.
+    Failing(String),
     /// Nobody is there, or somebody else: what answers next was started since.
     Gone(String),
     /// It may be there, and cannot be spoken to.
@@ -173,16 +179,7 @@ impl Lost {
     /// The sentence.
     pub fn into_why(self) -> String {
         match self {
-            Self::Gone(why) | Self::Silent(why) => why,
-        }
-    }
-}
-
-impl From<ProbeError> for Lost {
-    fn from(error: ProbeError) -> Self {
-        match error {
-            ProbeError::Ended(BackendEnd::NobodyListens(why)) => Self::Gone(why),
-            error => Self::Silent(error.to_string()),
+            Self::Failing(why) | Self::Gone(why) | Self::Silent(why) => why,
         }
     }
 }
@@ -235,7 +232,7 @@ impl Backend {
     /// Opens a session and returns at once; what is sent meanwhile waits. A failure arrives as
     /// [`BackendEnd::OpenFailed`], [`BackendEnd::OpenRefused`] or [`BackendEnd::NobodyListens`]. Must be called within a tokio runtime.
     pub fn open(&self, session: SessionId, quota: &SendQuota, events: BackendEvents) -> BackendSession {
-        self.open_in(self.era().is_modern(), session, quota, events)
+        self.open_in(self.findings().is_modern(), session, quota, events)
     }
 
     /// The same, in this era whatever the probe found.
@@ -254,8 +251,13 @@ impl Backend {
         let (translated, to_transport) = quota.session();
         let (to_translate, from_transport) = mpsc::channel(TO_TRANSLATE);
         self.open_transport(true, session, to_translate, to_transport);
-        let translation =
-            modern::serve(session, events, from_bridge, (translated, from_transport), self.era().clone());
+        let translation = modern::serve(
+            session,
+            events,
+            from_bridge,
+            (translated, from_transport),
+            self.findings().clone(),
+        );
         tokio::spawn(translation);
         backend_session
     }
@@ -275,12 +277,11 @@ impl Backend {
         }
     }
 
-    /// The era that the probe found.
-    fn era(&self) -> &Era {
+    fn findings(&self) -> &Findings {
         match self {
-            Self::Stdio(backend) => &backend.era,
-            Self::StreamableHttp(backend) => &backend.era,
-            Self::Sse(backend) => &backend.era,
+            Self::Stdio(backend) => &backend.findings,
+            Self::StreamableHttp(backend) => &backend.findings,
+            Self::Sse(backend) => &backend.findings,
         }
     }
 
@@ -301,61 +302,55 @@ impl Backend {
     /// Resolves when the backend as a whole is gone, with the reason for a person: its container restarts, its
     /// port refuses. Resolves at once when it is gone already. Cancel-safe; one caller at a time.
     ///
-    /// Also when it came back so soon that nobody saw it go, as a server of the other era.
+    /// Also when it came back so soon that nobody saw it go, as a server of the other era; and when it takes no new session
+    /// any more.
     pub async fn lost(&self) -> Lost {
         tokio::select! {
             lost = self.gone() => lost,
-            lost = self.another_era() => lost,
-            lost = self.silent() => lost,
+            lost = self.found_lost() => lost,
         }
     }
 
-    /// Resolves when a probe that a doubt has led to finds another server than before, or none.
-    async fn another_era(&self) -> Lost {
+    /// Resolves when a probe that a suspicion has led to finds another server than before, or none, or one that takes no
+    /// new session.
+    async fn found_lost(&self) -> Lost {
         loop {
-            self.era().doubted().await;
-            let was_modern = self.era().is_modern();
+            let suspicion = self.findings().suspected().await;
+            tracing::info!("{suspicion}: asking the MCP server who it is");
+            let was_modern = self.findings().is_modern();
             match self.probe().await {
-                Ok(_) if self.era().is_modern() == was_modern => sleep(DOUBT_PAUSE).await,
-                Ok(server) => {
+                Ok(server) if self.findings().is_modern() != was_modern => {
                     let version = server.protocol_version;
                     return Lost::Gone(format!("the server speaks MCP {version} now: it was started anew"));
                 }
-                Err(error) => return error.into(),
-            }
-        }
-    }
-
-    /// Resolves when a probe that a suspicion has led to gets no answer. An error is an answer: a server that has no room
-    /// for the probe's session serves the others.
-    async fn silent(&self) -> Lost {
-        let suspected = match self {
-            Self::Stdio(_) => return pending().await, // each session is a process, and hangs alone
-            Self::StreamableHttp(backend) => backend.suspected(),
-            Self::Sse(backend) => backend.suspected(),
-        };
-        loop {
-            suspected.notified().await;
-            tracing::info!("requests in a row were not answered: asking the MCP server whether it is there");
-            match self.probe().await {
-                Err(error @ ProbeError::Ended(BackendEnd::OpenRefused(_))) => {
-                    tracing::debug!("the MCP server answers: {error}");
-                }
-                Err(error @ (ProbeError::NoAnswer(_) | ProbeError::Ended(_))) => return error.into(),
-                Err(error) => tracing::debug!("the MCP server answers: {error}"),
                 Ok(_) => {}
+                Err(error) => match self.verdict(&error) {
+                    // That it has no room for the probe's session says little, unless others found none either.
+                    Lost::Failing(why) if suspicion != Suspicion::NoSession => {
+                        tracing::debug!("the MCP server answers: {why}");
+                    }
+                    lost => return lost,
+                },
             }
             sleep(DOUBT_PAUSE).await;
         }
     }
 
-    /// Requests in a row were not answered: [`Backend::lost`] is to find out whether the server still answers anybody.
-    pub fn suspect_silence(&self) {
-        match self {
-            Self::Stdio(_) => {}
-            Self::StreamableHttp(backend) => backend.suspected().notify_one(),
-            Self::Sse(backend) => backend.suspected().notify_one(),
+    /// What a failed probe says of a backend that has been up.
+    pub fn verdict(&self, error: &ProbeError) -> Lost {
+        let why = error.to_string();
+        match (self, error) {
+            (_, ProbeError::Ended(BackendEnd::NobodyListens(why))) => Lost::Gone(why.clone()),
+            // Each session is a process: what becomes of one says nothing of the others.
+            (Self::Stdio(_), _) => Lost::Failing(why),
+            (_, error) if error.is_answer() => Lost::Failing(why),
+            _ => Lost::Silent(why),
         }
+    }
+
+    /// Something speaks against what the last probe found: [`Backend::lost`] is to ask anew.
+    pub fn suspect(&self, suspicion: Suspicion) {
+        self.findings().suspect(suspicion);
     }
 
     /// As [`Backend::lost`], by a look at the transport alone. Cancel-safe; one caller at a time.
@@ -381,7 +376,10 @@ impl Backend {
 fn own_processes(command: &[String], wanted: usize) -> Processes {
     // This very program, also when its file was replaced meanwhile.
     let parent = format!("--parent={}", std::process::id());
-    let launcher = ["/proc/self/exe", "shim", "exec", &parent, "--"].map(Into::into).into();
+    let mut launcher = ["/proc/self/exe", "shim", "exec", &parent].map(OsString::from).to_vec();
+    // As many files as this one may open, before it raises that for itself.
+    launcher.extend(process::open_files().map(|files| format!("--open-files={files}").into()));
+    launcher.push("--".into());
     let command = command.iter().map(Into::into).collect();
     // One that is being ended counts, and a new session need not wait for that; one more is for the probe.
     Processes::launched_by(launcher, command, 2 * wanted + 1, Reap::Everything)

@@ -39,6 +39,8 @@ pub struct Health {
 pub enum State {
     /// It does not; why.
     Down(String),
+    /// It did, and takes no new session now; why. The sessions that it has go on.
+    Failing(String),
     /// It answered `initialize`.
     Up,
 }
@@ -57,14 +59,20 @@ pub async fn watch(backend: Backend, board: Board, health: watch::Sender<Health>
         probe_until_up(&backend, &board, &health, first).await;
         first = false;
         health.send_modify(|health| health.state = State::Up);
-        let lost = backend.lost().await;
-        if matches!(lost, Lost::Gone(_)) {
-            note_absence(&health);
-        }
-        let why = lost.into_why();
-        board.backend_down(&why);
-        health.send_modify(|health| health.state = State::Down(why));
+        note_lost(backend.lost().await, &board, &health);
     }
+}
+
+fn note_lost(lost: Lost, board: &Board, health: &watch::Sender<Health>) {
+    if matches!(lost, Lost::Gone(_)) {
+        note_absence(health);
+    }
+    let is_failing = matches!(lost, Lost::Failing(_));
+    let why = lost.into_why();
+    board.backend_down(&why);
+    health.send_modify(|health| {
+        health.state = if is_failing { State::Failing(why) } else { State::Down(why) };
+    });
 }
 
 /// Nobody is there. Wakes no one: what counts is whoever answers after that.
@@ -88,6 +96,13 @@ async fn probe_until_up(backend: &Backend, board: &Board, health: &watch::Sender
         } else {
             board.backend_down(&error.to_string());
         }
+        // Sessions that went on have nobody behind them any more.
+        let note_more = |lost: Lost| {
+            if is_failing(health) && !matches!(lost, Lost::Failing(_)) {
+                note_lost(lost, board, health);
+            }
+        };
+        note_more(backend.verdict(&error));
         if matches!(error, ProbeError::Ended(BackendEnd::NobodyListens(_))) {
             note_absence(health);
             sleep(wait_for_start(begun.elapsed())).await;
@@ -95,11 +110,16 @@ async fn probe_until_up(backend: &Backend, board: &Board, health: &watch::Sender
         }
         // A server may also be started anew between two probes.
         let next = Instant::now() + backoff.wait();
-        if let Ok(Lost::Gone(_)) = timeout_at(next, backend.gone()).await {
+        if let Ok(lost @ Lost::Gone(_)) = timeout_at(next, backend.gone()).await {
             note_absence(health);
+            note_more(lost);
         }
         sleep_until(next).await;
     }
+}
+
+fn is_failing(health: &watch::Sender<Health>) -> bool {
+    matches!(health.borrow().state, State::Failing(_))
 }
 
 /// How long to wait, after having waited so long, for somebody to listen.
@@ -109,8 +129,21 @@ fn wait_for_start(waited: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        task::JoinHandle,
+        time::timeout,
+    };
+
     use super::*;
-    use crate::config::{BackendConfig, BackendOptions, Limits};
+    use crate::{
+        backend::Suspicion,
+        config::{BackendConfig, BackendOptions, Limits},
+        metrics::Metrics,
+    };
 
     /// What a probe of it comes to.
     async fn probed(backend: BackendConfig) -> ProbeError {
@@ -124,7 +157,7 @@ mod tests {
         // Bound and not listening; listening, and not by MCP.
         let reserved = tokio::net::TcpSocket::new_v4().unwrap();
         reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let failing = listener.local_addr().unwrap();
         tokio::spawn(async move { while listener.accept().await.is_ok() {} });
         let url = |address: std::net::SocketAddr| Some(format!("http://{address}/mcp").parse().unwrap());
@@ -141,6 +174,65 @@ mod tests {
             let nobody_listens = matches!(error, ProbeError::Ended(BackendEnd::NobodyListens(_)));
             assert_eq!(nobody_listens, is_start, "{backend:?}: {error}");
         }
+    }
+
+    /// Serves HTTP until it is aborted: every request gets this reply.
+    fn serve(listener: TcpListener, reply: Arc<Mutex<String>>) -> JoinHandle<()> {
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).await;
+                let reply = reply.lock().unwrap().clone();
+                let _ = stream.write_all(reply.as_bytes()).await;
+            }
+        })
+    }
+
+    fn reply(status: &str, body: &str) -> String {
+        let length = body.len();
+        format!(
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+    }
+
+    #[tokio::test]
+    async fn one_that_takes_no_new_session_is_failing_until_it_does_or_is_gone() {
+        let well = reply(
+            "200 OK",
+            r#"{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":"2025-06-18","capabilities":{},"serverInfo":{"name":"n","version":"1"}}}"#,
+        );
+        let full = reply("503 Service Unavailable", "full");
+        let said = Arc::new(Mutex::new(well.clone()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = serve(listener, said.clone());
+        let http = BackendConfig {
+            http_url: Some(format!("http://{address}/mcp").parse().unwrap()),
+            ..BackendConfig::default()
+        };
+        let backend = Backend::from_config(&http, &BackendOptions::default(), &Limits::default()).unwrap();
+        let board = Board::new("id", "a/b", Metrics::new());
+        let (sender, mut health) = watch::channel(Health::unknown());
+        tokio::spawn(watch(backend.clone(), board.clone(), sender));
+        let mut until = async |fits: fn(&State) -> bool| {
+            let found = health.wait_for(|health| fits(&health.state));
+            drop(timeout(Duration::from_secs(20), found).await.unwrap().unwrap());
+        };
+        until(|state| *state == State::Up).await;
+        for next_is_up in [true, false] {
+            full.clone_into(&mut said.lock().unwrap());
+            backend.suspect(Suspicion::NoSession);
+            until(|state| matches!(state, State::Failing(why) if why.contains("503"))).await;
+            assert!(!board.status().backend.ok);
+            if next_is_up {
+                well.clone_into(&mut said.lock().unwrap());
+                until(|state| *state == State::Up).await;
+                assert!(board.status().backend.ok);
+            }
+        }
+        server.abort();
+        until(|state| matches!(state, State::Down(_))).await;
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Names and units are those of <https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics>, the
 //! sources those of proc(5).
 
-use std::{fmt, fs};
+use std::{fmt, fs, io};
 
 use prometheus_client::{
     collector::Collector,
@@ -50,13 +50,25 @@ pub fn register(registry: &mut Registry) {
     registry.register_collector(Box::new(Process { boot: boot_time() }));
 }
 
-/// Lets the process open as many files as it may: by habit the soft limit is 1024, for programs that use `select`, and a
-/// gateway has a connection for each request over HTTP.
-pub(crate) fn raise_open_files() {
+/// How many files the process may open; nothing when that is not limited.
+pub(crate) fn open_files() -> Option<u64> {
+    getrlimit(Resource::Nofile).current
+}
+
+/// Lets the process open so many files.
+///
+/// # Errors
+/// The system refuses.
+pub(crate) fn set_open_files(current: Option<u64>) -> io::Result<()> {
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, ..limit };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::debug!(soft = limit.current, "the limit of open files stays as it is: {error}");
+    Ok(setrlimit(Resource::Nofile, Rlimit { current, ..limit })?)
+}
+
+/// Lets the process open as many files as it may: by habit the soft limit is 1024, for programs that use `select`, and a
+/// gateway has a connection for each request over HTTP, and three descriptors for each process of its own.
+pub(crate) fn raise_open_files() {
+    if let Err(error) = set_open_files(getrlimit(Resource::Nofile).maximum) {
+        tracing::debug!(soft = open_files(), "the limit of open files stays as it is: {error}");
     }
 }
 
@@ -84,7 +96,7 @@ impl Collector for Process {
             let open = entries.count().saturating_sub(1); // the one through which they are counted
             tell(&mut encoder, "open_fds", OPEN, None, &ConstGauge::new(gauge(open)))?;
         }
-        let max = getrlimit(Resource::Nofile).current;
+        let max = open_files();
         tell(&mut encoder, "max_fds", MAX, None, &ConstGauge::new(max.map_or(i64::MAX, gauge)))
     }
 }

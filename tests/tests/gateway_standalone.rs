@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use mcp_mqtt_tests::{
     binaries,
     broker::Mosquitto,
@@ -14,7 +14,7 @@ use mcp_mqtt_tests::{
     servers,
 };
 use mcp_mqtt_transport::client::SessionEnd;
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -53,6 +53,31 @@ async fn each_session_has_a_process_of_its_own_that_ends_with_it() -> Result<()>
     let again = open(&two, &gateway.instance()).await?;
     assert_eq!(call(&again, "echo", json!({"message": "back"})).await?, "Echo: back");
     Ok(())
+}
+
+/// A session holds three descriptors, and by habit a process may open 1,024 files and no more. What the server is
+/// started with stays what it was.
+#[tokio::test]
+async fn it_opens_as_many_files_as_it_may_and_its_processes_as_many_as_is_usual() -> Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    let soft = limit.maximum.map_or(1000, |hard| hard.min(1000));
+    setrlimit(Resource::Nofile, Rlimit { current: Some(soft), ..limit })?; // what it inherits from us
+    let broker = Mosquitto::start().await?;
+    // (Node raises the limit for itself.)
+    let command = ["sleep".to_owned(), "1000".to_owned()];
+    let gateway = Options::new(&broker.url()).alone(&command).arg("--prewarm=1").start()?;
+    let open_files = |pid: u32| -> Result<(String, String)> {
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+        let line =
+            limits.lines().find_map(|line| line.strip_prefix("Max open files")).context("no such limit")?;
+        let mut words = line.split_whitespace().map(str::to_owned);
+        words.next().zip(words.next()).context("no soft and hard limit")
+    };
+    let of_server = || children(gateway.pid()).first().and_then(|pid| open_files(*pid).ok());
+    until("a process waits for a session", || of_server().is_some()).await?;
+    let (raised, hard) = open_files(gateway.pid())?;
+    assert_eq!(raised, hard);
+    until("it has the limit that is usual", || of_server() == Some((soft.to_string(), hard.clone()))).await
 }
 
 #[tokio::test]

@@ -9,14 +9,13 @@
 
 use std::{path::Path, sync::Arc};
 
-use tokio::sync::Notify;
 use url::Url;
 
 pub use self::sse::SseBackend;
 use self::{endpoint::Endpoint, exchange::Shared, metadata::Metadata, session::Driver, wire::Wire};
 use super::{
-    BackendConfigError, BackendEvents, BackendLimits, FromBackend, FromBridge, Lost, SessionId, era::Era,
-    modern::MODERN_REVISION,
+    BackendConfigError, BackendEvents, BackendLimits, FromBackend, FromBridge, Lost, SessionId,
+    findings::Findings, modern::MODERN_REVISION,
 };
 
 mod endpoint;
@@ -34,7 +33,7 @@ pub struct HttpBackend {
     endpoint: Arc<Endpoint>,
     limits: BackendLimits,
     metadata: Arc<Metadata>,
-    pub(super) era: Era,
+    pub(super) findings: Findings,
 }
 
 impl HttpBackend {
@@ -44,7 +43,7 @@ impl HttpBackend {
     /// The URL is not `http` or `https` with a host, or the certificates cannot be used.
     pub fn new(url: &Url, ca: Option<&Path>, limits: BackendLimits) -> Result<Self, BackendConfigError> {
         let endpoint = Arc::new(Endpoint::new(url, ca, "--http-url", "transport.streamableHttp")?);
-        Ok(Self { endpoint, limits, metadata: Arc::default(), era: Era::default() })
+        Ok(Self { endpoint, limits, metadata: Arc::default(), findings: Findings::default() })
     }
 
     pub(super) fn open(
@@ -60,8 +59,14 @@ impl HttpBackend {
             self.metadata.clone()
         });
         let max = self.limits.max_message_bytes;
-        let session =
-            Arc::new(Shared { id, wire, metadata, events: events.clone(), max, era: self.era.clone() });
+        let session = Arc::new(Shared {
+            id,
+            wire,
+            metadata,
+            events: events.clone(),
+            max,
+            findings: self.findings.clone(),
+        });
         let driver = Driver::new(session, self.limits.max_in_flight);
         tokio::spawn(async move {
             let end = driver.serve(from_bridge).await;
@@ -72,11 +77,6 @@ impl HttpBackend {
     /// Resolves when nobody listens any more.
     pub(super) async fn lost(&self) -> Lost {
         self.endpoint.lost().await
-    }
-
-    /// Told when requests in a row were not answered.
-    pub(super) fn suspected(&self) -> &Notify {
-        &self.endpoint.suspected
     }
 
     /// Has it looked at now.

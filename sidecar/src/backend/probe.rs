@@ -49,6 +49,19 @@ pub enum ProbeError {
     Unusable(String),
 }
 
+impl ProbeError {
+    /// Whether the server answered, if by an error: one that has no room for the probe's session serves the others.
+    pub(super) fn is_answer(&self) -> bool {
+        match self {
+            Self::Ended(BackendEnd::OpenRefused(_))
+            | Self::Refused(_)
+            | Self::Failed(_)
+            | Self::Unusable(_) => true,
+            Self::Ended(_) | Self::NoAnswer(_) => false,
+        }
+    }
+}
+
 fn noise(said: Option<&String>) -> String {
     said.map(|said| format!(" It did say something else: {said}.")).unwrap_or_default()
 }
@@ -67,7 +80,7 @@ pub(super) async fn probe(backend: &Backend) -> Result<ServerInfo, ProbeError> {
         other => (other, false),
     };
     if answer.is_ok() {
-        backend.era().found(is_modern);
+        backend.findings().found(is_modern);
     }
     answer.map(|server| {
         let protocol_version = if is_modern { MODERN_REVISION.to_owned() } else { server.protocol_version };

@@ -19,7 +19,7 @@ use tokio::{
 use self::own::{Lease, Running, Spawner};
 use super::{
     BackendEnd, BackendEvents, BackendLimits, FromBackend, FromBridge, Lost, SessionId,
-    era::Era,
+    findings::Findings,
     incoming,
     lines::{Line, Lines},
     send_quota::Outbound,
@@ -47,7 +47,7 @@ const KEPT_WRITE_BUFFER: usize = 16 * 1024;
 pub struct StdioBackend {
     source: Source,
     limits: BackendLimits,
-    pub(super) era: Era,
+    pub(super) findings: Findings,
 }
 
 /// Who starts the processes.
@@ -62,12 +62,12 @@ enum Source {
 impl StdioBackend {
     /// The backend behind this shim's socket.
     pub fn new(socket: PathBuf, limits: BackendLimits) -> Self {
-        Self { source: Source::Shim(socket), limits, era: Era::default() }
+        Self { source: Source::Shim(socket), limits, findings: Findings::default() }
     }
 
     /// The backend whose processes are started here, once [`StdioBackend::start`] was called.
     pub fn of_own(spawner: Spawner, limits: BackendLimits) -> Self {
-        Self { source: Source::Own(spawner), limits, era: Era::default() }
+        Self { source: Source::Own(spawner), limits, findings: Findings::default() }
     }
 
     pub(super) fn start(&self) -> io::Result<Option<Running>> {

@@ -80,6 +80,9 @@ pub(super) struct Driver<'a> {
     presence: Presence,
     place: Place,
     silence: Silence,
+    /// The server takes no new session: the presence goes with the last of those that it has, since a client that sees an
+    /// empty one drops its session at once.
+    is_failing: bool,
     /// Unsubscribes that the broker has not answered: it has all that was sent before one that it has.
     unsubscribing: usize,
     drain: Option<Drain>,
@@ -132,6 +135,7 @@ impl<'a> Driver<'a> {
             presence: Presence::new(stands_in, now()),
             place,
             silence: Silence::default(),
+            is_failing: false,
             unsubscribing: 0,
             drain: None,
         };
@@ -150,6 +154,10 @@ impl<'a> Driver<'a> {
             self.publish_counts();
             if self.drain.is_some() && self.core.sessions.is_empty() {
                 return self.leave().await;
+            }
+            if self.is_failing && self.core.sessions.is_empty() {
+                self.is_failing = false;
+                self.retract();
             }
             if self.presence.restarts(now()) {
                 return self.restart().await;
@@ -293,28 +301,34 @@ impl<'a> Driver<'a> {
     /// The presence follows the backend: a client that finds us is to be served.
     fn take_health(&mut self) {
         let state = self.bridge.health.borrow_and_update().state.clone();
+        self.is_failing = matches!(state, State::Failing(_));
         match state {
             State::Up => {
                 // Up again, without a look at the down between: what that would have ended is ended by its backend.
-                self.core.sessions.set_backend_up(true);
+                self.core.sessions.backend_up();
                 if self.workers.presence_waits().is_none() {
                     let step = self.presence.backend_up();
                     self.step(step);
                 }
             }
+            State::Failing(why) => self.core.sessions.backend_down(&why),
             State::Down(why) => {
-                self.core.sessions.set_backend_up(false);
+                self.core.sessions.backend_down(&why);
                 let end = EndReason::Backend(BackendEnd::BackendLost(why));
                 self.core.sessions.end_all(&end, now(), &mut self.actions);
                 self.perform();
-                // Errors first, then the empty presence: a client that sees it drops its session at once.
-                let step = self.presence.backend_down(self.unsubscribing == 0, now());
-                self.step(step);
-                if self.drain.is_none() {
-                    let message = "the presence is published once the MCP server answers";
-                    self.bridge.board.unregistered(reason::WAITING_FOR_BACKEND, message);
-                }
+                self.retract();
             }
+        }
+    }
+
+    /// Errors first, then the empty presence: a client that sees it drops its session at once.
+    fn retract(&mut self) {
+        let step = self.presence.backend_down(self.unsubscribing == 0, now());
+        self.step(step);
+        if self.drain.is_none() {
+            let message = "the presence is published once the MCP server answers";
+            self.bridge.board.unregistered(reason::WAITING_FOR_BACKEND, message);
         }
     }
 
@@ -405,8 +419,8 @@ impl<'a> Driver<'a> {
             }
             Action::Resolved { asker, method, outcome, elapsed, span } => {
                 self.bridge.metrics.request(asker, method, outcome, elapsed);
-                if self.silence.ended(asker, method, outcome, elapsed) {
-                    self.bridge.backend.suspect_silence();
+                if let Some(suspicion) = self.silence.ended(asker, method, outcome, elapsed) {
+                    self.bridge.backend.suspect(suspicion);
                 }
                 if let (Some(tracer), Some(span)) = (&self.bridge.tracer, span) {
                     tracer.finish(span, method, outcome, elapsed);

@@ -9,8 +9,8 @@ pub enum Refusal {
     Draining,
     /// The drain's deadline came before the answer: the request may have had its effect.
     Drained,
-    /// The MCP server does not answer at present.
-    BackendDown,
+    /// The MCP server takes no session at present; why, for a person.
+    BackendDown(String),
     /// As many sessions are open as may be.
     MaxSessions(u32),
     /// The broker refused a subscription without which the session is deaf; the filter and why.
@@ -56,7 +56,7 @@ impl Refusal {
         match self {
             Self::Draining => "draining",
             Self::Drained => "drained",
-            Self::BackendDown => "backend-down",
+            Self::BackendDown(_) => "backend-down",
             Self::MaxSessions(_) => Self::MAX_SESSIONS,
             Self::Subscription(_) => "subscription-refused",
             Self::NoSession => "no-session",
@@ -85,8 +85,10 @@ impl Refusal {
                 "this instance shut down before the answer came; the request may have had its effect"
                     .to_owned()
             }
-            Self::BackendDown => {
-                "the MCP server behind this gateway does not answer at present: try again".to_owned()
+            Self::BackendDown(why) => {
+                format!(
+                    "the MCP server behind this gateway takes no session at present, try again later: {why}"
+                )
             }
             Self::MaxSessions(limit) => {
                 format!("this instance serves {limit} sessions, all it may: initialize at another one")

@@ -47,7 +47,8 @@ pub struct Sessions {
     rules: Rules,
     limit: u32,
     draining: bool,
-    backend_up: bool,
+    /// Why the MCP server takes no session; nothing when it does.
+    backend_down: Option<String>,
     by_id: HashMap<SessionId, Entry>,
     by_client: HashMap<ClientId, SessionId>,
     /// One entry a session that waits for something: the earliest deadline, or an earlier time.
@@ -71,7 +72,7 @@ impl Sessions {
             rules,
             limit,
             draining: false,
-            backend_up: false,
+            backend_down: Some("it was not asked yet".to_owned()),
             by_id: HashMap::new(),
             by_client: HashMap::new(),
             deadlines: BTreeSet::new(),
@@ -164,9 +165,14 @@ impl Sessions {
         self.last_id
     }
 
-    /// Whether the MCP server answers: without it `initialize` is refused.
-    pub fn set_backend_up(&mut self, up: bool) {
-        self.backend_up = up;
+    /// The MCP server takes sessions.
+    pub fn backend_up(&mut self) {
+        self.backend_down = None;
+    }
+
+    /// It takes none, and why: `initialize` is refused.
+    pub fn backend_down(&mut self, why: &str) {
+        self.backend_down = Some(why.to_owned());
     }
 
     /// `initialize` on the control topic. `open` opens the backend session, and is called only if there will be one;
@@ -183,8 +189,8 @@ impl Sessions {
         let size = message.raw().len();
         let refusal = if self.draining {
             Some(Refusal::Draining)
-        } else if !self.backend_up {
-            Some(Refusal::BackendDown)
+        } else if let Some(why) = &self.backend_down {
+            Some(Refusal::BackendDown(why.clone()))
         } else if size > self.rules.max_message_bytes {
             Some(Refusal::TooLarge(size, self.rules.max_message_bytes))
         } else if old.is_none() && self.by_id.len() >= self.limit as usize {

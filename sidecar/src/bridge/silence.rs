@@ -1,44 +1,64 @@
-//! Whether the server has fallen silent, as its clients' requests tell: it may hang while it still listens.
+//! Whether the server has fallen silent, or takes no new session, as its clients' requests tell: it may hang while it
+//! still listens, and fail at its start while the sessions that it has go on.
 
 use std::time::Duration;
 
 use super::request::{Asker, Method, Outcome};
+use crate::backend::Suspicion;
 
 /// So many requests in a row without an answer, of whatever session, are a reason to ask the server whether it is there.
 const UNANSWERED: u32 = 3;
+/// So many `initialize` in a row that came to nothing, of whatever client, are a reason to try one.
+const UNOPENED: u32 = 3;
 /// One that its client gave up after so long was without an answer too: clients have timeouts of their own.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
 
 /// Answered by the translator, in front of a server of 2026-07-28: such an answer says nothing of the server.
 const TRANSLATED: [&str; 4] = ["ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"];
 
-/// The requests since the last answer.
+/// The requests since the last answer, and the `initialize` since the last that had a result.
 #[derive(Debug, Default)]
 pub(super) struct Silence {
     unanswered: u32,
+    unopened: u32,
 }
 
 impl Silence {
-    /// A request has ended. True: it is time to ask the server, and to count anew.
+    /// A request has ended. What it makes us suspect, if it is time to ask the server, and to count anew.
     pub(super) fn ended(
         &mut self,
         asker: Asker,
         method: Method,
         outcome: Outcome,
         elapsed: Duration,
-    ) -> bool {
-        match (asker, outcome) {
-            (Asker::Server, _) | (_, Outcome::Failed) => return false, // says nothing of the server
-            (_, Outcome::Ok | Outcome::Error) if TRANSLATED.contains(&method.as_str()) => return false,
-            (_, Outcome::Ok | Outcome::Error) => self.unanswered = 0,
-            (_, Outcome::Abandoned) if elapsed < GIVEN_UP_AFTER => return false,
-            (_, Outcome::Abandoned | Outcome::TimedOut) => self.unanswered += 1,
+    ) -> Option<Suspicion> {
+        if asker == Asker::Server {
+            return None; // says nothing of the server
         }
-        let is_silent = self.unanswered >= UNANSWERED;
-        if is_silent {
-            self.unanswered = 0;
+        if method.as_str() == "initialize" {
+            match outcome {
+                Outcome::Ok => self.unopened = 0,
+                Outcome::Abandoned => {} // its client has another one, or has left
+                // Whether it is the server's fault or the client's is for the answer to tell.
+                Outcome::Error | Outcome::Failed | Outcome::TimedOut => self.unopened += 1,
+            }
         }
-        is_silent
+        match outcome {
+            Outcome::Failed => {}
+            Outcome::Ok | Outcome::Error if TRANSLATED.contains(&method.as_str()) => {}
+            Outcome::Ok | Outcome::Error => self.unanswered = 0,
+            Outcome::Abandoned if elapsed < GIVEN_UP_AFTER => {}
+            Outcome::Abandoned | Outcome::TimedOut => self.unanswered += 1,
+        }
+        let suspicion = if self.unopened >= UNOPENED {
+            Suspicion::NoSession
+        } else if self.unanswered >= UNANSWERED {
+            Suspicion::Silence
+        } else {
+            return None;
+        };
+        *self = Self::default();
+        Some(suspicion)
     }
 }
 
@@ -73,10 +93,37 @@ mod tests {
             (vec![late; 8], 2),
         ] {
             let mut silence = Silence::default();
-            let ended = requests.iter().filter(|(asker, method, outcome, elapsed)| {
+            let suspected = requests.iter().filter_map(|(asker, method, outcome, elapsed)| {
                 silence.ended(*asker, *method, *outcome, *elapsed)
             });
-            assert_eq!(ended.count(), expected, "{requests:?}");
+            assert_eq!(suspected.collect::<Vec<_>>(), vec![Suspicion::Silence; expected], "{requests:?}");
+        }
+    }
+
+    #[test]
+    fn three_sessions_in_a_row_that_do_not_come_up_are_no_chance() {
+        use Outcome::{Abandoned, Error, Failed, Ok, TimedOut};
+        for (outcomes, expected) in [
+            (vec![Failed, Failed], None),
+            (vec![Failed, Failed, Failed], Some(Suspicion::NoSession)),
+            (vec![Error, TimedOut, Failed], Some(Suspicion::NoSession)),
+            (vec![TimedOut, TimedOut, TimedOut], Some(Suspicion::NoSession)),
+            (vec![Failed, Failed, Ok, Failed, Failed], None),
+            (vec![Failed, Failed, Abandoned, Abandoned], None),
+            (vec![Failed; 5], Some(Suspicion::NoSession)),
+        ] {
+            let mut silence = Silence::default();
+            let suspected: Vec<Suspicion> = outcomes
+                .iter()
+                .flat_map(|outcome| {
+                    // Those that run go on.
+                    let call = silence.ended(Asker::Client, Method::of("tools/call"), Ok, LONG);
+                    let opening = silence.ended(Asker::Client, Method::of("initialize"), *outcome, LONG);
+                    [call, opening]
+                })
+                .flatten()
+                .collect();
+            assert_eq!(suspected, Vec::from_iter(expected), "{outcomes:?}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mcp_mqtt_sidecar::backend::{BackendEnd, Lost, ProbeError};
+use mcp_mqtt_sidecar::backend::{BackendEnd, Lost, ProbeError, Suspicion};
 use tokio::time::timeout;
 
 use crate::fake::{Client, Fake, PATIENCE, SESSION, Seen, Then, backend, events, json_status, on, status};
@@ -93,7 +93,7 @@ async fn a_server_that_has_no_room_for_a_probe_is_not_silent() {
         let backend = backend.clone();
         async move { backend.lost().await }
     });
-    backend.suspect_silence();
+    backend.suspect(Suspicion::Silence);
     fake.nth("initialize", 0).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!lost.is_finished(), "{:?}", lost.await);

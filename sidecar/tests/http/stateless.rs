@@ -1,13 +1,23 @@
 //! A server of 2026-07-28: no sessions, each request an exchange of its own.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use futures::stream;
 use mcp_mqtt_sidecar::backend::{Backend, BackendEnd, FromBackend, failure};
 use serde_json::{Value, json};
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 
 use crate::fake::{
     Client, Fake, PATIENCE, SESSION, Seen, Then, event, events, json, json_status, result, status,
@@ -202,6 +212,39 @@ async fn a_server_of_the_revision_is_known_however_it_refuses_initialize() {
     .await;
     let told = fake.backend().probe().await.unwrap_err().to_string();
     assert!(told.contains("(-32000)"), "{told}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_too_busy_for_new_sessions_loses_none_that_it_has() {
+    let busy = Arc::new(AtomicBool::new(false));
+    let is_busy = busy.clone();
+    let fake = Fake::start(move |seen: Seen| {
+        let too_busy =
+            is_busy.load(Ordering::Relaxed) && matches!(seen.what(), "initialize" | "server/discover");
+        let reply = if too_busy { status(429, "too many requests") } else { usual(&seen) };
+        Box::pin(async move { Some(reply) })
+    })
+    .await;
+    let backend = probed(&fake).await;
+    let mut client = Client::open(&backend);
+    client.initialize().await;
+    let lost = tokio::spawn({
+        let backend = backend.clone();
+        async move { backend.lost().await }
+    });
+    busy.store(true, Ordering::Relaxed);
+    let mut refused = Client::open(&backend);
+    refused.request(0, "initialize").await;
+    let (_, reason, detail) = refused.failure().await;
+    assert_eq!(reason, failure::HTTP_STATUS, "{detail}");
+    fake.nth("initialize", 1).await; // the server is asked anew
+    sleep(Duration::from_millis(300)).await;
+    assert!(!lost.is_finished(), "{:?}", lost.await);
+    client.request(1, "tools/call").await;
+    assert_eq!(client.message().await["id"], 1);
+    busy.store(false, Ordering::Relaxed);
+    Client::open(&backend).initialize().await;
+    assert!(!lost.is_finished());
 }
 
 #[tokio::test]

@@ -163,6 +163,19 @@ async fn the_servers_own_stream_is_opened_after_the_handshake_and_opened_again()
 }
 
 #[tokio::test]
+async fn a_server_that_closes_its_own_stream_at_once_is_asked_less_and_less() {
+    let fake =
+        Fake::start(nth(|what, _, _| (what == "GET").then(|| events(&["retry: 0\n\n"], Then::Close)))).await;
+    let client = fake.session().await;
+    let first = fake.nth("GET", 0).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let asked = fake.seen().iter().filter(|seen| seen.what() == "GET").count();
+    // 40, 80, 160, 320, 640 ms
+    assert!((3..=7).contains(&asked), "{asked} times in {:?}", first.at.elapsed());
+    client.close().await;
+}
+
+#[tokio::test]
 async fn the_servers_own_stream_begins_anew_where_it_cannot_be_resumed() {
     let unknown = r#"{"jsonrpc":"2.0","error":{"code":-32000,"message":"Invalid event ID"},"id":null}"#;
     let said = json!({"jsonrpc": "2.0", "method": "notifications/again"});

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mcp_mqtt_sidecar::backend::{BackendEnd, Lost, ProbeError};
+use mcp_mqtt_sidecar::backend::{BackendEnd, Lost, ProbeError, Suspicion};
 
 use crate::rig::{Client, PATIENCE, Shim, backend, message, ping};
 
@@ -51,8 +51,13 @@ async fn without_a_shim_sessions_and_the_monitor_say_so() {
 async fn a_crash_at_start_ends_the_session_with_the_exit_code() {
     let shim = Shim::script(&[], "exit 42");
     assert_eq!(shim.open().end().await, BackendEnd::Exited("exit code 42".to_owned()));
-    let probed = shim.backend().probe().await.unwrap_err().to_string();
+    let backend = shim.backend();
+    let probed = backend.probe().await.unwrap_err().to_string();
     assert!(probed.contains("exit code 42"), "{probed}");
+    // Processes that run do not end with it.
+    backend.suspect(Suspicion::NoSession);
+    let lost = tokio::time::timeout(PATIENCE, backend.lost()).await.unwrap();
+    assert!(matches!(&lost, Lost::Failing(why) if why.contains("exit code 42")), "{lost:?}");
 }
 
 #[tokio::test]

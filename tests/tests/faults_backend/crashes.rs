@@ -100,16 +100,71 @@ async fn a_server_that_exits_at_start_is_an_error_with_its_exit_code_and_nothing
     let (gateway, switch) = troubled(&broker, &[]).await?;
     let client = connect(&broker.url(), "c").await?;
     let before = Baseline::of(&gateway);
-    for n in 1..=5 {
+    for n in 1..=2 {
         let error = open_in_trouble(&client, &gateway, &switch, "exit").await?;
         assert!(error.contains('7'), "the exit code is in it: {error}");
         gateway.wait_metric(r#"sessions_ended_total{reason="backend-ended"}"#, n).await?;
     }
     let failed = r#"requests_total{asker="client",method="initialize",outcome="failed"}"#;
-    assert_eq!(gateway.metric(failed).await?, 5);
+    assert_eq!(gateway.metric(failed).await?, 2);
     before.regained(&gateway).await?;
     let session = open(&client, &gateway.instance()).await?;
     assert_eq!(call(&session, "echo", json!({"message": "well"})).await?, "well");
+    Ok(())
+}
+
+/// As with a full disk, or a token that was revoked: what runs goes on, and nothing new starts.
+#[tokio::test]
+async fn a_server_that_starts_no_more_is_not_ready_and_keeps_the_sessions_that_it_has() -> Result<()> {
+    let broker = Mosquitto::start().await?;
+    let (gateway, switch) = troubled(&broker, &[]).await?;
+    let (client, keeper) = (connect(&broker.url(), "c").await?, connect(&broker.url(), "keeper").await?);
+    let mut watch = client.watch(SERVER_NAME).await?;
+    timeout(PATIENCE, watch.until(|instances| instances.len() == 1)).await?;
+    let kept = open(&keeper, &gateway.instance()).await?;
+    let before = Baseline::of(&gateway);
+    let fail = async || {
+        fs::write(&switch, "exit")?;
+        for _ in 0..3 {
+            open(&client, &gateway.instance()).await.expect_err("its process exits");
+        }
+        let status = gateway.wait_for("readiness off", |status| !status.ready()).await?;
+        assert!(status.backend.message.contains("exit code 7"), "{status:?}");
+        let refused = open(&client, &gateway.instance()).await.expect_err("nothing new starts");
+        let refused = format!("{refused:#}");
+        assert!(
+            refused.contains("takes no session at present") && refused.contains("exit code 7"),
+            "{refused}"
+        );
+        anyhow::Ok(())
+    };
+    let is_kept = async || call(&kept, "echo", json!({"message": "kept"})).await;
+
+    fail().await?;
+    assert_eq!(is_kept().await?, "kept");
+    let status = gateway.status().await?;
+    assert_eq!(
+        (status.broker.ok, status.sessions),
+        (true, 1),
+        "its client would take an empty presence for its end"
+    );
+    fs::remove_file(&switch)?;
+    gateway.wait_ready().await?;
+    open(&client, &gateway.instance()).await?.close();
+    assert_eq!(is_kept().await?, "kept");
+    gateway.wait_for("the end of the other one", |status| status.sessions == 1).await?;
+    before.regained(&gateway).await?;
+
+    fail().await?;
+    assert_eq!(is_kept().await?, "kept");
+    kept.close();
+    timeout(PATIENCE, watch.until(<[_]>::is_empty)).await?;
+    gateway.wait_for("no presence", |status| status.broker.reason == "WaitingForBackend").await?;
+    fs::remove_file(&switch)?;
+    timeout(PATIENCE, watch.until(|instances| instances.len() == 1)).await?;
+    gateway.wait_ready().await?;
+    let again = open(&client, &gateway.instance()).await?;
+    assert_eq!(call(&again, "echo", json!({"message": "well"})).await?, "well");
     Ok(())
 }
 

@@ -3,9 +3,11 @@
 use std::{
     error::Error,
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes};
@@ -14,20 +16,27 @@ use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    net::{TcpStream, lookup_host},
+    time::timeout,
 };
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::{
-    WebSocketStream, client_async,
+    WebSocketStream, client_async_with_config,
     tungstenite::{
         Error as WebSocketError, Message,
         client::IntoClientRequest,
         http::{HeaderValue, header::SEC_WEBSOCKET_PROTOCOL},
+        protocol::WebSocketConfig,
     },
 };
 
 use super::{ConnectError, ConnectOptions, tls};
 use crate::redact;
+
+/// What an address gets at least before the next one is tried.
+const LEAST_SHARE: Duration = Duration::from_secs(2);
+/// The library's own limit of a message. A broker may put several packets into one.
+const LARGEST_MESSAGE: usize = 64 << 20;
 
 /// Bytes, both ways, in order.
 pub(super) trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -77,9 +86,10 @@ impl Address {
             .then(|| tls::client_config(&options.tls))
             .transpose()
             .map_err(|detail| self.tls(detail))?;
-        let stream = TcpStream::connect((self.host.as_str(), self.port))
-            .await
-            .map_err(|error| self.unreachable(&error))?;
+        let addresses = lookup_host((self.host.as_str(), self.port)).await;
+        let addresses: Vec<SocketAddr> = addresses.map_err(|error| self.unreachable(&error))?.collect();
+        let stream =
+            connect(&addresses, options.connect_timeout).await.map_err(|error| self.unreachable(&error))?;
         // Off by default, and 40 to 90 ms per QoS 1 round trip without it.
         stream.set_nodelay(true).map_err(|error| self.unreachable(&error))?;
         let stream: Box<dyn ByteStream> = match tls {
@@ -108,7 +118,11 @@ impl Address {
             options.url.as_str().into_client_request().map_err(|error| self.unreachable(&error))?;
         request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("mqtt"));
         // It fails, too, where the answer does not choose this protocol (MQTT 5, section 6.0).
-        let (socket, _) = client_async(request, stream).await.map_err(|error| match &error {
+        // The library's limit of a frame is less than a packet that we announce may have.
+        let largest = LARGEST_MESSAGE.max((options.max_packet_size as usize).saturating_mul(2));
+        let config = WebSocketConfig::default().max_message_size(Some(largest)).max_frame_size(Some(largest));
+        let upgrade = client_async_with_config(request, stream, Some(config));
+        let (socket, _) = upgrade.await.map_err(|error| match &error {
             WebSocketError::Io(io) if caused_by_tls(io) => self.tls(io.to_string()),
             _ => self.unreachable(&error),
         })?;
@@ -122,6 +136,25 @@ impl Address {
     fn unreachable(&self, error: &dyn Error) -> ConnectError {
         ConnectError::Unreachable { address: self.text.clone(), detail: error.to_string() }
     }
+}
+
+/// Tries one address after the other, each for its share of the time: the first may swallow packets, and the next one
+/// answer. The error is of the last.
+async fn connect(addresses: &[SocketAddr], patience: Duration) -> io::Result<TcpStream> {
+    let mut error = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let share = patience / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+    let share = share.max(LEAST_SHARE);
+    for address in addresses {
+        error = match timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) if addresses.len() == 1 => return Err(error), // it needs no name
+            Ok(Err(error)) => io::Error::new(error.kind(), format!("{address}: {error}")),
+            Err(_) => {
+                io::Error::new(io::ErrorKind::TimedOut, format!("{address}: no answer within {share:?}"))
+            }
+        };
+    }
+    Err(error)
 }
 
 /// Whether rustls is behind it. In TLS 1.3 a broker refuses a client certificate after the handshake, so that
@@ -195,5 +228,85 @@ fn io_error(error: WebSocketError) -> io::Error {
         WebSocketError::Io(error) => error,
         WebSocketError::ConnectionClosed | WebSocketError::AlreadyClosed => io::ErrorKind::BrokenPipe.into(),
         error => io::Error::other(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::SinkExt;
+    use tokio::{
+        io::AsyncReadExt,
+        net::{TcpListener, TcpSocket},
+        time::Instant,
+    };
+    use tokio_tungstenite::{
+        accept_hdr_async,
+        tungstenite::handshake::server::{Request, Response},
+    };
+
+    use super::*;
+
+    /// A listener whose backlog is full: it answers no SYN. With what fills it.
+    async fn blackhole() -> (TcpListener, Vec<TcpStream>) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut queued = Vec::new();
+        while let Ok(stream) = timeout(Duration::from_millis(200), TcpStream::connect(address)).await {
+            queued.push(stream.unwrap());
+        }
+        (listener, queued)
+    }
+
+    #[tokio::test]
+    async fn an_address_that_swallows_packets_does_not_hide_the_next() {
+        let (silent, _queued) = blackhole().await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addresses = [silent.local_addr().unwrap(), listener.local_addr().unwrap()];
+        let begin = Instant::now();
+        let stream = connect(&addresses, Duration::from_secs(5)).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), addresses[1]);
+        assert!(begin.elapsed() < Duration::from_secs(4), "half of the time: {:?}", begin.elapsed());
+    }
+
+    /// What ends the websocket ends all sessions on it.
+    #[tokio::test]
+    async fn a_packet_as_large_as_announced_comes_by_websocket_too() {
+        const LARGE: usize = 17 << 20;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("ws://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let broker = async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            #[allow(clippy::result_large_err, reason = "the library's own type")]
+            let choose = |_: &Request, mut response: Response| {
+                response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("mqtt"));
+                Ok(response)
+            };
+            let mut socket = accept_hdr_async(stream, choose).await.unwrap();
+            socket.send(Message::Binary(vec![0; LARGE].into())).await.unwrap();
+        };
+        let client = async {
+            let options = ConnectOptions { max_packet_size: 18 << 20, ..ConnectOptions::new(url, "c") };
+            let mut stream = Address::of(&options).unwrap().open(&options).await.unwrap();
+            stream.read_exact(&mut vec![0; LARGE]).await.unwrap();
+        };
+        timeout(Duration::from_secs(30), async { tokio::join!(broker, client) }).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_error_is_of_the_last_address() {
+        let (silent, _queued) = blackhole().await;
+        let silent = silent.local_addr().unwrap();
+        let reserved = TcpSocket::new_v4().unwrap();
+        reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let closed = reserved.local_addr().unwrap();
+        let patience = Duration::from_millis(100); // each gets the least
+        let refused = connect(&[silent, closed], patience).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(refused.to_string().starts_with(&format!("{closed}: ")), "{refused}");
+        let late = connect(&[closed, silent], patience).await.unwrap_err();
+        assert_eq!(late.to_string(), format!("{silent}: no answer within 2s"));
+        assert_eq!(connect(&[], patience).await.unwrap_err().to_string(), "the name has no address");
     }
 }

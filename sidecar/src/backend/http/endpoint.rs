@@ -41,8 +41,6 @@ pub(super) struct Endpoint {
     client: Client<RequestBody>,
     /// Told when a connection was refused or broke: it is time to look whether the server is there.
     trouble: Notify,
-    /// Told when requests in a row were not answered: the server may hang.
-    pub(super) suspected: Notify,
 }
 
 impl Endpoint {
@@ -79,7 +77,6 @@ impl Endpoint {
             field,
             client,
             trouble: Notify::new(),
-            suspected: Notify::new(),
         })
     }
 

@@ -19,9 +19,8 @@ use super::{
     wire::{Failure, Reply, Wire, innermost, read_json},
 };
 use crate::backend::{
-    BackendEnd, BackendEvents, FromBackend, SessionId,
-    era::Era,
-    failure,
+    BackendEnd, BackendEvents, FromBackend, SessionId, failure,
+    findings::{Findings, Suspicion},
     incoming::{self, Events},
     modern::{
         members::member,
@@ -56,7 +55,7 @@ pub(super) struct Shared {
     pub(super) metadata: Option<Arc<Metadata>>,
     pub(super) events: BackendEvents,
     pub(super) max: usize,
-    pub(super) era: Era,
+    pub(super) findings: Findings,
 }
 
 /// How a stream ended.
@@ -339,7 +338,7 @@ impl Shared {
             self.wire.agree_on(&version);
         }
         if opening && message.error().is_some_and(|error| error.code == UNSUPPORTED_VERSION) {
-            self.era.doubt();
+            self.findings.suspect(Suspicion::Revision);
         }
         if let (Some(metadata), Some(id), Some(result)) = (&self.metadata, message.id(), message.result())
             && let Some(result) = metadata.learn(result)
@@ -379,7 +378,7 @@ impl Shared {
                 metadata: Some(metadata.clone()),
                 events,
                 max: self.max,
-                era: self.era.clone(),
+                findings: self.findings.clone(),
             };
             let params = [r#"{"_meta":"#, meta, &cursor, "}"];
             let request = Message::request_of_parts(&RequestId::number(page), "tools/list", &params);
@@ -425,9 +424,11 @@ pub(super) async fn next_chunk(body: &mut Incoming) -> Result<Option<Bytes>, Str
     Ok(None)
 }
 
-/// How long to wait before a stream is tried again.
+/// How long to wait before a stream is tried again. A server that names no time at all is left alone longer and longer
+/// like any other.
 pub(super) fn pause(retry: Option<Duration>, failures: u32) -> Duration {
-    retry.unwrap_or(FIRST_PAUSE).saturating_mul(1 << failures.min(16)).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+    let first = retry.unwrap_or(FIRST_PAUSE).max(SHORTEST_PAUSE);
+    first.saturating_mul(1 << failures.min(16)).min(LONGEST_PAUSE)
 }
 
 #[cfg(test)]
@@ -440,6 +441,8 @@ mod tests {
         assert_eq!(pause(None, 2), 4 * FIRST_PAUSE);
         assert_eq!(pause(Some(Duration::from_millis(100)), 1), Duration::from_millis(200));
         assert_eq!(pause(Some(Duration::ZERO), 0), SHORTEST_PAUSE);
+        assert_eq!(pause(Some(Duration::ZERO), 3), 8 * SHORTEST_PAUSE);
+        assert_eq!(pause(Some(Duration::ZERO), u32::MAX), LONGEST_PAUSE);
         assert_eq!(pause(Some(Duration::MAX), u32::MAX), LONGEST_PAUSE);
     }
 }

@@ -300,7 +300,7 @@ mod tests {
     use super::*;
     use crate::backend::{
         SendQuota, SessionId,
-        era::Era,
+        findings::Findings,
         http::{Endpoint, Wire},
     };
 
@@ -358,7 +358,7 @@ mod tests {
             metadata: None,
             events,
             max: 1000,
-            era: Era::default(),
+            findings: Findings::default(),
         };
         let mute = Arc::new(Mute { shared, answers: Semaphore::new(0), open: AtomicUsize::new(0) });
         let (session, from_bridge) = SendQuota::for_messages_of(1000).session();

@@ -33,7 +33,7 @@ use super::{
 };
 use crate::backend::{
     BackendConfigError, BackendEnd, BackendEvents, BackendLimits, FromBackend, FromBridge, Lost, SessionId,
-    era::Era, incoming, send_quota::Outbound,
+    findings::Findings, incoming, send_quota::Outbound,
 };
 
 /// From the request for the stream to its `endpoint` event, which a server sends at once.
@@ -46,8 +46,8 @@ const CLOSING: Duration = Duration::from_millis(100);
 pub struct SseBackend {
     endpoint: Arc<Endpoint>,
     limits: BackendLimits,
-    /// Always the older one.
-    pub(in crate::backend) era: Era,
+    /// Always of the older era.
+    pub(in crate::backend) findings: Findings,
 }
 
 impl SseBackend {
@@ -57,13 +57,13 @@ impl SseBackend {
     /// As there.
     pub fn new(url: &Url, ca: Option<&Path>, limits: BackendLimits) -> Result<Self, BackendConfigError> {
         let endpoint = Endpoint::new(url, ca, "--sse-url", "transport.sse")?;
-        Ok(Self { endpoint: Arc::new(endpoint), limits, era: Era::default() })
+        Ok(Self { endpoint: Arc::new(endpoint), limits, findings: Findings::default() })
     }
 
     pub(in crate::backend) fn open(&self, id: SessionId, events: BackendEvents, from_bridge: FromBridge) {
         let wire = Wire::new(self.endpoint.clone());
-        let (max, era) = (self.limits.max_message_bytes, self.era.clone());
-        let shared = Shared { id, wire, metadata: None, events: events.clone(), max, era };
+        let (max, findings) = (self.limits.max_message_bytes, self.findings.clone());
+        let shared = Shared { id, wire, metadata: None, events: events.clone(), max, findings };
         let max_in_flight = self.limits.max_in_flight;
         tokio::spawn(async move {
             let end = serve(shared, max_in_flight, from_bridge).await;
@@ -74,11 +74,6 @@ impl SseBackend {
     /// Resolves when nobody listens any more.
     pub(in crate::backend) async fn lost(&self) -> Lost {
         self.endpoint.lost().await
-    }
-
-    /// Told when requests in a row were not answered.
-    pub(in crate::backend) fn suspected(&self) -> &Notify {
-        &self.endpoint.suspected
     }
 
     /// Has it looked at now.

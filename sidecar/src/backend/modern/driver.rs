@@ -9,7 +9,8 @@ use tokio::{
 
 use super::{Action, translator::Translator};
 use crate::backend::{
-    BackendEnd, BackendEvents, BackendSession, FromBackend, FromBridge, SessionId, era::Era,
+    BackendEnd, BackendEvents, BackendSession, FromBackend, FromBridge, SessionId,
+    findings::{Findings, Suspicion},
     send_quota::Outbound,
 };
 
@@ -26,12 +27,12 @@ pub(in crate::backend) async fn serve(
     events: BackendEvents,
     from_bridge: FromBridge,
     (server, from_server): (BackendSession, mpsc::Receiver<(SessionId, FromBackend)>),
-    era: Era,
+    findings: Findings,
 ) {
     let mut pump = Pump {
         id,
         events,
-        era,
+        findings,
         from_server,
         translator: Translator::new(),
         to_server: VecDeque::new(),
@@ -52,7 +53,7 @@ pub(in crate::backend) async fn serve(
 struct Pump {
     id: SessionId,
     events: BackendEvents,
-    era: Era,
+    findings: Findings,
     from_server: mpsc::Receiver<(SessionId, FromBackend)>,
     translator: Translator,
     /// While something waits here, nothing is taken from the bridge: it is bounded by what one message of the
@@ -111,7 +112,7 @@ impl Pump {
                     Action::ToServer(message) => {
                         self.to_server.push_back(Outbound { message, reserved: reserved.take() });
                     }
-                    Action::RevisionChanged => self.era.doubt(),
+                    Action::RevisionChanged => self.findings.suspect(Suspicion::Revision),
                 }
             }
         }

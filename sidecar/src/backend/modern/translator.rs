@@ -377,7 +377,9 @@ impl Translator {
                 subscriptions.ended(wire_id, Some(failed), for_good, step);
             });
         }
-        if self.client.is_discovering(wire_id) {
+        // A connection that broke says nothing of the revision. A status without an error of MCP may: older servers
+        // refuse so what they do not know.
+        if self.client.is_discovering(wire_id) && failed.0 != failure::CONNECTION_BROKEN {
             out.push(Action::RevisionChanged);
         }
         if let Some(id) = self.complete(wire_id) {

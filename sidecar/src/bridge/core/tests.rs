@@ -27,7 +27,7 @@ impl Scene {
             stands_in: false,
         };
         let mut core = Core::new(setting, 0);
-        core.sessions.set_backend_up(true);
+        core.sessions.backend_up();
         Self { core, now: Instant::now(), out: Vec::new() }
     }
 

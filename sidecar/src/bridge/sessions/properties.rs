@@ -75,7 +75,7 @@ impl Scene {
     fn new() -> Self {
         let rules = Rules { idle_timeout: Some(Duration::from_secs(45)), ..RULES };
         let mut sessions = Sessions::new(rules, MAX_SESSIONS, WORKERS, 0);
-        sessions.set_backend_up(true);
+        sessions.backend_up();
         Self { sessions, world: World::default(), now: Instant::now(), out: Vec::new() }
     }
 
@@ -143,7 +143,7 @@ impl Scene {
                 let last_id = self.sessions.last_id();
                 self.sessions = Sessions::new(RULES, MAX_SESSIONS, WORKERS, last_id);
                 self.world.standing.clear();
-                self.sessions.set_backend_up(true);
+                self.sessions.backend_up();
             }
             Step::ClientAnswers(c, n) => {
                 let asks = self.world.server_asks.get(CLIENTS[*c]).cloned().unwrap_or_default();
@@ -174,7 +174,8 @@ impl Scene {
                 self.now += Duration::from_secs(*seconds);
                 self.sessions.expire(self.now, &mut self.out);
             }
-            Step::BackendUp(up) => self.sessions.set_backend_up(*up),
+            Step::BackendUp(true) => self.sessions.backend_up(),
+            Step::BackendUp(false) => self.sessions.backend_down("it is away"),
             Step::Drain => self.sessions.drain(self.now, &mut self.out),
             Step::Answer(s, ..)
             | Step::Ask(s)

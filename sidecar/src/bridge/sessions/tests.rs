@@ -18,7 +18,7 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let mut sessions = Sessions::new(RULES, 2, 2, 0);
-        sessions.set_backend_up(true);
+        sessions.backend_up();
         Self { sessions, now: Instant::now(), out: Vec::new() }
     }
 
@@ -91,7 +91,7 @@ fn a_session_beyond_the_limit_is_refused_a_little_later_and_one_that_ends_makes_
 #[test]
 fn a_flood_of_refused_initializes_is_answered_and_kept_within_bounds() {
     let mut scene = Scene::new();
-    scene.sessions.set_backend_up(false);
+    scene.sessions.backend_down("it is away");
     for id in 0..=DELAYED_REFUSALS as u64 {
         scene.initialize("a", id);
     }
@@ -132,16 +132,16 @@ fn initialize_again_replaces_the_session_and_keeps_the_subscriptions() {
 #[test]
 fn while_the_backend_is_down_or_a_drain_runs_nobody_gets_a_session_and_an_old_one_stays() {
     let mut scene = Scene::new();
-    scene.sessions.set_backend_up(false);
+    scene.sessions.backend_down("it is away");
     assert_eq!(scene.initialize("a", 1), None);
     scene.wait(REFUSAL_DELAY);
     scene.expect(&["a < 1 error backend-down"]);
-    scene.sessions.set_backend_up(true);
+    scene.sessions.backend_up();
     scene.open("a");
     scene.client("a", "1 tools/call");
     scene.expect(&["server 1 < 1 tools/call"]);
     scene.sessions.drain(scene.now, &mut scene.out);
-    scene.sessions.set_backend_up(true);
+    scene.sessions.backend_up();
     assert_eq!(scene.initialize("a", 2), None);
     scene.wait(REFUSAL_DELAY);
     scene.expect(&["a < 2 error draining"]);

@@ -82,12 +82,12 @@ impl Rig {
     }
 
     pub(super) fn fail(&mut self, id: &str) -> Vec<String> {
+        self.fail_as(id, failure::CONNECTION_BROKEN)
+    }
+
+    fn fail_as(&mut self, id: &str, reason: &'static str) -> Vec<String> {
         let id = RequestId::from_json(id).unwrap();
-        self.event(FromBackend::RequestFailed {
-            id,
-            reason: failure::CONNECTION_BROKEN,
-            detail: "broke".to_owned(),
-        })
+        self.event(FromBackend::RequestFailed { id, reason, detail: "broke".to_owned() })
     }
 
     pub(super) fn after(&mut self, time: Duration) -> Vec<String> {
@@ -174,9 +174,17 @@ fn a_server_that_does_not_speak_the_revision_is_doubted() {
         rig.client(initialize);
         assert_eq!(rig.server(&format!(r#"{{"id":1,{answer}}}"#)), expected);
     }
+    for (reason, expected) in [
+        (failure::HTTP_STATUS, vec!["doubt", "F 1 http-status"]),
+        (failure::CONNECTION_BROKEN, vec!["F 1 connection-broken"]),
+    ] {
+        let mut rig = Rig::new();
+        rig.client(initialize);
+        assert_eq!(rig.fail_as("1", reason), expected);
+    }
     let mut rig = Rig::new();
     rig.client(initialize);
-    assert_eq!(rig.fail("1"), ["doubt", "F 1 connection-broken"]);
+    assert_eq!(rig.fail("1"), ["F 1 connection-broken"]);
     assert!(rig.client(r#"{"id":2,"method":"tools/list"}"#)[0].contains("not-initialized"));
 }
 
