@@ -23,7 +23,7 @@ use super::{
     silence::Silence,
 };
 use crate::{
-    backend::{BackendEnd, BackendSession, SessionId},
+    backend::{BackendEnd, BackendSession, Report, SessionId},
     drain::Progress,
     health::State,
     registrar::{Registrar, Registration},
@@ -116,11 +116,12 @@ impl<'a> Driver<'a> {
         let errors = u64::from(limits.max_sessions) * (u64::from(limits.max_in_flight) + 4) + 1024;
         let outbox_limit = usize::try_from(errors).unwrap_or(usize::MAX);
         bridge.board.set_workers(workers.iter().map(|worker| worker.client_id().to_owned()).collect());
+        let registering = Link::new(connection, since, outbox_limit, bridge.rules.max_message_bytes);
         let mut driver = Self {
             core: Core::new(setting, bridge.last_id),
             bridge,
             registrar,
-            links: Links::new(Link::new(connection, since, outbox_limit), workers.len()),
+            links: Links::new(registering, workers.len()),
             workers: Workers::new(workers),
             outbox_limit,
             server_name,
@@ -250,7 +251,7 @@ impl<'a> Driver<'a> {
                     self.worker_lost(link, &why);
                     return None;
                 }
-                LinkEvent::FromBackend(session, event) => {
+                LinkEvent::FromBackend(Report { session, event, .. }) => {
                     self.core.sessions.backend_event(session, event, now(), &mut self.actions);
                     self.perform();
                     true

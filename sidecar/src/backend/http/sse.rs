@@ -30,7 +30,10 @@ use super::{
 };
 use crate::backend::{
     BackendConfigError, BackendEnd, BackendEvents, BackendLimits, FromBackend, FromBridge, Lost, SessionId,
-    era::Era, incoming, send_quota::Outbound,
+    era::Era,
+    incoming,
+    reports::{Room, more},
+    send_quota::Outbound,
 };
 
 /// From the request for the stream to its `endpoint` event, which a server sends at once.
@@ -64,7 +67,7 @@ impl SseBackend {
         let max_in_flight = self.limits.max_in_flight;
         tokio::spawn(async move {
             let end = serve(shared, max_in_flight, from_bridge).await;
-            let _ = events.send((id, FromBackend::Ended(end))).await; // the bridge is gone: nobody to tell
+            events.report(id, FromBackend::Ended(end), None).await;
         });
     }
 
@@ -109,6 +112,8 @@ struct Stream {
     parser: SseParser,
     /// What came and was not taken yet.
     waiting: VecDeque<Event>,
+    /// Of the message that is about to come whole, if it is large.
+    room: Option<Room>,
 }
 
 impl Stream {
@@ -127,9 +132,10 @@ impl Stream {
             Err(Failure::Refused(why)) => return Err(BackendEnd::NobodyListens(why)),
             Err(Failure::Broken(why)) => return Err(BackendEnd::OpenFailed(why)),
         };
-        let mut stream = Self { body, parser: SseParser::new(shared.max), waiting: VecDeque::new() };
+        let mut stream =
+            Self { body, parser: SseParser::new(shared.max), waiting: VecDeque::new(), room: None };
         loop {
-            match stream.next().await {
+            match stream.next(&shared.events).await {
                 Ok(Event::Endpoint(reference)) => {
                     let uri = wire.endpoint.join(&reference).map_err(|why| {
                         let shown = incoming::excerpt(&reference);
@@ -152,20 +158,21 @@ impl Stream {
     }
 
     /// The next event that says something. `Err`: there will be none, and why.
-    async fn next(&mut self) -> Result<Event, String> {
+    async fn next(&mut self, reports: &BackendEvents) -> Result<Event, String> {
         let mut events = Vec::new();
         loop {
             match self.waiting.pop_front() {
                 Some(Event::Other) => {} // a ping, say
                 Some(Event::Message(data)) if data.trim_ascii().is_empty() => {}
                 Some(event) => return Ok(event),
-                None => match next_chunk(&mut self.body).await? {
-                    Some(chunk) => {
-                        self.parser.feed(chunk, &mut events);
-                        self.waiting.extend(events.drain(..));
-                    }
-                    None => return Err("the server ended its stream".to_owned()),
-                },
+                None => {
+                    reports.make_room(&mut self.room, self.parser.held()).await;
+                    let Some(chunk) = more(&mut self.room, next_chunk(&mut self.body)).await? else {
+                        return Err("the server ended its stream".to_owned());
+                    };
+                    self.parser.feed(chunk, &mut events);
+                    self.waiting.extend(events.drain(..));
+                }
             }
         }
     }
@@ -200,11 +207,11 @@ impl Session {
     /// Reports what the stream brings, to its end, which is the session's.
     async fn read(&self, mut stream: Stream) -> BackendEnd {
         loop {
-            match stream.next().await {
-                Ok(Event::Message(data)) => self.take(&data).await,
+            match stream.next(&self.shared.events).await {
+                Ok(Event::Message(data)) => self.take(&data, stream.room.take()).await,
                 Ok(Event::TooLarge { size, answers }) => {
                     for event in incoming::too_large(Some(size), self.shared.max, answers) {
-                        self.report(event).await;
+                        self.report(event, None).await;
                     }
                 }
                 Ok(Event::Endpoint(reference)) => self.compare(&reference).await,
@@ -214,19 +221,20 @@ impl Session {
         }
     }
 
-    async fn take(&self, raw: &Bytes) {
+    async fn take(&self, raw: &Bytes, room: Option<Room>) {
         match incoming::read(raw, self.shared.max) {
-            Ok(message) => self.report(FromBackend::Message(message)).await,
+            Ok(message) => self.report(FromBackend::Message(message), room).await,
             Err(events) => {
+                drop(room); // each part of a batch has its own
                 for event in events {
-                    self.report(event).await;
+                    self.report(event, None).await;
                 }
             }
         }
     }
 
     /// Reports, and lets go whoever waited for it.
-    async fn report(&self, event: FromBackend) {
+    async fn report(&self, event: FromBackend, room: Option<Room>) {
         match event {
             FromBackend::Message(message) => {
                 let answers = match message.kind() {
@@ -235,7 +243,7 @@ impl Session {
                 };
                 let opening = answers.as_ref().is_some_and(|asked| asked.opening);
                 let id = message.id().cloned();
-                self.shared.forward(message, id.as_ref(), opening).await;
+                self.shared.forward(message, room, id.as_ref(), opening).await;
                 if let Some(asked) = answers {
                     asked.answered.notify_one();
                 }
