@@ -8,7 +8,8 @@ use futures::future::join_all;
 use mcp_mqtt_tests::{
     baseline::Baseline,
     broker::Mosquitto,
-    gateway::{Gateway, connect, open, reason},
+    gateway::{Gateway, call, connect, open, reason},
+    raw::Raw,
 };
 use mcp_mqtt_transport::client::Session;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
@@ -143,4 +144,31 @@ async fn floods_of_many_clients_before_servers_that_stand_still_fit_into_the_con
     gateway.wait_for("the end of all", |status| status.sessions == 0).await?;
     assert_eq!(gateway.metric("broker_reconnects_total").await?, 0);
     before.regained_within(&gateway, 48 << 20).await
+}
+
+/// Batches that a packet has room for, of somebody without a session.
+#[tokio::test]
+async fn a_strangers_batches_of_a_million_parts_fit_into_the_containers_memory_and_harm_nobody() -> Result<()>
+{
+    const PACKET: usize = 4_000_000;
+    let broker = Mosquitto::options().line("max_queued_messages 0").start().await?;
+    let gateway = Gateway::ready_at(&broker.url()).await?;
+    limit(&gateway)?;
+    let before = Baseline::of(&gateway);
+    let client = connect(&broker.url(), "bystander").await?;
+    let session = open(&client, &gateway.instance()).await?;
+    let stranger = Raw::connect_deaf(&broker.url(), "stranger", &gateway).await?;
+    let refused = r#"{"jsonrpc":"2.0","id":1,"method":""},"#;
+    for part in ["1,", refused, "1,", refused] {
+        let batch = format!("[{}1]", part.repeat(PACKET / part.len()));
+        stranger.send(&stranger.control, Some("stranger"), batch).await?;
+        assert_eq!(call(&session, "echo", json!({"message": "x"})).await?, "x");
+    }
+    gateway.wait_metric(r#"messages_dropped_total{reason="batch"}"#, 4).await?;
+    assert_eq!(call(&session, "echo", json!({"message": "x"})).await?, "x");
+    assert_eq!(gateway.metric(r#"messages_dropped_total{reason="outbox-full"}"#).await?, 0);
+    let warnings = gateway.log().lines().filter(|line| line.contains(" WARN ")).count();
+    assert_eq!(warnings, 0);
+    session.close();
+    before.regained_within(&gateway, 32 << 20).await
 }

@@ -55,11 +55,17 @@ impl Driver<'_> {
             Ok(Sent::Waits) => {}
             // Once closed, the events tell why, and its sessions end.
             Err(Unsent::Refused(outgoing, PublishError::Closed)) => self.not_unsubscribing(&outgoing),
-            Err(Unsent::Overflow(outgoing)) => {
-                self.unsent(&outgoing, "outbox-full", "too much waits for the broker");
+            Err(Unsent::Overflow { outgoing, first }) => {
+                const WHY: &str = "too much waits for the broker";
+                if first {
+                    tracing::warn!("messages are dropped until the broker has taken what waits: {WHY}");
+                }
+                self.unsent(&outgoing, "outbox-full", WHY);
             }
             Err(Unsent::Refused(outgoing, error)) => {
-                self.unsent(&outgoing, "packet-refused", &error.to_string());
+                let why = error.to_string();
+                tracing::warn!("not sent: {why}");
+                self.unsent(&outgoing, "packet-refused", &why);
             }
         }
     }
@@ -72,12 +78,11 @@ impl Driver<'_> {
 
     fn unsent(&mut self, outgoing: &Outgoing, reason: &'static str, why: &str) {
         self.dropped(reason);
-        tracing::warn!(reason, "not sent: {why}");
         match outgoing {
             Outgoing::Subscribe { session, .. } => {
                 self.core.sessions.subscribed(*session, Err(why.to_owned()), now(), &mut self.actions);
             }
-            Outgoing::ToClient { client, payload } => {
+            Outgoing::ToClient { client, payload, owed: true } => {
                 let note = self.core.note(client);
                 self.core.undelivered(note, payload.clone(), why, now(), &mut self.actions);
             }
@@ -104,7 +109,7 @@ fn transmit(
         publisher.try_publish_noted(publication, note).map(|()| Sent::Bytes(bytes))
     };
     match outgoing {
-        Outgoing::ToClient { client, payload } => {
+        Outgoing::ToClient { client, payload, .. } => {
             publish(core.to_client(client, payload.clone()), core.note(client))
         }
         Outgoing::ToAll { payload } => publish(core.to_all(payload.clone()), 0),

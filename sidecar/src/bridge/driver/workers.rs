@@ -145,7 +145,7 @@ impl Driver<'_> {
             let payload = publication.payload;
             let message = Message::parse(payload.clone(), usize::MAX);
             if message.is_ok_and(|message| matches!(message.kind(), Kind::Response { .. })) {
-                self.send(link, Outgoing::ToClient { client, payload });
+                self.send(link, Outgoing::ToClient { client, payload, owed: true });
             }
         }
         for outgoing in lost.into_waiting() {
