@@ -8,7 +8,7 @@ use futures::future::join_all;
 use mcp_mqtt_tests::{
     baseline::Baseline,
     broker::Mosquitto,
-    gateway::{Gateway, call, connect, open, reason},
+    gateway::{Gateway, Options, call, connect, open, reason},
     raw::Raw,
 };
 use mcp_mqtt_transport::client::Session;
@@ -143,6 +143,45 @@ async fn floods_of_many_clients_before_servers_that_stand_still_fit_into_the_con
     }
     gateway.wait_for("the end of all", |status| status.sessions == 0).await?;
     assert_eq!(gateway.metric("broker_reconnects_total").await?, 0);
+    before.regained_within(&gateway, 48 << 20).await
+}
+
+/// Servers of 2026-07-28 that take everything and answer nothing: what may have to be said to them once more is kept.
+#[tokio::test]
+async fn requests_that_servers_of_the_new_era_do_not_answer_fit_into_the_containers_memory() -> Result<()> {
+    const CALLS: usize = 30;
+    let broker = Mosquitto::options().line("max_queued_messages 0").start().await?;
+    let gateway = Options::new(&broker.url()).server_arg("--modern").start()?;
+    gateway.wait_ready().await?;
+    limit(&gateway)?;
+    let before = Baseline::of(&gateway);
+    let sessions = sessions(&broker, &gateway, 8).await?;
+    let silence = json!({"name": "silence", "arguments": {"message": "x".repeat(LARGE)}});
+    let mut unanswered = Vec::new();
+    for _ in 0..CALLS {
+        for session in &sessions {
+            let (session, params) = (session.clone(), silence.clone());
+            unanswered.push(tokio::spawn(async move {
+                session.request("tools/call", Some(&params), LONG).await.map(|_| ())
+            }));
+        }
+        tokio::task::yield_now().await;
+        // Behind it: the server has read it.
+        for session in &sessions {
+            assert_eq!(call(session, "echo", json!({"message": "x"})).await?, "x");
+        }
+    }
+    assert!(settled(&gateway).await < LIMIT);
+    let in_flight = usize::try_from(gateway.status().await?.in_flight)?;
+    for session in &sessions {
+        session.close();
+    }
+    let mut busy = 0;
+    for answer in unanswered {
+        busy += usize::from(answer.await?.is_err_and(|error| reason(&error) == Some("backend-busy")));
+    }
+    assert_eq!(busy + in_flight, sessions.len() * CALLS);
+    gateway.wait_for("the end of all", |status| status.sessions == 0).await?;
     before.regained_within(&gateway, 48 << 20).await
 }
 

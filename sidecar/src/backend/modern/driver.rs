@@ -9,12 +9,16 @@ use tokio::{
 
 use super::{Action, translator::Translator};
 use crate::backend::{
-    BackendEnd, BackendEvents, BackendSession, FromBackend, FromBridge, Report, SessionId, era::Era,
-    send_quota::Outbound,
+    BackendEnd, BackendEvents, BackendSession, FromBackend, FromBridge, Report, SessionId,
+    era::Era,
+    send_quota::{Outbound, Reserved},
 };
 
 /// How long the transport may take to end its session: longer than any of its own deadlines.
 const END_TIMEOUT: Duration = Duration::from_secs(15);
+/// A request of more bytes keeps its room until it is answered, as it may have to be repeated. As many smaller ones as
+/// may be in flight are little.
+const LARGE: usize = 4 << 10;
 /// A wait that stands for none; the loop is woken by other things.
 const LONG: Duration = Duration::from_hours(1);
 
@@ -99,8 +103,13 @@ impl Pump {
                 message = messages.recv(), if is_idle && self.to_server.is_empty() => match message {
                     Some(outbound) => {
                         let Outbound { message, reserved: own } = *outbound;
-                        reserved = own;
-                        self.translator.client_message(message, now(), &mut actions);
+                        let kept;
+                        (kept, reserved) = if message.raw().len() > LARGE {
+                            own.map(Reserved::share).unzip()
+                        } else {
+                            (None, own)
+                        };
+                        self.translator.client_message(message, kept, now(), &mut actions);
                     }
                     None => return None,
                 },
