@@ -2,19 +2,19 @@
 //! session.
 //!
 //! A session is opened by [`Backend::open`], spoken to with [`BackendSession::say`], heard through the
-//! gateway's one [`BackendEvents`] channel, and ended by dropping the [`BackendSession`].
+//! [`BackendEvents`] of its connection, and ended by dropping the [`BackendSession`].
 //!
 //! - [`stdio`]: a process per session, started by the shim; the gateway holds its pipes
 //! - [`http`]: Streamable HTTP, 2025-03-26 to 2026-07-28, and HTTP+SSE, 2024-11-05
 //! - [`modern`]: servers that speak only 2026-07-28, over stdio or Streamable HTTP: what of a session lives in the
 //!   gateway then
-//! - [`send_quota`]: what may wait on its way to the server
+//! - [`send_quota`]: what may wait on its way to the server; [`reports`]: on its way from there
 //! - [`probe`]: asks the server who it is, as a client would, and so finds which era it speaks
 
 use std::{ffi::OsString, fmt, io, time::Duration};
 
 use mcp_mqtt_transport::jsonrpc::{Message, RequestId};
-use tokio::{sync::mpsc, time::sleep};
+use tokio::time::sleep;
 
 use crate::{
     config::{BackendConfig, BackendOptions, Limits},
@@ -30,6 +30,7 @@ mod incoming;
 mod lines;
 pub mod modern;
 pub mod probe;
+mod reports;
 mod send_quota;
 pub mod stdio;
 
@@ -41,6 +42,7 @@ pub use self::{
     findings::Suspicion,
     http::{HttpBackend, SseBackend},
     probe::ProbeError,
+    reports::{BackendEvents, Report},
     send_quota::{BackendSession, FromBridge, SendQuota},
     stdio::StdioBackend,
 };
@@ -184,9 +186,6 @@ impl Lost {
     }
 }
 
-/// Where all backend sessions report to. Bounded: a flooding server waits, the others' order holds.
-pub type BackendEvents = mpsc::Sender<(SessionId, FromBackend)>;
-
 impl Backend {
     /// The backend that the configuration names.
     ///
@@ -249,7 +248,7 @@ impl Backend {
             return backend_session;
         }
         let (translated, to_transport) = quota.session();
-        let (to_translate, from_transport) = mpsc::channel(TO_TRANSLATE);
+        let (to_translate, from_transport) = events.before(TO_TRANSLATE);
         self.open_transport(true, session, to_translate, to_transport);
         let translation = modern::serve(
             session,

@@ -6,7 +6,7 @@ use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use mcp_mqtt_sidecar::backend::{
-    Backend, BackendEnd, BackendSession, FromBackend, Lost, SendQuota, SessionId,
+    Backend, BackendEnd, BackendEvents, BackendSession, FromBackend, Lost, Report, SendQuota, SessionId,
 };
 use mcp_mqtt_tests::{
     cluster::eventually,
@@ -30,7 +30,7 @@ fn quota() -> SendQuota {
 /// A client of one session that answers what the server asks of it.
 struct Client {
     session: BackendSession,
-    events: mpsc::Receiver<(SessionId, FromBackend)>,
+    events: mpsc::Receiver<Report>,
     next_id: u64,
     /// Notifications by method, and how often the server asked for what.
     heard: HashMap<String, Vec<Value>>,
@@ -38,7 +38,7 @@ struct Client {
 
 impl Client {
     async fn open(backend: &Backend) -> Self {
-        let (events, receiver) = mpsc::channel(256);
+        let (events, receiver) = BackendEvents::channel(256, 1 << 20);
         let session = backend.open(SessionId(7), &quota(), events);
         let mut client = Self { session, events: receiver, next_id: 0, heard: HashMap::new() };
         let capabilities = json!({"sampling": {}, "elicitation": {}, "roots": {"listChanged": true}});
@@ -107,7 +107,7 @@ impl Client {
     }
 
     async fn event(&mut self) -> FromBackend {
-        timeout(PATIENCE, self.events.recv()).await.expect("an event").expect("not closed").1
+        timeout(PATIENCE, self.events.recv()).await.expect("an event").expect("not closed").event
     }
 
     async fn end(&mut self) -> BackendEnd {

@@ -1,5 +1,6 @@
 //! JSON-RPC 2.0 messages as the gateway sees them: the raw bytes are kept, only the envelope is parsed.
 
+mod batch;
 mod build;
 mod error;
 mod id;
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 pub use self::{
+    batch::Batch,
     error::{ParseError, ParseErrorKind, RpcError, code},
     id::{IdError, MAX_ID_BYTES, ProgressToken, RequestId},
     lazy::{InitializeResult, Progress, ServerInfo},

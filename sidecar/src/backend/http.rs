@@ -70,7 +70,7 @@ impl HttpBackend {
         let driver = Driver::new(session, self.limits.max_in_flight);
         tokio::spawn(async move {
             let end = driver.serve(from_bridge).await;
-            let _ = events.send((id, FromBackend::Ended(end))).await; // the bridge is gone: nobody to tell
+            events.report(id, FromBackend::Ended(end), None).await;
         });
     }
 

@@ -3,13 +3,14 @@
 use std::{iter::Chain, option, vec};
 
 use bytes::Bytes;
-use mcp_mqtt_transport::jsonrpc::{Message, ParseErrorKind, RequestId};
-use serde_json::value::RawValue;
+use mcp_mqtt_transport::jsonrpc::{Batch, Message, ParseErrorKind, RequestId};
 
 use super::{FromBackend, failure, id_scanner::IdScanner};
 
 /// How much of something unreadable is shown to a person, in characters.
 const EXCERPT: usize = 120;
+/// Messages of one batch that are taken: the answers to a client's largest batch, and much that may be told beside.
+const MAX_BATCH: usize = 1024;
 
 /// What is to be reported, in order: one message most often, for which no list is made.
 pub(super) type Events = Chain<option::IntoIter<FromBackend>, vec::IntoIter<FromBackend>>;
@@ -51,20 +52,24 @@ fn refuse(detail: String, reason: &'static str, answers: Option<RequestId>) -> E
 }
 
 fn read_batch(raw: &Bytes, limit: usize) -> Events {
-    let parts: Vec<&RawValue> = match serde_json::from_slice(raw) {
-        Ok(parts) => parts,
+    let Batch { parts, more } = match Batch::read(raw, MAX_BATCH) {
+        Ok(batch) => batch,
         Err(error) => return refuse(format!("the server sent no JSON: {error}"), failure::BAD_ANSWER, None),
     };
     let mut read_all = Vec::with_capacity(parts.len());
     for part in parts {
         // A batch in a batch is none; it would recurse.
-        match Message::parse(raw.slice_ref(part.get().as_bytes()), limit) {
+        match Message::parse(part.clone(), limit) {
             Ok(message) => read_all.push(FromBackend::Message(message)),
             Err(error) => {
-                let answers = answered_by(part.get().as_bytes());
-                read_all.extend(refuse(error.to_string(), failure::BAD_ANSWER, answers));
+                read_all.extend(refuse(error.to_string(), failure::BAD_ANSWER, answered_by(&part)));
             }
         }
+    }
+    if more {
+        let detail =
+            format!("the server sent a batch of more than {MAX_BATCH} messages; the rest is dropped");
+        read_all.extend(refuse(detail, failure::BAD_ANSWER, None));
     }
     None.into_iter().chain(read_all)
 }
@@ -125,6 +130,12 @@ mod tests {
             ids(r#"[{"jsonrpc":"2.0","id":1,"result":{}}, 3,{"jsonrpc":"2.0","method":"a"}]"#),
             ["message 1", "malformed", "message -"]
         );
+    }
+
+    #[test]
+    fn of_a_batch_that_is_too_long_the_rest_is_dropped_once() {
+        let batch = Bytes::from(format!("[{}1]", "1,".repeat(1 << 20)));
+        assert_eq!(read(&batch, usize::MAX).count(), MAX_BATCH + 1);
     }
 
     #[test]

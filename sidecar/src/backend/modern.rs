@@ -42,6 +42,8 @@ pub mod reason {
     pub const SUBSCRIPTION_NOT_HONORED: &str = "subscription-not-honored";
     /// A session's subscriptions are bounded.
     pub const TOO_MANY_SUBSCRIPTIONS: &str = "too-many-subscriptions";
+    /// A URI that is subscribed to is bounded.
+    pub const URI_TOO_LONG: &str = "uri-too-long";
     /// The server refused the revision that it was found to speak, or the form of a request.
     pub const REVISION_REFUSED: &str = "backend-revision-refused";
 }

@@ -11,7 +11,8 @@ use tokio::{
 };
 
 use super::{
-    Backend, BackendEnd, FromBackend, NEWEST_REVISION, SendQuota, SessionId, modern::MODERN_REVISION,
+    Backend, BackendEnd, BackendEvents, FromBackend, NEWEST_REVISION, Report, SendQuota, SessionId,
+    modern::MODERN_REVISION,
 };
 use crate::status::ServerInfo;
 
@@ -90,7 +91,7 @@ pub(super) async fn probe(backend: &Backend) -> Result<ServerInfo, ProbeError> {
 
 /// In a session of this era. The translation makes the answer one to `initialize` in either.
 async fn ask(backend: &Backend, is_modern: bool) -> Result<ServerInfo, ProbeError> {
-    let (events, mut from_backend) = mpsc::channel(EVENTS);
+    let (events, mut from_backend) = BackendEvents::channel(EVENTS, 0);
     let session = backend.open_in(is_modern, SESSION, &SendQuota::for_messages_of(0), events);
     let asked = session.say(initialize());
     debug_assert!(asked.is_ok(), "a new session has room for one message");
@@ -99,8 +100,8 @@ async fn ask(backend: &Backend, is_modern: bool) -> Result<ServerInfo, ProbeErro
     // Ended properly: a server should not be left with a session that nobody uses.
     let end = async move {
         let deadline = Instant::now() + END_TIMEOUT;
-        while let Ok(Some((_, event))) = timeout_at(deadline, from_backend.recv()).await {
-            if matches!(event, FromBackend::Ended(_)) {
+        while let Ok(Some(report)) = timeout_at(deadline, from_backend.recv()).await {
+            if matches!(report.event, FromBackend::Ended(_)) {
                 break;
             }
         }
@@ -123,16 +124,14 @@ fn initialize() -> Message {
     Message::request(RequestId::number(ID), "initialize", Some(&params)).expect("plain JSON")
 }
 
-async fn wait_for_answer(
-    from_backend: &mut mpsc::Receiver<(SessionId, FromBackend)>,
-) -> Result<ServerInfo, ProbeError> {
+async fn wait_for_answer(from_backend: &mut mpsc::Receiver<Report>) -> Result<ServerInfo, ProbeError> {
     let deadline = Instant::now() + ANSWER_TIMEOUT;
     let mut last_noise = None;
     loop {
-        let Ok(event) = timeout_at(deadline, from_backend.recv()).await else {
+        let Ok(report) = timeout_at(deadline, from_backend.recv()).await else {
             return Err(ProbeError::NoAnswer(last_noise));
         };
-        match event.map(|(_, event)| event) {
+        match report.map(|report| report.event) {
             Some(FromBackend::Message(message)) if matches!(message.kind(), Kind::Response { .. }) => {
                 return read_answer(&message);
             }

@@ -56,7 +56,13 @@ pub struct Outbound {
 }
 
 /// What is reserved for a message, in the session's share and of all.
-pub(super) type Reserved = [OwnedSemaphorePermit; 2];
+#[derive(Debug)]
+pub enum Reserved {
+    /// By one that holds the message.
+    Alone([OwnedSemaphorePermit; 2]),
+    /// By several: given back when all are done with it.
+    Shared(Arc<[OwnedSemaphorePermit; 2]>),
+}
 
 impl SendQuota {
     /// For messages up to so many bytes.
@@ -77,6 +83,17 @@ impl SendQuota {
     }
 }
 
+impl Reserved {
+    /// For two that hold the message.
+    pub(super) fn share(self) -> (Self, Self) {
+        let shared = match self {
+            Self::Alone(permits) => Arc::new(permits),
+            Self::Shared(shared) => shared,
+        };
+        (Self::Shared(shared.clone()), Self::Shared(shared))
+    }
+}
+
 impl BackendSession {
     /// Says something to the server. One that has ended takes it to no effect: it is about to report that.
     ///
@@ -88,7 +105,7 @@ impl BackendSession {
         let Some(reserved) = reserve(&self.own).zip(reserve(&self.everybody)) else {
             return Err(Box::new(message));
         };
-        let outbound = Outbound { message, reserved: Some(reserved.into()) };
+        let outbound = Outbound { message, reserved: Some(Reserved::Alone(reserved.into())) };
         match self.queue.try_send(Box::new(outbound)) {
             Err(TrySendError::Full(outbound)) => Err(Box::new(outbound.message)),
             Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
@@ -123,6 +140,20 @@ mod tests {
         assert!(stuck.say(message(1_000_000)).is_ok());
         assert!(stuck.say(message(1_000_000)).is_err());
         assert!(stuck.say(message(100)).is_ok(), "small ones still fit");
+    }
+
+    #[test]
+    fn what_is_shared_is_given_back_by_the_last() {
+        let quota = SendQuota::for_messages_of(SESSION_BYTES / 2);
+        let (session, mut from_bridge) = quota.session();
+        let half = || message(SESSION_BYTES / 2 - 100);
+        assert!(session.say(half()).is_ok() && session.say(half()).is_ok());
+        let outbound = from_bridge.messages.try_recv().unwrap();
+        let (one, other) = outbound.reserved.map(Reserved::share).unzip();
+        drop(one);
+        assert!(session.say(half()).is_err());
+        drop(other);
+        assert!(session.say(half()).is_ok());
     }
 
     #[test]

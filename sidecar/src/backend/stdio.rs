@@ -22,6 +22,7 @@ use super::{
     findings::Findings,
     incoming,
     lines::{Line, Lines},
+    reports::{Room, more},
     send_quota::Outbound,
 };
 use crate::shim::control::{Control, Exit, Hello, Purpose, Report};
@@ -88,7 +89,7 @@ impl StdioBackend {
                 }
                 Err(end) => end,
             };
-            let _ = events.send((session, FromBackend::Ended(end))).await; // the bridge is gone: nobody to tell
+            events.report(session, FromBackend::Ended(end), None).await;
         });
     }
 
@@ -255,8 +256,9 @@ impl Session<'_> {
     /// Reports what the process says until it says no more.
     async fn read(&self, mut stdout: pipe::Receiver) {
         let mut lines = Lines::new(self.max);
+        let mut room = None;
         loop {
-            match stdout.read_buf(lines.buffer()).await {
+            match more(&mut room, stdout.read_buf(lines.buffer())).await {
                 Ok(0) => break,
                 Ok(read) => lines.was_read(read),
                 Err(error) => {
@@ -265,21 +267,22 @@ impl Session<'_> {
                 }
             }
             while let Some(line) = lines.next_line() {
-                self.report(line).await;
+                self.report(line, room.take()).await;
             }
+            self.events.make_room(&mut room, lines.held()).await;
         }
         if let Some(line) = lines.rest() {
-            self.report(line).await;
+            self.report(line, room).await;
         }
     }
 
-    async fn report(&self, line: Line) {
+    async fn report(&self, line: Line, mut room: Option<Room>) {
         let events = match line {
             Line::Whole(line) => incoming::read(&line, self.max),
             Line::TooLong { size, answers } => incoming::too_large(Some(size), self.max, answers),
         };
         for event in events {
-            let _ = self.events.send((self.id, event)).await; // the bridge is gone: we are about to end
+            self.events.report(self.id, event, room.take()).await;
         }
     }
 }

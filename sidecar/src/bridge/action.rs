@@ -45,6 +45,9 @@ pub enum Action {
         client: ClientId,
         /// What.
         message: Message,
+        /// A session's own word to its client. What is not, is about something that was not taken: whoever sends much
+        /// of that does not displace the sessions' words when the broker does not keep up.
+        owed: bool,
     },
     /// Tell all clients, on the capability topic.
     Broadcast {

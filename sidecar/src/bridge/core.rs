@@ -4,12 +4,11 @@ use std::{collections::HashSet, time::Instant};
 
 use bytes::Bytes;
 use mcp_mqtt_transport::{
-    jsonrpc::{Kind, Message, ParseError, ParseErrorKind},
+    jsonrpc::{Batch, Kind, Message, ParseError, ParseErrorKind},
     mqtt::{Filter, Publication, Publisher, Qos, Received},
     topic::{self, ClientId, ServerId, ServerName, Topic},
     user_property::{self, Component, UserProperties},
 };
-use serde_json::value::RawValue;
 
 use super::{
     action::Action,
@@ -26,6 +25,9 @@ const LENGTH_BYTES: usize = 3;
 /// Clients remembered to have spoken to us themselves while we stand in for a service: whatever is held for that one
 /// comes in the moment after the presence.
 const HEARD: usize = 4096;
+
+/// Messages of one batch: four times what may be in flight by default. A packet has room for a hundred thousand.
+const MAX_BATCH: usize = 256;
 
 /// What the core needs to know of its connection and of the configuration.
 #[derive(Debug, Clone)]
@@ -173,14 +175,11 @@ impl Core {
         now: Instant,
         out: &mut Vec<Action>,
     ) {
-        if matches && let Some(parts) = self.sessions.takes_batches(client).then(|| parts(payload)).flatten()
+        if matches
+            && self.sessions.takes_batches(client)
+            && let Some(batch) = batch(payload)
         {
-            for part in parts {
-                if let Some(message) = self.parse((client, came_by), &part, out) {
-                    self.sessions.client_message(client, came_by, message, now, out);
-                }
-            }
-            return;
+            return self.batch((client, came_by), batch, payload.len(), now, out);
         }
         let Some(message) = self.parse((client, came_by), payload, out) else { return };
         if matches {
@@ -192,6 +191,32 @@ impl Core {
             }
             _ => out.push(Action::Dropped { reason: Refusal::ClientIdMismatch.reason() }),
         }
+    }
+
+    /// Takes a batch apart, or none of it.
+    fn batch(
+        &mut self,
+        (client, came_by): (&ClientId, LinkId),
+        batch: Batch,
+        size: usize,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        let limit = self.setting.rules.max_message_bytes;
+        let refusal = if size > limit {
+            Refusal::TooLarge(size, limit)
+        } else if batch.more {
+            Refusal::BatchTooLong(MAX_BATCH)
+        } else {
+            for part in batch.parts {
+                if let Some(message) = self.parse((client, came_by), &part, out) {
+                    self.sessions.client_message(client, came_by, message, now, out);
+                }
+            }
+            return;
+        };
+        out.push(Action::Dropped { reason: refusal.reason() });
+        self.refuse_batch((client, came_by), batch, &refusal, out);
     }
 
     fn control(
@@ -215,7 +240,7 @@ impl Core {
                 if &**method == "ping" && self.sessions.of_client(client.as_str()).is_none() =>
             {
                 let message = Message::result_of_parts(id, &["{}"]);
-                out.push(Action::ToClient { via: came_by, client, message });
+                out.push(Action::ToClient { via: came_by, client, message, owed: false });
             }
             Kind::Request { id, .. } => {
                 self.sessions.refuse(&client, came_by, id, &Refusal::NotInitialize, out);
@@ -277,7 +302,9 @@ impl Core {
             Err(ParseError { kind, request_id }) => {
                 out.push(Action::Dropped { reason: kind.reason() });
                 if kind == ParseErrorKind::Batch {
-                    self.refuse_batch((client, came_by), payload, out);
+                    if let Some(batch) = batch(payload) {
+                        self.refuse_batch((client, came_by), batch, &Refusal::Malformed(kind), out);
+                    }
                 } else if let Some(id) = request_id {
                     let refusal = Refusal::Malformed(kind);
                     self.sessions.refuse(client, came_by, &id, &refusal, out);
@@ -287,18 +314,19 @@ impl Core {
         }
     }
 
-    /// An error for each request of a batch: nobody is to wait for an answer that will not come.
+    /// An error for each request of a batch: nobody is to wait for an answer that will not come. Whoever sends more
+    /// than may be in a batch hears it for the first ones.
     fn refuse_batch(
         &mut self,
         (client, came_by): (&ClientId, LinkId),
-        payload: &Bytes,
+        batch: Batch,
+        refusal: &Refusal,
         out: &mut Vec<Action>,
     ) {
-        for part in parts(payload).into_iter().flatten() {
+        for part in batch.parts {
             let part = Message::parse(part, usize::MAX);
             if let Ok(Kind::Request { id, .. }) = part.as_ref().map(Message::kind) {
-                let refusal = Refusal::Malformed(ParseErrorKind::Batch);
-                self.sessions.refuse(client, came_by, id, &refusal, out);
+                self.sessions.refuse(client, came_by, id, refusal, out);
             }
         }
     }
@@ -339,14 +367,12 @@ impl Core {
     }
 }
 
-/// The parts of a batch, when it is one and has any.
-fn parts(payload: &Bytes) -> Option<Vec<Bytes>> {
+/// A batch, when it is one and has any parts.
+fn batch(payload: &Bytes) -> Option<Batch> {
     if !payload.trim_ascii_start().starts_with(b"[") {
         return None;
     }
-    let parts: Vec<&RawValue> = serde_json::from_slice(payload).ok()?;
-    let parts: Vec<Bytes> = parts.iter().map(|part| payload.slice_ref(part.get().as_bytes())).collect();
-    (!parts.is_empty()).then_some(parts)
+    Batch::read(payload, MAX_BATCH).ok().filter(|batch| !batch.parts.is_empty())
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use super::{
     silence::Silence,
 };
 use crate::{
-    backend::{BackendEnd, BackendSession, SessionId},
+    backend::{BackendEnd, BackendSession, Report, SessionId},
     drain::Progress,
     health::State,
     registrar::{Registrar, Registration},
@@ -40,6 +40,8 @@ use workers::Workers;
 
 /// Messages that are taken from one side in one go, before the others get their turn.
 const BATCH: usize = 64;
+/// Room for actions that is kept for the next ones: after most events there are one or two.
+const KEPT_ACTIONS: usize = 64;
 /// For the broker to acknowledge a presence; it did so in the self-test a moment ago.
 const PRESENCE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Far away, in place of no deadline.
@@ -115,15 +117,16 @@ impl<'a> Driver<'a> {
             topic::server_presence(&setting.server_id, &server_name),
             topic::control(&setting.server_id, &server_name),
         );
-        // An error for all that can be in flight, a goodbye to all, and room for what is refused meanwhile.
+        // An error for all that can be in flight, a goodbye to all, and what goes to all.
         let errors = u64::from(limits.max_sessions) * (u64::from(limits.max_in_flight) + 4) + 1024;
         let outbox_limit = usize::try_from(errors).unwrap_or(usize::MAX);
         bridge.board.set_workers(workers.iter().map(|worker| worker.client_id().to_owned()).collect());
+        let registering = Link::new(connection, since, outbox_limit, bridge.rules.max_message_bytes);
         let mut driver = Self {
             core: Core::new(setting, bridge.last_id),
             bridge,
             registrar,
-            links: Links::new(Link::new(connection, since, outbox_limit), workers.len()),
+            links: Links::new(registering, workers.len()),
             workers: Workers::new(workers),
             outbox_limit,
             server_name,
@@ -258,7 +261,7 @@ impl<'a> Driver<'a> {
                     self.worker_lost(link, &why);
                     return None;
                 }
-                LinkEvent::FromBackend(session, event) => {
+                LinkEvent::FromBackend(Report { session, event, .. }) => {
                     self.core.sessions.backend_event(session, event, now(), &mut self.actions);
                     self.perform();
                     true
@@ -403,13 +406,14 @@ impl<'a> Driver<'a> {
             }
             std::mem::swap(&mut actions, &mut self.actions); // what the actions have led to
         }
+        actions.shrink_to(KEPT_ACTIONS);
         self.actions = actions; // empty, but its memory serves again
     }
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::ToClient { via, client, message } => {
-                self.send(via, Outgoing::ToClient { client, payload: message.into_raw() });
+            Action::ToClient { via, client, message, owed } => {
+                self.send(via, Outgoing::ToClient { client, payload: message.into_raw(), owed });
             }
             Action::ToBackend { session, message } => {
                 let Some(backend) = self.backends.get(&session) else { return };

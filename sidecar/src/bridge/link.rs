@@ -16,7 +16,7 @@ use super::{
     outbox::{Outbox, Outgoing, Sent, Unsent},
     placement::LinkId,
 };
-use crate::backend::{BackendEvents, FromBackend, SessionId};
+use crate::backend::{BackendEvents, Report};
 
 /// Events of the backend sessions of one connection that may wait: enough that a burst is taken in one go, little
 /// enough that a flooding server soon waits.
@@ -35,7 +35,7 @@ pub(super) struct Link {
     /// While something waits in the outbox: until it makes sense to try again.
     room: Option<BoxFuture<'static, ()>>,
     backend_events: BackendEvents,
-    from_backends: mpsc::Receiver<(SessionId, FromBackend)>,
+    from_backends: mpsc::Receiver<Report>,
     /// Whose turn it is when both sides have something.
     backends_first: bool,
 }
@@ -46,15 +46,20 @@ pub(super) enum LinkEvent {
     /// Something came from the broker.
     Event(Event),
     /// A backend of one of its sessions reports.
-    FromBackend(SessionId, FromBackend),
+    FromBackend(Report),
     /// There may be room for what waits.
     Room,
 }
 
 impl Link {
-    /// `outbox` bounds what may wait for this connection.
-    pub(super) fn new(connection: Connection, since: Instant, outbox: usize) -> Self {
-        let (backend_events, from_backends) = mpsc::channel(BACKEND_EVENTS);
+    /// `outbox` bounds what may wait for this connection, `max_message_bytes` what a server may say at once.
+    pub(super) fn new(
+        connection: Connection,
+        since: Instant,
+        outbox: usize,
+        max_message_bytes: usize,
+    ) -> Self {
+        let (backend_events, from_backends) = BackendEvents::channel(BACKEND_EVENTS, max_message_bytes);
         Self {
             publisher: connection.publisher,
             since,
@@ -135,7 +140,7 @@ impl Link {
             return Poll::Ready(LinkEvent::Room);
         }
         match ready!(self.from_backends.poll_recv(cx)) {
-            Some((session, event)) => Poll::Ready(LinkEvent::FromBackend(session, event)),
+            Some(report) => Poll::Ready(LinkEvent::FromBackend(report)),
             None => Poll::Pending, // not while it holds a sender itself
         }
     }
@@ -148,8 +153,7 @@ impl Link {
         if self.is_busy() {
             return None;
         }
-        let (session, event) = self.from_backends.try_recv().ok()?;
-        Some(LinkEvent::FromBackend(session, event))
+        self.from_backends.try_recv().ok().map(LinkEvent::FromBackend)
     }
 }
 

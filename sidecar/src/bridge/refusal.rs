@@ -27,6 +27,8 @@ pub enum Refusal {
     ClientIdMismatch,
     /// No JSON-RPC message.
     Malformed(ParseErrorKind),
+    /// A batch of more messages than this.
+    BatchTooLong(usize),
     /// The id is that of a request in flight.
     DuplicateId,
     /// As many requests are in flight as may be.
@@ -65,6 +67,7 @@ impl Refusal {
             Self::InitializeOnRpc => "initialize-on-rpc",
             Self::ClientIdMismatch => "client-id-mismatch",
             Self::Malformed(kind) => kind.reason(),
+            Self::BatchTooLong(_) => "batch-too-long",
             Self::DuplicateId => "duplicate-id",
             Self::TooManyInFlight(_) => "too-many-in-flight",
             Self::TooLarge(..) => "message-too-large",
@@ -102,6 +105,7 @@ impl Refusal {
             Self::InitializeOnRpc => "initialize is taken on the control topic only".to_owned(),
             Self::ClientIdMismatch => "MCP-MQTT-CLIENT-ID is not the client id of the topic".to_owned(),
             Self::Malformed(kind) => kind.to_string(),
+            Self::BatchTooLong(limit) => format!("the batch has more than {limit} messages, all it may have"),
             Self::DuplicateId => "a request with this id is in flight".to_owned(),
             Self::TooManyInFlight(limit) => format!("{limit} requests are in flight, all that may be"),
             Self::TooLarge(size, limit) => format!("the message has {size} bytes; the limit is {limit}"),
@@ -119,9 +123,11 @@ impl Refusal {
     /// [`code::INVALID_REQUEST`] where the asker is wrong, [`code::INTERNAL`] for the rest.
     pub fn code(&self) -> i64 {
         match self {
-            Self::NotInitialize | Self::InitializeOnRpc | Self::ClientIdMismatch | Self::DuplicateId => {
-                code::INVALID_REQUEST
-            }
+            Self::NotInitialize
+            | Self::InitializeOnRpc
+            | Self::ClientIdMismatch
+            | Self::BatchTooLong(_)
+            | Self::DuplicateId => code::INVALID_REQUEST,
             Self::Malformed(kind) => kind.code(),
             _ => code::INTERNAL,
         }

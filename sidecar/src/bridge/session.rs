@@ -265,7 +265,10 @@ impl Session {
         match message.kind() {
             Kind::Request { id, .. } => {
                 let id = id.clone();
-                self.refuse(&id, &Refusal::BackendBusy, turn);
+                if let Some(pending) = self.from_client.complete(&id) {
+                    resolved(Asker::Client, &pending, Outcome::Failed, turn);
+                    self.tell(Refusal::BackendBusy.answer(&id), false, turn);
+                }
                 if matches!(&self.state, State::Opening { initialize, .. } if *initialize == id) {
                     self.end(EndReason::InitializeFailed, turn);
                 }
@@ -462,14 +465,18 @@ impl Session {
     /// A request that was not taken gets its error.
     fn not_taken(&mut self, id: &RequestId, refusal: &Refusal, turn: &mut Turn<'_>) {
         turn.out.push(Action::Refused { reason: refusal.reason() });
-        self.tell_client(refusal.answer(id), turn);
+        self.tell(refusal.answer(id), false, turn);
     }
 
     fn tell_client(&mut self, message: Message, turn: &mut Turn<'_>) {
+        self.tell(message, true, turn);
+    }
+
+    fn tell(&mut self, message: Message, owed: bool, turn: &mut Turn<'_>) {
         self.summary.sent_bytes += message.raw().len() as u64;
         let is_error = matches!(message.kind(), Kind::Response { is_error: true, .. });
         self.summary.errors += u64::from(is_error);
-        turn.out.push(Action::ToClient { via: self.via, client: self.client.clone(), message });
+        turn.out.push(Action::ToClient { via: self.via, client: self.client.clone(), message, owed });
     }
 
     fn to_backend(&self, message: Message, turn: &mut Turn<'_>) {

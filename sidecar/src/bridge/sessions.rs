@@ -248,7 +248,7 @@ impl Sessions {
                 let refusal = if self.draining { Refusal::Draining } else { Refusal::NoSession };
                 out.push(Action::Refused { reason: refusal.reason() });
                 let message = refusal.answer(id);
-                out.push(Action::ToClient { via: came_by, client: client.clone(), message });
+                out.push(Action::ToClient { via: came_by, client: client.clone(), message, owed: false });
             }
             // Its session ended while this was on its way.
             Kind::Notification { method } if &**method == "notifications/disconnected" => {}
@@ -274,7 +274,8 @@ impl Sessions {
         } else {
             out.push(Action::Refused { reason: refusal.reason() });
             let via = session.map_or(came_by, Session::via);
-            out.push(Action::ToClient { via, client: client.clone(), message: refusal.answer(id) });
+            let message = refusal.answer(id);
+            out.push(Action::ToClient { via, client: client.clone(), message, owed: false });
         }
     }
 
@@ -400,7 +401,7 @@ impl Sessions {
     /// Meanwhile the client may have got a session.
     fn answer_initialize(&self, client: ClientId, message: Message, out: &mut Vec<Action>) {
         let via = self.link_of(client.as_str()).unwrap_or(LinkId::REGISTERING);
-        out.push(Action::ToClient { via, client, message });
+        out.push(Action::ToClient { via, client, message, owed: false });
     }
 
     /// One step of one session, and what follows from it for the table.

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use mcp_mqtt_sidecar::backend::{Backend, BackendEnd, BackendSession, FromBackend, SendQuota, SessionId};
+use mcp_mqtt_sidecar::backend::{
+    Backend, BackendEnd, BackendEvents, BackendSession, FromBackend, Report, SendQuota, SessionId,
+};
 use mcp_mqtt_transport::jsonrpc::Message;
 use tokio::{
     sync::mpsc,
@@ -16,12 +18,12 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// One session and what it reported.
 pub(crate) struct Client {
     pub(crate) session: BackendSession,
-    pub(crate) events: mpsc::Receiver<(SessionId, FromBackend)>,
+    pub(crate) events: mpsc::Receiver<Report>,
 }
 
 impl Client {
     pub(crate) fn open(backend: &Backend) -> Self {
-        let (events, receiver) = mpsc::channel(64);
+        let (events, receiver) = BackendEvents::channel(64, 1 << 20);
         Self {
             session: backend.open(SessionId(1), &SendQuota::for_messages_of(1 << 20), events),
             events: receiver,
@@ -38,7 +40,7 @@ impl Client {
     }
 
     pub(crate) async fn event(&mut self) -> FromBackend {
-        let (session, event) =
+        let Report { session, event, .. } =
             timeout(PATIENCE, self.events.recv()).await.expect("an event").expect("not closed");
         assert_eq!(session, SessionId(1));
         event
@@ -70,8 +72,8 @@ impl Client {
     pub(crate) async fn close(self) {
         let Self { session, mut events } = self;
         drop(session);
-        while let Some((_, event)) = timeout(PATIENCE, events.recv()).await.unwrap() {
-            if let FromBackend::Ended(end) = event {
+        while let Some(report) = timeout(PATIENCE, events.recv()).await.unwrap() {
+            if let FromBackend::Ended(end) = report.event {
                 assert_eq!(end, BackendEnd::Closed);
                 return;
             }

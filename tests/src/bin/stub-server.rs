@@ -38,9 +38,11 @@ const TOOLS: [(&str, &str); 15] = [
 /// `--list-changed-first`: say so before the `initialize` result, as a well-known server does.
 /// `--trouble FILE`: do what the file says at start: `exit`, `hang`, `flood`, `refuse` (as below), or go on as usual when
 /// it is not there.
+/// `--modern`: speak 2026-07-28 and nothing else, as far as its tools go.
 /// `--refuse`: answer `initialize` with an error. `--slow MS`: answer `initialize` after so long.
 struct Manners {
     list_changed_first: bool,
+    modern: bool,
     refuse: bool,
     slow: Duration,
 }
@@ -61,6 +63,7 @@ fn main() {
     let kind = value("--trouble").and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
     trouble(kind.trim());
     let manners = Manners {
+        modern: args.iter().any(|arg| arg == "--modern"),
         list_changed_first: args.iter().any(|arg| arg == "--list-changed-first"),
         refuse: kind.trim() == "refuse" || args.iter().any(|arg| arg == "--refuse"),
         slow: Duration::from_millis(slow.and_then(|ms| ms.parse().ok()).unwrap_or_default()),
@@ -81,6 +84,13 @@ impl Server {
         let params = message["params"].take();
         match (message["method"].as_str(), id) {
             (Some("initialize"), Some(id)) => initialize(&id, &params, manners),
+            (Some("server/discover"), Some(id)) if manners.modern => answer(
+                &id,
+                &json!({
+                    "resultType": "complete", "ttlMs": 0, "cacheScope": "private",
+                    "supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}},
+                }),
+            ),
             (Some("tools/list"), Some(id)) => {
                 let tools = TOOLS.map(|(name, description)| {
                     json!({"name": name, "description": description, "inputSchema": {"type": "object"}})
@@ -225,6 +235,10 @@ fn trouble(kind: &str) {
 
 fn initialize(id: &Value, params: &Value, manners: &Manners) {
     thread::sleep(manners.slow);
+    if manners.modern {
+        let error = json!({"code": -32022, "message": "unsupported", "data": {"supported": ["2026-07-28"]}});
+        return say(&json!({"jsonrpc": "2.0", "id": id, "error": error}));
+    }
     if manners.refuse {
         return say(&json!({"jsonrpc": "2.0", "id": id, "error": {"code": -32000, "message": "not today"}}));
     }

@@ -8,7 +8,8 @@ use futures::future::join_all;
 use mcp_mqtt_tests::{
     baseline::Baseline,
     broker::Mosquitto,
-    gateway::{Gateway, connect, open, reason},
+    gateway::{Gateway, Options, call, connect, open, reason},
+    raw::Raw,
 };
 use mcp_mqtt_transport::client::Session;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
@@ -37,6 +38,19 @@ async fn sessions(broker: &Mosquitto, gateway: &Gateway, count: usize) -> Result
         sessions.push(open(&client, &gateway.instance()).await?);
     }
     Ok(sessions)
+}
+
+/// What it holds once it takes no more.
+async fn settled(gateway: &Gateway) -> u64 {
+    const STILL: u32 = 10;
+    let (mut highest, mut still) = (0, 0);
+    while still < STILL {
+        sleep(Duration::from_millis(200)).await;
+        let now = Baseline::of(gateway).memory;
+        still = if now > highest { 0 } else { still + 1 };
+        highest = highest.max(now);
+    }
+    highest
 }
 
 #[tokio::test]
@@ -75,15 +89,14 @@ async fn floods_of_many_servers_before_a_broker_that_stands_still_fit_into_the_c
         .map(|session| {
             let session = session.clone();
             tokio::spawn(async move {
-                let params = json!({"name": "flood", "arguments": {"count": 20, "bytes": 400_000}});
+                let params = json!({"name": "flood", "arguments": {"count": 30, "bytes": LARGE}});
                 session.request("tools/call", Some(&params), LONG).await
             })
         })
         .collect();
     gateway.wait_for("all of them talk", |status| status.in_flight == 8).await?;
     broker.pause()?;
-    sleep(Duration::from_secs(1)).await; // for what can be taken to be taken
-    assert!(Baseline::of(&gateway).memory < LIMIT);
+    assert!(settled(&gateway).await < LIMIT);
     broker.resume()?;
     for flood in floods {
         assert!(flood.await??.get().contains("flooded"));
@@ -131,4 +144,70 @@ async fn floods_of_many_clients_before_servers_that_stand_still_fit_into_the_con
     gateway.wait_for("the end of all", |status| status.sessions == 0).await?;
     assert_eq!(gateway.metric("broker_reconnects_total").await?, 0);
     before.regained_within(&gateway, 48 << 20).await
+}
+
+/// Servers of 2026-07-28 that take everything and answer nothing: what may have to be said to them once more is kept.
+#[tokio::test]
+async fn requests_that_servers_of_the_new_era_do_not_answer_fit_into_the_containers_memory() -> Result<()> {
+    const CALLS: usize = 30;
+    let broker = Mosquitto::options().line("max_queued_messages 0").start().await?;
+    let gateway = Options::new(&broker.url()).server_arg("--modern").start()?;
+    gateway.wait_ready().await?;
+    limit(&gateway)?;
+    let before = Baseline::of(&gateway);
+    let sessions = sessions(&broker, &gateway, 8).await?;
+    let silence = json!({"name": "silence", "arguments": {"message": "x".repeat(LARGE)}});
+    let mut unanswered = Vec::new();
+    for _ in 0..CALLS {
+        for session in &sessions {
+            let (session, params) = (session.clone(), silence.clone());
+            unanswered.push(tokio::spawn(async move {
+                session.request("tools/call", Some(&params), LONG).await.map(|_| ())
+            }));
+        }
+        tokio::task::yield_now().await;
+        // Behind it: the server has read it.
+        for session in &sessions {
+            assert_eq!(call(session, "echo", json!({"message": "x"})).await?, "x");
+        }
+    }
+    assert!(settled(&gateway).await < LIMIT);
+    let in_flight = usize::try_from(gateway.status().await?.in_flight)?;
+    for session in &sessions {
+        session.close();
+    }
+    let mut busy = 0;
+    for answer in unanswered {
+        busy += usize::from(answer.await?.is_err_and(|error| reason(&error) == Some("backend-busy")));
+    }
+    assert_eq!(busy + in_flight, sessions.len() * CALLS);
+    gateway.wait_for("the end of all", |status| status.sessions == 0).await?;
+    before.regained_within(&gateway, 48 << 20).await
+}
+
+/// Batches that a packet has room for, of somebody without a session.
+#[tokio::test]
+async fn a_strangers_batches_of_a_million_parts_fit_into_the_containers_memory_and_harm_nobody() -> Result<()>
+{
+    const PACKET: usize = 4_000_000;
+    let broker = Mosquitto::options().line("max_queued_messages 0").start().await?;
+    let gateway = Gateway::ready_at(&broker.url()).await?;
+    limit(&gateway)?;
+    let before = Baseline::of(&gateway);
+    let client = connect(&broker.url(), "bystander").await?;
+    let session = open(&client, &gateway.instance()).await?;
+    let stranger = Raw::connect_deaf(&broker.url(), "stranger", &gateway).await?;
+    let refused = r#"{"jsonrpc":"2.0","id":1,"method":""},"#;
+    for part in ["1,", refused, "1,", refused] {
+        let batch = format!("[{}1]", part.repeat(PACKET / part.len()));
+        stranger.send(&stranger.control, Some("stranger"), batch).await?;
+        assert_eq!(call(&session, "echo", json!({"message": "x"})).await?, "x");
+    }
+    gateway.wait_metric(r#"messages_dropped_total{reason="batch"}"#, 4).await?;
+    assert_eq!(call(&session, "echo", json!({"message": "x"})).await?, "x");
+    assert_eq!(gateway.metric(r#"messages_dropped_total{reason="outbox-full"}"#).await?, 0);
+    let warnings = gateway.log().lines().filter(|line| line.contains(" WARN ")).count();
+    assert_eq!(warnings, 0);
+    session.close();
+    before.regained_within(&gateway, 32 << 20).await
 }

@@ -8,7 +8,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming};
 use mcp_mqtt_transport::jsonrpc::{Kind, Message, RequestId};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::oneshot,
     time::{Instant, sleep, timeout, timeout_at},
 };
 
@@ -26,6 +26,7 @@ use crate::backend::{
         members::member,
         result::{HEADER_MISMATCH, UNSUPPORTED_VERSION},
     },
+    reports::{Room, more},
     send_quota::Outbound,
 };
 
@@ -176,7 +177,7 @@ impl Shared {
     ) -> Result<(), BackendEnd> {
         let said = Message::parse(body.clone(), self.max).ok();
         if let Some(message) = said.filter(|message| message.error().is_some()) {
-            self.forward(message, Some(&id), opening).await;
+            self.forward(message, None, Some(&id), opening).await;
             return Ok(());
         }
         if opening {
@@ -191,9 +192,10 @@ impl Shared {
     }
 
     async fn read_body(&self, body: Incoming, id: &RequestId, opening: bool) {
-        match read_json(body, self.max).await {
+        let mut room = None;
+        match read_json(body, self.max, &self.events, &mut room).await {
             Ok(body) => {
-                if !self.take(incoming::read(&body, self.max), Some(id), opening).await {
+                if !self.take(incoming::read(&body, self.max), room, Some(id), opening).await {
                     let detail = format!(
                         "the server's reply holds no answer to the request: {}",
                         incoming::excerpt(&body)
@@ -203,7 +205,7 @@ impl Shared {
             }
             Err(None) => {
                 let events = incoming::too_large(None, self.max, Some(id.clone()));
-                self.take(events, Some(id), opening).await;
+                self.take(events, None, Some(id), opening).await;
             }
             Err(Some(why)) => {
                 self.fail(id.clone(), failure::CONNECTION_BROKEN, format!("the answer broke off: {why}"))
@@ -268,12 +270,14 @@ impl Shared {
         opening: bool,
     ) -> StreamEnd {
         let mut events = Vec::new();
+        let mut room = None;
         let mut answered = false;
         let mut until = None; // not each event anew: some servers never end a stream
         loop {
+            let read = more(&mut room, next_chunk(&mut body));
             let next = match until {
-                Some(until) => timeout_at(until, next_chunk(&mut body)).await.unwrap_or(Ok(None)),
-                None => next_chunk(&mut body).await,
+                Some(until) => timeout_at(until, read).await.unwrap_or(Ok(None)),
+                None => read.await,
             };
             let chunk = match next {
                 Ok(Some(chunk)) => chunk,
@@ -291,20 +295,27 @@ impl Shared {
                     Event::TooLarge { size, answers } => incoming::too_large(Some(size), self.max, answers),
                     Event::Endpoint(_) | Event::Other => continue,
                 };
-                answered |= self.take(brought, awaited, opening).await;
+                answered |= self.take(brought, room.take(), awaited, opening).await;
             }
             if answered && until.is_none() {
                 until = Some(Instant::now() + LINGER);
             }
+            self.events.make_room(&mut room, parser.held()).await;
         }
     }
 
     /// Reports what the server sent; true when it answers `awaited`.
-    async fn take(&self, events: Events, awaited: Option<&RequestId>, opening: bool) -> bool {
+    async fn take(
+        &self,
+        events: Events,
+        mut room: Option<Room>,
+        awaited: Option<&RequestId>,
+        opening: bool,
+    ) -> bool {
         let mut answered = false;
         for event in events {
             answered |= match event {
-                FromBackend::Message(message) => self.forward(message, awaited, opening).await,
+                FromBackend::Message(message) => self.forward(message, room.take(), awaited, opening).await,
                 other => {
                     let fails =
                         matches!(&other, FromBackend::RequestFailed { id, .. } if Some(id) == awaited);
@@ -321,6 +332,7 @@ impl Shared {
     pub(super) async fn forward(
         &self,
         mut message: Message,
+        room: Option<Room>,
         awaited: Option<&RequestId>,
         opening: bool,
     ) -> bool {
@@ -345,7 +357,7 @@ impl Shared {
         {
             message = Message::result_of_parts(id, &[&result]);
         }
-        self.report(FromBackend::Message(message)).await;
+        self.events.report(self.id, FromBackend::Message(message), room).await;
         answers
     }
 
@@ -371,7 +383,7 @@ impl Shared {
         let meta = call.params().and_then(|params| member(params, "_meta")).unwrap_or("{}");
         let mut cursor = String::new();
         for page in 0..MAX_PAGES {
-            let (events, mut answers) = mpsc::channel(UNHEARD);
+            let (events, mut answers) = self.events.before(UNHEARD);
             let list = Self {
                 id: self.id,
                 wire: self.wire.beside(),
@@ -386,8 +398,8 @@ impl Shared {
                 Box::pin(async move { list.ask(Outbound { message: request, reserved: None }, None).await });
             let heard = async {
                 let mut next = None;
-                while let Some((_, event)) = answers.recv().await {
-                    if let FromBackend::Message(message) = event {
+                while let Some(report) = answers.recv().await {
+                    if let FromBackend::Message(message) = &report.event {
                         next = message
                             .result()
                             .and_then(|result| member(result, "nextCursor"))
@@ -407,8 +419,9 @@ impl Shared {
         self.report(FromBackend::RequestFailed { id, reason, detail }).await;
     }
 
+    /// Reports what needs no room.
     pub(super) async fn report(&self, event: FromBackend) {
-        let _ = self.events.send((self.id, event)).await; // the bridge is gone: we are about to end
+        self.events.report(self.id, event, None).await;
     }
 }
 

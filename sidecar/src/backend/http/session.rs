@@ -295,11 +295,11 @@ mod tests {
 
     use bytes::Bytes;
     use mcp_mqtt_transport::jsonrpc::Message;
-    use tokio::sync::{Semaphore, mpsc};
+    use tokio::sync::Semaphore;
 
     use super::*;
     use crate::backend::{
-        SendQuota, SessionId,
+        BackendEvents, SendQuota, SessionId,
         findings::Findings,
         http::{Endpoint, Wire},
     };
@@ -351,7 +351,7 @@ mod tests {
     async fn a_request_with_an_id_that_was_used_before_can_be_given_up_in_its_turn() {
         let endpoint =
             Endpoint::new(&"http://127.0.0.1:1/".parse().unwrap(), None, "--http-url", "transport").unwrap();
-        let (events, _heard) = mpsc::channel(8);
+        let (events, _heard) = BackendEvents::channel(8, 1000);
         let shared = Shared {
             id: SessionId(1),
             wire: Wire::new(Arc::new(endpoint)),

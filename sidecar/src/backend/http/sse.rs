@@ -33,7 +33,10 @@ use super::{
 };
 use crate::backend::{
     BackendConfigError, BackendEnd, BackendEvents, BackendLimits, FromBackend, FromBridge, Lost, SessionId,
-    findings::Findings, incoming, send_quota::Outbound,
+    findings::Findings,
+    incoming,
+    reports::{Room, more},
+    send_quota::Outbound,
 };
 
 /// From the request for the stream to its `endpoint` event, which a server sends at once.
@@ -67,7 +70,7 @@ impl SseBackend {
         let max_in_flight = self.limits.max_in_flight;
         tokio::spawn(async move {
             let end = serve(shared, max_in_flight, from_bridge).await;
-            let _ = events.send((id, FromBackend::Ended(end))).await; // the bridge is gone: nobody to tell
+            events.report(id, FromBackend::Ended(end), None).await;
         });
     }
 
@@ -107,6 +110,8 @@ struct Stream {
     parser: SseParser,
     /// What came and was not taken yet.
     waiting: VecDeque<Event>,
+    /// Of the message that is about to come whole, if it is large.
+    room: Option<Room>,
 }
 
 impl Stream {
@@ -126,9 +131,10 @@ impl Stream {
             Err(Failure::Refused(why)) => return Err(BackendEnd::NobodyListens(why)),
             Err(Failure::Broken(why)) => return Err(BackendEnd::OpenFailed(why)),
         };
-        let mut stream = Self { body, parser: SseParser::new(shared.max), waiting: VecDeque::new() };
+        let mut stream =
+            Self { body, parser: SseParser::new(shared.max), waiting: VecDeque::new(), room: None };
         loop {
-            match stream.next().await {
+            match stream.next(&shared.events).await {
                 Ok(Event::Endpoint(reference)) => {
                     let uri = wire.endpoint.join(&reference).map_err(|why| {
                         let shown = redact::url(&incoming::excerpt(&reference));
@@ -151,20 +157,21 @@ impl Stream {
     }
 
     /// The next event that says something. `Err`: there will be none, and why.
-    async fn next(&mut self) -> Result<Event, String> {
+    async fn next(&mut self, reports: &BackendEvents) -> Result<Event, String> {
         let mut events = Vec::new();
         loop {
             match self.waiting.pop_front() {
                 Some(Event::Other) => {} // a ping, say
                 Some(Event::Message(data)) if data.trim_ascii().is_empty() => {}
                 Some(event) => return Ok(event),
-                None => match next_chunk(&mut self.body).await? {
-                    Some(chunk) => {
-                        self.parser.feed(chunk, &mut events);
-                        self.waiting.extend(events.drain(..));
-                    }
-                    None => return Err("the server ended its stream".to_owned()),
-                },
+                None => {
+                    reports.make_room(&mut self.room, self.parser.held()).await;
+                    let Some(chunk) = more(&mut self.room, next_chunk(&mut self.body)).await? else {
+                        return Err("the server ended its stream".to_owned());
+                    };
+                    self.parser.feed(chunk, &mut events);
+                    self.waiting.extend(events.drain(..));
+                }
             }
         }
     }
@@ -199,7 +206,7 @@ impl Session {
     /// Reports what the stream brings, to its end, which is the session's.
     async fn read(&self, mut stream: Stream) -> BackendEnd {
         loop {
-            let events = match stream.next().await {
+            let events = match stream.next(&self.shared.events).await {
                 Ok(Event::Message(data)) => incoming::read(&data, self.shared.max),
                 Ok(Event::TooLarge { size, answers }) => {
                     incoming::too_large(Some(size), self.shared.max, answers)
@@ -211,14 +218,15 @@ impl Session {
                 Ok(Event::Other) => continue, // not told
                 Err(why) => return self.ended(why).await,
             };
+            let mut room = stream.room.take();
             for event in events {
-                self.report(event).await;
+                self.report(event, room.take()).await;
             }
         }
     }
 
     /// Reports, and lets go whoever waited for it.
-    async fn report(&self, event: FromBackend) {
+    async fn report(&self, event: FromBackend, room: Option<Room>) {
         match event {
             FromBackend::Message(message) => {
                 let answers = match message.kind() {
@@ -227,7 +235,7 @@ impl Session {
                 };
                 let opening = answers.as_ref().is_some_and(|asked| asked.opening);
                 let id = message.id().cloned();
-                self.shared.forward(message, id.as_ref(), opening).await;
+                self.shared.forward(message, room, id.as_ref(), opening).await;
                 if let Some(asked) = answers {
                     asked.answered.notify_one();
                 }

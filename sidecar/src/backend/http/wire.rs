@@ -9,14 +9,17 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use mcp_mqtt_transport::redact;
 use serde::Deserialize;
 use tokio::{sync::oneshot, time::timeout};
 
 use super::endpoint::Endpoint;
-use crate::backend::incoming;
+use crate::backend::{
+    BackendEvents, incoming,
+    reports::{Room, more},
+};
 pub(super) use crate::https::innermost;
 
 /// How much of the body of an error, or of an acceptance, is read, in bytes, and for how long.
@@ -240,13 +243,32 @@ async fn read_little(body: Incoming) -> Bytes {
     }
 }
 
-/// Reads a JSON body of at most `max` bytes. `Err(None)`: it is larger.
-pub(super) async fn read_json(body: Incoming, max: usize) -> Result<Bytes, Option<String>> {
-    match Limited::new(body, max).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(None),
-        Err(error) => Err(Some(innermost(&*error))),
+/// Reads a JSON body of at most `max` bytes, and makes room for it among `events`. `Err(None)`: it is larger.
+pub(super) async fn read_json(
+    mut body: Incoming,
+    max: usize,
+    events: &BackendEvents,
+    room: &mut Option<Room>,
+) -> Result<Bytes, Option<String>> {
+    let mut first = Bytes::new();
+    let mut all = Vec::new(); // a body that comes at once is not copied
+    while let Some(frame) = more(room, body.frame()).await {
+        let Ok(chunk) = frame.map_err(|error| Some(innermost(&error)))?.into_data() else { continue };
+        let read = first.len().max(all.len()) + chunk.len();
+        if read > max {
+            return Err(None);
+        }
+        if first.is_empty() {
+            first = chunk;
+        } else {
+            if all.is_empty() {
+                all.extend_from_slice(&first);
+            }
+            all.extend_from_slice(&chunk);
+        }
+        events.make_room(room, read).await;
     }
+    Ok(if all.is_empty() { first } else { all.into() })
 }
 
 fn content_type(headers: &HeaderMap) -> &str {

@@ -9,13 +9,16 @@ use tokio::{
 
 use super::{Action, translator::Translator};
 use crate::backend::{
-    BackendEnd, BackendEvents, BackendSession, FromBackend, FromBridge, SessionId,
+    BackendEnd, BackendEvents, BackendSession, FromBackend, FromBridge, Report, SessionId,
     findings::{Findings, Suspicion},
-    send_quota::Outbound,
+    send_quota::{Outbound, Reserved},
 };
 
 /// How long the transport may take to end its session: longer than any of its own deadlines.
 const END_TIMEOUT: Duration = Duration::from_secs(15);
+/// A request of more bytes keeps its room until it is answered, as it may have to be repeated. As many smaller ones as
+/// may be in flight are little.
+const LARGE: usize = 4 << 10;
 /// A wait that stands for none; the loop is woken by other things.
 const LONG: Duration = Duration::from_hours(1);
 
@@ -26,7 +29,7 @@ pub(in crate::backend) async fn serve(
     id: SessionId,
     events: BackendEvents,
     from_bridge: FromBridge,
-    (server, from_server): (BackendSession, mpsc::Receiver<(SessionId, FromBackend)>),
+    (server, from_server): (BackendSession, mpsc::Receiver<Report>),
     findings: Findings,
 ) {
     let mut pump = Pump {
@@ -47,20 +50,20 @@ pub(in crate::backend) async fn serve(
         drop(server);
         pump.wait_for_end().await
     };
-    let _ = pump.events.send((id, FromBackend::Ended(end))).await; // the bridge is gone: nobody to tell
+    pump.events.report(id, FromBackend::Ended(end), None).await;
 }
 
 struct Pump {
     id: SessionId,
     events: BackendEvents,
     findings: Findings,
-    from_server: mpsc::Receiver<(SessionId, FromBackend)>,
+    from_server: mpsc::Receiver<Report>,
     translator: Translator,
     /// While something waits here, nothing is taken from the bridge: it is bounded by what one message of the
     /// client, and the answers to requests in flight, bring about.
     to_server: VecDeque<Outbound>,
     /// While something waits here, nothing is taken from either side.
-    to_bridge: VecDeque<FromBackend>,
+    to_bridge: VecDeque<Report>,
 }
 
 impl Pump {
@@ -73,12 +76,13 @@ impl Pump {
             let is_idle = self.to_bridge.is_empty();
             // Goes with the first message that comes of the client's.
             let mut reserved = None;
+            // Likewise, of the server's.
+            let mut room = None;
             tokio::select! {
                 biased;
-                permit = self.events.reserve(), if !is_idle => {
-                    let event = self.to_bridge.pop_front();
-                    let (Ok(permit), Some(event)) = (permit, event) else { return None };
-                    permit.send((self.id, event));
+                place = self.events.place(), if !is_idle => {
+                    let (place, report) = place.zip(self.to_bridge.pop_front())?;
+                    place.send(report);
                     continue;
                 }
                 place = server.place(), if !self.to_server.is_empty() => {
@@ -88,16 +92,24 @@ impl Pump {
                     }
                     continue;
                 }
-                event = self.from_server.recv(), if is_idle => match event {
-                    Some((_, FromBackend::Ended(end))) => return Some(end),
-                    Some((_, event)) => self.translator.server_event(event, now(), &mut actions),
+                report = self.from_server.recv(), if is_idle => match report {
+                    Some(Report { event: FromBackend::Ended(end), .. }) => return Some(end),
+                    Some(Report { event, room: own, .. }) => {
+                        room = own;
+                        self.translator.server_event(event, now(), &mut actions);
+                    }
                     None => return Some(BackendEnd::Closed),
                 },
                 message = messages.recv(), if is_idle && self.to_server.is_empty() => match message {
                     Some(outbound) => {
                         let Outbound { message, reserved: own } = *outbound;
-                        reserved = own;
-                        self.translator.client_message(message, now(), &mut actions);
+                        let kept;
+                        (kept, reserved) = if message.raw().len() > LARGE {
+                            own.map(Reserved::share).unzip()
+                        } else {
+                            (None, own)
+                        };
+                        self.translator.client_message(message, kept, now(), &mut actions);
                     }
                     None => return None,
                 },
@@ -108,7 +120,9 @@ impl Pump {
             }
             for action in actions.drain(..) {
                 match action {
-                    Action::ToClient(event) => self.to_bridge.push_back(event),
+                    Action::ToClient(event) => {
+                        self.to_bridge.push_back(Report { session: self.id, event, room: room.take() });
+                    }
                     Action::ToServer(message) => {
                         self.to_server.push_back(Outbound { message, reserved: reserved.take() });
                     }
@@ -121,8 +135,8 @@ impl Pump {
     /// The transport's last event; what comes before it is for nobody.
     async fn wait_for_end(&mut self) -> BackendEnd {
         let end = async {
-            while let Some((_, event)) = self.from_server.recv().await {
-                if let FromBackend::Ended(end) = event {
+            while let Some(report) = self.from_server.recv().await {
+                if let FromBackend::Ended(end) = report.event {
                     return end;
                 }
             }

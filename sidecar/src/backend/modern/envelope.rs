@@ -19,6 +19,10 @@ const OURS: [&str; 4] = [PROTOCOL_VERSION, CLIENT_INFO, CLIENT_CAPABILITIES, LOG
 /// Likewise, beside `_meta`.
 const OURS_IN_PARAMS: [&str; 2] = ["inputResponses", "requestState"];
 
+/// Bytes of what a client says of itself once and each of its requests carries: many small ones are not to become many
+/// large ones.
+pub(super) const MAX_IN_EACH: usize = 16 << 10;
+
 /// The severities of RFC 5424, as MCP spells them.
 const LOG_LEVELS: [&str; 8] =
     ["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"];
@@ -33,9 +37,10 @@ pub(super) struct Envelope {
 }
 
 impl Envelope {
-    /// Of the `params` of an `initialize` request.
+    /// Of the `params` of an `initialize` request. Who says much of itself (icons, say) goes without a name.
     pub(super) fn of(initialize: &str) -> Self {
-        let info = member(initialize, "clientInfo").filter(|info| is_implementation(info));
+        let info = member(initialize, "clientInfo")
+            .filter(|info| info.len() <= MAX_IN_EACH && is_implementation(info));
         let capabilities = member(initialize, "capabilities").and_then(|raw| serde_json::from_str(raw).ok());
         let capabilities = Value::Object(modern_capabilities(capabilities.unwrap_or_default()));
         let info = info.map(|info| format!(r#","{CLIENT_INFO}":{info}"#)).unwrap_or_default();

@@ -9,7 +9,7 @@ use super::{
     members::{member, members, string},
     reason,
 };
-use crate::backend::failure;
+use crate::backend::{failure, send_quota::Reserved};
 
 /// How often a server may ask before it has to answer: what the official SDKs allow.
 pub(super) const MAX_ROUNDS: u32 = 10;
@@ -31,6 +31,8 @@ struct Question {
     method: Box<str>,
     id: RequestId,
     answer: Option<Message>,
+    /// The room of a large answer.
+    reserved: Option<Reserved>,
 }
 
 /// Why a call cannot go on: a stable word, and a sentence.
@@ -72,7 +74,13 @@ impl Round {
             }
             let id = ids.next();
             messages.push(question(&id, &method, params));
-            questions.push(Question { key: key.into(), method: method.as_ref().into(), id, answer: None });
+            questions.push(Question {
+                key: key.into(),
+                method: method.as_ref().into(),
+                id,
+                answer: None,
+                reserved: None,
+            });
             if questions.len() > MAX_QUESTIONS {
                 return Err(bad(format!("for more than {MAX_QUESTIONS} things at once")));
             }
@@ -92,7 +100,11 @@ impl Round {
     ///
     /// # Errors
     /// It answered with an error.
-    pub(super) fn answer(&mut self, message: Message) -> Result<bool, Impossible> {
+    pub(super) fn answer(
+        &mut self,
+        message: Message,
+        reserved: Option<Reserved>,
+    ) -> Result<bool, Impossible> {
         let Some(question) = self.questions.iter_mut().find(|question| Some(&question.id) == message.id())
         else {
             return Ok(false);
@@ -105,6 +117,7 @@ impl Round {
             return Err((reason::INPUT_REFUSED, detail));
         }
         question.answer = Some(message);
+        question.reserved = reserved;
         Ok(self.is_complete())
     }
 

@@ -27,6 +27,10 @@ pub(super) const SUBSCRIPTION_ID: &str = "io.modelcontextprotocol/subscriptionId
 pub(super) const LISTEN: &str = "subscriptions/listen";
 /// Resources that one session may subscribe to: each goes into every `subscriptions/listen` anew.
 const MAX_RESOURCES: usize = 1024;
+/// Bytes of their URIs, of which there are several copies while one listening replaces another.
+pub(super) const MAX_URIS: usize = 256 << 10;
+/// Bytes of one URI: what HTTP servers take of one.
+pub(super) const MAX_URI: usize = 8 << 10;
 /// Pause before a listening that ended is begun again.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause: shorter than a client waits for the answer to `resources/subscribe`.
@@ -106,6 +110,10 @@ impl Subscriptions {
 
     /// `resources/subscribe`: answered when the server has acknowledged it, so that no change is missed after that.
     pub(super) fn subscribe(&mut self, id: RequestId, uri: String, step: &mut Step<'_>) {
+        if uri.len() > MAX_URI {
+            let detail = format!("the URI has {} bytes; a subscription takes {MAX_URI}", uri.len());
+            return step.out.push(Action::fail(id, reason::URI_TOO_LONG, detail));
+        }
         if self.resources.contains(&uri) {
             let heard = self
                 .current
@@ -116,8 +124,11 @@ impl Subscriptions {
             }
             return self.waiting.push((id, uri)); // it is on its way already
         }
-        if self.resources.len() >= MAX_RESOURCES {
-            let detail = format!("a session can subscribe to {MAX_RESOURCES} resources");
+        let uris: usize = self.resources.iter().map(String::len).sum();
+        if self.resources.len() >= MAX_RESOURCES || uris + uri.len() > MAX_URIS {
+            let detail = format!(
+                "a session can subscribe to {MAX_RESOURCES} resources, whose URIs have {MAX_URIS} bytes together"
+            );
             return step.out.push(Action::fail(id, reason::TOO_MANY_SUBSCRIPTIONS, detail));
         }
         self.resources.insert(uri.clone());

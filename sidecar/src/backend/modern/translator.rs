@@ -21,13 +21,14 @@ use mcp_mqtt_transport::jsonrpc::{Kind, Message, RequestId, code};
 use super::{
     Action, Ids, MODERN_REVISION,
     client::{Client, Opening},
+    envelope::MAX_IN_EACH,
     members::{member, string},
     reason,
     result::{self, Answer},
     rounds::{Impossible, MAX_ROUNDS, Round},
     subscriptions::{LISTEN, SUBSCRIPTION_ID, Step, Subscriptions, without_subscription},
 };
-use crate::backend::{FromBackend, failure};
+use crate::backend::{FromBackend, failure, send_quota::Reserved};
 
 /// Pause before a call is repeated of which the server wants nothing but that: what the official SDKs make.
 const REPEAT_PAUSE: Duration = Duration::from_millis(250);
@@ -47,7 +48,10 @@ pub(super) struct Translator {
 /// A request of the client in flight.
 #[derive(Debug)]
 struct Call {
+    /// As it came, or as the server first got it: what is repeated of it is the same.
     request: Message,
+    /// The room of a large one.
+    _reserved: Option<Reserved>,
     rounds: u32,
     stage: Stage,
 }
@@ -73,10 +77,16 @@ impl Translator {
         }
     }
 
-    /// A message of the client.
-    pub(super) fn client_message(&mut self, message: Message, now: Instant, out: &mut Vec<Action>) {
+    /// A message of the client. `reserved`: the room of a large one, to be kept as long as the message.
+    pub(super) fn client_message(
+        &mut self,
+        message: Message,
+        reserved: Option<Reserved>,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
         match message.kind() {
-            Kind::Request { .. } => self.request(message, now, out),
+            Kind::Request { .. } => self.request(message, reserved, now, out),
             Kind::Notification { method } => match &**method {
                 "notifications/initialized" if matches!(self.client.opening, Opening::Open) => {
                     self.subscribing(now, out, Subscriptions::begin);
@@ -88,7 +98,7 @@ impl Translator {
                 }
                 other => tracing::debug!(method = other, "has no counterpart in {MODERN_REVISION}"),
             },
-            Kind::Response { .. } => self.input(message, out),
+            Kind::Response { .. } => self.input(message, reserved, out),
         }
     }
 
@@ -134,7 +144,7 @@ impl Translator {
         self.subscribing(now, out, Subscriptions::expire);
     }
 
-    fn request(&mut self, message: Message, now: Instant, out: &mut Vec<Action>) {
+    fn request(&mut self, message: Message, reserved: Option<Reserved>, now: Instant, out: &mut Vec<Action>) {
         let Kind::Request { id, method } = message.kind() else { return };
         let id = id.clone();
         let params = message.params();
@@ -190,16 +200,25 @@ impl Translator {
                 refuse(code::METHOD_NOT_FOUND, &what, reason::NO_COUNTERPART);
             }
             method => {
-                out.push(Action::ToServer(self.client.envelope.request(&id, method, params, &[])));
+                let request = self.client.envelope.request(&id, method, params, &[]);
+                // There is to be one copy of what is large.
+                let kept = if reserved.is_some() { request.clone() } else { message };
+                out.push(Action::ToServer(request));
                 let stage = Stage::AtServer(id.clone());
-                self.calls.insert(id, Call { request: message, rounds: 0, stage });
+                self.calls.insert(id, Call { request: kept, _reserved: reserved, rounds: 0, stage });
             }
         }
     }
 
     fn initialize(&mut self, message: &Message, out: &mut Vec<Action>) {
         let Some(id) = message.id() else { return };
-        self.client = Client::begin(id, message.params().unwrap_or("{}"));
+        let params = message.params().unwrap_or("{}");
+        if member(params, "capabilities").is_some_and(|declared| declared.len() > MAX_IN_EACH) {
+            let what = format!("`capabilities` are over {MAX_IN_EACH} bytes, and each request carries them");
+            let refused = Message::error_response(id, code::INVALID_PARAMS, &what, "wrong-params");
+            return out.push(Action::to_client(refused));
+        }
+        self.client = Client::begin(id, params);
         out.push(Action::ToServer(self.client.envelope.request(id, "server/discover", None, &[])));
     }
 
@@ -308,12 +327,12 @@ impl Translator {
     }
 
     /// An answer of the client to what the server asked; an error is how one that it never gives ends.
-    fn input(&mut self, message: Message, out: &mut Vec<Action>) {
+    fn input(&mut self, message: Message, reserved: Option<Reserved>, out: &mut Vec<Action>) {
         let Some(id) = message.id().and_then(|question| self.calls_of.remove(question)) else {
             return tracing::debug!("an answer to nothing that was asked");
         };
         let Some(Call { stage: Stage::Asking(round), .. }) = self.calls.get_mut(&id) else { return };
-        match round.answer(message) {
+        match round.answer(message, reserved) {
             Ok(false) => {}
             Ok(true) => self.repeat(&id, out),
             Err(failed) => {

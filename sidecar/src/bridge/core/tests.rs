@@ -32,10 +32,22 @@ impl Scene {
     }
 
     fn with_session() -> Self {
+        Self::with_session_of(r#"{"jsonrpc":"2.0","id":0,"result":{}}"#)
+    }
+
+    /// In the revision that has batches.
+    fn with_batches() -> Self {
+        Self::with_session_of(
+            r#"{"jsonrpc":"2.0","id":0,"result":{"protocolVersion":"2025-03-26","capabilities":{},"serverInfo":{"name":"n","version":"1"}}}"#,
+        )
+    }
+
+    fn with_session_of(result: &'static str) -> Self {
         let mut scene = Self::new(None);
         scene.receive(CONTROL, Some("c"), shorthand::json("0 initialize"));
         scene.core.sessions.subscribed(SessionId(1), Ok(()), scene.now, &mut scene.out);
-        let result = crate::backend::FromBackend::Message(shorthand::message("0 ok"));
+        let result = Message::parse(Bytes::from_static(result.as_bytes()), usize::MAX).unwrap();
+        let result = crate::backend::FromBackend::Message(result);
         scene.core.sessions.backend_event(SessionId(1), result, scene.now, &mut scene.out);
         scene.out.clear();
         scene
@@ -173,6 +185,43 @@ fn each_request_of_a_batch_is_refused_by_its_id() {
     for payload in ["[]", "[1,[2]]", "[{"] {
         scene.receive(RPC, Some("c"), payload);
         scene.expect(&["dropped batch"]);
+    }
+}
+
+#[test]
+fn a_batch_is_taken_whole_or_not_at_all() {
+    let mut scene = Scene::with_batches();
+    let batch = ["1 tools/call", "notifications/own", "2 ping"].map(shorthand::json).join(",");
+    scene.receive(RPC, Some("c"), format!("[{batch}]"));
+    scene.expect(&["server 1 < 1 tools/call", "server 1 < notifications/own", "server 1 < 2 ping"]);
+    let large = ["3 tools/call {600}", "4 tools/call {600}"].map(shorthand::json).join(",");
+    scene.receive(RPC, Some("c"), format!("[{large}]"));
+    scene.expect(&[
+        "dropped message-too-large",
+        "c < 3 error message-too-large",
+        "c < 4 error message-too-large",
+    ]);
+    scene.core.setting.rules.max_message_bytes = 1 << 20;
+    let many = vec![shorthand::json("notifications/own"); MAX_BATCH].join(",");
+    scene.receive(RPC, Some("c"), format!("[{},{many}]", shorthand::json("5 ping")));
+    scene.expect(&["dropped batch-too-long", "c < 5 error batch-too-long"]);
+    scene.receive(RPC, Some("c"), format!("[{many}]"));
+    assert_eq!(scene.out.len(), MAX_BATCH);
+}
+
+/// As large as a packet that we have announced to take.
+#[test]
+fn what_a_batch_leads_to_has_a_bound() {
+    let ones = format!("[{}1]", "1,".repeat(2 << 20));
+    let request = r#"{"jsonrpc":"2.0","id":1,"method":""},"#;
+    let requests = format!("[{}1]", request.repeat((4 << 20) / request.len()));
+    for (payload, refused) in [(&ones, 0), (&requests, MAX_BATCH)] {
+        for (mut scene, topic) in [(Scene::new(None), CONTROL), (Scene::with_batches(), RPC)] {
+            scene.receive(topic, Some("c"), payload.clone());
+            // That it was dropped, and of each one that is refused that it is.
+            assert_eq!(scene.out.len(), 1 + 2 * refused);
+            assert!(scene.out.iter().all(|action| !matches!(action, Action::ToClient { owed: true, .. })));
+        }
     }
 }
 

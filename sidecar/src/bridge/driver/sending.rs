@@ -57,10 +57,14 @@ impl Driver<'_> {
             Ok(Sent::Waits) => {}
             // Once closed, the events tell why, and its sessions end.
             Err(Unsent::Refused(outgoing, PublishError::Closed)) => self.not_unsubscribing(&outgoing),
-            Err(Unsent::Overflow(outgoing)) => {
+            Err(Unsent::Overflow { outgoing, first }) => {
+                if first {
+                    tracing::warn!("messages are dropped until the broker has taken what waits");
+                }
                 self.unsent(&outgoing, "outbox-full", PublishError::Full);
             }
             Err(Unsent::Refused(outgoing, error)) => {
+                tracing::warn!("not sent: {error}");
                 self.unsent(&outgoing, "packet-refused", error);
             }
         }
@@ -74,12 +78,11 @@ impl Driver<'_> {
 
     fn unsent(&mut self, outgoing: &Outgoing, reason: &'static str, error: PublishError) {
         self.dropped(reason);
-        tracing::warn!(reason, "not sent: {error}");
         match outgoing {
             Outgoing::Subscribe { session, .. } => {
                 self.core.sessions.subscribed(*session, Err(error.to_string()), now(), &mut self.actions);
             }
-            Outgoing::ToClient { client, payload } => {
+            Outgoing::ToClient { client, payload, owed: true } => {
                 let note = self.core.note(client);
                 self.core.undelivered(note, payload.clone(), &error.to_string(), now(), &mut self.actions);
             }
@@ -87,7 +90,9 @@ impl Driver<'_> {
             Outgoing::Presence { online } => {
                 self.answers.push(Box::pin(ready(Answer::Announced(*online, Err(error)))));
             }
-            Outgoing::ToAll { .. } | Outgoing::Unsubscribe { .. } => {}
+            Outgoing::ToClient { owed: false, .. }
+            | Outgoing::ToAll { .. }
+            | Outgoing::Unsubscribe { .. } => {}
         }
         self.not_unsubscribing(outgoing);
     }
@@ -110,7 +115,7 @@ fn transmit(
         publisher.try_publish_noted(publication, note).map(|()| Sent::Bytes(bytes))
     };
     match outgoing {
-        Outgoing::ToClient { client, payload } => {
+        Outgoing::ToClient { client, payload, .. } => {
             publish(core.to_client(client, payload.clone()), core.note(client))
         }
         Outgoing::ToAll { payload } => publish(core.to_all(payload.clone()), 0),

@@ -95,7 +95,8 @@ impl Driver<'_> {
                 }
                 self.bridge.board.worker_up(worker.client_id());
                 self.core.link_up(link, connection.accepted.maximum_packet_size);
-                self.links.insert(link, Link::new(connection, now(), self.outbox_limit));
+                let max_message_bytes = self.bridge.rules.max_message_bytes;
+                self.links.insert(link, Link::new(connection, now(), self.outbox_limit, max_message_bytes));
                 self.workers.standing[link.0] = Some(worker);
                 self.count_links();
                 for received in early {
@@ -144,7 +145,7 @@ impl Driver<'_> {
             let payload = publication.payload;
             let message = Message::parse(payload.clone(), usize::MAX);
             if message.is_ok_and(|message| matches!(message.kind(), Kind::Response { .. })) {
-                self.send(link, Outgoing::ToClient { client, payload });
+                self.send(link, Outgoing::ToClient { client, payload, owed: true });
             }
         }
         for outgoing in lost.into_waiting() {

@@ -91,7 +91,7 @@ pub(in crate::bridge) fn text(action: &Action) -> Option<String> {
     Some(match action {
         Action::Subscribe { via, client, .. } => format!("subscribe {client}{}", by(*via)),
         Action::Unsubscribe { via, client } => format!("unsubscribe {client}{}", by(*via)),
-        Action::ToClient { via, client, message } => {
+        Action::ToClient { via, client, message, .. } => {
             format!("{client}{} < {}", by(*via), text_of(message))
         }
         Action::Broadcast { message } => format!("all < {}", text_of(message)),

@@ -1,10 +1,11 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use mcp_mqtt_transport::jsonrpc::Message;
 use serde_json::Value;
 
 use super::*;
+use crate::backend::send_quota::{Outbound, SendQuota};
 
 mod properties;
 mod subscribing;
@@ -67,7 +68,7 @@ impl Rig {
 
     pub(super) fn client(&mut self, json: &str) -> Vec<String> {
         let mut out = Vec::new();
-        self.translator.client_message(versioned(json), self.now, &mut out);
+        self.translator.client_message(versioned(json), None, self.now, &mut out);
         told(out)
     }
 
@@ -189,6 +190,45 @@ fn a_server_that_does_not_speak_the_revision_is_doubted() {
 }
 
 #[test]
+fn what_a_client_says_of_itself_makes_no_large_requests_of_small_ones() {
+    let much = "x".repeat(MAX_IN_EACH);
+    let initialize = |capabilities: &str, name: &str| {
+        format!(
+            r#"{{"id":0,"method":"initialize","params":{{"protocolVersion":"2025-11-25","capabilities":{capabilities},"clientInfo":{{"name":"{name}","version":"1"}}}}}}"#
+        )
+    };
+    let mut rig = Rig::new();
+    let told = rig.client(&initialize(&format!(r#"{{"experimental":{{"{much}":{{}}}}}}"#), "c"));
+    assert!(told[0].contains("-32602") && told[0].contains("wrong-params"), "{told:?}");
+    let mut out = Vec::new();
+    rig.translator.client_message(versioned(&initialize("{}", &much)), None, rig.now, &mut out);
+    assert!(matches!(&out[0], Action::ToServer(discover) if discover.raw().len() < 1000), "{out:?}");
+}
+
+/// The copy that the server has is the one that is kept, and its room is kept with it.
+#[test]
+fn a_large_request_keeps_its_room_until_it_is_over() {
+    let (_session, mut from_bridge) = {
+        let quota = SendQuota::for_messages_of(1 << 20);
+        let (session, from_bridge) = quota.session();
+        session.say(versioned(r#"{"id":1,"method":"tools/call","params":{"name":"t"}}"#)).unwrap();
+        (session, from_bridge)
+    };
+    let Outbound { message, reserved } = *from_bridge.messages.try_recv().unwrap();
+    let (kept, others) = reserved.map(Reserved::share).unzip();
+    let Some(Reserved::Shared(others)) = others else { panic!("it was reserved") };
+    let mut rig = Rig::open("{}");
+    let mut out = Vec::new();
+    rig.translator.client_message(message, kept, rig.now, &mut out);
+    let Action::ToServer(request) = &out[0] else { panic!("{out:?}") };
+    let call = rig.translator.calls.values().next().unwrap();
+    assert_eq!(call.request.raw().as_ptr(), request.raw().as_ptr());
+    assert_eq!(Arc::strong_count(&others), 2);
+    assert_eq!(rig.server(r#"{"id":1,"result":{}}"#), [r#"C {"id":1,"result":{}}"#]);
+    assert_eq!(Arc::strong_count(&others), 1);
+}
+
+#[test]
 fn what_the_revision_no_longer_has_is_answered_here() {
     let mut rig = Rig::open("{}");
     for (request, expected) in [
@@ -202,7 +242,8 @@ fn what_the_revision_no_longer_has_is_answered_here() {
         assert_eq!(rig.client(request), [expected]);
     }
     let mut out = Vec::new();
-    rig.translator.client_message(versioned(r#"{"id":4,"method":"tools/list"}"#), rig.now, &mut out);
+    let list = versioned(r#"{"id":4,"method":"tools/list"}"#);
+    rig.translator.client_message(list, None, rig.now, &mut out);
     let Action::ToServer(list) = &out[0] else { panic!("{out:?}") };
     assert!(list.params().unwrap().contains(r#""io.modelcontextprotocol/logLevel":"info""#), "{list:?}");
     for method in

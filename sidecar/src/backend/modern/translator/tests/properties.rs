@@ -85,7 +85,7 @@ impl World {
 
     fn client(&mut self, json: &str) {
         let mut out = Vec::new();
-        self.translator.client_message(versioned(json), self.now, &mut out);
+        self.translator.client_message(versioned(json), None, self.now, &mut out);
         self.take(out);
     }
 

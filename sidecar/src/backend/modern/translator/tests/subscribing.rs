@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Rig;
+use crate::backend::modern::subscriptions::{MAX_URI, MAX_URIS};
 
 const INITIALIZED: &str = r#"{"method":"notifications/initialized"}"#;
 const NO_BACKOFF_IS_LONGER: Duration = Duration::from_secs(15);
@@ -194,4 +195,12 @@ fn subscriptions_are_bounded() {
         rig.client(&subscribe(n, &format!("test://{n}")));
     }
     assert_eq!(rig.client(&subscribe(9999, "test://more")), ["F 9999 too-many-subscriptions"]);
+
+    let mut rig = Rig::open("{}");
+    let uri = |n: u32, length: usize| format!("{n:0>length$}");
+    assert_eq!(rig.client(&subscribe(1, &uri(1, MAX_URI + 1))), ["F 1 uri-too-long"]);
+    let taken = (0..1024).take_while(|n| {
+        !rig.client(&subscribe(*n, &uri(*n, MAX_URI))).iter().any(|told| told.starts_with('F'))
+    });
+    assert_eq!(taken.count(), MAX_URIS / MAX_URI);
 }
