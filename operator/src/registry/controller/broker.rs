@@ -1,18 +1,21 @@
 //! One broker, as the controller has it.
 
+mod journal;
+mod rights;
+
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use mcp_mqtt_transport::{
-    jsonrpc::{Kind, Message, RequestId},
-    mqtt::{Ack, Filter, FilterReply, Publication, PublishError, Publisher, Qos, ReasonCode, Received},
+    jsonrpc::RequestId,
+    mqtt::{Ack, Filter, FilterReply, Publication, PublishError, Publisher, Qos, ReasonCode},
     topic::{self, ClientId, ServerId, ServerName},
     user_property::{self, Component},
 };
@@ -23,18 +26,16 @@ use tokio::{
 };
 use url::Url;
 
+pub(super) use self::journal::{Journalled, Line, Unclaimed};
+use self::{journal::JOURNAL, rights::Right};
 use super::Setting;
 use crate::registry::{
     link::{self, Access, Happening},
-    pending::{IN_ALL, MAX_BYTES, WakeError},
+    pending::{IN_ALL, WakeError},
     presences::Presences,
     wanted,
 };
 
-/// Where what is held is written down, for the operator that comes after this one: retained, below the client id.
-const JOURNAL: &str = "mcp-mqtt/held";
-/// User property there: when it came, in milliseconds of Unix time.
-const SINCE: &str = "MCP-MQTT-SINCE";
 /// What may wait for a broker that takes nothing at present: an answer, a line of the journal and an acknowledgement for
 /// all that can be held.
 const PENDING: usize = 3 * IN_ALL;
@@ -44,45 +45,6 @@ const FAREWELL: Duration = Duration::from_secs(5);
 const WORTH_TELLING: Duration = Duration::from_secs(15);
 /// Server name under which the operator sends itself a message, to see whether answers would reach it.
 const ECHO: &str = "mcp-mqtt/echo";
-/// A message for a service of which we were not told waits this long: the first reconciles take their time.
-/// Many clients give a request up after a minute, and are to hear before that that nobody knows of it.
-const UNCLAIMED: Duration = Duration::from_secs(30);
-
-/// What the operator writes, by the right that a broker has to give for it: the note by which a refusal is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Right {
-    Journal,
-    Presence,
-    Rpc,
-    Control,
-}
-
-impl Right {
-    fn of(topic: &str) -> Self {
-        if topic.starts_with(JOURNAL) {
-            Self::Journal
-        } else if topic.starts_with("$mcp-server/presence/") {
-            Self::Presence
-        } else if topic.starts_with("$mcp-rpc/") {
-            Self::Rpc
-        } else {
-            Self::Control
-        }
-    }
-
-    /// Where it must be allowed to write, and what does not work without.
-    fn in_words(note: u64) -> (&'static str, &'static str) {
-        match note {
-            note if note == Self::Journal as u64 => {
-                ("mcp-mqtt/held/#", "what is held does not outlive the operator")
-            }
-            note if note == Self::Presence as u64 => ("$mcp-server/presence/#", "no service can sleep"),
-            note if note == Self::Rpc as u64 => ("$mcp-rpc/#", "clients do not hear why they are refused"),
-            _ => ("$mcp-server/#", "who wakes a service is not answered"),
-        }
-    }
-}
-
 /// See the module. When it is dropped, what the connection has taken is sent, if there is time, and it is closed.
 pub(super) struct Broker {
     task: AbortHandle,
@@ -114,35 +76,6 @@ enum Outgoing {
     Publication(Publication),
     /// For a message of which everything before it was said.
     Ack(Ack),
-}
-
-/// A message for a service of which we were not told yet.
-#[derive(Debug)]
-pub(super) struct Unclaimed {
-    pub(super) client: ClientId,
-    pub(super) payload: Bytes,
-    /// When it came.
-    pub(super) since: Instant,
-    /// The name of the service that it is for; a line of the journal by an older operator has none.
-    pub(super) server_name: Option<ServerName>,
-}
-
-/// What the journal has of a message that is held.
-pub(super) struct Line<'a> {
-    pub(super) payload: &'a Bytes,
-    pub(super) since: Instant,
-    pub(super) server_name: Option<&'a ServerName>,
-}
-
-/// A line of the journal, as it is read.
-#[derive(Debug)]
-pub(super) enum Journalled {
-    /// Not of the journal.
-    Other,
-    /// Nothing to read: what we write ourselves comes back, too.
-    Nothing,
-    /// What an operator before us wrote down, and the server id that it was for.
-    Message(String, Unclaimed),
 }
 
 impl Broker {
@@ -371,100 +304,6 @@ impl Broker {
             retain: true,
             user_properties,
         });
-    }
-
-    /// Writes down what is held, and since when, or (none) that it is no more.
-    pub(super) fn write_down(&mut self, standby: &str, client: &ClientId, line: Option<Line<'_>>) {
-        let mut user_properties = Vec::new();
-        if let Some(Line { since, server_name, .. }) = &line {
-            let since = SystemTime::now().checked_sub(since.elapsed()).unwrap_or(UNIX_EPOCH);
-            let since = since.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-            user_properties.push((SINCE.to_owned(), since.to_string()));
-            let name =
-                server_name.map(|name| (user_property::SERVER_NAME.to_owned(), name.as_str().to_owned()));
-            user_properties.extend(name);
-        }
-        self.say(Publication {
-            topic: format!("{JOURNAL}/{}/{standby}/{client}", self.client_id),
-            payload: line.map(|line| line.payload.clone()).unwrap_or_default(),
-            qos: Qos::AtLeastOnce,
-            retain: true,
-            user_properties,
-        });
-    }
-
-    /// What an operator before us wrote down, if this is it.
-    pub(super) fn journalled(&self, received: &Received) -> Journalled {
-        let below = |topic: &str, level: &str| {
-            topic.strip_prefix(level).and_then(|rest| rest.strip_prefix('/')).map(str::to_owned)
-        };
-        let line = below(&received.topic, JOURNAL).and_then(|rest| below(&rest, &self.client_id));
-        let Some(line) = line else { return Journalled::Other };
-        let Some((standby, client)) = line.split_once('/') else { return Journalled::Nothing };
-        let Ok(client) = ClientId::new(client) else { return Journalled::Nothing };
-        if !received.retain || received.payload.is_empty() {
-            return Journalled::Nothing;
-        }
-        let since = user_property::find(&received.user_properties, SINCE);
-        let since = since.and_then(|since| since.parse().ok()).map(Duration::from_millis);
-        let age = since.and_then(|since| SystemTime::now().duration_since(UNIX_EPOCH + since).ok());
-        let since = Instant::now().checked_sub(age.unwrap_or_default()).unwrap_or_else(Instant::now);
-        let server_name = user_property::find(&received.user_properties, user_property::SERVER_NAME);
-        let server_name = server_name.and_then(|name| ServerName::new(name).ok());
-        let message = Unclaimed { client, payload: received.payload.clone(), since, server_name };
-        Journalled::Message(standby.to_owned(), message)
-    }
-
-    /// At most one of each client, as in the journal. `room`: whether there is any, over all services.
-    pub(super) fn keep_unclaimed(&mut self, standby: &str, message: Unclaimed, room: bool, now: Instant) {
-        let waiting = self.unclaimed.entry(standby.to_owned()).or_default();
-        waiting.retain(|(_, other)| other.client != message.client);
-        if message.payload.len() > MAX_BYTES || !room {
-            return self.refuse_unclaimed(standby, &message);
-        }
-        let Unclaimed { client, payload, since, server_name } = &message;
-        let line = Line { payload, since: *since, server_name: server_name.as_ref() };
-        self.write_down(standby, client, Some(line));
-        self.unclaimed.entry(standby.to_owned()).or_default().push((now, message));
-    }
-
-    /// How many wait for a service that is not known yet, and their bytes.
-    pub(super) fn unclaimed(&self) -> (usize, usize) {
-        let all = || self.unclaimed.values().flatten();
-        (all().count(), all().map(|(_, message)| message.payload.len()).sum())
-    }
-
-    pub(super) fn claim(&mut self, standby: &str) -> Vec<Unclaimed> {
-        let waiting = self.unclaimed.remove(standby).unwrap_or_default();
-        waiting.into_iter().map(|(_, message)| message).collect()
-    }
-
-    /// Nobody knows of that service.
-    pub(super) fn forget_unclaimed(&mut self, now: Instant) {
-        let mut forgotten = Vec::new();
-        self.unclaimed.retain(|standby, messages| {
-            let late = messages.extract_if(.., |(waits, _)| now.duration_since(*waits) >= UNCLAIMED);
-            forgotten.extend(late.map(|(_, message)| (standby.clone(), message)));
-            !messages.is_empty()
-        });
-        for (standby, message) in forgotten {
-            self.refuse_unclaimed(&standby, &message);
-        }
-    }
-
-    /// Answers a message that nobody is to take, as far as its request can be read and its answer sent.
-    fn refuse_unclaimed(&mut self, standby: &str, message: &Unclaimed) {
-        let Unclaimed { client, payload, server_name, .. } = message;
-        tracing::warn!(standby, %client, "refused: for a service that is not known, or too large or one too many");
-        let request = Message::parse(payload.clone(), usize::MAX).ok();
-        let id = request.as_ref().and_then(|request| match request.kind() {
-            Kind::Request { id, .. } => Some(id),
-            _ => None,
-        });
-        if let (Some(id), Some(name), Ok(standby)) = (id, server_name, ServerId::new(standby)) {
-            self.say_refusal((&standby, name), client, id, &WakeError::Unknown);
-        }
-        self.write_down(standby, client, None);
     }
 
     /// Answers a client's request in a service's name, with an error.
