@@ -244,9 +244,9 @@ impl RegistryController {
     fn happened(&mut self, key: &str, happening: Happening) {
         let Some(broker) = self.brokers.get_mut(key) else { return };
         match happening {
-            Happening::Up(publisher) => {
+            Happening::Up(publisher, resumed) => {
                 tracing::info!(broker = %broker.url(), client_id = broker.client_id(), "connected");
-                if let Some(answer) = broker.up(publisher) {
+                if let Some(answer) = broker.up(publisher, resumed) {
                     let (key, connection) = (key.to_owned(), broker.connection());
                     self.done.push(Box::pin(async move { Done::Watching(key, connection, answer.await) }));
                 }
@@ -321,6 +321,7 @@ impl RegistryController {
         let Some(broker) = self.brokers.get(&service.wanted.broker.key) else { return };
         let observed = &mut service.machine.observed;
         observed.link = broker.presences.settled();
+        observed.resumed = broker.resumed();
         if observed.link {
             let Wanted { standby, server_name, .. } = &*service.wanted;
             observed.place = broker.presences.place(standby.as_str(), server_name.as_str());

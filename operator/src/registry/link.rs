@@ -57,8 +57,8 @@ pub(super) const HAPPENINGS: usize = 1024;
 /// What happens on a connection.
 #[derive(Debug)]
 pub(super) enum Happening {
-    /// It stands.
-    Up(Publisher),
+    /// It stands, and whether the broker has kept what an earlier one had subscribed.
+    Up(Publisher, bool),
     /// A message.
     Received(Received),
     /// Something of ours was refused; its note, and why.
@@ -89,8 +89,8 @@ pub(super) async fn run(
         let why = match access.connect().await {
             Ok((mut connection, _files)) => {
                 let since = Instant::now();
-                if happenings.send((key.clone(), Happening::Up(connection.publisher.clone()))).await.is_err()
-                {
+                let up = Happening::Up(connection.publisher.clone(), connection.accepted.session_present);
+                if happenings.send((key.clone(), up)).await.is_err() {
                     return;
                 }
                 loop {

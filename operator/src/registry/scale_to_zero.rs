@@ -68,6 +68,8 @@ pub enum Action {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Control {
+    /// Nothing was asked on this connection: an earlier one may have subscribed it.
+    Unknown,
     Off,
     Asked,
     On,
@@ -114,7 +116,7 @@ impl ScaleToZero {
     pub fn new() -> Self {
         Self {
             observed: Observed::default(),
-            control: Control::Off,
+            control: Control::Unknown,
             phase: Phase::Steady,
             scaling: None,
             successor: None,
@@ -169,10 +171,10 @@ impl ScaleToZero {
         self.successor.as_ref().filter(|_| self.observed.instances.len() > 1)
     }
 
-    /// A new connection to the broker, or none any more: nothing is subscribed as far as we know.
+    /// A new connection to the broker, or none any more.
     pub fn unlinked(&mut self) {
         self.observed.link = false;
-        self.control = Control::Off;
+        self.control = Control::Unknown;
         self.asked_control = None;
         self.published = None;
         self.phase = Phase::Steady;
@@ -181,7 +183,8 @@ impl ScaleToZero {
     /// The broker's answer to [`Action::Subscribe`].
     pub fn subscribed(&mut self, granted: bool, now: Instant, out: &mut Vec<Action>) {
         if self.control == Control::Asked {
-            self.control = if granted { Control::On } else { Control::Off };
+            // A broker that refuses may have the subscription from before.
+            self.control = if granted { Control::On } else { Control::Unknown };
         }
         self.step(now, out);
     }
@@ -243,10 +246,7 @@ impl ScaleToZero {
         if self.observed.place == ServicePresence::Parked {
             out.push(Action::Clear);
         }
-        if self.control != Control::Off {
-            self.control = Control::Off;
-            out.push(Action::Unsubscribe);
-        }
+        self.stop_listening(out);
     }
 
     /// Goes by what is so. To be called whenever that changes, and now and then.
@@ -316,7 +316,7 @@ impl ScaleToZero {
 
     fn take_place(&mut self, now: Instant, out: &mut Vec<Action>) {
         match self.control {
-            Control::Off if due(self.asked_control, AGAIN, now) => {
+            Control::Off | Control::Unknown if due(self.asked_control, AGAIN, now) => {
                 self.control = Control::Asked;
                 self.asked_control = Some(now);
                 out.push(Action::Subscribe);
@@ -374,14 +374,32 @@ impl ScaleToZero {
             self.published = Some(now);
             out.push(Action::Clear);
         }
-        if self.control == Control::On {
-            self.control = Control::Off;
-            out.push(Action::Unsubscribe);
+        if self.control != Control::Asked {
+            self.stop_listening(out); // else once the broker has answered
         }
         let taken = self.observed.place == ServicePresence::Taken;
         out.extend(self.waiting.take().map(|held| {
             if taken { Action::Forward(held) } else { Action::Refuse(held, WakeError::Elsewhere) }
         }));
+    }
+
+    /// The broker's connection takes no [`Action::Unsubscribe`] at present: the next step asks again.
+    pub fn not_unsubscribed(&mut self) {
+        if self.control == Control::Off {
+            self.control = Control::Unknown;
+        }
+    }
+
+    fn stop_listening(&mut self, out: &mut Vec<Action>) {
+        let listens = match self.control {
+            Control::Off => false,
+            Control::Unknown => self.observed.resumed,
+            Control::Asked | Control::On => true,
+        };
+        self.control = Control::Off;
+        if listens {
+            out.push(Action::Unsubscribe);
+        }
     }
 
     fn wake(&mut self, now: Instant, out: &mut Vec<Action>) {

@@ -65,9 +65,13 @@ impl RegistryController {
         match action {
             Action::Subscribe => self.subscribe_control(reference, &wanted),
             Action::Unsubscribe => {
-                if let Some(publisher) = self.publisher(&wanted) {
-                    // Nothing depends on the answer.
-                    let _ = publisher.unsubscribe(vec![topic::control(&wanted.standby, &wanted.server_name)]);
+                let control = topic::control(&wanted.standby, &wanted.server_name);
+                let sent = self.publisher(&wanted).map(|publisher| publisher.unsubscribe(vec![control]));
+                // Nothing depends on the broker's answer.
+                if sent.is_some_and(|sent| sent.is_err())
+                    && let Some(service) = self.services.get_mut(reference)
+                {
+                    service.machine.not_unsubscribed();
                 }
             }
             Action::Park => {

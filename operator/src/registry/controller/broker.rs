@@ -62,6 +62,8 @@ pub(super) struct Broker {
     down_since: Instant,
     /// Counts connections, so that no answer on an earlier one is taken for one on this.
     connection: u64,
+    /// Whether this one may have what an earlier one had subscribed.
+    resumed: bool,
     pending: VecDeque<Outgoing>,
     /// Errors that are said in a moment.
     pub(super) refusals: usize,
@@ -109,6 +111,7 @@ impl Broker {
             why: Some("no connection yet".to_owned()),
             down_since: Instant::now(),
             connection: 0,
+            resumed: false,
             pending: VecDeque::new(),
             refusals: 0,
             hears: false,
@@ -138,6 +141,10 @@ impl Broker {
         self.connection
     }
 
+    pub(super) fn resumed(&self) -> bool {
+        self.resumed
+    }
+
     pub(super) fn publisher(&self) -> Option<&Publisher> {
         self.publisher.as_ref()
     }
@@ -164,8 +171,9 @@ impl Broker {
     }
 
     /// It stands: asks for all presences, for what was written down, and for what instances answer.
-    pub(super) fn up(&mut self, publisher: Publisher) -> Option<FilterReply> {
+    pub(super) fn up(&mut self, publisher: Publisher, resumed: bool) -> Option<FilterReply> {
         self.connection += 1;
+        self.resumed = resumed;
         self.presences.unlinked();
         self.hears = false;
         // At QoS 0: some brokers drop what is beyond a thousand messages of QoS 1 in one go.

@@ -63,6 +63,8 @@ pub struct Observed {
     pub unaccepted: bool,
     /// Whether the broker is connected, and has told all presences.
     pub link: bool,
+    /// Whether the connection may have subscriptions of an earlier one: the broker has kept its session.
+    pub resumed: bool,
     /// Whose presence stands there.
     pub place: ServicePresence,
     /// The instance that our presence there names as the one to take it over.
