@@ -14,6 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use mcp_mqtt_transport::{
+    backoff::Backoff,
     jsonrpc::RequestId,
     mqtt::{Ack, Filter, FilterReply, Publication, PublishError, Publisher, Qos, ReasonCode},
     topic::{self, ClientId, ServerId, ServerName},
@@ -27,18 +28,22 @@ use tokio::{
 use url::Url;
 
 pub(super) use self::journal::{Journalled, Line, Unclaimed};
-use self::{journal::JOURNAL, rights::Right};
+pub(super) use self::rights::Right;
+use self::{journal::JOURNAL, rights::Told};
 use super::Setting;
 use crate::registry::{
     link::{self, Access, Happening},
     pending::{IN_ALL, WakeError},
     presences::Presences,
+    scale_to_zero::after_refusals,
     wanted,
 };
 
 /// What may wait for a broker that takes nothing at present: an answer, a line of the journal and an acknowledgement for
 /// all that can be held.
 const PENDING: usize = 3 * IN_ALL;
+/// Note of all that is published: a refusal is told by its topic.
+const REFUSALS: u64 = 0;
 /// How long the last words may take.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// A broker that is away for less is no news.
@@ -65,12 +70,34 @@ pub(super) struct Broker {
     /// Whether this one may have what an earlier one had subscribed.
     resumed: bool,
     pending: VecDeque<Outgoing>,
+    /// What it did not allow on this connection.
+    told: Told,
+    watches: Watches,
     /// Errors that are said in a moment.
     pub(super) refusals: usize,
     /// Whether what is said to us reaches us on this connection, and no ACL keeps it from us without a word.
     hears: bool,
     /// By the server id that they are for, each with the time from which it waits here.
     unclaimed: HashMap<String, Vec<(Instant, Unclaimed)>>,
+}
+
+/// What the operator wants to read from the first, and the broker has not let it.
+struct Watches {
+    missing: Vec<Right>,
+    /// When it is asked again, after a refusal.
+    next: Option<Instant>,
+    pause: Backoff,
+}
+
+impl Watches {
+    fn begin() -> Self {
+        let missing = vec![Right::ReadPresences, Right::ReadJournal, Right::ReadAnswers];
+        Self { missing, next: None, pause: after_refusals() }
+    }
+
+    fn retry(&mut self, now: Instant) {
+        self.next = Some(now + self.pause.wait());
+    }
 }
 
 /// What a broker is to get, in order.
@@ -113,6 +140,8 @@ impl Broker {
             connection: 0,
             resumed: false,
             pending: VecDeque::new(),
+            told: Told::new(),
+            watches: Watches::begin(),
             refusals: 0,
             hears: false,
             unclaimed: HashMap::new(),
@@ -176,19 +205,39 @@ impl Broker {
         self.resumed = resumed;
         self.presences.unlinked();
         self.hears = false;
-        // At QoS 0: some brokers drop what is beyond a thousand messages of QoS 1 in one go.
-        let presences = Filter::new(topic::server_presence_filter("#"), Qos::AtMostOnce);
-        let journal = Filter::new(format!("{JOURNAL}/{}/+/+", self.client_id), Qos::AtLeastOnce);
-        let answers = Filter::new(topic::rpc_filter(&self.client_id), Qos::AtLeastOnce);
-        let reply = publisher.subscribe_start(vec![presences, journal, answers]);
+        self.told.clear();
+        self.watches = Watches::begin();
         self.publisher = Some(publisher);
+        let reply = self.watch();
         self.flush();
-        match reply {
+        reply
+    }
+
+    /// Asks again for what the broker refused to let us read, when it is time.
+    pub(super) fn watch_again(&mut self, now: Instant) -> Option<FilterReply> {
+        self.watches.next.take_if(|next| *next <= now)?;
+        self.watch()
+    }
+
+    fn watch(&mut self) -> Option<FilterReply> {
+        let publisher = self.publisher.as_ref()?;
+        let filters = self.watches.missing.iter().map(|right| self.filter(*right)).collect();
+        match publisher.subscribe_start(filters) {
             Ok(reply) => Some(reply),
             Err(error) => {
                 self.why = Some(error.to_string());
+                self.watches.retry(Instant::now());
                 None
             }
+        }
+    }
+
+    fn filter(&self, right: Right) -> Filter {
+        match right {
+            Right::ReadJournal => Filter::new(format!("{JOURNAL}/{}/+/+", self.client_id), Qos::AtLeastOnce),
+            Right::ReadAnswers => Filter::new(topic::rpc_filter(&self.client_id), Qos::AtLeastOnce),
+            // At QoS 0: some brokers drop what is beyond a thousand messages of QoS 1 in one go.
+            _ => Filter::new(topic::server_presence_filter("#"), Qos::AtMostOnce),
         }
     }
 
@@ -203,39 +252,38 @@ impl Broker {
         }
     }
 
-    /// The broker's answer to the first subscription.
+    /// The broker's answer to what we want to read.
     pub(super) fn watching(&mut self, connection: u64, answer: Result<Vec<ReasonCode>, PublishError>) {
         if connection != self.connection {
             return;
         }
         let Ok(codes) = answer else { return }; // the connection is over, and says so itself
-        match codes.first() {
-            Some(code) if code.is_error() => {
-                self.why =
-                    Some(format!("it does not let {} read $mcp-server/presence/+/#: {code}", self.client_id));
+        let now = Instant::now();
+        let codes = codes.into_iter().chain(std::iter::repeat(ReasonCode::UNSPECIFIED_ERROR));
+        for (right, code) in std::mem::take(&mut self.watches.missing).into_iter().zip(codes) {
+            if code.is_error() {
+                let why = self.refused(right, &self.filter(right).filter, code);
+                if right == Right::ReadPresences {
+                    self.why = Some(why);
+                }
+                self.watches.missing.push(right);
+                continue;
             }
-            _ => {
-                self.why = None;
-                self.presences.subscribed(Instant::now());
+            match right {
+                Right::ReadPresences => {
+                    self.why = None;
+                    self.presences.subscribed(now);
+                }
+                Right::ReadAnswers => {
+                    if let Some(echo) = self.echo() {
+                        self.say(echo);
+                    }
+                }
+                _ => {}
             }
         }
-        if codes.get(1).is_some_and(|code| code.is_error()) {
-            tracing::warn!(
-                broker = %self.url,
-                "the broker does not let us read {JOURNAL}/{}/#: what is held for services that wake does not outlive \
-                 this operator",
-                self.client_id
-            );
-        }
-        if codes.get(2).is_some_and(|code| code.is_error()) {
-            tracing::warn!(
-                broker = %self.url,
-                "the broker does not let us read $mcp-rpc/{}/#: what stood on a lost node stays in the registry until \
-                 its keep-alive is over",
-                self.client_id
-            );
-        } else if let Some(echo) = self.echo() {
-            self.say(echo);
+        if !self.watches.missing.is_empty() {
+            self.watches.retry(now);
         }
     }
 
@@ -247,16 +295,6 @@ impl Broker {
             user_properties: user_property::of_publish(Component::Server, &self.client_id),
             ..Publication::new(topic::rpc(&client, &id, &name), Bytes::new(), Qos::AtLeastOnce)
         })
-    }
-
-    /// The broker refused something.
-    pub(super) fn refused(&self, note: u64, reason: ReasonCode) {
-        let (filter, consequence) = Right::in_words(note);
-        tracing::warn!(
-            broker = %self.url,
-            "the broker does not let {} write {filter} ({reason}): {consequence}; allow it in the broker's ACL",
-            self.client_id
-        );
     }
 
     /// Says it as soon as the broker takes it.
@@ -289,7 +327,7 @@ impl Broker {
                     continue;
                 }
             };
-            match publisher.try_publish_noted(publication.clone(), Right::of(&publication.topic) as u64) {
+            match publisher.try_publish_noted(publication.clone(), REFUSALS) {
                 Ok(()) => {}
                 Err(PublishError::Full | PublishError::Closed) => {
                     return self.pending.push_front(Outgoing::Publication(publication));

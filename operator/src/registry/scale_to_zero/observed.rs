@@ -18,6 +18,15 @@ pub enum ServicePresence {
     Taken,
 }
 
+/// What a broker has to allow for a service to sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// To write its presence.
+    Place,
+    /// To hear who wakes it.
+    Control,
+}
+
 /// For how long nobody has had a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Idle {
@@ -63,8 +72,6 @@ pub struct Observed {
     pub unaccepted: bool,
     /// Whether the broker is connected, and has told all presences.
     pub link: bool,
-    /// Whether the connection may have subscriptions of an earlier one: the broker has kept its session.
-    pub resumed: bool,
     /// Whose presence stands there.
     pub place: ServicePresence,
     /// The instance that our presence there names as the one to take it over.

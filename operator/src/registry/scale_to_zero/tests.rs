@@ -332,7 +332,7 @@ fn who_took_the_place_while_the_connection_was_lost_is_listened_to_no_more() {
     scene.expect(&["subscribe", "keep a", "scale 1"]);
     let resume = |scene: &mut Scene, resumed: bool| {
         scene.machine.unlinked();
-        scene.machine.observed.resumed = resumed;
+        scene.machine.resumed = resumed;
         scene.machine.observed.link = true;
         scene.place(ServicePresence::Taken);
     };
@@ -399,4 +399,46 @@ fn who_wakes_a_service_that_may_not_be_scaled_hears_why() {
     scene.machine.observed.replicas = 1;
     scene.step();
     assert_eq!(scene.machine.unscaled(), None);
+}
+
+#[test]
+fn what_the_broker_does_not_allow_is_asked_for_less_and_less_often_and_told() {
+    let asked = |scene: &Scene, what: &str| scene.log.iter().filter(|action| *action == what).count();
+    let wait = |scene: &mut Scene, need: Need| {
+        for _ in 0..600 {
+            scene.pass(Duration::from_millis(500));
+            scene.machine.forbid(need, "allow it".to_owned());
+        }
+    };
+    let mut scene = Scene::new(0, ServicePresence::Parked);
+    scene.machine.unlinked();
+    (scene.machine.observed.link, scene.obeys) = (true, false);
+    wait(&mut scene, Need::Control);
+    assert!((8..30).contains(&asked(&scene, "subscribe")), "in five minutes: {:?}", scene.log);
+    assert!(!scene.machine.sleeps() && scene.machine.forbidden() == Some("allow it"));
+    scene.obeys = true;
+    scene.pass(Duration::from_secs(30));
+    assert!(scene.machine.sleeps() && scene.machine.forbidden().is_none(), "{:?}", scene.log);
+
+    let mut scene = Scene::new(0, ServicePresence::Parked);
+    (scene.machine.observed.place, scene.obeys) = (ServicePresence::Empty, false);
+    scene.log.clear();
+    wait(&mut scene, Need::Place);
+    assert!((8..30).contains(&asked(&scene, "park")), "in five minutes: {:?}", scene.log);
+    assert_eq!(scene.machine.forbidden(), Some("allow it"));
+    scene.obeys = true;
+    scene.pass(Duration::from_secs(31));
+    assert!(scene.machine.sleeps() && scene.machine.forbidden().is_none(), "{:?}", scene.log);
+}
+
+#[test]
+fn who_is_awake_and_may_not_be_put_to_sleep_is_told_why_until_it_sleeps() {
+    let mut scene = Scene::new(1, ServicePresence::Empty);
+    (scene.machine.observed.idle, scene.obeys) = (Idle::For(IDLE), false);
+    scene.pass(Duration::from_secs(1));
+    scene.machine.forbid(Need::Control, "allow it".to_owned());
+    scene.pass(PARKING);
+    assert_eq!((scene.machine.phase, scene.machine.forbidden()), (Phase::Steady, Some("allow it")));
+    scene.machine.observed.sleep = None;
+    assert_eq!(scene.machine.forbidden(), None, "it is not to sleep");
 }

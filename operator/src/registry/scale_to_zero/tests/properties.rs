@@ -16,6 +16,7 @@ enum Event {
     Idle(Idle),
     Link(bool),
     Subscribed(bool),
+    Forbid(bool),
     Scaled(bool),
     Asked(Idle),
     Problem(Option<bool>),
@@ -49,6 +50,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => idle().prop_map(Event::Idle),
         1 => any::<bool>().prop_map(Event::Link),
         2 => any::<bool>().prop_map(Event::Subscribed),
+        1 => any::<bool>().prop_map(Event::Forbid),
         1 => any::<bool>().prop_map(Event::Scaled),
         2 => idle().prop_map(Event::Asked),
         1 => any::<Option<bool>>().prop_map(Event::Problem),
@@ -67,7 +69,7 @@ proptest! {
         let mut open = BTreeSet::new();
         // Whether the broker may have our filter, and whether it was ever asked to.
         let (mut heard, mut asked) = (false, false);
-        scene.machine.observed.resumed = true;
+        scene.machine.resumed = true;
         for event in events {
             let mut out = Vec::new();
             let (machine, now) = (&mut scene.machine, scene.now);
@@ -92,12 +94,16 @@ proptest! {
                 Event::Replicas(replicas) => { machine.observed.replicas = replicas; machine.step(now, &mut out); }
                 Event::Idle(idle) => { machine.observed.idle = idle; machine.step(now, &mut out); }
                 Event::Link(true) => {
-                    (machine.observed.link, machine.observed.resumed) = (true, true);
+                    machine.observed.link = true;
                     machine.step(now, &mut out);
                 }
                 Event::Link(false) => {
                     machine.unlinked();
                     heard |= asked; // an Unsubscribe may have been lost with the connection
+                }
+                Event::Forbid(control) => {
+                    let need = if control { Need::Control } else { Need::Place };
+                    machine.forbid(need, "not authorized".to_owned());
                 }
                 Event::Subscribed(granted) => machine.subscribed(granted, now, &mut out),
                 Event::Scaled(done) => {
