@@ -322,7 +322,7 @@ impl RegistryController {
         self.close_unused();
         self.setting.metrics.keeps(
             self.services.values().filter(|service| service.machine.sleeps()).count(),
-            self.held().0,
+            self.held().messages,
             self.brokers.values().filter(|broker| broker.presences.settled()).count(),
         );
     }

@@ -1,10 +1,11 @@
 //! One broker, as the controller has it.
 
 mod journal;
+mod outgoing;
 mod rights;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -29,21 +30,24 @@ use url::Url;
 
 pub(super) use self::journal::{Journalled, Line, Unclaimed};
 pub(super) use self::rights::Right;
-use self::{journal::JOURNAL, rights::Told};
+use self::{
+    journal::JOURNAL,
+    outgoing::{Item, Outgoing},
+    rights::Told,
+};
 use super::Setting;
 use crate::registry::{
     link::{self, Access, Happening},
-    pending::{IN_ALL, WakeError},
-    presences::Presences,
+    pending::WakeError,
+    presences::{self, Presences},
     scale_to_zero::after_refusals,
     wanted,
 };
 
-/// What may wait for a broker that takes nothing at present: an answer, a line of the journal and an acknowledgement for
-/// all that can be held.
-const PENDING: usize = 3 * IN_ALL;
 /// Note of all that is published: a refusal is told by its topic.
 const REFUSALS: u64 = 0;
+/// A registry that has more than may be known is not asked again for so long: the answer may be endless.
+const OVERFLOW: Duration = Duration::from_mins(5);
 /// How long the last words may take.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// A broker that is away for less is no news.
@@ -69,7 +73,7 @@ pub(super) struct Broker {
     connection: u64,
     /// Whether this one may have what an earlier one had subscribed.
     resumed: bool,
-    pending: VecDeque<Outgoing>,
+    pending: Outgoing,
     /// What it did not allow on this connection.
     told: Told,
     watches: Watches,
@@ -98,13 +102,6 @@ impl Watches {
     fn retry(&mut self, now: Instant) {
         self.next = Some(now + self.pause.wait());
     }
-}
-
-/// What a broker is to get, in order.
-enum Outgoing {
-    Publication(Publication),
-    /// For a message of which everything before it was said.
-    Ack(Ack),
 }
 
 impl Broker {
@@ -139,7 +136,7 @@ impl Broker {
             down_since: Instant::now(),
             connection: 0,
             resumed: false,
-            pending: VecDeque::new(),
+            pending: Outgoing::default(),
             told: Told::new(),
             watches: Watches::begin(),
             refusals: 0,
@@ -203,7 +200,6 @@ impl Broker {
     pub(super) fn up(&mut self, publisher: Publisher, resumed: bool) -> Option<FilterReply> {
         self.connection += 1;
         self.resumed = resumed;
-        self.presences.unlinked();
         self.hears = false;
         self.told.clear();
         self.watches = Watches::begin();
@@ -221,6 +217,9 @@ impl Broker {
 
     fn watch(&mut self) -> Option<FilterReply> {
         let publisher = self.publisher.as_ref()?;
+        if self.watches.missing.contains(&Right::ReadPresences) {
+            self.presences.unlinked();
+        }
         let filters = self.watches.missing.iter().map(|right| self.filter(*right)).collect();
         match publisher.subscribe_start(filters) {
             Ok(reply) => Some(reply),
@@ -245,8 +244,7 @@ impl Broker {
         self.connection += 1;
         self.presences.unlinked();
         self.publisher = None;
-        // An acknowledgement is of its connection; on the next, the broker delivers the message again.
-        self.pending.retain(|outgoing| matches!(outgoing, Outgoing::Publication(_)));
+        self.pending.forget_acks();
         if self.why.replace(why).is_none() {
             self.down_since = Instant::now();
         }
@@ -270,6 +268,8 @@ impl Broker {
                 continue;
             }
             match right {
+                // They came before this answer: it is asked again when it is time.
+                Right::ReadPresences if self.presences.are_too_many() => self.watches.missing.push(right),
                 Right::ReadPresences => {
                     self.why = None;
                     self.presences.subscribed(now);
@@ -282,9 +282,30 @@ impl Broker {
                 _ => {}
             }
         }
-        if !self.watches.missing.is_empty() {
+        if !self.watches.missing.is_empty() && self.watches.next.is_none() {
             self.watches.retry(now);
         }
+    }
+
+    /// Its registry has more than may be known: it is as good as away, and asked anew in a while.
+    pub(super) fn overflowed(&mut self) {
+        let why = format!(
+            "its registry has more presences of this cluster than the operator takes in ({} MiB): are they all of \
+             instances that exist?",
+            presences::MAX_BYTES >> 20
+        );
+        tracing::warn!(broker = %self.url, "the broker is left alone for {OVERFLOW:?}: {why}");
+        if self.why.replace(why).is_none() {
+            self.down_since = Instant::now();
+        }
+        if let Some(publisher) = &self.publisher {
+            // What comes all the same is not taken in.
+            let _ = publisher.unsubscribe(vec![self.filter(Right::ReadPresences).filter]);
+        }
+        if !self.watches.missing.contains(&Right::ReadPresences) {
+            self.watches.missing.push(Right::ReadPresences);
+        }
+        self.watches.next = Some(Instant::now() + OVERFLOW);
     }
 
     /// A message to ourselves.
@@ -299,19 +320,16 @@ impl Broker {
 
     /// Says it as soon as the broker takes it.
     pub(super) fn say(&mut self, publication: Publication) {
-        self.queue(Outgoing::Publication(publication));
+        self.queue(Item::Publication(publication));
     }
 
     /// A message is taken care of: what there is to say of it was said.
     pub(super) fn acknowledge(&mut self, ack: Ack) {
-        self.queue(Outgoing::Ack(ack));
+        self.queue(Item::Ack(ack));
     }
 
-    fn queue(&mut self, outgoing: Outgoing) {
-        self.pending.push_back(outgoing);
-        if self.pending.len() > PENDING {
-            let first = self.pending.iter().position(|it| matches!(it, Outgoing::Publication(_)));
-            first.and_then(|index| self.pending.remove(index));
+    fn queue(&mut self, item: Item) {
+        if self.pending.push(item) > 0 {
             tracing::warn!(broker = %self.url, "the broker takes nothing: dropped what waited longest");
         }
         self.flush();
@@ -319,10 +337,10 @@ impl Broker {
 
     pub(super) fn flush(&mut self) {
         let Some(publisher) = &self.publisher else { return };
-        while let Some(outgoing) = self.pending.pop_front() {
-            let publication = match outgoing {
-                Outgoing::Publication(publication) => publication,
-                Outgoing::Ack(ack) => {
+        while let Some(item) = self.pending.pop() {
+            let publication = match item {
+                Item::Publication(publication) => publication,
+                Item::Ack(ack) => {
                     ack.send();
                     continue;
                 }
@@ -330,7 +348,7 @@ impl Broker {
             match publisher.try_publish_noted(publication.clone(), REFUSALS) {
                 Ok(()) => {}
                 Err(PublishError::Full | PublishError::Closed) => {
-                    return self.pending.push_front(Outgoing::Publication(publication));
+                    return self.pending.put_back(publication);
                 }
                 Err(error) => {
                     tracing::warn!(broker = %self.url, topic = publication.topic, "not sent: {error}");

@@ -12,7 +12,7 @@ use mcp_mqtt_transport::{
 };
 
 use super::Broker;
-use crate::registry::pending::{MAX_BYTES, WakeError};
+use crate::registry::pending::{Held, MAX_BYTES, WakeError};
 
 /// Where what is held is written down, for the operator that comes after this one: retained, below the client id.
 pub(super) const JOURNAL: &str = "mcp-mqtt/held";
@@ -119,9 +119,9 @@ impl Broker {
     }
 
     /// How many wait for a service that is not known yet, and their bytes.
-    pub(in crate::registry::controller) fn unclaimed(&self) -> (usize, usize) {
-        let all = || self.unclaimed.values().flatten();
-        (all().count(), all().map(|(_, message)| message.payload.len()).sum())
+    pub(in crate::registry::controller) fn unclaimed(&self) -> Held {
+        let all = self.unclaimed.values().flatten();
+        all.map(|(_, message)| Held { messages: 1, bytes: message.payload.len() }).sum()
     }
 
     pub(in crate::registry::controller) fn claim(&mut self, standby: &str) -> Vec<Unclaimed> {
