@@ -28,12 +28,14 @@ use tokio::{
 };
 use url::Url;
 
-pub(super) use self::journal::{Journalled, Line, Unclaimed};
-pub(super) use self::rights::Right;
 use self::{
     journal::JOURNAL,
     outgoing::{Item, Outgoing},
     rights::Told,
+};
+pub(super) use self::{
+    journal::{Journalled, Line, Unclaimed},
+    rights::Right,
 };
 use super::Setting;
 use crate::registry::{
@@ -54,6 +56,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 const WORTH_TELLING: Duration = Duration::from_secs(15);
 /// Server name under which the operator sends itself a message, to see whether answers would reach it.
 const ECHO: &str = "mcp-mqtt/echo";
+
 /// See the module. When it is dropped, what the connection has taken is sent, if there is time, and it is closed.
 pub(super) struct Broker {
     task: AbortHandle,
@@ -71,7 +74,7 @@ pub(super) struct Broker {
     down_since: Instant,
     /// Counts connections, so that no answer on an earlier one is taken for one on this.
     connection: u64,
-    /// Whether this one may have what an earlier one had subscribed.
+    /// Whether it may have more subscriptions than the services know of: the broker has kept those of an earlier one.
     resumed: bool,
     pending: Outgoing,
     /// What it did not allow on this connection.
@@ -217,14 +220,18 @@ impl Broker {
 
     fn watch(&mut self) -> Option<FilterReply> {
         let publisher = self.publisher.as_ref()?;
-        if self.watches.missing.contains(&Right::ReadPresences) {
+        let presences = self.watches.missing.contains(&Right::ReadPresences);
+        let filters = self.watches.missing.iter().map(|right| self.filter(*right)).collect();
+        let reply = publisher.subscribe_start(filters);
+        if presences {
             self.presences.unlinked();
         }
-        let filters = self.watches.missing.iter().map(|right| self.filter(*right)).collect();
-        match publisher.subscribe_start(filters) {
+        match reply {
             Ok(reply) => Some(reply),
             Err(error) => {
-                self.why = Some(error.to_string());
+                if presences {
+                    self.why = Some(error.to_string());
+                }
                 self.watches.retry(Instant::now());
                 None
             }
@@ -298,6 +305,7 @@ impl Broker {
         if self.why.replace(why).is_none() {
             self.down_since = Instant::now();
         }
+        self.resumed = true; // the services begin anew, and what they have subscribed stays
         if let Some(publisher) = &self.publisher {
             // What comes all the same is not taken in.
             let _ = publisher.unsubscribe(vec![self.filter(Right::ReadPresences).filter]);

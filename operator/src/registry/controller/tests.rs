@@ -131,6 +131,7 @@ async fn a_broker_whose_registry_has_no_end_is_as_good_as_away_and_another_is_no
     }
     assert_eq!(links(&controller), [false, true]);
     assert_eq!(controller.brokers[&one].presences.iter().count(), 0);
+    assert!(controller.brokers[&one].resumed(), "what the services have subscribed stays");
 }
 
 #[tokio::test]
