@@ -24,12 +24,12 @@ const AT_MOST: usize = 8;
 
 /// A packet of this type that names this text is refused. The condition says so with that reason, and names these.
 async fn refused_and_then_allowed(
-    test: &str,
+    space: &str,
     (kind, text): (u8, &'static str),
     reason: &str,
     named: &[&str],
 ) -> Result<()> {
-    let (space, broker) = (Space::new(test).await?, Mosquitto::start().await?);
+    let (space, broker) = (Space::new(space).await?, Mosquitto::start().await?);
     let refused = Some((text, NOT_AUTHORIZED));
     let manner = match kind {
         kind::SUBSCRIBE => Manner { refuses_subscription: refused, ..Manner::default() },
