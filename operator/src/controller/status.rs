@@ -8,7 +8,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::api::ObjectMeta;
-use mcp_mqtt_sidecar::status::GatewayStatus;
+use mcp_mqtt_sidecar::status::{GatewayStatus, reason};
 
 mod defer;
 mod memory;
@@ -321,9 +321,12 @@ fn draining(seen: &Seen<'_>) -> Option<String> {
 
 fn registered_condition(outcome: &Outcome, seen: &Seen<'_>) -> Judgment {
     let unreachable = seen.registry.as_ref().and_then(|registry| registry.unreachable.as_ref());
+    let forbidden = seen.registry.as_ref().and_then(|registry| registry.forbidden.as_ref());
     if let Some((holds, mut why)) = nothing_runs(outcome, seen) {
         if why.reason == reasons::SCALED_TO_ZERO && unreachable.is_some() {
             reasons::REGISTRY_UNREACHABLE.clone_into(&mut why.reason);
+        } else if why.reason == reasons::SCALED_TO_ZERO && forbidden.is_some() {
+            reason::BROKER_NOT_AUTHORIZED.clone_into(&mut why.reason);
         }
         return (holds, why);
     }
@@ -335,6 +338,9 @@ fn registered_condition(outcome: &Outcome, seen: &Seen<'_>) -> Judgment {
     let unreachable = unreachable.filter(|_| registered > 0);
     if let Some(why) = unreachable {
         let _ = write!(text, ", as the gateways report: the operator {UNASKABLE} ({why})");
+    }
+    if let Some(why) = forbidden {
+        let _ = write!(text, "; it could not be put to sleep: {why}");
     }
     if registered >= wanted {
         let checked = unreachable.is_none();
@@ -375,8 +381,12 @@ fn nothing_runs(outcome: &Outcome, seen: &Seen<'_>) -> Option<Judgment> {
         let message = format!("spec.replicas is 0, and the last attempt to wake the service failed: {why}");
         return Some(fails(reasons::SCALED_TO_ZERO, message));
     }
-    let unreachable = seen.registry.as_ref().and_then(|registry| registry.unreachable.as_ref());
-    let why = unreachable.map(|why| format!(", and the operator {UNASKABLE} ({why})"));
+    let registry = seen.registry.as_ref();
+    let unreachable = registry.and_then(|registry| registry.unreachable.as_ref());
+    let forbidden = registry.and_then(|registry| registry.forbidden.as_ref());
+    let why = unreachable
+        .map(|why| format!(", and the operator {UNASKABLE} ({why})"))
+        .or_else(|| forbidden.map(|why| format!(", and none can wake the service: {why}")));
     Some(fails(
         reasons::SCALED_TO_ZERO,
         format!("spec.replicas is 0; clients find no instance{}", why.unwrap_or_default()),

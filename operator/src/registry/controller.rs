@@ -18,7 +18,7 @@ use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Client, runtime::reflector::Store};
 use mcp_mqtt_transport::{
-    mqtt::{Ack, PublishError, ReasonCode},
+    mqtt::{Ack, FilterReply, PublishError, ReasonCode},
     topic::ServerId,
 };
 use tokio::sync::mpsc;
@@ -83,10 +83,10 @@ struct Service {
 
 /// Something that was waited for.
 enum Done {
-    /// A broker's answer to the subscription of all presences.
+    /// A broker's answer to the subscription of all presences, of the journal and of what instances answer.
     Watching(String, u64, Result<Vec<ReasonCode>, PublishError>),
     /// A broker's answer to the subscription of a service's control topic.
-    Subscribed(ServiceRef, u64, bool),
+    Subscribed(ServiceRef, u64, Result<ReasonCode, PublishError>),
     Scaled(ServiceRef, i32, Result<(), Obstacle>),
     Asked(ServiceRef),
     /// The time has come to say that a message that was for a service is refused.
@@ -244,19 +244,17 @@ impl RegistryController {
     fn happened(&mut self, key: &str, happening: Happening) {
         let Some(broker) = self.brokers.get_mut(key) else { return };
         match happening {
-            Happening::Up(publisher) => {
+            Happening::Up(publisher, resumed) => {
                 tracing::info!(broker = %broker.url(), client_id = broker.client_id(), "connected");
-                if let Some(answer) = broker.up(publisher) {
-                    let (key, connection) = (key.to_owned(), broker.connection());
-                    self.done.push(Box::pin(async move { Done::Watching(key, connection, answer.await) }));
-                }
+                let (answer, connection) = (broker.up(publisher, resumed), broker.connection());
+                self.await_watching(key, connection, answer);
                 self.unlink(key);
             }
             Happening::Down(why) => {
                 broker.down(why);
                 self.unlink(key);
             }
-            Happening::Refused(note, reason) => broker.refused(note, reason),
+            Happening::Refused(topic, reason) => self.publish_refused(key, &topic, reason),
             Happening::Received(mut received) => {
                 let mut ack = received.ack.take();
                 self.received(key, received, &mut ack);
@@ -266,6 +264,13 @@ impl RegistryController {
                     broker.acknowledge(ack);
                 }
             }
+        }
+    }
+
+    fn await_watching(&mut self, key: &str, connection: u64, answer: Option<FilterReply>) {
+        if let Some(answer) = answer {
+            let key = key.to_owned();
+            self.done.push(Box::pin(async move { Done::Watching(key, connection, answer.await) }));
         }
     }
 
@@ -287,12 +292,19 @@ impl RegistryController {
     fn tick(&mut self, look: bool) {
         let now = Instant::now();
         let mut settled = Vec::new();
+        let mut asked = Vec::new();
         for (key, broker) in &mut self.brokers {
             broker.flush();
+            if let Some(answer) = broker.watch_again(now) {
+                asked.push((key.clone(), broker.connection(), answer));
+            }
             broker.forget_unclaimed(now);
             if broker.presences.settle(now) {
                 settled.push(key.clone());
             }
+        }
+        for (key, connection, answer) in asked {
+            self.await_watching(&key, connection, Some(answer));
         }
         for key in settled {
             for reference in self.services_of(&key) {
@@ -310,7 +322,7 @@ impl RegistryController {
         self.close_unused();
         self.setting.metrics.keeps(
             self.services.values().filter(|service| service.machine.sleeps()).count(),
-            self.held().0,
+            self.held().messages,
             self.brokers.values().filter(|broker| broker.presences.settled()).count(),
         );
     }
@@ -319,6 +331,7 @@ impl RegistryController {
     fn look_at_place(&mut self, reference: &ServiceRef) {
         let Some(service) = self.services.get_mut(reference) else { return };
         let Some(broker) = self.brokers.get(&service.wanted.broker.key) else { return };
+        service.machine.resumed = broker.resumed();
         let observed = &mut service.machine.observed;
         observed.link = broker.presences.settled();
         if observed.link {
@@ -371,11 +384,13 @@ impl RegistryController {
             ),
             sleeps: service.machine.sleeps(),
             unscaled: service.machine.unscaled().map(str::to_owned),
+            forbidden: service.machine.forbidden().map(str::to_owned),
         };
         let before = self.setting.registry.seen(reference);
         // Nothing is known yet.
         let silent = before.is_none()
             && seen.unreachable.is_none()
+            && seen.forbidden.is_none()
             && (!broker.presences.settled() || service.machine.is_about_to_sleep());
         if silent || before.as_ref() == Some(&seen) {
             return;
@@ -394,13 +409,8 @@ impl RegistryController {
                     broker.watching(connection, answer);
                 }
             }
-            Done::Subscribed(reference, connection, granted) => {
-                let key = self.services.get(&reference).map(|service| &service.wanted.broker.key);
-                let current = key.and_then(|key| self.brokers.get(key)).map(Broker::connection);
-                if current == Some(connection) {
-                    self.with(&reference, |machine, now, out| machine.subscribed(granted, now, out));
-                    self.show(&reference);
-                }
+            Done::Subscribed(reference, connection, answer) => {
+                self.control_subscribed(&reference, connection, answer);
             }
             Done::Scaled(reference, replicas, result) => self.scaled(&reference, replicas, result),
             Done::Asked(reference) => {

@@ -20,6 +20,7 @@ use k8s_openapi::{
 };
 use kube::{Api, Client, runtime::reflector::Store};
 use mcp_mqtt_transport::{
+    backoff::Backoff,
     mqtt::{
         CloseReason, ConnectOptions, Connection, Event, Publisher, ReasonCode, Received, Reconnect, TlsFiles,
     },
@@ -51,18 +52,21 @@ const SESSION_EXPIRY: Duration = Duration::from_hours(1);
 /// First and longest wait between attempts: what happened while a broker was away is made good within 5 s of its return.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// First and longest time for which the log says nothing of a cause that it has told.
+const FIRST_SILENCE: Duration = Duration::from_mins(1);
+const LONGEST_SILENCE: Duration = Duration::from_hours(1);
 /// What waits to be taken by the controller; beyond it the connection stops reading, and the broker keeps the rest.
 pub(super) const HAPPENINGS: usize = 1024;
 
 /// What happens on a connection.
 #[derive(Debug)]
 pub(super) enum Happening {
-    /// It stands.
-    Up(Publisher),
+    /// It stands, and whether the broker has kept what an earlier one had subscribed.
+    Up(Publisher, bool),
     /// A message.
     Received(Received),
-    /// Something of ours was refused; its note, and why.
-    Refused(u64, ReasonCode),
+    /// What was published there was refused; why.
+    Refused(String, ReasonCode),
     /// It does not stand; why.
     Down(String),
 }
@@ -85,19 +89,20 @@ pub(super) async fn run(
 ) {
     let Broker { key, url, .. } = access.broker.borrow().clone();
     let mut reconnect = Reconnect::new(FIRST_WAIT, LONGEST_WAIT);
+    let mut complaints = Complaints::new();
     loop {
         let why = match access.connect().await {
             Ok((mut connection, _files)) => {
                 let since = Instant::now();
-                if happenings.send((key.clone(), Happening::Up(connection.publisher.clone()))).await.is_err()
-                {
+                let up = Happening::Up(connection.publisher.clone(), connection.accepted.session_present);
+                if happenings.send((key.clone(), up)).await.is_err() {
                     return;
                 }
                 loop {
                     let received = match connection.events.recv().await {
                         Some(Event::Received(received)) => received,
                         Some(Event::Refused(refused)) => {
-                            let refused = Happening::Refused(refused.note, refused.reason);
+                            let refused = Happening::Refused(refused.topic, refused.reason);
                             if happenings.send((key.clone(), refused)).await.is_err() {
                                 return;
                             }
@@ -119,11 +124,41 @@ pub(super) async fn run(
         if leaving.load(SeqCst) {
             return;
         }
-        tracing::warn!(broker = %url, "no connection: {why}");
+        if complaints.is_due(&why, Instant::now()) {
+            tracing::warn!(broker = %url, "no connection: {why}");
+        } else {
+            tracing::debug!(broker = %url, "no connection: {why}");
+        }
         if happenings.send((key.clone(), Happening::Down(why))).await.is_err() {
             return;
         }
         sleep(reconnect.wait()).await;
+    }
+}
+
+/// Attempts are many, and a broker may be away for ever: a new cause is told at once, the same one more and more seldom.
+struct Complaints {
+    why: String,
+    next: Instant,
+    pause: Backoff,
+}
+
+impl Complaints {
+    fn new() -> Self {
+        let pause = Backoff::new(FIRST_SILENCE, LONGEST_SILENCE);
+        Self { why: String::new(), next: Instant::now(), pause }
+    }
+
+    fn is_due(&mut self, why: &str, now: Instant) -> bool {
+        // Of what was long not so, it is told as of something new.
+        if self.why != why || now >= self.next + LONGEST_SILENCE {
+            why.clone_into(&mut self.why);
+            self.pause.reset();
+        } else if now < self.next {
+            return false;
+        }
+        self.next = now + self.pause.wait();
+        true
     }
 }
 
@@ -222,4 +257,25 @@ fn text(content: &[u8]) -> Result<String, String> {
     let text = std::str::from_utf8(content)
         .map_err(|_| "the user name or password in the broker's Secret is not UTF-8".to_owned())?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_at_once_and_then_more_and_more_seldom() {
+        let (mut complaints, start) = (Complaints::new(), Instant::now());
+        let told = |complaints: &mut Complaints, why: &str, hours: u32| {
+            let attempts = (0..hours * 1800).map(|number| start + LONGEST_WAIT * number);
+            attempts.filter(|now| complaints.is_due(why, *now)).count()
+        };
+        let day = told(&mut complaints, "connection refused", 24);
+        assert!((24..60).contains(&day), "{day} times in a day");
+        let later = start + Duration::from_hours(24);
+        assert!(!complaints.is_due("connection refused", later));
+        assert!(complaints.is_due("not authorized", later), "another cause");
+        let first = later + FIRST_SILENCE;
+        assert!(complaints.is_due("not authorized", first), "a minute, and not an hour");
+    }
 }

@@ -1,6 +1,9 @@
 //! What is held for a service that wakes, and what its client hears where it cannot be passed on.
 
-use std::time::{Duration, Instant};
+use std::{
+    iter::Sum,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use mcp_mqtt_transport::{
@@ -12,10 +15,10 @@ use super::scale_to_zero::Action;
 
 /// Messages held for one service: a hundred clients that come at once, and then some.
 pub const PER_SERVICE: usize = 256;
-/// Messages held in all.
-pub const IN_ALL: usize = 4096;
-/// Bytes held in all.
-pub const BYTES_IN_ALL: usize = 8 << 20;
+/// Messages held in all. At one broker there are never more than are left for the others, so half of it at most.
+pub const IN_ALL: usize = 8192;
+/// Bytes held in all; the same holds for them.
+pub const BYTES_IN_ALL: usize = 16 << 20;
 /// One of them: an `initialize` has some hundred bytes.
 pub const MAX_BYTES: usize = 64 << 10;
 
@@ -106,6 +109,33 @@ impl WakeError {
     }
 }
 
+/// Messages that are held, and their bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Held {
+    /// How many.
+    pub messages: usize,
+    /// Bytes of all.
+    pub bytes: usize,
+}
+
+impl Held {
+    /// Whether one more of so many bytes may be held where `self` is, and `all` everywhere: there is never more at one
+    /// broker than is left for the others. Whoever makes services may point them at brokers of his own, which send
+    /// what they like; of those that are greedy each gets as much as the next that comes.
+    pub fn has_room(self, all: Self, bytes: usize) -> bool {
+        self.messages + all.messages < IN_ALL && self.bytes + all.bytes + bytes <= BYTES_IN_ALL
+    }
+}
+
+impl Sum for Held {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, held| Self {
+            messages: sum.messages + held.messages,
+            bytes: sum.bytes + held.bytes,
+        })
+    }
+}
+
 /// What one service has waiting: at most one message of a client, in the order in which they came.
 #[derive(Debug, Default)]
 pub struct PendingQueue {
@@ -129,9 +159,9 @@ impl PendingQueue {
         self.held.iter().any(|held| held.client.as_str() == client)
     }
 
-    /// Bytes of all.
-    pub fn bytes(&self) -> usize {
-        self.bytes
+    /// How many, and their bytes.
+    pub fn held(&self) -> Held {
+        Held { messages: self.held.len(), bytes: self.bytes }
     }
 
     /// Holds one more, or refuses it.

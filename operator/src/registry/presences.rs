@@ -1,7 +1,7 @@
 //! What stands in one broker's registry, as far as an operator of this cluster may have made it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     time::{Duration, Instant},
 };
 
@@ -21,6 +21,12 @@ pub(super) const SETTLE: Duration = Duration::from_millis(700);
 /// The longest wait for that. Some brokers mark live messages as retained too, so that retained ones never end.
 const SETTLE_AT_MOST: Duration = Duration::from_secs(5);
 
+/// What may be known of one broker: fifty thousand instances, more than it serves. Whoever makes services may point them
+/// at a broker of his own, whose registry has as many as he likes, and the operator's memory is everybody's.
+pub(super) const MAX_BYTES: usize = 16 << 20;
+/// What each takes beside the texts in it.
+const ENTRY_BYTES: usize = size_of::<((String, String), Presence)>() + 64;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Presences {
@@ -28,6 +34,8 @@ pub struct Presences {
     mark: String,
     /// By server id and server name.
     known: BTreeMap<(String, String), Presence>,
+    /// What they take.
+    bytes: usize,
     /// Counts connections: what an earlier one told and this one does not is no more.
     connection: u64,
     told: Told,
@@ -53,12 +61,14 @@ enum Told {
     Some { since: Instant, last: Instant },
     /// All.
     All,
+    /// More than may be known: nothing is, until it is told anew.
+    TooMany,
 }
 
 impl Presences {
     /// Nothing is known yet.
     pub fn new(cluster: String, mark: String) -> Self {
-        Self { cluster, mark, known: BTreeMap::new(), connection: 0, told: Told::Nothing }
+        Self { cluster, mark, known: BTreeMap::new(), bytes: 0, connection: 0, told: Told::Nothing }
     }
 
     /// A new connection, or none: the broker has told nothing yet.
@@ -80,11 +90,12 @@ impl Presences {
             Told::Some { since, last } => {
                 now.duration_since(last) >= SETTLE || now.duration_since(since) >= SETTLE_AT_MOST
             }
-            Told::Nothing | Told::All => false,
+            Told::Nothing | Told::All | Told::TooMany => false,
         };
         if all {
             self.told = Told::All;
             self.known.retain(|_, presence| presence.connection == self.connection);
+            self.bytes = self.known.iter().map(|(key, presence)| weight(key, presence)).sum();
             return true;
         }
         false
@@ -95,8 +106,14 @@ impl Presences {
         self.told == Told::All
     }
 
+    /// Whether they are more than may be known.
+    pub fn are_too_many(&self) -> bool {
+        self.told == Told::TooMany
+    }
+
     /// A presence, or (empty) none any more. The `retained` ones are the broker's answer to the subscription; others
-    /// tell of a change just now, and say nothing about how much of the answer is still to come.
+    /// tell of a change just now, and say nothing about how much of the answer is still to come. Whether with this one
+    /// they are more than may be known: then none is.
     pub fn received(
         &mut self,
         server_id: &str,
@@ -105,17 +122,19 @@ impl Presences {
         payload: &Bytes,
         properties: &[(String, String)],
         now: Instant,
-    ) {
+    ) -> bool {
         if retained && let Told::Some { last, .. } = &mut self.told {
             *last = now;
         }
-        if of_server_id(&self.cluster, server_id).is_none() {
-            return;
+        if self.told == Told::TooMany || of_server_id(&self.cluster, server_id).is_none() {
+            return false;
         }
         let key = (server_id.to_owned(), server_name.to_owned());
         if payload.is_empty() {
-            self.known.remove(&key);
-            return;
+            if let Some((key, presence)) = self.known.remove_entry(&key) {
+                self.bytes -= weight(&key, &presence);
+            }
+            return false;
         }
         let parked = Online::parse(payload).ok().filter(Online::is_parked);
         let presence = Presence {
@@ -124,7 +143,20 @@ impl Presences {
             ours: user_property::find(properties, user_property::OWNER) == Some(self.mark.as_str()),
             connection: self.connection,
         };
-        self.known.insert(key, presence);
+        self.bytes += weight(&key, &presence);
+        match self.known.entry(key) {
+            Entry::Occupied(mut known) => {
+                let before = known.insert(presence);
+                self.bytes -= weight(known.key(), &before);
+            }
+            Entry::Vacant(place) => drop(place.insert(presence)),
+        }
+        let too_many = self.bytes > MAX_BYTES;
+        if too_many {
+            self.known = BTreeMap::new();
+            (self.bytes, self.told) = (0, Told::TooMany);
+        }
+        too_many
     }
 
     /// Whose presence stands under a service's own id.
@@ -162,6 +194,11 @@ impl Presences {
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str, &Presence)> {
         self.known.iter().map(|((id, name), presence)| (id.as_str(), name.as_str(), presence))
     }
+}
+
+fn weight((id, name): &(String, String), presence: &Presence) -> usize {
+    let successor = presence.successor.as_ref().map_or(0, |successor| successor.as_str().len());
+    id.len() + name.len() + successor + ENTRY_BYTES
 }
 
 #[cfg(test)]
@@ -258,5 +295,34 @@ mod tests {
             (presences.place(standby, name), presences.successor(standby, name)),
             (ServicePresence::Parked, None)
         );
+    }
+
+    #[test]
+    fn of_a_registry_without_end_nothing_is_known_until_it_is_told_anew() {
+        let (now, mark) = (Instant::now(), properties("k"));
+        let tell = |presences: &mut Presences, number: usize, payload: &Bytes| {
+            let id = format!("north.meteo.weather-{number}");
+            presences.received(&id, "meteo/weather", true, payload, &mark, now)
+        };
+        let mut presences = Presences::new("north".to_owned(), "k".to_owned());
+        presences.unlinked();
+        presences.subscribed(now);
+        // Those that change and those that go make no more of them.
+        for number in 0..1000 {
+            assert!(!tell(&mut presences, number % 10, &online(false)));
+            assert!(!tell(&mut presences, 1000 + number, &online(true)));
+            assert!(!tell(&mut presences, 1000 + number, &Bytes::new()));
+        }
+        let sum: usize = presences.known.iter().map(|(key, known)| weight(key, known)).sum();
+        assert_eq!(presences.bytes, sum);
+        let first = (0..100_000).find(|number| tell(&mut presences, *number, &online(false))).unwrap();
+        assert!(first > 40_000, "{first}");
+        assert!(!tell(&mut presences, 1, &online(false)), "told once");
+        assert!(!presences.settle(now + SETTLE_AT_MOST) && !presences.settled());
+        assert_eq!((presences.iter().count(), presences.bytes), (0, 0));
+        presences.unlinked();
+        presences.subscribed(now);
+        tell(&mut presences, 1, &online(false));
+        assert!(presences.settle(now + SETTLE) && presences.has("north.meteo.weather-1"));
     }
 }

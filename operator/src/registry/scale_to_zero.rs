@@ -17,9 +17,17 @@ use std::time::{Duration, Instant};
 
 use mcp_mqtt_transport::topic::ServerId;
 
+mod action;
+mod attempts;
+mod control;
 mod observed;
 
-pub use self::observed::{Elsewhere, Idle, Observed, Obstacle, ServicePresence};
+pub(super) use self::attempts::after_refusals;
+pub use self::{
+    action::Action,
+    observed::{Elsewhere, Idle, Need, Observed, Obstacle, ServicePresence},
+};
+use self::{attempts::Attempts, control::Control};
 use super::pending::{PendingInitialize, PendingQueue, WakeError};
 
 /// Between our presence and the last look at the sessions: for the gateways to have seen it.
@@ -30,7 +38,7 @@ const PARKING: Duration = Duration::from_secs(15);
 const PARKING_PAUSE: Duration = Duration::from_secs(30);
 /// What we asked the API server for shows in the watch within this.
 const SCALING: Duration = Duration::from_secs(10);
-/// Between two publications of the presence, or two other requests that did not come to anything.
+/// Between two requests to the API server that did not come to anything.
 const AGAIN: Duration = Duration::from_millis(500);
 /// An instance under an id of its own is asked so often to take the service's place.
 const NUDGE: Duration = Duration::from_secs(3);
@@ -38,40 +46,6 @@ const NUDGE: Duration = Duration::from_secs(3);
 const ELSEWHERE: Duration = Duration::from_secs(15);
 /// That the pods cannot start is told to clients once it has been so for this long: it may pass.
 const PROBLEM: Duration = Duration::from_secs(3);
-
-/// What is to be done.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Action {
-    /// Subscribe control: [`ScaleToZero::subscribed`] tells how it went.
-    Subscribe,
-    /// And no longer.
-    Unsubscribe,
-    /// Publish our presence.
-    Park,
-    /// Clear our presence.
-    Clear,
-    /// Have so many instances: [`ScaleToZero::scaled`] tells how it went.
-    Scale(i32),
-    /// Ask the gateways for their sessions now: [`ScaleToZero::asked`] tells.
-    Ask,
-    /// Ask this instance to register anew.
-    Nudge(ServerId),
-    /// Write down what is held, for an operator that comes after us.
-    Keep(PendingInitialize),
-    /// Its client has gone, or says something else now.
-    Drop(PendingInitialize),
-    /// Pass on to the instance that has the place.
-    Forward(PendingInitialize),
-    /// Answer with an error.
-    Refuse(PendingInitialize, WakeError),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Control {
-    Off,
-    Asked,
-    On,
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -89,6 +63,8 @@ enum Phase {
 pub struct ScaleToZero {
     /// What is so; [`step`](Self::step) goes by it.
     pub observed: Observed,
+    /// Whether the connection may have subscriptions of an earlier one: the broker has kept its session.
+    pub resumed: bool,
     control: Control,
     phase: Phase,
     /// What was asked of the API server and does not show yet.
@@ -96,8 +72,9 @@ pub struct ScaleToZero {
     /// The instance that is to take the place over.
     successor: Option<ServerId>,
     waiting: PendingQueue,
-    published: Option<Instant>,
-    asked_control: Option<Instant>,
+    /// Publications of our presence, or of none.
+    published: Attempts,
+    asked_control: Attempts,
     asked_scale: Option<Instant>,
     nudged: Option<Instant>,
     elsewhere_since: Option<Instant>,
@@ -114,13 +91,14 @@ impl ScaleToZero {
     pub fn new() -> Self {
         Self {
             observed: Observed::default(),
-            control: Control::Off,
+            resumed: false,
+            control: Control::Unknown,
             phase: Phase::Steady,
             scaling: None,
             successor: None,
             waiting: PendingQueue::default(),
-            published: None,
-            asked_control: None,
+            published: Attempts::new(),
+            asked_control: Attempts::new(),
             asked_scale: None,
             nudged: None,
             elsewhere_since: None,
@@ -169,21 +147,13 @@ impl ScaleToZero {
         self.successor.as_ref().filter(|_| self.observed.instances.len() > 1)
     }
 
-    /// A new connection to the broker, or none any more: nothing is subscribed as far as we know.
+    /// A new connection to the broker, or none any more.
     pub fn unlinked(&mut self) {
         self.observed.link = false;
-        self.control = Control::Off;
-        self.asked_control = None;
-        self.published = None;
+        self.control = Control::Unknown;
+        self.asked_control.begin_anew();
+        self.published.begin_anew();
         self.phase = Phase::Steady;
-    }
-
-    /// The broker's answer to [`Action::Subscribe`].
-    pub fn subscribed(&mut self, granted: bool, now: Instant, out: &mut Vec<Action>) {
-        if self.control == Control::Asked {
-            self.control = if granted { Control::On } else { Control::Off };
-        }
-        self.step(now, out);
     }
 
     /// The API server's answer to [`Action::Scale`].
@@ -243,10 +213,7 @@ impl ScaleToZero {
         if self.observed.place == ServicePresence::Parked {
             out.push(Action::Clear);
         }
-        if self.control != Control::Off {
-            self.control = Control::Off;
-            out.push(Action::Unsubscribe);
-        }
+        self.stop_listening(out);
     }
 
     /// Goes by what is so. To be called whenever that changes, and now and then.
@@ -316,15 +283,15 @@ impl ScaleToZero {
 
     fn take_place(&mut self, now: Instant, out: &mut Vec<Action>) {
         match self.control {
-            Control::Off if due(self.asked_control, AGAIN, now) => {
+            Control::Off | Control::Unknown if self.asked_control.is_due(now) => {
                 self.control = Control::Asked;
-                self.asked_control = Some(now);
+                self.asked_control.begin(now);
                 out.push(Action::Subscribe);
             }
             Control::On
                 if self.observed.place != ServicePresence::Parked
                     && !self.observed.unaccepted
-                    && due(self.published, AGAIN, now) =>
+                    && self.published.is_due(now) =>
             {
                 self.publish(now, out);
             }
@@ -356,27 +323,28 @@ impl ScaleToZero {
     }
 
     fn name_successor(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if self.observed.place == ServicePresence::Parked
-            && !self.is_named()
-            && due(self.published, AGAIN, now)
-        {
+        if self.observed.place != ServicePresence::Parked {
+            return;
+        }
+        if self.is_named() {
+            self.published.worked(now);
+        } else if self.published.is_due(now) {
             self.publish(now, out);
         }
     }
 
     fn publish(&mut self, now: Instant, out: &mut Vec<Action>) {
-        self.published = Some(now);
+        self.published.begin(now);
         out.push(Action::Park);
     }
 
     fn give_up_place(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if self.observed.place == ServicePresence::Parked && due(self.published, AGAIN, now) {
-            self.published = Some(now);
+        if self.observed.place == ServicePresence::Parked && self.published.is_due(now) {
+            self.published.begin(now);
             out.push(Action::Clear);
         }
-        if self.control == Control::On {
-            self.control = Control::Off;
-            out.push(Action::Unsubscribe);
+        if self.control != Control::Asked {
+            self.stop_listening(out); // else once the broker has answered
         }
         let taken = self.observed.place == ServicePresence::Taken;
         out.extend(self.waiting.take().map(|held| {

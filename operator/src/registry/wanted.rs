@@ -172,4 +172,6 @@ pub struct Seen {
     pub sleeps: bool,
     /// Why the last attempt to wake it failed, by the API server's word.
     pub unscaled: Option<String>,
+    /// What the broker refused when the service was last to sleep, and what it has to allow.
+    pub forbidden: Option<String>,
 }

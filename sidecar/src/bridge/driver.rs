@@ -295,7 +295,7 @@ impl<'a> Driver<'a> {
     }
 
     fn take_refused(&mut self, refused: Refused) {
-        let Refused { note, payload, reason } = refused;
+        let Refused { note, payload, reason, .. } = refused;
         self.dropped("broker-refused");
         self.core.undelivered(note, payload, &reason.to_string(), now(), &mut self.actions);
         self.perform();

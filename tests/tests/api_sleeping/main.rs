@@ -4,6 +4,7 @@
 mod brokers;
 mod refused;
 mod registry;
+mod rights;
 
 use std::time::{Duration, Instant};
 

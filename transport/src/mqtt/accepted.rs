@@ -7,6 +7,8 @@ use crate::user_property;
 /// What the broker said in CONNACK; what it left out is filled in with MQTT's defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accepted {
+    /// Whether the broker goes on with an earlier connection's session: its subscriptions, and what came for them.
+    pub session_present: bool,
     /// The largest packet that the broker takes, in bytes; none: no limit of its own.
     pub maximum_packet_size: Option<u32>,
     /// Unacknowledged QoS 1 publishes that the broker takes.

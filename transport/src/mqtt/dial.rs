@@ -110,6 +110,7 @@ fn connect_packet(options: &ConnectOptions) -> Result<Packet, ConnectError> {
 
 fn accepted(connack: ConnAck, keep_alive: Duration) -> Accepted {
     let mut accepted = Accepted {
+        session_present: connack.session_present,
         maximum_packet_size: None,
         receive_maximum: u16::MAX,
         maximum_qos: 2,

@@ -37,6 +37,8 @@ pub enum Event {
 pub struct Refused {
     /// As given to [`Publisher::try_publish_noted`](super::Publisher::try_publish_noted).
     pub note: u64,
+    /// Where it was published.
+    pub topic: String,
     /// What was published.
     pub payload: Bytes,
     /// Why not.
@@ -119,7 +121,7 @@ impl Event {
     fn weight(&self) -> usize {
         match self {
             Self::Received(received) => received.payload.len() + received.topic.len(),
-            Self::Refused(refused) => refused.payload.len(),
+            Self::Refused(refused) => refused.payload.len() + refused.topic.len(),
             Self::Closed(_) => 0,
         }
     }

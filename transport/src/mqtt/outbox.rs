@@ -143,7 +143,7 @@ impl Outbox {
         let Ack::Publish { publication, wanted, .. } = self.window.release(id)? else { return None };
         match wanted {
             Wanted::Refusal(note) if reason.is_error() => {
-                Some(Refused { note, payload: publication.payload, reason })
+                Some(Refused { note, topic: publication.topic, payload: publication.payload, reason })
             }
             Wanted::Reply(reply) => {
                 // Who asked may be gone; then nobody needs to know.

@@ -88,6 +88,14 @@ async fn without_connack_properties_mqtts_defaults_hold() {
     assert_eq!((accepted.maximum_packet_size, accepted.receive_maximum), (None, 65_535));
     assert!(accepted.retain_available && accepted.wildcard_subscription_available);
     assert_eq!((accepted.keep_alive, accepted.server_name()), (Duration::from_mins(1), None));
+    assert!(!accepted.session_present);
+}
+
+#[tokio::test]
+async fn a_session_that_the_broker_has_kept_is_told() {
+    let broker = FakeBroker::start().await;
+    let connection = broker.answered(&packet(0x20, &[1, 0, 0])).await;
+    assert!(connection.expect("accepted").accepted.session_present);
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use mcp_mqtt_sidecar::status::reason;
 
 use super::{Outcome, Seen};
 use crate::{
@@ -58,8 +59,13 @@ pub fn defer_status(
 
 /// Whether only the broker can have told it.
 fn is_from_registry(condition: &Condition) -> bool {
-    [reasons::ASLEEP, reasons::PRESENCE_MISSING, reasons::REGISTRY_UNREACHABLE]
-        .contains(&condition.reason.as_str())
+    let reasons = [
+        reasons::ASLEEP,
+        reasons::PRESENCE_MISSING,
+        reasons::REGISTRY_UNREACHABLE,
+        reason::BROKER_NOT_AUTHORIZED,
+    ];
+    reasons.contains(&condition.reason.as_str())
 }
 
 /// Whether nothing but the stages of a start differs (pure): they pass by themselves, and what does not is told as a
@@ -101,7 +107,6 @@ pub fn is_start(last: Option<&McpServiceStatus>, now: &McpServiceStatus) -> bool
 mod tests {
     use std::sync::Arc;
 
-    use mcp_mqtt_sidecar::status::reason;
     use serde_json::{Value, json};
 
     use super::*;

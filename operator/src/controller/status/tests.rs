@@ -353,6 +353,7 @@ pub(super) fn shown() -> registry::wanted::Seen {
         present: Vec::new(),
         sleeps: false,
         unscaled: None,
+        forbidden: None,
     }
 }
 
@@ -378,6 +379,18 @@ fn a_service_that_sleeps_is_ready_and_registered_and_one_that_cannot_be_woken_is
     let away = with_registry(0, Vec::new(), away);
     assert_eq!(told(&away, "Ready"), words("False", "ScaledToZero", expected));
     assert_eq!(told(&away, "Registered"), words("False", "RegistryUnreachable", expected));
+}
+
+#[test]
+fn what_the_broker_has_to_allow_for_a_service_to_sleep_is_told() {
+    let forbidden = || registry::wanted::Seen { forbidden: Some("allow it".to_owned()), ..shown() };
+    let expected = "spec.replicas is 0; clients find no instance, and none can wake the service: allow it";
+    let asleep = with_registry(0, Vec::new(), forbidden());
+    assert_eq!(told(&asleep, "Ready"), words("False", "ScaledToZero", expected));
+    assert_eq!(told(&asleep, "Registered"), words("False", "BrokerNotAuthorized", expected));
+    let awake = with_registry(1, vec![(ready_pod("a"), Some(registered(0)))], forbidden());
+    let expected = "1 of 1 instances in the broker's registry; it could not be put to sleep: allow it";
+    assert_eq!(told(&awake, "Registered"), words("True", "Registered", expected));
 }
 
 #[test]

@@ -9,15 +9,18 @@ use kube::{
 };
 use mcp_mqtt_transport::{
     jsonrpc::Message,
-    mqtt::{Ack, Filter, Publication, Qos},
+    mqtt::{Ack, Filter, Publication, PublishError, Qos, ReasonCode},
     presence,
-    topic::{self, ServerId},
+    topic::{self, ServerId, Topic},
     user_property::{self, Component},
 };
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 
-use super::{Done, PendingInitialize, RegistryController, Wanted, broker::Line};
+use super::{
+    Done, PendingInitialize, RegistryController, Wanted,
+    broker::{Line, Right},
+};
 use crate::{
     api_client::is_refused,
     controller::scope::ServiceRef,
@@ -26,7 +29,7 @@ use crate::{
     observe::ask_now,
     registry::{
         pending::{IN_ALL, WakeError},
-        scale_to_zero::{Action, Obstacle},
+        scale_to_zero::{Action, Need, Obstacle},
     },
 };
 
@@ -65,9 +68,13 @@ impl RegistryController {
         match action {
             Action::Subscribe => self.subscribe_control(reference, &wanted),
             Action::Unsubscribe => {
-                if let Some(publisher) = self.publisher(&wanted) {
-                    // Nothing depends on the answer.
-                    let _ = publisher.unsubscribe(vec![topic::control(&wanted.standby, &wanted.server_name)]);
+                let control = topic::control(&wanted.standby, &wanted.server_name);
+                let sent = self.publisher(&wanted).map(|publisher| publisher.unsubscribe(vec![control]));
+                // Nothing depends on the broker's answer.
+                if sent.is_some_and(|sent| sent.is_err())
+                    && let Some(service) = self.services.get_mut(reference)
+                {
+                    service.machine.not_unsubscribed();
                 }
             }
             Action::Park => {
@@ -123,18 +130,51 @@ impl RegistryController {
         let (reference, connection) = (reference.clone(), broker.connection());
         self.done.push(Box::pin(async move {
             let Some(reply) = reply else {
-                sleep(REFUSAL_DELAY).await; // no room: the next step asks again
-                return Done::Subscribed(reference, connection, false);
+                sleep(REFUSAL_DELAY).await; // no room: a later step asks again
+                return Done::Subscribed(reference, connection, Err(PublishError::Full));
             };
-            let refused = match reply.await {
-                Ok(codes) => codes.into_iter().find(|code| code.is_error()).map(|code| code.to_string()),
-                Err(error) => Some(error.to_string()),
-            };
-            if let Some(refused) = &refused {
-                tracing::warn!(topic = control, "it cannot be heard who wakes the service: {refused}");
-            }
-            Done::Subscribed(reference, connection, refused.is_none())
+            let code = |codes: Vec<_>| codes.first().copied().unwrap_or(ReasonCode::UNSPECIFIED_ERROR);
+            Done::Subscribed(reference, connection, reply.await.map(code))
         }));
+    }
+
+    /// The broker's answer, or none: then the connection takes nothing, or is over.
+    pub(super) fn control_subscribed(
+        &mut self,
+        reference: &ServiceRef,
+        connection: u64,
+        answer: Result<ReasonCode, PublishError>,
+    ) {
+        let Some(service) = self.services.get_mut(reference) else { return };
+        let Some(broker) = self.brokers.get_mut(&service.wanted.broker.key) else { return };
+        if broker.connection() != connection {
+            return;
+        }
+        match answer {
+            Ok(code) if code.is_error() => {
+                let control = topic::control(&service.wanted.standby, &service.wanted.server_name);
+                let why = broker.refused(Right::ReadControl, &control, code);
+                service.machine.forbid(Need::Control, why);
+            }
+            answer => {
+                let granted = answer.is_ok();
+                self.with(reference, |machine, now, out| machine.subscribed(granted, now, out));
+            }
+        }
+        self.show(reference);
+    }
+
+    /// The broker refused what was published there.
+    pub(super) fn publish_refused(&mut self, key: &str, topic: &str, reason: ReasonCode) {
+        let Some(broker) = self.brokers.get_mut(key) else { return };
+        let why = broker.refused(Right::to_write(topic), topic, reason);
+        let Ok(Topic::ServerPresence { server_id, server_name }) = Topic::parse(topic) else { return };
+        let Some(reference) = self.by_standby.get(server_id).cloned() else { return };
+        let Some(service) = self.services.get_mut(&reference) else { return };
+        if service.wanted.broker.key == key && service.wanted.server_name.as_str() == server_name {
+            service.machine.forbid(Need::Place, why);
+            self.show(&reference);
+        }
     }
 
     fn place(&mut self, wanted: &Wanted, payload: Bytes) {

@@ -6,12 +6,13 @@ use bytes::Bytes;
 use mcp_mqtt_transport::{
     jsonrpc::{Kind, Message},
     mqtt::{Ack, Received},
-    topic::{ClientId, ServerName, Topic},
+    topic::{ClientId, ServerId, ServerName, Topic},
     user_property,
 };
 
 use super::{
     Action, Broker, Journalled, PendingInitialize, RegistryController, Unclaimed, WakeError, pending,
+    pending::Held,
 };
 use crate::controller::scope::ServiceRef;
 
@@ -29,7 +30,10 @@ impl RegistryController {
             Ok(Topic::ServerPresence { server_id, server_name }) => {
                 let (payload, properties) = (&received.payload, &received.user_properties);
                 let retained = received.retain;
-                broker.presences.received(server_id, server_name, retained, payload, properties, now);
+                if broker.presences.received(server_id, server_name, retained, payload, properties, now) {
+                    broker.overflowed();
+                    return self.unlink(key);
+                }
                 let settled = broker.presences.settled();
                 if settled && let Some(reference) = self.by_standby.get(server_id).cloned() {
                     self.look_at_place(&reference);
@@ -76,8 +80,9 @@ impl RegistryController {
             return self.take_unclaimed(&reference, unclaimed, ack);
         }
         // Not told of yet: the broker kept it while there was no operator.
-        let room = self.has_room(unclaimed.payload.len());
+        let room = self.has_room(key, unclaimed.payload.len());
         if is_request(&unclaimed.payload)
+            && ServerId::new(standby).is_ok() // no service has another
             && let Some(broker) = self.brokers.get_mut(key)
         {
             broker.keep_unclaimed(standby, unclaimed, room, Instant::now());
@@ -93,7 +98,8 @@ impl RegistryController {
         let Unclaimed { client, payload, since, .. } = unclaimed;
         let Ok(message) = Message::parse(payload.clone(), usize::MAX) else { return };
         let Kind::Request { id, method } = message.kind() else { return };
-        let room = self.has_room(payload.len());
+        let Some(service) = self.services.get(reference) else { return };
+        let room = self.has_room(&service.wanted.broker.key, payload.len());
         let held = PendingInitialize { client, id: id.clone(), payload, since };
         let initialize = &**method == "initialize";
         self.with_ack(reference, ack, |machine, now, out| {
@@ -106,17 +112,24 @@ impl RegistryController {
         self.show(reference);
     }
 
-    /// Messages and bytes held, over all services and for those that are not known yet.
-    pub(super) fn held(&self) -> (usize, usize) {
-        let waiting = self.services.values().map(|service| service.machine.waiting());
-        let waiting = waiting.map(|waiting| (waiting.len(), waiting.bytes()));
-        let all = waiting.chain(self.brokers.values().map(Broker::unclaimed));
-        all.fold((0, 0), |sum, held| (sum.0 + held.0, sum.1 + held.1))
+    /// Messages held, over all services and for those that are not known yet.
+    pub(super) fn held(&self) -> Held {
+        self.brokers.values().map(Broker::unclaimed).chain(self.waiting(|_| true)).sum()
     }
 
-    fn has_room(&self, bytes: usize) -> bool {
-        let held = self.held();
-        held.0 < pending::IN_ALL && held.1 + bytes <= pending::BYTES_IN_ALL
+    /// The same at one broker.
+    fn held_at(&self, key: &str) -> Held {
+        let unclaimed = self.brokers.get(key).map(Broker::unclaimed);
+        unclaimed.into_iter().chain(self.waiting(|at| at == key)).sum()
+    }
+
+    fn waiting(&self, at: impl Fn(&str) -> bool) -> impl Iterator<Item = Held> {
+        let services = self.services.values().filter(move |service| at(&service.wanted.broker.key));
+        services.map(|service| service.machine.waiting().held())
+    }
+
+    fn has_room(&self, key: &str, bytes: usize) -> bool {
+        self.held_at(key).has_room(self.held(), bytes)
     }
 
     fn client_left(&mut self, key: &str, client: &str) {

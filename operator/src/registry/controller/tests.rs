@@ -1,6 +1,7 @@
 use kube::client::Body;
 use mcp_mqtt_transport::{
     jsonrpc::{Message, RequestId},
+    mqtt::Received,
     topic::ClientId,
 };
 
@@ -59,8 +60,78 @@ async fn what_comes_for_an_unknown_service_has_no_more_room_than_the_rest() {
     for client in 0..300 {
         controller.heard(&key, "north.meteo.sun_service", initialize(client, 60 << 10), &mut None);
     }
-    let (messages, bytes) = controller.held();
-    assert!(messages > 100 && bytes <= pending::BYTES_IN_ALL, "{messages} messages of {bytes} bytes");
+    let held = controller.held();
+    assert!(held.messages > 100 && held.bytes <= pending::BYTES_IN_ALL / 2, "{held:?}");
+}
+
+#[tokio::test]
+async fn a_broker_that_sends_without_end_leaves_room_for_the_others() {
+    let mut controller = controller();
+    let asleep = |key: &str, service: &str| {
+        let mut wanted = wanted();
+        key.clone_into(&mut wanted.broker.key);
+        wanted.standby = ServerId::new(&format!("north.meteo.{service}_service")).unwrap();
+        let (idle, wake_timeout) = (Duration::MAX, Duration::from_mins(1));
+        wanted.sleep = Some(crate::controller::validate::Sleep { idle, wake_timeout });
+        Arc::new(wanted)
+    };
+    controller.told(&ServiceRef::new("weather").within("meteo"), asleep("one", "weather"));
+    controller.told(&ServiceRef::new("sun").within("meteo"), asleep("another", "sun"));
+    let hear = |controller: &mut RegistryController, key: &str, service: &str, clients: u32, bytes: usize| {
+        let before = controller.held().messages;
+        for client in 0..clients {
+            let standby = format!("north.meteo.{service}_service");
+            controller.heard(key, &standby, initialize(client, bytes), &mut None);
+        }
+        controller.held().messages - before
+    };
+    // For a service that is known, for many that are not, and with as many bytes as may be.
+    assert_eq!(hear(&mut controller, "one", "weather", 300, 0), pending::PER_SERVICE);
+    for service in 0..40 {
+        hear(&mut controller, "one", &format!("unknown-{service}"), 300, 0);
+    }
+    assert_eq!(controller.held().messages, pending::IN_ALL / 2);
+    assert_eq!(hear(&mut controller, "one", "weather-2", 1, 0), 0);
+    assert_eq!(hear(&mut controller, "another", "sun", 200, 0), 200);
+    hear(&mut controller, "another", "unknown", 300, 60 << 10);
+    let all = controller.held();
+    assert!(all.bytes > pending::BYTES_IN_ALL / 4 && all.bytes < pending::BYTES_IN_ALL * 3 / 4, "{all:?}");
+    controller.told(&ServiceRef::new("wind").within("meteo"), asleep("a third", "wind"));
+    assert_eq!(hear(&mut controller, "a third", "wind", 50, 10 << 10), 50);
+}
+
+#[tokio::test]
+async fn a_broker_whose_registry_has_no_end_is_as_good_as_away_and_another_is_not() {
+    let mut controller = controller();
+    controller.told(&weather(), Arc::new(wanted()));
+    let (one, standby) = (wanted().broker.key, ServerId::new("north.meteo.sun_service").unwrap());
+    let sun = ServiceRef::new("sun").within("meteo");
+    let broker = wanted::Broker { key: "another".to_owned(), ..wanted().broker };
+    controller.told(&sun, Arc::new(Wanted { standby, broker, ..wanted() }));
+    let links = |controller: &RegistryController| {
+        [weather(), sun.clone()].map(|service| controller.services[&service].machine.observed.link)
+    };
+    let now = Instant::now();
+    for broker in controller.brokers.values_mut() {
+        broker.presences.subscribed(now);
+        assert!(broker.presences.settle(now + Duration::from_mins(1)));
+    }
+    controller.look_at_place(&weather());
+    controller.look_at_place(&sun);
+    assert_eq!(links(&controller), [true, true]);
+    for number in 0..100_000 {
+        let received = Received {
+            topic: format!("$mcp-server/presence/north.meteo.weather-{number}/meteo/weather"),
+            payload: bytes::Bytes::from_static(b"{}"),
+            retain: true,
+            user_properties: Vec::new(),
+            ack: None,
+        };
+        controller.received(&one, received, &mut None);
+    }
+    assert_eq!(links(&controller), [false, true]);
+    assert_eq!(controller.brokers[&one].presences.iter().count(), 0);
+    assert!(controller.brokers[&one].resumed(), "what the services have subscribed stays");
 }
 
 #[tokio::test]
@@ -73,11 +144,11 @@ async fn with_other_credentials_whoever_waits_is_asked_to_try_again() {
         wake_timeout: Duration::from_mins(1),
     });
     controller.take_unclaimed(&weather(), initialize(1, 0), &mut None);
-    assert_eq!(controller.held().0, 1);
+    assert_eq!(controller.held().messages, 1);
     let mut rotated = wanted();
     rotated.broker.key = "another".to_owned();
     controller.told(&weather(), Arc::new(rotated));
-    assert_eq!((controller.held(), controller.brokers.len()), ((0, 0), 2));
+    assert_eq!((controller.held(), controller.brokers.len()), (pending::Held::default(), 2));
     let rejected = controller.brokers.values().any(|broker| broker.refusals == 1);
     assert!(rejected, "nobody hears that it waits no more");
     let Some(Done::Reject(rejection)) = controller.done.next().await else { panic!("another future") };

@@ -18,6 +18,15 @@ pub enum ServicePresence {
     Taken,
 }
 
+/// What a broker has to allow for a service to sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// To write its presence.
+    Place,
+    /// To hear who wakes it.
+    Control,
+}
+
 /// For how long nobody has had a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Idle {
