@@ -47,6 +47,27 @@ async fn an_answer_that_comes_byte_by_byte_holds_up_no_other() {
 }
 
 #[tokio::test]
+async fn a_large_answer_that_comes_in_pieces_is_whole() {
+    for kind in ["application/json", "text/event-stream"] {
+        let text = "0123456789".repeat(5000);
+        let fake = Fake::start(on("tools/call", move |seen: &Seen| {
+            let answer = json!({"jsonrpc": "2.0", "id": seen.body["id"], "result": {"text": text}});
+            let text = if kind == "application/json" { answer.to_string() } else { event(&answer) };
+            let pieces =
+                text.as_bytes().chunks(10_007).map(|piece| String::from_utf8_lossy(piece).into_owned());
+            dripping(kind, pieces.collect(), Duration::from_millis(20), None)
+        }))
+        .await;
+        let mut client = fake.session().await;
+        for id in 1..=3 {
+            client.request(id, "tools/call").await;
+            let answer = client.message().await;
+            assert_eq!(answer["result"]["text"], "0123456789".repeat(5000), "{kind}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_stream_that_goes_on_after_its_answer_gives_its_place_back() {
     let fake = Fake::start(on("tools/call", |seen: &Seen| {
         let answer = event(&result(seen.body["id"].clone()));
