@@ -387,14 +387,23 @@ impl<'a> Driver<'a> {
     }
 
     /// A worker's events and the broker's answers to it come by two ways: what came before the answer to these
-    /// subscriptions is taken before it. (The connection's task is on this thread, too: nothing is added meanwhile.)
+    /// subscriptions is taken before it.
     fn take_earlier(&mut self, session: SessionId) {
         let Some(via) = self.core.sessions.via(session).filter(|via| *via != LinkId::REGISTERING) else {
             return;
         };
-        while let Some(earlier) = self.links.get_mut(via).and_then(|link| link.more_like(false)) {
-            self.take_link_events(via, earlier);
+        self.take_waiting(via);
+    }
+
+    /// What has come on a connection already; the reason when the registering one is over. (Its task is on this thread,
+    /// too: nothing is added meanwhile.)
+    fn take_waiting(&mut self, link: LinkId) -> Option<CloseReason> {
+        while let Some(event) = self.links.get_mut(link).and_then(|link| link.more_like(false)) {
+            if let Some(why) = self.take_link_events(link, event) {
+                return Some(why);
+            }
         }
+        None
     }
 
     /// Does what the state machines have asked for.

@@ -72,6 +72,10 @@ impl Driver<'_> {
 
     /// Whoever asked for a session a moment ago has its answer before DISCONNECT.
     async fn answer_late(&mut self) {
+        // What came before the broker's acknowledgement may be heard after it: they come by two ways.
+        if self.take_waiting(LinkId::REGISTERING).is_some() {
+            self.links.remove(LinkId::REGISTERING);
+        }
         if self.core.sessions.next_deadline().is_some() {
             self.reading(sleep_until(Instant::now() + REFUSAL_DELAY)).await;
             // What came in this moment does not prolong it.
