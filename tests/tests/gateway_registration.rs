@@ -1,6 +1,8 @@
 //! What a broker may have against a gateway, and that each of it ends in a message that names it.
 
-use anyhow::Result;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
 use mcp_mqtt_sidecar::status::GatewayStatus;
 use mcp_mqtt_tests::{
     binaries::workspace,
@@ -17,7 +19,7 @@ use mcp_mqtt_transport::{
     topic::{self, ServerName},
 };
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// What a server needs, and nothing else; see the table in the gateway's self-test.
 const MINIMAL_ACL: &str = "user gateway
@@ -198,9 +200,9 @@ async fn a_presence_that_is_too_large_for_the_broker_is_named_with_both_sizes() 
     refused(&gateway, "BrokerSettingsInvalid", &["a packet of 4", "at most 2000", "description"]).await
 }
 
-/// What may wait for the broker has a bound, and what is over it is dropped.
+/// What may wait for the broker has a bound, and what is over it is dropped: refusals, and nothing else.
 #[tokio::test]
-async fn a_presence_for_which_there_is_no_room_ends_the_connection_and_stands_on_the_next() -> Result<()> {
+async fn a_flood_of_refusals_takes_no_place_of_the_presence() -> Result<()> {
     let broker = Mosquitto::start().await?;
     let proxy = Proxy::start(broker.port(), Manner::default()).await?;
     let gateway = Options::new(&proxy.url()).arg("--max-sessions=1").arg("--max-in-flight=1").start()?;
@@ -211,15 +213,21 @@ async fn a_presence_for_which_there_is_no_room_ends_the_connection_and_stands_on
     proxy.behave(Manner { swallows: Some("$mcp-rpc/"), ..Manner::default() });
     let ping =
         flood.publication(&flood.control, Some("flood"), r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#);
-    flood.pour(vec![ping; 3000]).await??;
+    // No more at a time than the broker queues for one client.
+    for _ in 0..20 {
+        flood.pour(vec![ping.clone(); 500]).await??;
+        sleep(Duration::from_millis(50)).await;
+    }
     gateway.wait_metric_above(r#"messages_dropped_total{reason="outbox-full"}"#, 0).await?;
     let instance = gateway.instance();
     let presence = topic::server_presence(&instance.server_id, &instance.server_name);
     let empty = Publication { retain: true, ..flood.publication(&presence, None, "") };
     flood.connection.publisher.publish_confirmed(empty, PATIENCE).await?;
-    let named = |status: &GatewayStatus| status.broker.message.contains("the presence was not taken");
-    gateway.wait_for("the cause", named).await?;
+    sleep(Duration::from_secs(1)).await;
+    ensure!(gateway.status().await?.broker.ok, "{:?}", gateway.status().await?.broker);
     proxy.behave(Manner::default());
+    proxy.cut();
+    gateway.wait_for("another connection", |status| !status.broker.ok).await?;
     gateway.wait_ready().await
 }
 
