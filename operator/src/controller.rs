@@ -47,7 +47,7 @@ use self::{
     fetch::fetch,
     problems::Problem,
     resolve::{ResolveError, resolve},
-    scope::{Guarded, Scope, ServiceRef, seconds, synced},
+    scope::{Guarded, Scope, ServiceRef, seconds},
     status::{Outcome, Seen, build_status, defer_status, is_mere_progress, is_start, patch_status},
     triggers::triggers,
     validate::{ValidateError, validate},
@@ -124,7 +124,7 @@ pub async fn run(
 
 /// One service, brought to what it asks for.
 async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, ReconcileError> {
-    synced(&scope.unsynced).await;
+    scope.stores.synced().await;
     let begin = std::time::Instant::now();
     let reference = ServiceRef::from_obj(&*service);
     if service.meta().deletion_timestamp.is_some() {

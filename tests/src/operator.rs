@@ -220,8 +220,8 @@ impl Operator {
     }
 }
 
-/// An operator that watches one namespace.
-fn command(space: &Space, arguments: &[&str]) -> Command {
+/// An operator that watches one namespace, and those that the arguments add.
+pub fn command(space: &Space, arguments: &[&str]) -> Command {
     let mut command = Command::new(binaries::operator());
     command
         .args(["run", "--sidecar-image", SIDECAR_IMAGE, "--sidecar-image-pull-policy", "Never"])

@@ -2,11 +2,13 @@ use kube::client::Body;
 use mcp_mqtt_transport::{
     jsonrpc::{Message, RequestId},
     topic::ClientId,
+    user_property,
 };
 
 use super::*;
 use crate::{
     controller::{fixtures, resolve::ReferenceMemory},
+    registry::presences::SETTLE,
     watched::tests::watched,
 };
 
@@ -106,4 +108,31 @@ async fn a_shared_connection_goes_by_the_reference_of_a_service_that_uses_it() {
     assert!(goes_by(&controller, "second"), "the first one's Secret may be gone");
     controller.gone(&sun);
     assert!(goes_by(&controller, "first"));
+}
+
+#[tokio::test]
+async fn of_a_namespace_that_is_not_listed_nothing_is_doubted() {
+    let mut controller = controller();
+    let (unsynced, stores) = tokio::sync::watch::channel(vec!["Pods"]);
+    let (mut tools, meteo) =
+        (watched(Some("tools"), Vec::new(), Vec::new()), watched(Some("meteo"), Vec::new(), Vec::new()));
+    tools.stores.unsynced = stores;
+    controller.setting.watched = [meteo, tools].into_iter().collect();
+    controller.told(&weather(), Arc::new(wanted()));
+    let broker = controller.brokers.values_mut().next().unwrap();
+    let (name, now) = (wanted().server_name, Instant::now());
+    let mark = vec![(user_property::OWNER.to_owned(), "k".to_owned())];
+    broker.presences.unlinked();
+    broker.presences.subscribed(now);
+    for id in ["north.tools.clock-1", "north.tools.clock_service", "north.meteo.sun-1"] {
+        broker.presences.received(id, name.as_str(), true, &wanted().parked, &mark, now);
+    }
+    assert!(broker.presences.settle(now + SETTLE));
+    assert_eq!(controller.suspected(), ["north.meteo.sun-1"]);
+    unsynced.send_replace(Vec::new());
+    assert_eq!(
+        controller.suspected(),
+        ["north.meteo.sun-1", "north.tools.clock-1", "north.tools.clock_service"],
+        "once it is listed, the API server is asked"
+    );
 }
