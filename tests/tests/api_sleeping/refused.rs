@@ -74,6 +74,43 @@ async fn a_secret_that_went_while_the_operator_was_away_is_the_answer() -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_typo_that_was_made_while_the_operator_was_away_is_the_answer() -> Result<()> {
+    let (space, broker) = (Space::new("typo").await?, Mosquitto::start().await?);
+    // This broker takes any login; the operator has to read it all the same.
+    let login = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "login"},
+        "stringData": {"username": "north", "password": "1"},
+    });
+    space.apply::<Secret>(login).await?;
+    let operator = Operator::start(&space, &[]).await?;
+    let mut spec = sleepy(&broker);
+    spec["broker"]["auth"] = json!({"passwordSecret": "login"});
+    space.create(NAME, &spec).await?;
+    space.condition(NAME, "Ready", "True", "Asleep").await?;
+    let instance = asleep(&space, &broker).await?;
+    operator.kill().await?;
+    space.patch(NAME, json!({"spec": {"podTemplate": {"spec": {"nodeSelecter": {}}}}})).await?;
+
+    let operator = Operator::start(&space, &[]).await?;
+    space.condition(NAME, "Accepted", "False", "InvalidPodTemplate").await?;
+    let client = client(&broker).await?;
+    let start = Instant::now();
+    let error = initialize(&client, &instance).await.expect_err("no pod can be made");
+    let rpc = told(&error).context("the operator's own words")?.clone();
+    ensure!(rpc.reason() == Some("wake-failed") && rpc.message.contains("nodeSelecter"), "{rpc:?}");
+    ensure!(start.elapsed() < SOON, "only after {:?}", start.elapsed());
+    // Clients find it, and it says so.
+    space.condition(NAME, "Ready", "True", "Asleep").await?;
+
+    space.patch(NAME, json!({"spec": {"podTemplate": {"spec": {"nodeSelecter": null}}}})).await?;
+    space.condition(NAME, "Accepted", "True", "Accepted").await?;
+    let instance = asleep(&space, &broker).await?;
+    wakes(&space, &broker, &client, &instance).await?;
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_quota_that_leaves_no_room_for_the_pod_is_the_answer() -> Result<()> {
     let Scene { space, broker, operator, instance } = Scene::asleep("quota").await?;
     let quota = json!({"metadata": {"name": "none-left"}, "spec": {"hard": {"pods": "0"}}});
