@@ -88,7 +88,8 @@ enum Done {
     /// A broker's answer to the subscription of a service's control topic.
     Subscribed(ServiceRef, u64, bool),
     Scaled(ServiceRef, i32, Result<(), Obstacle>),
-    Asked(ServiceRef),
+    /// Whether all gateways have said just now for how long nobody has had a session.
+    Asked(ServiceRef, bool),
     /// The time has come to say that a message that was for a service is refused.
     Reject(actions::Rejection),
     /// Whether the broker has taken the question, on this connection, if an instance lives.
@@ -167,8 +168,6 @@ impl RegistryController {
             .entry(key.clone())
             .or_insert_with(|| Broker::open(&self.setting, &wanted.broker, self.happenings.clone()));
         let unclaimed = broker.claim(wanted.standby.as_str());
-        let republish =
-            self.services.get(reference).is_some_and(|known| known.wanted.parked != wanted.parked);
         self.by_standby.insert(wanted.standby.as_str().to_owned(), reference.clone());
         let service = self.services.entry(reference.clone()).or_insert_with(|| {
             Box::new(Service {
@@ -189,13 +188,6 @@ impl RegistryController {
         service.wanted = wanted;
         service.take_problem();
         self.look_at_place(reference);
-        if republish {
-            self.with(reference, |machine, _, out| {
-                if machine.sleeps() {
-                    out.push(Action::Park);
-                }
-            });
-        }
         for unclaimed in unclaimed {
             self.take_unclaimed(reference, unclaimed, &mut None);
         }
@@ -325,6 +317,8 @@ impl RegistryController {
             let Wanted { standby, server_name, .. } = &*service.wanted;
             observed.place = broker.presences.place(standby.as_str(), server_name.as_str());
             observed.named = broker.presences.successor(standby.as_str(), server_name.as_str()).cloned();
+            let says = service.wanted.parked_for(observed.named.as_ref());
+            observed.outdated = broker.presences.is_outdated(standby.as_str(), server_name.as_str(), &says);
         }
     }
 
@@ -403,9 +397,13 @@ impl RegistryController {
                 }
             }
             Done::Scaled(reference, replicas, result) => self.scaled(&reference, replicas, result),
-            Done::Asked(reference) => {
+            Done::Asked(reference, answered) => {
                 self.look_at_instances(Instant::now());
-                self.with(&reference, |machine, now, out| machine.asked(machine.observed.idle, now, out));
+                self.with(&reference, |machine, now, out| {
+                    // What one said before it was asked is no answer: somebody may have come since.
+                    let idle = if answered { machine.observed.idle } else { Idle::Unknown };
+                    machine.asked(idle, now, out);
+                });
             }
             Done::Reject(rejection) => self.reject(rejection),
             Done::AskedByBroker(reference, connection, id, taken) => {

@@ -109,8 +109,9 @@ impl Wanted {
         })
     }
 
-    /// The presence of the service asleep, left to one of its instances.
-    pub fn parked_for(&self, successor: &ServerId) -> Bytes {
+    /// The presence of the service asleep, left to any or to one of its instances.
+    pub fn parked_for(&self, successor: Option<&ServerId>) -> Bytes {
+        let Some(successor) = successor else { return self.parked.clone() };
         let online = Online::parse(&self.parked).expect("made of a presence");
         online.left_to(successor).to_payload()
     }

@@ -1,4 +1,8 @@
 use kube::client::Body;
+use mcp_mqtt_sidecar::{
+    config::ADMIN_PORT,
+    status::{GatewayStatus, reason},
+};
 use mcp_mqtt_transport::{
     jsonrpc::{Message, RequestId},
     topic::ClientId,
@@ -7,7 +11,7 @@ use mcp_mqtt_transport::{
 
 use super::*;
 use crate::{
-    controller::{fixtures, resolve::ReferenceMemory},
+    controller::{fixtures, problems::tests::gateway, resolve::ReferenceMemory, validate::Sleep},
     registry::presences::SETTLE,
     watched::tests::watched,
 };
@@ -70,10 +74,8 @@ async fn with_other_credentials_whoever_waits_is_asked_to_try_again() {
     let mut controller = controller();
     controller.told(&weather(), Arc::new(wanted()));
     let known = controller.services.get_mut(&weather()).unwrap();
-    known.machine.observed.sleep = Some(crate::controller::validate::Sleep {
-        idle: Duration::MAX,
-        wake_timeout: Duration::from_mins(1),
-    });
+    let wake_timeout = Duration::from_mins(1);
+    known.machine.observed.sleep = Some(Sleep { idle: Duration::MAX, wake_timeout });
     controller.take_unclaimed(&weather(), initialize(1, 0), &mut None);
     assert_eq!(controller.held().0, 1);
     let mut rotated = wanted();
@@ -135,4 +137,74 @@ async fn of_a_namespace_that_is_not_listed_nothing_is_doubted() {
         ["north.meteo.sun-1", "north.tools.clock-1", "north.tools.clock_service"],
         "once it is listed, the API server is asked"
     );
+}
+
+/// A gateway that answers each question for its status, or (none) takes it and says nothing.
+async fn gateway_at(ip: &str, answer: Option<GatewayStatus>) -> tokio::task::JoinHandle<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind((ip, ADMIN_PORT)).await.unwrap();
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            if let Some(answer) = &answer {
+                let body = serde_json::to_string(answer).unwrap();
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+                let _ = stream.read(&mut [0; 1024]).await;
+                let _ = stream.write_all((head + &body).as_bytes()).await;
+            }
+            open.push(stream);
+        }
+    })
+}
+
+/// Whether a service that has nothing left to do but the last look goes to sleep after it.
+async fn sleeps_after_a_last_look(ip: &str, answers: bool) -> bool {
+    let idle = GatewayStatus {
+        idle_seconds: Some(600),
+        ..gateway((reason::BACKEND_READY, true), (reason::REGISTERED, true))
+    };
+    let gateway = gateway_at(ip, answers.then(|| idle.clone())).await;
+    let pod = serde_json::json!({
+        "metadata": {
+            "name": "weather-1", "namespace": "meteo", "uid": "u",
+            "annotations": {"mcp-mqtt.io/service-name": "weather"},
+        },
+        "status": {
+            "phase": "Running", "podIP": ip,
+            "initContainerStatuses": [{
+                "name": "gateway", "ready": true, "restartCount": 0, "image": "", "imageID": "",
+                "state": {"running": {}},
+            }],
+        },
+    });
+    let mut controller = controller();
+    let part =
+        watched(None, vec![fixtures::service(fixtures::STDIO)], vec![serde_json::from_value(pod).unwrap()]);
+    part.observations.set("u", Ok(idle)); // a moment before
+    controller.setting.watched = [part].into_iter().collect();
+    let sleep = Some(Sleep { idle: Duration::from_mins(5), wake_timeout: Duration::from_mins(1) });
+    controller.told(&weather(), Arc::new(Wanted { sleep, replicas: 1, ..wanted() }));
+    controller.look_at_instances(Instant::now());
+    let machine = &mut controller.services.get_mut(&weather()).unwrap().machine;
+    machine.observed.link = true;
+    let (mut now, mut out) = (Instant::now(), Vec::new());
+    machine.step(now, &mut out);
+    machine.subscribed(true, now, &mut out);
+    machine.observed.place = ServicePresence::Parked;
+    for _ in 0..3 {
+        machine.step(now, &mut out);
+        now += Duration::from_secs(1);
+    }
+    assert_eq!(out.last(), Some(&Action::Ask), "{out:?}");
+    controller.ask(&weather());
+    let done = controller.done.next().await.unwrap();
+    controller.take_done(done);
+    gateway.abort();
+    controller.services[&weather()].scaling
+}
+
+#[tokio::test]
+async fn a_gateway_that_does_not_answer_the_last_look_may_have_sessions() {
+    assert!(sleeps_after_a_last_look("127.8.0.79", true).await);
+    assert!(!sleeps_after_a_last_look("127.8.0.80", false).await, "what it said before may be over");
 }

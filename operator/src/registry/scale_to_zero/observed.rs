@@ -67,6 +67,8 @@ pub struct Observed {
     pub place: ServicePresence,
     /// The instance that our presence there names as the one to take it over.
     pub named: Option<ServerId>,
+    /// Whether our presence there says something else than it is to say by now.
+    pub outdated: bool,
     /// What the gateways say of sessions.
     pub idle: Idle,
     /// Instances that there are, or are about to be; the oldest first.
