@@ -249,6 +249,7 @@ async fn work(
         mark: salt.owner_mark(),
         salt: salt.clone(),
         client_id: names::operator_id(&settings.cluster_name, &args.namespace, &args.lease_name),
+        default_broker: settings.default_broker.clone(),
         default_secret,
         watched: watched.clone(),
         registry,

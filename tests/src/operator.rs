@@ -226,7 +226,8 @@ pub fn command(space: &Space, arguments: &[&str]) -> Command {
     command
         .args(["run", "--sidecar-image", SIDECAR_IMAGE, "--sidecar-image-pull-policy", "Never"])
         .args(["--watch-namespaces", &space.namespace, "--namespace", &space.namespace])
-        .args(["--admin-address", "127.0.0.1:0", "--default-broker-url", BROKER])
+        .args(["--admin-address", "127.0.0.1:0"])
+        .env("MCP_MQTT_DEFAULT_BROKER_URL", BROKER) // an argument names another one
         .args(["--log", "info,mcp_mqtt_operator=debug"])
         .args(arguments);
     command

@@ -3,6 +3,7 @@
 
 mod actions;
 mod broker;
+mod first_look;
 mod liveness;
 mod messages;
 mod missing_presences;
@@ -33,7 +34,9 @@ use super::{
     scale_to_zero::{Action, Idle, Obstacle, ScaleToZero, ServicePresence},
     wanted::{self, Seen, Wanted},
 };
-use crate::{controller::scope::ServiceRef, metrics::Metrics, salt::Salt, watched::Parts};
+use crate::{
+    controller::scope::ServiceRef, metrics::Metrics, salt::Salt, settings::DefaultBroker, watched::Parts,
+};
 
 /// How often what only time tells is looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -52,7 +55,9 @@ pub struct Setting {
     pub client_id: String,
     /// For the hashes of what Secrets hold.
     pub salt: Salt,
-    /// The default broker's Secret.
+    /// The default broker.
+    pub default_broker: Option<DefaultBroker>,
+    /// Its Secret.
     pub default_secret: Option<Store<Secret>>,
     /// What the watches know.
     pub watched: Parts,
@@ -108,6 +113,7 @@ struct RegistryController {
     happenings: mpsc::Sender<(String, Happening)>,
     done: FuturesUnordered<BoxFuture<'static, Done>>,
     stale_checks: stale_presences::StaleChecks,
+    first_look: first_look::FirstLook,
 }
 
 impl RegistryController {
@@ -120,6 +126,7 @@ impl RegistryController {
             happenings: mpsc::channel(1).0,
             done: FuturesUnordered::new(),
             stale_checks: stale_presences::StaleChecks::default(),
+            first_look: first_look::FirstLook::Due,
         }
     }
 
@@ -210,7 +217,9 @@ impl RegistryController {
     fn close_unused(&mut self) {
         let used: HashSet<&str> =
             self.services.values().map(|service| service.wanted.broker.key.as_str()).collect();
-        self.brokers.retain(|key, broker| used.contains(key.as_str()) || broker.is_busy());
+        self.brokers.retain(|key, broker| {
+            used.contains(key.as_str()) || broker.is_busy() || self.first_look.keeps(key)
+        });
     }
 
     /// A connection that services share goes by the reference of one that uses it now. One that is refused may have
@@ -294,6 +303,7 @@ impl RegistryController {
         if look {
             self.look_at_instances(now);
             self.check_stale_presences(now);
+            self.look_at_default_broker(now);
         }
         let all: Vec<ServiceRef> = self.services.keys().cloned().collect();
         for reference in all {

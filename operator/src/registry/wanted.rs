@@ -1,5 +1,7 @@
 //! What a service wants of the registry, and what the broker says of it.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use k8s_openapi::ByteString;
 use mcp_mqtt_transport::{
@@ -13,17 +15,17 @@ use crate::{
         resolve::ReferenceMemory,
         validate::{
             Sleep, ValidService,
-            broker::{Source, ValidBroker},
+            broker::{Source, ValidBroker, file},
             references::Kind,
         },
     },
     names,
     salt::Salt,
-    settings::Settings,
+    settings::{DefaultBroker, Settings},
 };
 
 /// Key of the operator's own default broker.
-const DEFAULT: &str = "default";
+pub(super) const DEFAULT: &str = "default";
 
 /// A service, as far as the registry is concerned.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,7 +92,7 @@ impl Wanted {
         service: &ValidService,
         settings: &Settings,
         references: &ReferenceMemory,
-        default_secret: Option<&std::collections::BTreeMap<String, ByteString>>,
+        default_secret: Option<&BTreeMap<String, ByteString>>,
         salt: &Salt,
     ) -> Option<Self> {
         let (namespace, name) = (&service.identity.namespace, &service.identity.name);
@@ -118,11 +120,29 @@ impl Wanted {
 }
 
 impl Broker {
+    /// The operator's own default, with this content of its Secret; none: there is no way in but for pods, or not now.
+    pub(super) fn of_operator(
+        default: &DefaultBroker,
+        secret: Option<&BTreeMap<String, ByteString>>,
+    ) -> Option<Self> {
+        if default.token.is_some() || (default.secret.is_some() && secret.is_none()) {
+            return None;
+        }
+        let has = |key: &&str| secret.is_some_and(|data| data.contains_key(*key));
+        let files = file::KEYS.into_iter().filter(has).map(|key| (key, Origin::Default(key.to_owned())));
+        Some(Self {
+            key: DEFAULT.to_owned(),
+            url: default.url.clone(),
+            files: files.collect(),
+            is_default: true,
+        })
+    }
+
     fn of(
         broker: &ValidBroker,
         namespace: &str,
         references: &ReferenceMemory,
-        default_secret: Option<&std::collections::BTreeMap<String, ByteString>>,
+        default_secret: Option<&BTreeMap<String, ByteString>>,
         salt: &Salt,
     ) -> Self {
         let mut contents = vec![broker.url.to_string()];
@@ -173,4 +193,31 @@ pub struct Seen {
     pub sleeps: bool,
     /// Why the last attempt to wake it failed, by the API server's word.
     pub unscaled: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controller::{
+        fetch::Fetched,
+        fixtures::{STDIO, salt, service, settings},
+        validate::validate,
+    };
+
+    #[test]
+    fn the_default_broker_is_the_same_with_and_without_a_service() {
+        let mut settings = settings();
+        let default = settings.default_broker.as_mut().unwrap();
+        default.url = Url::parse("mqtts://hub.example").unwrap();
+        default.secret = Some("hub-credentials".to_owned());
+        let content = |key: &str| (key.to_owned(), ByteString(b"x".to_vec()));
+        let data: BTreeMap<_, _> = ["username", "password", "ca.crt", "note"].map(content).into();
+        let fetched = Fetched { default_broker_secret: Some(data.clone()) };
+        let valid = validate(&service(STDIO), &fetched, &settings).unwrap();
+        let memory = ReferenceMemory::default();
+        let of_service = Wanted::of(&valid, &settings, &memory, Some(&data), &salt()).unwrap().broker;
+        let default = settings.default_broker.as_ref().unwrap();
+        assert_eq!(Broker::of_operator(default, Some(&data)), Some(of_service));
+        assert_eq!(Broker::of_operator(default, None), None, "its Secret is missing");
+    }
 }

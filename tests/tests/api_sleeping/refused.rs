@@ -25,7 +25,7 @@ use mcp_mqtt_transport::{
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::{NAME, Scene, asleep, client, echoes, initialize, pod, replicas, sleepy, told};
+use crate::{NAME, Scene, asleep, client, echoes, initialize, instances, pod, replicas, sleepy, told};
 
 /// For an operator to get what the broker kept, and to write it down: a good deal more than it takes.
 const HELD: Duration = Duration::from_secs(3);
@@ -198,9 +198,44 @@ async fn who_asks_for_a_service_that_went_while_the_operator_was_away_is_answere
     space.condition("tides", "Ready", "True", "Asleep").await?;
     operator.kill().await?;
     space.services().delete(NAME, &DeleteParams::default()).await?;
+    let mut client = asks(&broker, &instance).await?;
 
+    // The next life of the operator holds it, writes it down and dies; the one after that has only what was written.
+    let operator = Operator::start(&space, &[]).await?;
+    space.condition("tides", "Ready", "True", "Asleep").await?;
+    tokio::time::sleep(HELD).await;
+    operator.kill().await?;
+    let operator = Operator::start(&space, &[]).await?;
+    not_served(&mut client).await?;
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_service_of_the_default_broker_leaves_nothing_there_when_it_goes_unseen() -> Result<()> {
+    let (space, broker) = (Space::new("last").await?, Mosquitto::start().await?);
+    let url = broker.url();
+    let default = ["--default-broker-url", url.as_str().trim_end_matches('/')];
+    let operator = Operator::start(&space, &default).await?;
+    let mut spec = sleepy(&broker);
+    spec.as_object_mut().context("a spec")?.remove("broker");
+    space.create(NAME, &spec).await?;
+    let instance = asleep(&space, &broker).await?;
+    operator.kill().await?;
+    space.services().delete(NAME, &DeleteParams::default()).await?;
+    let mut client = asks(&broker, &instance).await?;
+
+    let operator = Operator::start(&space, &default).await?;
+    instances(&space, &broker, <[Instance]>::is_empty).await?;
+    not_served(&mut client).await?;
+    operator.stop().await?;
+    space.remove().await
+}
+
+/// A client that has asked for this service, and hears what is answered.
+async fn asks(broker: &Mosquitto, instance: &Instance) -> Result<Connection> {
     let id = ClientId::new("client-1")?;
-    let mut client = Connection::open(&ConnectOptions::new(broker.url(), id.as_str())).await?;
+    let client = Connection::open(&ConnectOptions::new(broker.url(), id.as_str())).await?;
     let answers = topic::rpc(&id, &instance.server_id, &instance.server_name);
     client.publisher.subscribe(vec![Filter::no_local(answers, Qos::AtLeastOnce)], PATIENCE).await?;
     let request = json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {}});
@@ -210,18 +245,14 @@ async fn who_asks_for_a_service_that_went_while_the_operator_was_away_is_answere
         ..Publication::new(control, request.to_string().into_bytes(), Qos::AtLeastOnce)
     };
     client.publisher.publish_confirmed(publication, PATIENCE).await?;
+    Ok(client)
+}
 
-    // The next life of the operator holds it, writes it down and dies; the one after that has only what was written.
-    let operator = Operator::start(&space, &[]).await?;
-    space.condition("tides", "Ready", "True", "Asleep").await?;
-    tokio::time::sleep(HELD).await;
-    operator.kill().await?;
-    let operator = Operator::start(&space, &[]).await?;
+async fn not_served(client: &mut Connection) -> Result<()> {
     let answer = match timeout(PATIENCE, client.events.recv()).await.context("no answer")? {
         Some(Event::Received(received)) => serde_json::from_slice::<Value>(&received.payload)?,
         other => bail!("no answer but {other:?}"),
     };
     ensure!(answer["id"] == 1 && answer["error"]["data"]["reason"] == "not-served", "{answer}");
-    operator.stop().await?;
-    space.remove().await
+    Ok(())
 }

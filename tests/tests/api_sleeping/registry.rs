@@ -137,15 +137,15 @@ async fn what_was_said_of_a_sleeping_service_while_the_operator_was_away_is_publ
     let spec = json!({"description": "tells the weather", "rbac": {"roles": [role]}});
     space.patch(NAME, json!({"spec": spec})).await?;
     let operator = Operator::start(&space, &[]).await?;
-    let says = |all: &[Instance]| all.iter().any(|one| one.online.description == "tells the weather");
-    let found = instances(&space, &broker, says).await?.pop().context("one")?;
+    let says = |what| move |all: &[Instance]| all.iter().any(|one| one.online.description == what);
+    let found = instances(&space, &broker, says("tells the weather")).await?.pop().context("one")?;
     ensure!(
         found.online.is_parked() && found.online.meta["rbac"]["roles"][0]["name"] == "reader",
         "{found:?}"
     );
     // At once, where the operator is there.
     space.patch(NAME, json!({"spec": {"description": "tells the tides"}})).await?;
-    instances(&space, &broker, |all| all[0].online.description == "tells the tides").await?;
+    instances(&space, &broker, says("tells the tides")).await?;
     operator.stop().await?;
     space.remove().await
 }

@@ -92,6 +92,11 @@ impl RegistryController {
         suspects
     }
 
+    /// Whether anything is doubted of what this broker shows.
+    pub(super) fn has_suspects(&self, broker: &str) -> bool {
+        self.suspects().iter().any(|suspect| suspect.broker == broker)
+    }
+
     /// Server ids of those that are doubted.
     #[cfg(test)]
     pub(super) fn suspected(&self) -> Vec<String> {

@@ -9,6 +9,8 @@ use mcp_mqtt_transport::{
     user_property,
 };
 
+use bytes::Bytes;
+
 use super::*;
 use crate::{
     controller::{fixtures, problems::tests::gateway, resolve::ReferenceMemory, validate::Sleep},
@@ -27,6 +29,7 @@ fn controller() -> RegistryController {
         mark: "k".to_owned(),
         salt: fixtures::salt(),
         client_id: "north.operators.operator_operator".to_owned(),
+        default_broker: None,
         default_secret: None,
         watched: [watched(None, Vec::new(), Vec::new())].into_iter().collect(),
         registry: RegistryFeed::default(),
@@ -207,4 +210,38 @@ async fn sleeps_after_a_last_look(ip: &str, answers: bool) -> bool {
 async fn a_gateway_that_does_not_answer_the_last_look_may_have_sessions() {
     assert!(sleeps_after_a_last_look("127.8.0.79", true).await);
     assert!(!sleeps_after_a_last_look("127.8.0.80", false).await, "what it said before may be over");
+}
+
+#[tokio::test]
+async fn the_default_broker_is_looked_at_once_without_a_service_until_nothing_there_is_doubted() {
+    let mut controller = controller();
+    let (url, now) = (url::Url::parse("mqtt://127.0.0.1:1").unwrap(), Instant::now());
+    controller.setting.default_broker = Some(DefaultBroker { url, secret: None, token: None });
+    let (unsynced, stores) = tokio::sync::watch::channel(vec!["McpServices"]);
+    let mut part = watched(None, Vec::new(), Vec::new());
+    part.stores.unsynced = stores;
+    controller.setting.watched = [part].into_iter().collect();
+    let look = |controller: &mut RegistryController, now| {
+        controller.look_at_default_broker(now);
+        controller.close_unused();
+        controller.brokers.len()
+    };
+    assert_eq!(look(&mut controller, now), 0, "all would be doubted");
+    unsynced.send_replace(Vec::new());
+    assert_eq!((look(&mut controller, now), look(&mut controller, now)), (1, 1));
+    let told = |controller: &mut RegistryController, payload: Bytes| {
+        let presences = &mut controller.brokers.get_mut(wanted::DEFAULT).unwrap().presences;
+        let mark = [(user_property::OWNER.to_owned(), "k".to_owned())];
+        presences.received("north.meteo.sun_service", "meteo/sun", true, &payload, &mark, now);
+        presences.subscribed(now);
+        presences.settle(now + SETTLE);
+    };
+    told(&mut controller, wanted().parked);
+    assert_eq!(look(&mut controller, now), 1, "whose is it?");
+    told(&mut controller, Bytes::new());
+    assert_eq!((look(&mut controller, now), look(&mut controller, now)), (0, 0), "once");
+
+    controller.first_look = first_look::FirstLook::Due;
+    assert_eq!(look(&mut controller, now), 1);
+    assert_eq!(look(&mut controller, now + Duration::from_mins(2)), 0, "it cannot be reached");
 }
