@@ -210,15 +210,7 @@ pub fn watch(
     let (config_maps, config_map_stream) =
         kept::<Metadata<ConfigMap>>(client, namespace, everything, lists.count("ConfigMaps"));
     let (default_broker_secret, default_stream) = default_secret
-        .map(|secret| {
-            let only = watcher::Config::default().fields(&format!("metadata.name={}", secret.name));
-            let count = lists.count("the default broker's Secret");
-            let trimmed = |mut secret: Secret| {
-                secret.metadata.managed_fields = None;
-                secret
-            };
-            into_store(events(client, Some(secret.namespace), only, trimmed), count)
-        })
+        .map(|secret| default_broker_secret(client, secret, lists.count("the default broker's Secret")))
         .unzip();
     (
         Stores {
@@ -258,6 +250,20 @@ where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
 {
     namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
+}
+
+/// The default broker's Secret is kept with its content.
+fn default_broker_secret(
+    client: &Client,
+    secret: &DefaultSecret<'_>,
+    count: impl FnMut(&watcher::Event<Secret>) + Send + 'static,
+) -> (Store<Secret>, Objects<Secret>) {
+    let only = watcher::Config::default().fields(&format!("metadata.name={}", secret.name));
+    let trimmed = |mut secret: Secret| {
+        secret.metadata.managed_fields = None;
+        secret
+    };
+    into_store(events(client, Some(secret.namespace), only, trimmed), count)
 }
 
 /// A watch of whose objects there is kept what is read of them.

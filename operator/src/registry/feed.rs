@@ -60,9 +60,9 @@ impl RegistryFeed {
         let wanted = match (asked, known) {
             (Asked::Usable(wanted), known) => {
                 let accepted = refused.is_none() || known.is_some_and(|known| known.accepted);
-                Wanted { accepted, refused, ..wanted }
+                Wanted { refused, accepted, ..wanted }
             }
-            (Asked::Unusable(wanted), None) => Wanted { accepted: false, refused, ..wanted },
+            (Asked::Unusable(wanted), None) => Wanted { refused, accepted: false, ..wanted },
             (Asked::Unusable(Wanted { replicas, .. }), Some(known)) => {
                 Wanted { replicas, refused, ..Wanted::clone(known) }
             }
@@ -147,18 +147,14 @@ mod tests {
 
     const WHY: &str = "ReferenceNotFound: Secret meteo/keys does not exist";
 
-    fn why() -> Option<String> {
-        Some(WHY.to_owned())
-    }
-
     #[tokio::test]
     async fn what_is_known_of_a_service_holds_while_it_is_refused() {
         let (registry, weather) = (RegistryFeed::default(), ServiceRef::new("weather").within("meteo"));
         registry.tell(&weather, Asked::Usable(wanted()), None);
         // As it is asked for now, it would have another name.
         let renamed = Wanted { server_name: ServerName::new("meteo/sun").unwrap(), replicas: 3, ..wanted() };
-        registry.tell(&weather, Asked::Unusable(renamed), why());
-        let refused = Wanted { replicas: 3, refused: why(), ..wanted() };
+        registry.tell(&weather, Asked::Unusable(renamed), Some(WHY.to_owned()));
+        let refused = Wanted { replicas: 3, refused: Some(WHY.to_owned()), ..wanted() };
         assert_eq!(told(&registry).await, refused);
         registry.tell(&weather, Asked::Unreadable(None), Some("InvalidSpec".to_owned()));
         assert_eq!(told(&registry).await, Wanted { refused: Some("InvalidSpec".to_owned()), ..refused });
@@ -174,20 +170,20 @@ mod tests {
         let mut rotated = wanted();
         rotated.broker.key = "another".to_owned();
         registry.tell(&weather, Asked::Usable(wanted()), None);
-        registry.tell(&weather, Asked::Usable(rotated.clone()), why());
-        assert_eq!(told(&registry).await, Wanted { refused: why(), ..rotated });
+        registry.tell(&weather, Asked::Usable(rotated.clone()), Some(WHY.to_owned()));
+        assert_eq!(told(&registry).await, Wanted { refused: Some(WHY.to_owned()), ..rotated });
         registry.forget(&weather);
-        registry.tell(&weather, Asked::Usable(wanted()), why());
+        registry.tell(&weather, Asked::Usable(wanted()), Some(WHY.to_owned()));
         assert!(!told(&registry).await.accepted, "whether it was ever otherwise is not known");
     }
 
     #[tokio::test]
     async fn one_that_was_refused_from_the_first_is_known_all_the_same() {
         let (registry, weather) = (RegistryFeed::default(), ServiceRef::new("weather").within("meteo"));
-        registry.tell(&weather, Asked::Unreadable(Some(0)), why());
+        registry.tell(&weather, Asked::Unreadable(Some(0)), Some(WHY.to_owned()));
         assert!(!registry.knows(&weather), "not even its name is known");
-        registry.tell(&weather, Asked::Unusable(wanted()), why());
-        let refused = Wanted { accepted: false, refused: why(), ..wanted() };
+        registry.tell(&weather, Asked::Unusable(wanted()), Some(WHY.to_owned()));
+        let refused = Wanted { accepted: false, refused: Some(WHY.to_owned()), ..wanted() };
         assert_eq!(told(&registry).await, refused);
         registry.tell(&weather, Asked::Usable(wanted()), None);
         assert!(told(&registry).await.accepted);

@@ -1,4 +1,4 @@
-//! Several watched namespaces, of which one cannot be listed: with it go its Role and its RoleBinding.
+//! Several watched namespaces, of which one cannot be listed: with it go its Role and its `RoleBinding`.
 
 use std::{env, io::Write, process::Stdio};
 

@@ -52,6 +52,7 @@ pub struct Obstacle {
 
 /// What is so.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "facts, each of which may hold without the others")]
 pub struct Observed {
     /// When it sleeps; none: never.
     pub sleep: Option<Sleep>,
