@@ -160,6 +160,7 @@ mod tests {
         assert_eq!(told(&registry).await, Wanted { refused: Some("InvalidSpec".to_owned()), ..refused });
         // Whether it is refused, an API server that does not answer has not said.
         registry.tell(&weather, Asked::Unreadable(Some(5)), None);
+        assert!(lock(&registry.0.told).new.is_empty());
         registry.tell(&weather, Asked::Usable(wanted()), None);
         assert_eq!(told(&registry).await, wanted());
     }
