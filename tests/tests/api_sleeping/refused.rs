@@ -25,7 +25,7 @@ use mcp_mqtt_transport::{
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::{NAME, Scene, asleep, client, echoes, initialize, instances, pod, replicas, sleepy, told};
+use crate::{NAME, Scene, asleep, client, echoes, initialize, pod, replicas, sleepy, told};
 
 /// For an operator to get what the broker kept, and to write it down: a good deal more than it takes.
 const HELD: Duration = Duration::from_secs(3);
@@ -223,11 +223,14 @@ async fn the_last_service_of_the_default_broker_leaves_nothing_there_when_it_goe
     let instance = asleep(&space, &broker).await?;
     operator.kill().await?;
     space.services().delete(NAME, &DeleteParams::default()).await?;
-    let mut client = asks(&broker, &instance).await?;
+    let mut asking = asks(&broker, &instance).await?;
+    let watching = client(&broker).await?;
+    let mut watch = watching.watch(instance.server_name.as_str()).await?;
+    timeout(PATIENCE, watch.until(|all| all.len() == 1)).await?;
 
     let operator = Operator::start(&space, &default).await?;
-    instances(&space, &broker, <[Instance]>::is_empty).await?;
-    not_served(&mut client).await?;
+    timeout(PATIENCE, watch.until(<[Instance]>::is_empty)).await.context("its presence stays")?;
+    not_served(&mut asking).await?;
     operator.stop().await?;
     space.remove().await
 }
