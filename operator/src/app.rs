@@ -18,7 +18,7 @@ use crate::{
     controller::{
         self,
         events::EventWriter,
-        scope::{Failures, Scope, ServiceRef, Unsynced},
+        scope::{Failures, Scope, ServiceRef},
         watches::{self, DefaultSecret, Optional},
     },
     keda,
@@ -229,7 +229,7 @@ async fn work(
     };
     let mut tasks = JoinSet::new();
     let registry = RegistryFeed::default();
-    let (mut unsynced, mut watched) = (Vec::new(), Vec::new());
+    let mut watched = Vec::new();
     for namespace in namespaces {
         let part = Part {
             args,
@@ -239,13 +239,7 @@ async fn work(
             metrics: &metrics,
             registry: &registry,
         };
-        let (part_unsynced, part_watched) = part.start(namespace, &mut tasks, stop.clone());
-        unsynced.push(part_unsynced);
-        watched.push(part_watched);
-    }
-    tokio::select! {
-        () = tell_sync(&unsynced, readiness) => tracing::info!("watching"),
-        () = stopped(stop.clone()) => {}
+        watched.push(part.start(namespace, &mut tasks, stop.clone()));
     }
     let watched: Parts = watched.into_iter().collect();
     let default_secret = watched.any().and_then(|part| part.stores.default_broker_secret.clone());
@@ -255,14 +249,17 @@ async fn work(
         mark: salt.owner_mark(),
         salt: salt.clone(),
         client_id: names::operator_id(&settings.cluster_name, &args.namespace, &args.lease_name),
+        default_broker: settings.default_broker.clone(),
         default_secret,
         watched: watched.clone(),
         registry,
         metrics,
     };
-    // Not before all is known: an autoscaler that hears of no sessions ends instances.
-    let counts = Counts::new(watched);
+    let counts = Counts::new(watched.clone());
+    // Nobody waits for the first lists of all namespaces: one that may not be listed holds up no other. What is not known
+    // of it meanwhile, each of these has to see by itself.
     tokio::select! {
+        () = tell_sync(&watched, readiness) => {}
         () = registry_controller::run(setting) => {}
         () = session_metrics(args, client.clone(), counts.clone()) => {}
         () = keda_scaler(args, client, counts) => {}
@@ -312,18 +309,17 @@ async fn keda_scaler(args: &RunArgs, client: Client, counts: Counts) {
     keda::server::serve(client, counts, place).await;
 }
 
-/// Ready as soon as all watches are; until then readiness names those that are not.
-async fn tell_sync(unsynced: &[Unsynced], readiness: &Readiness) {
+/// Ready as soon as all watches are; until then readiness names those that are not. It does not end.
+async fn tell_sync(watched: &Parts, readiness: &Readiness) {
     loop {
-        let mut names: Vec<&str> = unsynced.iter().flat_map(|names| names.borrow().clone()).collect();
-        names.sort_unstable();
-        names.dedup();
-        let pending = |names: &[&str]| {
-            format!("no first list yet of {}; may the operator list and watch them?", names.join(", "))
-        };
-        readiness.set(if names.is_empty() { Vec::new() } else { vec![pending(&names)] });
-        if names.is_empty() {
-            return;
+        let unsynced = watched.unsynced();
+        let is_synced = unsynced.is_empty();
+        let pending =
+            |what| format!("no first list yet of {what}; may the operator list and watch them there?");
+        readiness.set(unsynced.into_iter().map(pending).collect());
+        if is_synced {
+            tracing::info!("watching");
+            return std::future::pending().await;
         }
         tokio::time::sleep(SYNC_POLL).await;
     }
@@ -345,7 +341,7 @@ impl Part<'_> {
         namespace: Option<&str>,
         tasks: &mut JoinSet<()>,
         stop: watch::Receiver<bool>,
-    ) -> (Unsynced, Watched) {
+    ) -> Watched {
         let secret = self.settings.default_broker.as_ref().and_then(|broker| broker.secret.as_deref());
         let secret = secret.map(|name| DefaultSecret { namespace: &self.args.namespace, name });
         let (stores, watches) = watches::watch(
@@ -357,7 +353,6 @@ impl Part<'_> {
                 network_policies: self.args.network_policy_from.is_some(),
             },
         );
-        let (unsynced, follow_sync) = stores.follow_sync();
         let observations = Arc::new(Observations::default());
         let (sender, changed) = mpsc::channel::<ServiceRef>(CHANGED_CAPACITY);
         let part = Watched {
@@ -382,7 +377,6 @@ impl Part<'_> {
             settings: self.settings.clone(),
             salt: self.salt.clone(),
             stores,
-            unsynced: unsynced.clone(),
             observations,
             metrics: self.metrics.clone(),
             registry: self.registry.clone(),
@@ -400,14 +394,13 @@ impl Part<'_> {
                 |mut changed| async move { Some((changed.recv().await?, changed)) },
             );
         let concurrency = self.args.concurrency;
-        tasks.spawn(follow_sync);
         tasks.spawn(async move {
             tokio::select! {
                 () = controller::run(scope, watches, changed, write_events, concurrency, stopped(stop)) => {}
                 () = observer.run() => {}
             }
         });
-        (unsynced, part)
+        part
     }
 }
 

@@ -44,16 +44,22 @@ use tokio::time::timeout;
 use self::{
     apply::{ApplyError, Child, Progress, apply, watched_deployment},
     build::{Applied, Resources, Surroundings, build},
-    fetch::fetch,
+    fetch::{Fetched, fetch},
     problems::Problem,
     resolve::{ResolveError, resolve},
-    scope::{Guarded, Scope, ServiceRef, seconds, synced},
+    scope::{Guarded, Scope, ServiceRef, seconds},
     status::{Outcome, Seen, build_status, defer_status, is_mere_progress, is_start, patch_status},
     triggers::triggers,
-    validate::{ValidateError, validate},
+    validate::{ValidService, ValidateError, for_registry, validate},
     watches::Watches,
 };
-use crate::{crd::McpService, metrics::Outcome as Counted, names::PAUSED, reasons, registry::wanted::Wanted};
+use crate::{
+    crd::McpService,
+    metrics::Outcome as Counted,
+    names::PAUSED,
+    reasons,
+    registry::{Asked, wanted::Wanted},
+};
 
 /// A service at rest is looked at this often all the same: what a watch missed is found then.
 const RESYNC: Duration = Duration::from_mins(10);
@@ -124,7 +130,7 @@ pub async fn run(
 
 /// One service, brought to what it asks for.
 async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, ReconcileError> {
-    synced(&scope.unsynced).await;
+    scope.stores.synced().await;
     let begin = std::time::Instant::now();
     let reference = ServiceRef::from_obj(&*service);
     if service.meta().deletion_timestamp.is_some() {
@@ -132,22 +138,21 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
         return Ok(Action::await_change());
     }
     let mut progress = Progress::default();
+    let mut asked = Asked::Unreadable(service.0.as_ref().ok().map(|service| service.spec.replicas));
     let result = match &service.0 {
         // Boxed: it holds a whole pod template.
-        Ok(service) => Box::pin(accept(service, &scope, &mut progress)).await,
+        Ok(service) => Box::pin(accept(service, &scope, &mut asked, &mut progress)).await,
         Err(invalid) => Err(unreadable(invalid)),
     };
+    let refused = result.as_ref().err().and_then(Stop::refusal);
+    scope.registry.tell(&reference, asked, refused);
     scope.backlog.done(&reference);
     // What was written is told however the steps ended, and before what came of it.
     events::tell_changes(&scope, &service, &progress.changes);
     let (outcome, counted) = match result {
         Ok(resources) => (Outcome::Accepted(resources), Counted::Accepted),
         Err(Stop::Paused) => (Outcome::Paused, Counted::Accepted),
-        Err(Stop::Refused(problem)) => {
-            let replicas = service.0.as_ref().ok().map(|service| service.spec.replicas);
-            scope.registry.mark_refused(&reference, replicas, problem.quoted());
-            (Outcome::Refused(problem), Counted::Refused)
-        }
+        Err(Stop::Refused(problem)) => (Outcome::Refused(problem), Counted::Refused),
         Err(Stop::Failed(error)) => {
             scope.metrics.reconciled(Counted::Failed, seconds(begin));
             return Err(error);
@@ -173,47 +178,74 @@ enum Stop {
     Failed(ReconcileError),
 }
 
-/// The steps up to apply.
+impl Stop {
+    /// What whoever wakes the service is told.
+    fn refusal(&self) -> Option<String> {
+        match self {
+            // Its place is looked after all the same: with the credentials that it has now.
+            Self::Paused => Some(format!("{}: the service is paused", reasons::PAUSED)),
+            Self::Refused(problem) => Some(problem.quoted()),
+            Self::Failed(_) => None,
+        }
+    }
+}
+
+/// The steps up to apply. What the service is found to ask for is `asked`, however they end.
 async fn accept(
     service: &McpService,
     scope: &Scope,
+    asked: &mut Asked,
     progress: &mut Progress,
 ) -> Result<Box<Resources<Applied>>, Stop> {
     let fetched = fetch(scope);
-    let valid = validate(service, &fetched, &scope.settings)?;
-    let resolved = resolve(scope, &valid.identity, &valid.references).await;
-    let default_secret = fetched.default_broker_secret.as_ref();
-    let paused = is_paused(service);
-    if let Some(wanted) = Wanted::of(&valid, &scope.settings, &scope.references, default_secret, &scope.salt)
-    {
-        let service = ServiceRef::new(&valid.identity.name).within(&valid.identity.namespace);
-        match &resolved {
-            // Its place is looked after all the same: with the credentials that it has now.
-            Ok(_) if paused => {
-                let why = format!("{}: the service is paused", reasons::PAUSED);
-                scope.registry.upsert_refused(&service, wanted, why);
-            }
-            Ok(_) => scope.registry.upsert(&service, wanted),
+    let valid = match validate(service, &fetched, &scope.settings) {
+        Ok(valid) => valid,
+        Err(error) => {
+            let reference =
+                ServiceRef::new(&service.name_any()).within(&service.namespace().unwrap_or_default());
             // It may stand in the registry, asleep, from before this operator's time.
-            Err(ResolveError::Missing(_)) => scope.registry.insert_new(&service, wanted),
-            Err(ResolveError::Api { .. }) => {}
+            if !scope.registry.knows(&reference)
+                && let Ok(valid) = validate(&for_registry(service), &fetched, &scope.settings)
+            {
+                // It is refused, whatever comes of this.
+                let _ = resolve_asked(scope, &valid, &fetched, asked).await;
+            }
+            return Err(error.into());
         }
-    }
-    let references_hash = resolved?;
-    if paused {
+    };
+    let references_hash = resolve_asked(scope, &valid, &fetched, asked).await?;
+    if is_paused(service) {
         return Err(Stop::Paused);
     }
     let resources = build(
         &valid,
         Surroundings {
             settings: &scope.settings,
-            default_broker_secret: default_secret,
+            default_broker_secret: fetched.default_broker_secret.as_ref(),
             references_hash: references_hash.as_deref(),
             salt: &scope.salt,
         },
     );
     // Boxed: it holds all of the objects.
     Ok(Box::new(Box::pin(apply(scope, &valid.identity, resources, progress)).await?))
+}
+
+/// Resolves what the service refers to, and with that what it asks for of the registry.
+async fn resolve_asked(
+    scope: &Scope,
+    valid: &ValidService,
+    fetched: &Fetched,
+    asked: &mut Asked,
+) -> Result<Option<String>, ResolveError> {
+    let resolved = resolve(scope, &valid.identity, &valid.references).await;
+    let default_secret = fetched.default_broker_secret.as_ref();
+    let wanted = Wanted::of(valid, &scope.settings, &scope.references, default_secret, &scope.salt);
+    match (&resolved, wanted) {
+        (Ok(_), Some(wanted)) => *asked = Asked::Usable(wanted),
+        (Err(ResolveError::Missing(_)), Some(wanted)) => *asked = Asked::Unusable(wanted),
+        (Err(ResolveError::Api { .. }), _) | (_, None) => {}
+    }
+    resolved
 }
 
 fn is_paused(service: &McpService) -> bool {

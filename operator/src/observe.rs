@@ -6,7 +6,10 @@ mod queue;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -303,16 +306,20 @@ impl Pending {
 }
 
 /// Asks these pods' gateways now, so many at a time, and notes what they say. A gateway that does not answer is as it
-/// was.
-pub async fn ask_now(pods: &[Arc<Pod>], observations: &Observations, concurrency: usize) {
+/// was; whether all have answered but those of pods that are on their way out.
+pub async fn ask_now(pods: &[Arc<Pod>], observations: &Observations, concurrency: usize) -> bool {
     let http = &HttpGet::new(ANSWER, MAX_BODY);
+    let answered = &AtomicBool::new(true);
     futures::stream::iter(pods)
         .for_each_concurrent(concurrency, async |pod| {
             if let (Some(uid), Ok(status)) = (pod.uid(), ask(http, pod).await) {
                 observations.set(&uid, Ok(status));
+            } else if !leaves(pod) {
+                answered.store(false, Relaxed);
             }
         })
         .await;
+    answered.load(Relaxed)
 }
 
 /// The pod's address, when its gateway runs.

@@ -20,4 +20,4 @@ pub mod presences;
 pub mod scale_to_zero;
 pub mod wanted;
 
-pub use self::feed::RegistryFeed;
+pub use self::feed::{Asked, RegistryFeed};

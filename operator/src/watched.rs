@@ -43,6 +43,17 @@ impl Parts {
         self.0.iter().find(|part| part.namespace.as_deref().is_none_or(|watched| watched == namespace))
     }
 
+    /// What each of them lacks a first list of, the namespace with it; none: nothing.
+    pub fn unsynced(&self) -> Vec<String> {
+        let lacking = self.0.iter().filter(|part| !part.stores.is_synced());
+        let told = lacking.map(|part| {
+            let kinds = part.stores.unsynced.borrow().join(", ");
+            let place = part.namespace.as_ref().map(|name| format!(" in the namespace {name}"));
+            format!("{kinds}{}", place.unwrap_or_default())
+        });
+        told.collect()
+    }
+
     /// The default broker's Secret is watched by each of them alike.
     pub fn any(&self) -> Option<&Watched> {
         self.0.first()
@@ -58,6 +69,8 @@ pub(crate) mod tests {
             watcher::Event,
         },
     };
+
+    use tokio::sync::watch;
 
     use super::*;
     use crate::{
@@ -104,6 +117,7 @@ pub(crate) mod tests {
                 secrets: empty(),
                 config_maps: empty(),
                 default_broker_secret: None,
+                unsynced: watch::channel(Vec::new()).1,
             },
             observations: Arc::default(),
             changed: mpsc::channel(CHANGED_CAPACITY).0,
@@ -120,5 +134,18 @@ pub(crate) mod tests {
         assert!(some.of_namespace("other").is_none());
         assert_eq!(found(&[part(None)].into_iter().collect()), Some(None));
         assert_eq!(found(&[part(Some("tools"))].into_iter().collect()), None);
+    }
+
+    #[test]
+    fn what_is_not_listed_yet_is_named_with_its_namespace() {
+        let lacks = |namespace, kinds: &[&'static str]| {
+            let mut part = watched(namespace, Vec::new(), Vec::new());
+            part.stores.unsynced = watch::channel(kinds.to_vec()).1;
+            part
+        };
+        let parts: Parts =
+            [lacks(Some("meteo"), &[]), lacks(Some("tools"), &["Pods", "Secrets"])].into_iter().collect();
+        assert_eq!(parts.unsynced(), ["Pods, Secrets in the namespace tools"]);
+        assert_eq!([lacks(None, &["Pods"])].into_iter().collect::<Parts>().unsynced(), ["Pods"]);
     }
 }

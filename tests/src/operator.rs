@@ -220,13 +220,14 @@ impl Operator {
     }
 }
 
-/// An operator that watches one namespace.
-fn command(space: &Space, arguments: &[&str]) -> Command {
+/// An operator that watches one namespace, and those that the arguments add.
+pub fn command(space: &Space, arguments: &[&str]) -> Command {
     let mut command = Command::new(binaries::operator());
     command
         .args(["run", "--sidecar-image", SIDECAR_IMAGE, "--sidecar-image-pull-policy", "Never"])
         .args(["--watch-namespaces", &space.namespace, "--namespace", &space.namespace])
-        .args(["--admin-address", "127.0.0.1:0", "--default-broker-url", BROKER])
+        .args(["--admin-address", "127.0.0.1:0"])
+        .env("MCP_MQTT_DEFAULT_BROKER_URL", BROKER) // an argument names another one
         .args(["--log", "info,mcp_mqtt_operator=debug"])
         .args(arguments);
     command

@@ -15,10 +15,9 @@ use k8s_openapi::api::{
 use kube::{
     Client,
     core::DeserializeGuard,
-    runtime::reflector::{Lookup, ObjectRef, Store},
+    runtime::reflector::{ObjectRef, Store},
 };
 
-use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::sync::watch;
 
 use super::{
@@ -75,6 +74,8 @@ pub struct Stores {
     pub config_maps: Store<Live<ConfigMap>>,
     /// The default broker's Secret, where there is one to be.
     pub default_broker_secret: Option<Store<Secret>>,
+    /// Watches that are not there yet.
+    pub unsynced: Unsynced,
 }
 
 /// What one controller works with.
@@ -87,8 +88,6 @@ pub struct Scope {
     pub salt: Salt,
     /// What the watches know.
     pub stores: Stores,
-    /// Watches that are not there yet.
-    pub unsynced: Unsynced,
     /// What the gateways say.
     pub observations: Arc<Observations>,
     /// Counters.
@@ -127,7 +126,6 @@ impl Scope {
             settings: _,
             salt: _,
             stores: _,
-            unsynced: _,
             observations: _, // of pods
             metrics: _,
             events: _,
@@ -161,66 +159,22 @@ impl Failures {
     }
 }
 
-/// Watches that have not got their first full list yet; empty: all have.
+/// Kinds of which there is no first full list yet, by the names that people hear; none: there is one of each.
 pub type Unsynced = watch::Receiver<Vec<&'static str>>;
 
 impl Stores {
-    /// Follows the watches until all have their first full list. Only one may follow a store: of several waiters
-    /// kube wakes the last one only. The services' own store is the controller's to wait for.
-    pub fn follow_sync(&self) -> (Unsynced, impl Future<Output = ()> + Send + 'static) {
-        let stores = self.clone();
-        let mut waits: Vec<(&'static str, BoxFuture<'static, ()>)> = vec![
-            ("Deployments", first_list(stores.deployments)),
-            ("ServiceAccounts", first_list(stores.service_accounts)),
-            ("PodDisruptionBudgets", first_list(stores.disruption_budgets)),
-            ("HorizontalPodAutoscalers", first_list(stores.autoscalers)),
-            ("Pods", first_list(stores.pods.store().clone())),
-            ("Secrets", first_list(stores.secrets)),
-            ("ConfigMaps", first_list(stores.config_maps)),
-        ];
-        if let Some(policies) = stores.network_policies {
-            waits.push(("NetworkPolicies", first_list(policies)));
-        }
-        if let Some(objects) = stores.scaled_objects {
-            waits.push(("ScaledObjects (is KEDA installed?)", first_list(objects)));
-        }
-        if let Some(secret) = stores.default_broker_secret {
-            waits.push(("the default broker's Secret", first_list(secret)));
-        }
-        let (unsynced, receiver) = watch::channel(waits.iter().map(|(name, _)| *name).collect());
-        let follow = async move {
-            let mut waits: FuturesUnordered<_> = waits
-                .into_iter()
-                .map(|(name, wait)| async move {
-                    wait.await;
-                    name
-                })
-                .collect();
-            while let Some(synced) = waits.next().await {
-                unsynced.send_modify(|names: &mut Vec<&'static str>| names.retain(|name| *name != synced));
-            }
-        };
-        (receiver, follow)
+    /// Whether every watch has its first full list. Until then, what exists may look as if it did not.
+    pub fn is_synced(&self) -> bool {
+        self.unsynced.borrow().is_empty()
     }
-}
 
-fn first_list<K>(store: Store<K>) -> BoxFuture<'static, ()>
-where
-    K: Lookup<DynamicType = ()> + Clone + Send + Sync + 'static,
-{
-    // A dropped writer means that the controller ends, and whoever waits with it.
-    async move {
-        if store.wait_until_ready().await.is_err() {
+    /// Waits until it is so.
+    pub async fn synced(&self) {
+        // The watches go when the controller ends, and whoever waits for them with it.
+        if self.unsynced.clone().wait_for(Vec::is_empty).await.is_err() {
             std::future::pending::<()>().await;
         }
     }
-    .boxed()
-}
-
-/// Waits until every watch has its first full list; without it, what exists would look as if it did not.
-pub async fn synced(unsynced: &Unsynced) {
-    // The sender goes when all is synced, and leaves its last value.
-    let _ = unsynced.clone().wait_for(Vec::is_empty).await;
 }
 
 /// A lock whose holder panicked holds plain data all the same.

@@ -31,8 +31,8 @@ use self::{broker::ValidBroker, pod_template::PodTemplateError, references::Refe
 use super::{build::autoscaler::Target, fetch::Fetched};
 use crate::{
     crd::{
-        AutoscalingSpec, GatewaySpec, McpService, RbacSpec, ServerSpec, TransportSpec,
-        duration::DurationText, gateway,
+        AutoscalingSpec, DrainSpec, GatewaySpec, McpService, McpServiceSpec, RbacSpec, ServerSpec,
+        TransportSpec, duration::DurationText, gateway, transport::StdioTransport,
     },
     names, reasons,
     session_metrics::Metric,
@@ -244,6 +244,37 @@ pub fn validate(
         pod_template,
         references,
     })
+}
+
+/// The same service with nothing in it but what concerns the registry, which may be usable where the rest is not.
+pub fn for_registry(service: &McpService) -> McpService {
+    let spec = &service.spec;
+    let sleep = spec.autoscaling.as_deref().map(|autoscaling| AutoscalingSpec {
+        sessions: None,
+        in_flight: None,
+        resources: Vec::new(),
+        behavior: None,
+        ..autoscaling.clone()
+    });
+    // Any that is valid: no pod is made of it.
+    let stdio = StdioTransport { command: vec![String::from("true")], prewarm: 0 };
+    McpService {
+        metadata: service.metadata.clone(),
+        spec: McpServiceSpec {
+            server_name: spec.server_name.clone(),
+            description: spec.description.clone(),
+            rbac: spec.rbac.clone().filter(|spec| rbac(spec).is_ok()),
+            replicas: spec.replicas,
+            autoscaling: sleep.map(Box::new),
+            transport: TransportSpec { stdio: Some(stdio), ..TransportSpec::default() },
+            server: ServerSpec::default(),
+            pod_template: None,
+            gateway: GatewaySpec::default(),
+            drain: DrainSpec::default(),
+            broker: spec.broker.clone(),
+        },
+        status: None,
+    }
 }
 
 /// The share of `gateway.maxSessions`, in percent, that is aimed at when no metric is named.

@@ -43,8 +43,14 @@ use crate::{
 /// Objects in a page of a first list: they are held whole until they are trimmed.
 const PAGE: u32 = 100;
 
-/// Counts up with each list but the first.
-type Relist = Arc<watch::Sender<u64>>;
+/// What becomes of the lists of one controller's watches.
+#[derive(Clone)]
+struct Lists {
+    /// Kinds whose first list is not there yet.
+    unsynced: Arc<watch::Sender<Vec<&'static str>>>,
+    /// Counts up with each list but the first.
+    relist: Arc<watch::Sender<u64>>,
+}
 
 /// A watch's objects: all that are touched, deleted ones too.
 pub type Objects<K> = BoxStream<'static, Result<K, watcher::Error>>;
@@ -143,15 +149,16 @@ pub fn watch(
 ) -> (Stores, Watches) {
     let everything = watcher::Config::default().page_size(PAGE);
     let ours = everything.clone().labels(SERVICE_LABEL);
-    let (relist, relisted) = watch::channel(0);
-    let relist = &Arc::new(relist);
+    let (unsynced, relisted) = (watch::Sender::new(Vec::new()), watch::Sender::new(0));
+    let (when_synced, when_relisted) = (unsynced.subscribe(), relisted.subscribe());
+    let lists = &Lists { unsynced: Arc::new(unsynced), relist: Arc::new(relisted) };
 
     let (services, writer) = reflector::store();
     let stream = watcher::watcher(api::<Guarded>(client, namespace), everything.clone())
         .modify(trim::service)
         .backoff(backoff())
         .reflect(writer)
-        .inspect_ok(count_lists(relist))
+        .inspect_ok(lists.count("McpServices"))
         .applied_objects()
         .predicate_filter(
             predicates::generation.combine(predicates::annotations),
@@ -159,36 +166,51 @@ pub fn watch(
         );
     let service_stream = stream.boxed();
 
-    let (deployments, deployment_stream) = kept::<wire::Deployment>(client, namespace, ours.clone(), relist);
+    let (deployments, deployment_stream) =
+        kept::<wire::Deployment>(client, namespace, ours.clone(), lists.count("Deployments"));
     let index = Index::default();
     let noted = index.clone();
     let pod_events = events(client, namespace, ours.clone(), |mut pod: Pod| {
         trim::pod(&mut pod);
         pod
     });
-    let (pods, pod_stream) = into_store(pod_events.inspect_ok(move |event| noted.note(event)), relist);
+    let (pods, pod_stream) =
+        into_store(pod_events.inspect_ok(move |event| noted.note(event)), lists.count("Pods"));
     let pods = Pods::new(pods, index);
     let (service_accounts, service_account_stream) =
-        kept::<Metadata<ServiceAccount>>(client, namespace, ours.clone(), relist);
-    let (disruption_budgets, disruption_budget_stream) =
-        kept::<Metadata<PodDisruptionBudget>>(client, namespace, ours.clone(), relist);
-    let (autoscalers, autoscaler_stream) =
-        kept::<Metadata<HorizontalPodAutoscaler>>(client, namespace, ours.clone(), relist);
+        kept::<Metadata<ServiceAccount>>(client, namespace, ours.clone(), lists.count("ServiceAccounts"));
+    let (disruption_budgets, disruption_budget_stream) = kept::<Metadata<PodDisruptionBudget>>(
+        client,
+        namespace,
+        ours.clone(),
+        lists.count("PodDisruptionBudgets"),
+    );
+    let (autoscalers, autoscaler_stream) = kept::<Metadata<HorizontalPodAutoscaler>>(
+        client,
+        namespace,
+        ours.clone(),
+        lists.count("HorizontalPodAutoscalers"),
+    );
     let (network_policies, network_policy_stream) = optional
         .network_policies
-        .then(|| kept::<Metadata<NetworkPolicy>>(client, namespace, ours.clone(), relist))
-        .unzip();
-    let (scaled_objects, scaled_object_stream) =
-        optional.keda.then(|| kept::<Metadata<ScaledObject>>(client, namespace, ours, relist)).unzip();
-    let (secrets, secret_stream) = kept::<Metadata<Secret>>(client, namespace, everything.clone(), relist);
-    let (config_maps, config_map_stream) = kept::<Metadata<ConfigMap>>(client, namespace, everything, relist);
-    let (default_broker_secret, default_stream) = default_secret
-        .map(|secret| {
-            let only = watcher::Config::default().fields(&format!("metadata.name={}", secret.name));
-            whole(client, Some(secret.namespace), only, relist, |secret: &mut Secret| {
-                secret.metadata.managed_fields = None;
-            })
+        .then(|| {
+            let count = lists.count("NetworkPolicies");
+            kept::<Metadata<NetworkPolicy>>(client, namespace, ours.clone(), count)
         })
+        .unzip();
+    let (scaled_objects, scaled_object_stream) = optional
+        .keda
+        .then(|| {
+            let count = lists.count("ScaledObjects (is KEDA installed?)");
+            kept::<Metadata<ScaledObject>>(client, namespace, ours, count)
+        })
+        .unzip();
+    let (secrets, secret_stream) =
+        kept::<Metadata<Secret>>(client, namespace, everything.clone(), lists.count("Secrets"));
+    let (config_maps, config_map_stream) =
+        kept::<Metadata<ConfigMap>>(client, namespace, everything, lists.count("ConfigMaps"));
+    let (default_broker_secret, default_stream) = default_secret
+        .map(|secret| default_broker_secret(client, secret, lists.count("the default broker's Secret")))
         .unzip();
     (
         Stores {
@@ -203,6 +225,7 @@ pub fn watch(
             secrets,
             config_maps,
             default_broker_secret,
+            unsynced: when_synced,
         },
         Watches {
             services: service_stream,
@@ -217,7 +240,7 @@ pub fn watch(
             },
             referred: Referred { secrets: secret_stream, config_maps: config_map_stream },
             default_broker_secret: default_stream,
-            relisted,
+            relisted: when_relisted,
         },
     )
 }
@@ -229,22 +252,18 @@ where
     namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
 }
 
-/// A watch whose objects are kept as they come.
-fn whole<K>(
+/// The default broker's Secret is kept with its content.
+fn default_broker_secret(
     client: &Client,
-    namespace: Option<&str>,
-    config: watcher::Config,
-    relist: &Relist,
-    mut trim: impl FnMut(&mut K) + Send + 'static,
-) -> (Store<K>, Objects<K>)
-where
-    K: Read,
-{
-    let keep = move |mut object: K| {
-        trim(&mut object);
-        object
+    secret: &DefaultSecret<'_>,
+    count: impl FnMut(&watcher::Event<Secret>) + Send + 'static,
+) -> (Store<Secret>, Objects<Secret>) {
+    let only = watcher::Config::default().fields(&format!("metadata.name={}", secret.name));
+    let trimmed = |mut secret: Secret| {
+        secret.metadata.managed_fields = None;
+        secret
     };
-    into_store(events(client, namespace, config, keep), relist)
+    into_store(events(client, Some(secret.namespace), only, trimmed), count)
 }
 
 /// A watch of whose objects there is kept what is read of them.
@@ -252,14 +271,14 @@ fn kept<W>(
     client: &Client,
     namespace: Option<&str>,
     config: watcher::Config,
-    relist: &Relist,
+    count: impl FnMut(&watcher::Event<W::Kept>) + Send + 'static,
 ) -> (Store<W::Kept>, Objects<W::Kept>)
 where
     W: Wire + Read,
     W::Kept: Lookup<DynamicType = ()> + Clone + Send + Sync + 'static,
 {
     let mut shapes = Shapes::default();
-    into_store(events(client, namespace, config, move |object: W| object.keep(&mut shapes)), relist)
+    into_store(events(client, namespace, config, move |object: W| object.keep(&mut shapes)), count)
 }
 
 /// What can be watched.
@@ -300,28 +319,29 @@ fn events<K: Read, Kept: 'static>(
     })
 }
 
-/// Counts a watch's lists but the first. To be called when the store has taken the event: whoever looks then finds the
-/// new list. An object that came in a page of it was told of before the store had it.
-fn count_lists<K>(relist: &Relist) -> impl FnMut(&watcher::Event<K>) + Send + 'static {
-    let (relist, mut lists) = (relist.clone(), 0_u32);
-    move |event| {
-        if matches!(event, watcher::Event::InitDone) {
-            if lists > 0 {
-                relist.send_modify(|count| *count += 1);
+impl Lists {
+    /// Takes note of the lists of this kind's watch. What it gives is to be called when the store has taken the event:
+    /// whoever looks then finds the new list. An object that came in a page of it was told of before the store had it.
+    fn count<K>(&self, kind: &'static str) -> impl FnMut(&watcher::Event<K>) + Send + use<K> + 'static {
+        self.unsynced.send_modify(|kinds| kinds.push(kind));
+        let (lists, mut is_first) = (self.clone(), true);
+        move |event| match event {
+            watcher::Event::InitDone if std::mem::take(&mut is_first) => {
+                lists.unsynced.send_modify(|kinds| kinds.retain(|other| *other != kind));
             }
-            lists = lists.saturating_add(1);
+            watcher::Event::InitDone => lists.relist.send_modify(|count| *count += 1),
+            _ => {}
         }
     }
 }
 
 fn into_store<K>(
     events: impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send + 'static,
-    relist: &Relist,
+    mut count: impl FnMut(&watcher::Event<K>) + Send + 'static,
 ) -> (Store<K>, Objects<K>)
 where
     K: Lookup<DynamicType = ()> + Clone + Send + Sync + 'static,
 {
-    let mut count = count_lists(relist);
     let mut writer = Writer::<K>::default();
     let store = writer.as_reader();
     let noted = move |event: &watcher::Event<K>| {
@@ -330,4 +350,26 @@ where
     };
     let events = events.backoff(backoff()).inspect_ok(noted);
     (store, events.touched_objects().boxed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_is_synced_by_its_first_list_and_every_other_list_is_counted() {
+        let (unsynced, relist) = (watch::Sender::new(Vec::new()), watch::Sender::new(0));
+        let lists = Lists { unsynced: Arc::new(unsynced), relist: Arc::new(relist) };
+        let mut pods = lists.count::<Pod>("Pods");
+        let mut secrets = lists.count::<Live<Secret>>("Secrets");
+        let so_far = || (lists.unsynced.borrow().clone(), *lists.relist.borrow());
+        pods(&watcher::Event::Init);
+        assert_eq!(so_far(), (vec!["Pods", "Secrets"], 0));
+        pods(&watcher::Event::InitDone);
+        assert_eq!(so_far(), (vec!["Secrets"], 0));
+        pods(&watcher::Event::InitDone);
+        assert_eq!(so_far(), (vec!["Secrets"], 1));
+        secrets(&watcher::Event::InitDone);
+        assert_eq!(so_far(), (Vec::new(), 1));
+    }
 }

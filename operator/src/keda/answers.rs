@@ -95,7 +95,9 @@ pub fn metrics(counts: &Counts, request: &GetMetricsRequest) -> Result<GetMetric
 fn status(error: &CountError) -> Status {
     match error {
         CountError::NoService { .. } => Status::not_found(error.to_string()),
-        CountError::TooFewAnswers { .. } => Status::unavailable(error.to_string()),
+        CountError::TooFewAnswers { .. } | CountError::Unlisted { .. } => {
+            Status::unavailable(error.to_string())
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod actions;
 mod broker;
+mod first_look;
 mod liveness;
 mod messages;
 mod missing_presences;
@@ -33,7 +34,9 @@ use super::{
     scale_to_zero::{Action, Idle, Obstacle, ScaleToZero, ServicePresence},
     wanted::{self, Seen, Wanted},
 };
-use crate::{controller::scope::ServiceRef, metrics::Metrics, salt::Salt, watched::Parts};
+use crate::{
+    controller::scope::ServiceRef, metrics::Metrics, salt::Salt, settings::DefaultBroker, watched::Parts,
+};
 
 /// How often what only time tells is looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -52,7 +55,9 @@ pub struct Setting {
     pub client_id: String,
     /// For the hashes of what Secrets hold.
     pub salt: Salt,
-    /// The default broker's Secret.
+    /// The default broker.
+    pub default_broker: Option<DefaultBroker>,
+    /// Its Secret.
     pub default_secret: Option<Store<Secret>>,
     /// What the watches know.
     pub watched: Parts,
@@ -88,7 +93,8 @@ enum Done {
     /// A broker's answer to the subscription of a service's control topic.
     Subscribed(ServiceRef, u64, Result<ReasonCode, PublishError>),
     Scaled(ServiceRef, i32, Result<(), Obstacle>),
-    Asked(ServiceRef),
+    /// Whether all gateways have said just now for how long nobody has had a session.
+    Asked(ServiceRef, bool),
     /// The time has come to say that a message that was for a service is refused.
     Reject(actions::Rejection),
     /// Whether the broker has taken the question, on this connection, if an instance lives.
@@ -107,6 +113,7 @@ struct RegistryController {
     happenings: mpsc::Sender<(String, Happening)>,
     done: FuturesUnordered<BoxFuture<'static, Done>>,
     stale_checks: stale_presences::StaleChecks,
+    first_look: first_look::FirstLook,
 }
 
 impl RegistryController {
@@ -119,6 +126,7 @@ impl RegistryController {
             happenings: mpsc::channel(1).0,
             done: FuturesUnordered::new(),
             stale_checks: stale_presences::StaleChecks::default(),
+            first_look: first_look::FirstLook::Due,
         }
     }
 
@@ -167,8 +175,6 @@ impl RegistryController {
             .entry(key.clone())
             .or_insert_with(|| Broker::open(&self.setting, &wanted.broker, self.happenings.clone()));
         let unclaimed = broker.claim(wanted.standby.as_str());
-        let republish =
-            self.services.get(reference).is_some_and(|known| known.wanted.parked != wanted.parked);
         self.by_standby.insert(wanted.standby.as_str().to_owned(), reference.clone());
         let service = self.services.entry(reference.clone()).or_insert_with(|| {
             Box::new(Service {
@@ -189,13 +195,6 @@ impl RegistryController {
         service.wanted = wanted;
         service.take_problem();
         self.look_at_place(reference);
-        if republish {
-            self.with(reference, |machine, _, out| {
-                if machine.sleeps() {
-                    out.push(Action::Park);
-                }
-            });
-        }
         for unclaimed in unclaimed {
             self.take_unclaimed(reference, unclaimed, &mut None);
         }
@@ -218,7 +217,9 @@ impl RegistryController {
     fn close_unused(&mut self) {
         let used: HashSet<&str> =
             self.services.values().map(|service| service.wanted.broker.key.as_str()).collect();
-        self.brokers.retain(|key, broker| used.contains(key.as_str()) || broker.is_busy());
+        self.brokers.retain(|key, broker| {
+            used.contains(key.as_str()) || broker.is_busy() || self.first_look.keeps(key)
+        });
     }
 
     /// A connection that services share goes by the reference of one that uses it now. One that is refused may have
@@ -314,6 +315,7 @@ impl RegistryController {
         if look {
             self.look_at_instances(now);
             self.check_stale_presences(now);
+            self.look_at_default_broker(now);
         }
         let all: Vec<ServiceRef> = self.services.keys().cloned().collect();
         for reference in all {
@@ -338,6 +340,8 @@ impl RegistryController {
             let Wanted { standby, server_name, .. } = &*service.wanted;
             observed.place = broker.presences.place(standby.as_str(), server_name.as_str());
             observed.named = broker.presences.successor(standby.as_str(), server_name.as_str()).cloned();
+            let says = service.wanted.parked_for(observed.named.as_ref());
+            observed.outdated = broker.presences.is_outdated(standby.as_str(), server_name.as_str(), &says);
         }
     }
 
@@ -413,9 +417,13 @@ impl RegistryController {
                 self.control_subscribed(&reference, connection, answer);
             }
             Done::Scaled(reference, replicas, result) => self.scaled(&reference, replicas, result),
-            Done::Asked(reference) => {
+            Done::Asked(reference, answered) => {
                 self.look_at_instances(Instant::now());
-                self.with(&reference, |machine, now, out| machine.asked(machine.observed.idle, now, out));
+                self.with(&reference, |machine, now, out| {
+                    // What one said before it was asked is no answer: somebody may have come since.
+                    let idle = if answered { machine.observed.idle } else { Idle::Unknown };
+                    machine.asked(idle, now, out);
+                });
             }
             Done::Reject(rejection) => self.reject(rejection),
             Done::AskedByBroker(reference, connection, id, taken) => {

@@ -1,7 +1,7 @@
 //! Feed: what the reconciles tell the registry's controller, and what it publishes for them.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::HashMap,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -13,6 +13,18 @@ use crate::controller::scope::{ServiceRef, lock};
 
 /// So long after its start an operator waits for what brokers say: twice what a connection may take before it is told.
 const FIRST_WORD: Duration = Duration::from_secs(30);
+
+/// What a service asks for, as far as that can be used.
+#[derive(Debug)]
+pub enum Asked {
+    /// It can be made, and what it refers to is there: what was known of it is no more.
+    Usable(Wanted),
+    /// It cannot: what is known of it still holds. Where nothing is, it may stand in the registry, asleep, from before
+    /// this operator's time.
+    Unusable(Wanted),
+    /// Nothing can be told but, maybe, how many instances are wanted.
+    Unreadable(Option<i32>),
+}
 
 /// Between the reconciles and the registry's controller; cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -40,39 +52,39 @@ struct Told {
 }
 
 impl RegistryFeed {
-    /// A service is like this now.
-    pub fn upsert(&self, service: &ServiceRef, wanted: Wanted) {
+    /// What a reconcile came to: what the service asks for, and why it cannot have it; none: it has it, or is to have it
+    /// as soon as the API server takes it. Whoever wakes one that is refused hears why nothing comes.
+    pub fn tell(&self, service: &ServiceRef, asked: Asked, refused: Option<String>) {
         let mut told = lock(&self.0.told);
-        let wanted = match told.known.entry(service.clone()) {
-            Entry::Occupied(known) if **known.get() == wanted => return,
-            known => known.insert_entry(Arc::new(wanted)).get().clone(),
+        let known = told.known.get(service);
+        let wanted = match (asked, known) {
+            (Asked::Usable(wanted), known) => {
+                let accepted = refused.is_none() || known.is_some_and(|known| known.accepted);
+                Wanted { refused, accepted, ..wanted }
+            }
+            (Asked::Unusable(wanted), None) => Wanted { refused, accepted: false, ..wanted },
+            (Asked::Unusable(Wanted { replicas, .. }), Some(known)) => {
+                Wanted { replicas, refused, ..Wanted::clone(known) }
+            }
+            (Asked::Unreadable(replicas), Some(known)) if refused.is_some() => {
+                let replicas = replicas.unwrap_or(known.replicas);
+                Wanted { replicas, refused, ..Wanted::clone(known) }
+            }
+            (Asked::Unreadable(_), _) => return,
         };
+        if known.is_some_and(|known| **known == wanted) {
+            return;
+        }
+        let wanted = Arc::new(wanted);
+        told.known.insert(service.clone(), wanted.clone());
         told.new.insert(service.clone(), Some(wanted));
         drop(told);
         self.0.news.notify_one();
     }
 
-    /// The service is to be like this, and cannot: told where nothing is known of it yet.
-    pub fn insert_new(&self, service: &ServiceRef, wanted: Wanted) {
-        if !lock(&self.0.told).known.contains_key(service) {
-            self.upsert(service, Wanted { accepted: false, ..wanted });
-        }
-    }
-
-    /// The service is like this now, and is left alone all the same.
-    pub fn upsert_refused(&self, service: &ServiceRef, wanted: Wanted, why: String) {
-        let accepted = lock(&self.0.told).known.get(service).is_some_and(|known| known.accepted);
-        self.upsert(service, Wanted { accepted, refused: Some(why), ..wanted });
-    }
-
-    /// The service cannot be as it is asked for now: what is known of it still holds, and whoever wakes it hears why
-    /// nothing comes.
-    pub fn mark_refused(&self, service: &ServiceRef, replicas: Option<i32>, why: String) {
-        let known = lock(&self.0.told).known.get(service).map(|known| Wanted::clone(known));
-        if let Some(known) = known {
-            let replicas = replicas.unwrap_or(known.replicas);
-            self.upsert(service, Wanted { replicas, refused: Some(why), ..known });
-        }
+    /// Whether anything is known of it.
+    pub fn knows(&self, service: &ServiceRef) -> bool {
+        lock(&self.0.told).known.contains_key(service)
     }
 
     /// The service is gone.
@@ -138,14 +150,18 @@ mod tests {
     #[tokio::test]
     async fn what_is_known_of_a_service_holds_while_it_is_refused() {
         let (registry, weather) = (RegistryFeed::default(), ServiceRef::new("weather").within("meteo"));
-        registry.upsert(&weather, wanted());
+        registry.tell(&weather, Asked::Usable(wanted()), None);
         // As it is asked for now, it would have another name.
-        registry
-            .insert_new(&weather, Wanted { server_name: ServerName::new("meteo/sun").unwrap(), ..wanted() });
-        registry.mark_refused(&weather, Some(3), WHY.to_owned());
+        let renamed = Wanted { server_name: ServerName::new("meteo/sun").unwrap(), replicas: 3, ..wanted() };
+        registry.tell(&weather, Asked::Unusable(renamed), Some(WHY.to_owned()));
         let refused = Wanted { replicas: 3, refused: Some(WHY.to_owned()), ..wanted() };
         assert_eq!(told(&registry).await, refused);
-        registry.upsert(&weather, wanted());
+        registry.tell(&weather, Asked::Unreadable(None), Some("InvalidSpec".to_owned()));
+        assert_eq!(told(&registry).await, Wanted { refused: Some("InvalidSpec".to_owned()), ..refused });
+        // Whether it is refused, an API server that does not answer has not said.
+        registry.tell(&weather, Asked::Unreadable(Some(5)), None);
+        assert!(lock(&registry.0.told).new.is_empty());
+        registry.tell(&weather, Asked::Usable(wanted()), None);
         assert_eq!(told(&registry).await, wanted());
     }
 
@@ -154,20 +170,23 @@ mod tests {
         let (registry, weather) = (RegistryFeed::default(), ServiceRef::new("weather").within("meteo"));
         let mut rotated = wanted();
         rotated.broker.key = "another".to_owned();
-        registry.upsert(&weather, wanted());
-        registry.upsert_refused(&weather, rotated.clone(), WHY.to_owned());
+        registry.tell(&weather, Asked::Usable(wanted()), None);
+        registry.tell(&weather, Asked::Usable(rotated.clone()), Some(WHY.to_owned()));
         assert_eq!(told(&registry).await, Wanted { refused: Some(WHY.to_owned()), ..rotated });
         registry.forget(&weather);
-        registry.upsert_refused(&weather, wanted(), WHY.to_owned());
+        registry.tell(&weather, Asked::Usable(wanted()), Some(WHY.to_owned()));
         assert!(!told(&registry).await.accepted, "whether it was ever otherwise is not known");
     }
 
     #[tokio::test]
     async fn one_that_was_refused_from_the_first_is_known_all_the_same() {
         let (registry, weather) = (RegistryFeed::default(), ServiceRef::new("weather").within("meteo"));
-        registry.insert_new(&weather, wanted());
-        registry.mark_refused(&weather, None, WHY.to_owned());
+        registry.tell(&weather, Asked::Unreadable(Some(0)), Some(WHY.to_owned()));
+        assert!(!registry.knows(&weather), "not even its name is known");
+        registry.tell(&weather, Asked::Unusable(wanted()), Some(WHY.to_owned()));
         let refused = Wanted { accepted: false, refused: Some(WHY.to_owned()), ..wanted() };
         assert_eq!(told(&registry).await, refused);
+        registry.tell(&weather, Asked::Usable(wanted()), None);
+        assert!(told(&registry).await.accepted);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
+    hash::{DefaultHasher, Hash, Hasher},
     time::{Duration, Instant},
 };
 
@@ -48,6 +49,8 @@ pub struct Presence {
     pub parked: bool,
     /// The instance that it is left to; of a parked one.
     pub successor: Option<ServerId>,
+    /// Of what it says: kept for those that are parked, to see whether it is what is to stand there.
+    content: Option<u64>,
     /// Whether it bears our mark.
     pub ours: bool,
     connection: u64,
@@ -139,6 +142,7 @@ impl Presences {
         let parked = Online::parse(payload).ok().filter(Online::is_parked);
         let presence = Presence {
             parked: parked.is_some(),
+            content: parked.is_some().then(|| content_hash(payload)),
             successor: parked.and_then(|online| ServerId::new(online.successor()?).ok()),
             ours: user_property::find(properties, user_property::OWNER) == Some(self.mark.as_str()),
             connection: self.connection,
@@ -173,6 +177,13 @@ impl Presences {
         self.known.get(&(standby.to_owned(), server_name.to_owned()))?.successor.as_ref()
     }
 
+    /// Whether a parked presence there, which bears our mark, says anything but this.
+    pub fn is_outdated(&self, standby: &str, server_name: &str, payload: &Bytes) -> bool {
+        let presence = self.known.get(&(standby.to_owned(), server_name.to_owned()));
+        let content = presence.filter(|presence| presence.ours).and_then(|presence| presence.content);
+        content.is_some_and(|content| content != content_hash(payload))
+    }
+
     /// Whether this server id stands there, under whatever name: a broker may give another than was asked for.
     pub fn has(&self, server_id: &str) -> bool {
         self.standing(server_id).is_some()
@@ -199,6 +210,13 @@ impl Presences {
 fn weight((id, name): &(String, String), presence: &Presence) -> usize {
     let successor = presence.successor.as_ref().map_or(0, |successor| successor.as_str().len());
     id.len() + name.len() + successor + ENTRY_BYTES
+}
+
+/// Of a payload: a hash serves as well, and a thousand services sleep.
+fn content_hash(payload: &Bytes) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    payload.hash(&mut hasher);
+    hasher.finish()
 }
 
 #[cfg(test)]
@@ -290,11 +308,18 @@ mod tests {
         let parked = Online::new(name, "", None).parked().left_to(&successor).to_payload();
         presences.received(standby, name, true, &parked, &properties("k"), now);
         assert_eq!(presences.successor(standby, name), Some(&successor));
+        let is_outdated = |presences: &Presences, by: &Bytes| presences.is_outdated(standby, name, by);
+        assert!(is_outdated(&presences, &online(true)) && !is_outdated(&presences, &parked));
         presences.received(standby, name, true, &online(true), &properties("k"), now);
         assert_eq!(
             (presences.place(standby, name), presences.successor(standby, name)),
             (ServicePresence::Parked, None)
         );
+        assert!(is_outdated(&presences, &parked) && !is_outdated(&presences, &online(true)));
+        for (payload, mark) in [(online(false), "k"), (online(true), "x")] {
+            presences.received(standby, name, true, &payload, &properties(mark), now);
+            assert!(!is_outdated(&presences, &parked), "an instance's, or another operator's");
+        }
     }
 
     #[test]

@@ -232,7 +232,7 @@ impl ScaleToZero {
             self.choose_successor(now);
             if self.holds(now) {
                 self.take_place(now, out);
-                self.name_successor(now, out);
+                self.mend_presence(now, out);
                 self.wake(now, out);
             } else {
                 self.give_up_place(now, out);
@@ -322,11 +322,14 @@ impl ScaleToZero {
         named == self.successor() || (named.is_some() && named == self.successor.as_ref())
     }
 
-    fn name_successor(&mut self, now: Instant, out: &mut Vec<Action>) {
+    /// Our presence is to name the successor, and to say what the service says of itself now: once an instance is on its
+    /// way, it says that itself, and ours must not come behind.
+    fn mend_presence(&mut self, now: Instant, out: &mut Vec<Action>) {
         if self.observed.place != ServicePresence::Parked {
             return;
         }
-        if self.is_named() {
+        let outdated = self.observed.outdated && self.replicas() == 0 && !self.observed.unaccepted;
+        if self.is_named() && !outdated {
             self.published.worked(now);
         } else if self.published.is_due(now) {
             self.publish(now, out);

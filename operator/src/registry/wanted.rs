@@ -1,5 +1,7 @@
 //! What a service wants of the registry, and what the broker says of it.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use k8s_openapi::ByteString;
 use mcp_mqtt_transport::{
@@ -13,17 +15,17 @@ use crate::{
         resolve::ReferenceMemory,
         validate::{
             Sleep, ValidService,
-            broker::{Source, ValidBroker},
+            broker::{Source, ValidBroker, file},
             references::Kind,
         },
     },
     names,
     salt::Salt,
-    settings::Settings,
+    settings::{DefaultBroker, Settings},
 };
 
 /// Key of the operator's own default broker.
-const DEFAULT: &str = "default";
+pub(super) const DEFAULT: &str = "default";
 
 /// A service, as far as the registry is concerned.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,7 +92,7 @@ impl Wanted {
         service: &ValidService,
         settings: &Settings,
         references: &ReferenceMemory,
-        default_secret: Option<&std::collections::BTreeMap<String, ByteString>>,
+        default_secret: Option<&BTreeMap<String, ByteString>>,
         salt: &Salt,
     ) -> Option<Self> {
         let (namespace, name) = (&service.identity.namespace, &service.identity.name);
@@ -109,19 +111,38 @@ impl Wanted {
         })
     }
 
-    /// The presence of the service asleep, left to one of its instances.
-    pub fn parked_for(&self, successor: &ServerId) -> Bytes {
+    /// The presence of the service asleep, left to any or to one of its instances.
+    pub fn parked_for(&self, successor: Option<&ServerId>) -> Bytes {
+        let Some(successor) = successor else { return self.parked.clone() };
         let online = Online::parse(&self.parked).expect("made of a presence");
         online.left_to(successor).to_payload()
     }
 }
 
 impl Broker {
+    /// The operator's own default, with this content of its Secret; none: there is no way in but for pods, or not now.
+    pub(super) fn of_operator(
+        default: &DefaultBroker,
+        secret: Option<&BTreeMap<String, ByteString>>,
+    ) -> Option<Self> {
+        if default.token.is_some() || (default.secret.is_some() && secret.is_none()) {
+            return None;
+        }
+        let has = |key: &&str| secret.is_some_and(|data| data.contains_key(*key));
+        let files = file::KEYS.into_iter().filter(has).map(|key| (key, Origin::Default(key.to_owned())));
+        Some(Self {
+            key: DEFAULT.to_owned(),
+            url: default.url.clone(),
+            files: files.collect(),
+            is_default: true,
+        })
+    }
+
     fn of(
         broker: &ValidBroker,
         namespace: &str,
         references: &ReferenceMemory,
-        default_secret: Option<&std::collections::BTreeMap<String, ByteString>>,
+        default_secret: Option<&BTreeMap<String, ByteString>>,
         salt: &Salt,
     ) -> Self {
         let mut contents = vec![broker.url.to_string()];
@@ -174,4 +195,31 @@ pub struct Seen {
     pub unscaled: Option<String>,
     /// What the broker refused when the service was last to sleep, and what it has to allow.
     pub forbidden: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controller::{
+        fetch::Fetched,
+        fixtures::{STDIO, salt, service, settings},
+        validate::validate,
+    };
+
+    #[test]
+    fn the_default_broker_is_the_same_with_and_without_a_service() {
+        let mut settings = settings();
+        let default = settings.default_broker.as_mut().unwrap();
+        default.url = Url::parse("mqtts://hub.example").unwrap();
+        default.secret = Some("hub-credentials".to_owned());
+        let content = |key: &str| (key.to_owned(), ByteString(b"x".to_vec()));
+        let data: BTreeMap<_, _> = ["username", "password", "ca.crt", "note"].map(content).into();
+        let fetched = Fetched { default_broker_secret: Some(data.clone()) };
+        let valid = validate(&service(STDIO), &fetched, &settings).unwrap();
+        let memory = ReferenceMemory::default();
+        let of_service = Wanted::of(&valid, &settings, &memory, Some(&data), &salt()).unwrap().broker;
+        let default = settings.default_broker.as_ref().unwrap();
+        assert_eq!(Broker::of_operator(default, Some(&data)), Some(of_service));
+        assert_eq!(Broker::of_operator(default, None), None, "its Secret is missing");
+    }
 }

@@ -1,13 +1,15 @@
 //! Counts: what the gateways of a service said last, added up.
 
+use std::sync::Arc;
+
 use kube::ResourceExt;
 
 use super::Metric;
 use crate::{
-    controller::scope::ServiceRef,
+    controller::scope::{Guarded, ServiceRef},
     live::pod::Pod,
     observe::{is_ready, leaves},
-    watched::Parts,
+    watched::{Parts, Watched},
 };
 
 /// The services that are served, their pods, and what these say.
@@ -24,6 +26,12 @@ pub enum CountError {
         namespace: String,
         /// Its name.
         name: String,
+    },
+    /// Whether there is such a service, and which pods it has, is not known yet.
+    #[error("the namespace {namespace} has not been listed yet: see the operator's /readyz")]
+    Unlisted {
+        /// Which one.
+        namespace: String,
     },
     /// A guess would have the service scaled by it: no number is better.
     #[error(
@@ -63,28 +71,33 @@ impl Counts {
     /// How many instances it is to have.
     ///
     /// # Errors
-    /// No such service.
+    /// No such service, or not known yet.
     pub fn replicas(&self, namespace: &str, name: &str) -> Result<i32, CountError> {
-        let service = ServiceRef::new(name).within(namespace);
-        let found = self.0.of_namespace(namespace).and_then(|watched| watched.stores.services.get(&service));
-        let readable = found.and_then(|found| found.0.as_ref().ok().map(|service| service.spec.replicas));
+        let (_, service) = self.find(namespace, name)?;
+        let readable = service.0.as_ref().ok().map(|service| service.spec.replicas);
         readable
             .ok_or_else(|| CountError::NoService { namespace: namespace.to_owned(), name: name.to_owned() })
+    }
+
+    /// An autoscaler that hears of no sessions ends instances: a namespace that has not been listed has no answer.
+    fn find(&self, namespace: &str, name: &str) -> Result<(&Watched, Arc<Guarded>), CountError> {
+        let no_service = || CountError::NoService { namespace: namespace.to_owned(), name: name.to_owned() };
+        let watched = self.0.of_namespace(namespace).ok_or_else(no_service)?;
+        if !watched.stores.is_synced() {
+            return Err(CountError::Unlisted { namespace: namespace.to_owned() });
+        }
+        let service = watched.stores.services.get(&ServiceRef::new(name).within(namespace));
+        Ok((watched, service.ok_or_else(no_service)?))
     }
 
     /// How much of it the service has. A gateway that does not answer counts as the others do on average, as long as
     /// at least half of them answer.
     ///
     /// # Errors
-    /// No such service, or too few answers.
+    /// No such service, not known yet, or too few answers.
     pub fn of(&self, namespace: &str, name: &str, metric: Metric) -> Result<u64, CountError> {
+        let (watched, _) = self.find(namespace, name)?;
         let service = ServiceRef::new(name).within(namespace);
-        let watched =
-            self.0.of_namespace(namespace).filter(|watched| watched.stores.services.get(&service).is_some());
-        let watched = watched.ok_or_else(|| CountError::NoService {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        })?;
         let seen = |pod: &Pod| watched.observations.get(&pod.uid()?);
         let mut pods = watched.stores.pods.of(&service);
         // One that starts has no sessions; one whose gateway was asked counts, whatever the kubelet says of it.
@@ -182,6 +195,19 @@ pub(crate) mod tests {
         let error = counts.of("meteo", "weather", Metric::Sessions).unwrap_err().to_string();
         assert!(error.contains("1 of 3 gateways of McpService meteo/weather"), "{error}");
         assert!(matches!(counts.of("meteo", "sky", Metric::Sessions), Err(CountError::NoService { .. })));
+    }
+
+    #[test]
+    fn a_namespace_that_is_not_listed_has_no_numbers() {
+        let (unsynced, stores) = tokio::sync::watch::channel(vec!["Pods"]);
+        let mut part = watched(None, vec![fixtures::service(fixtures::STDIO)], Vec::new());
+        part.stores.unsynced = stores;
+        let counts = Counts::new([part].into_iter().collect());
+        let error = counts.of("meteo", "weather", Metric::Sessions).unwrap_err();
+        assert_eq!(error, CountError::Unlisted { namespace: "meteo".to_owned() });
+        assert_eq!(counts.replicas("meteo", "weather"), Err(error));
+        unsynced.send_replace(Vec::new());
+        assert_eq!(counts.of("meteo", "weather", Metric::Sessions), Ok(0));
     }
 
     #[test]

@@ -229,7 +229,7 @@ async fn value(
             Err(error @ CountError::NoService { .. }) => {
                 return failure(StatusCode::NOT_FOUND, "NotFound", &error.to_string());
             }
-            Err(error @ CountError::TooFewAnswers { .. }) => {
+            Err(error @ (CountError::TooFewAnswers { .. } | CountError::Unlisted { .. })) => {
                 return failure(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", &error.to_string());
             }
         }

@@ -74,6 +74,43 @@ async fn a_secret_that_went_while_the_operator_was_away_is_the_answer() -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_typo_that_was_made_while_the_operator_was_away_is_the_answer() -> Result<()> {
+    let (space, broker) = (Space::new("typo").await?, Mosquitto::start().await?);
+    // This broker takes any login; the operator has to read it all the same.
+    let login = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "login"},
+        "stringData": {"username": "north", "password": "1"},
+    });
+    space.apply::<Secret>(login).await?;
+    let operator = Operator::start(&space, &[]).await?;
+    let mut spec = sleepy(&broker);
+    spec["broker"]["auth"] = json!({"passwordSecret": "login"});
+    space.create(NAME, &spec).await?;
+    space.condition(NAME, "Ready", "True", "Asleep").await?;
+    let instance = asleep(&space, &broker).await?;
+    operator.kill().await?;
+    space.patch(NAME, json!({"spec": {"podTemplate": {"spec": {"nodeSelecter": {}}}}})).await?;
+
+    let operator = Operator::start(&space, &[]).await?;
+    space.condition(NAME, "Accepted", "False", "InvalidPodTemplate").await?;
+    let client = client(&broker).await?;
+    let start = Instant::now();
+    let error = initialize(&client, &instance).await.expect_err("no pod can be made");
+    let rpc = told(&error).context("the operator's own words")?.clone();
+    ensure!(rpc.reason() == Some("wake-failed") && rpc.message.contains("nodeSelecter"), "{rpc:?}");
+    ensure!(start.elapsed() < SOON, "only after {:?}", start.elapsed());
+    // Clients find it, and it says so.
+    space.condition(NAME, "Ready", "True", "Asleep").await?;
+
+    space.patch(NAME, json!({"spec": {"podTemplate": {"spec": {"nodeSelecter": null}}}})).await?;
+    space.condition(NAME, "Accepted", "True", "Accepted").await?;
+    let instance = asleep(&space, &broker).await?;
+    wakes(&space, &broker, &client, &instance).await?;
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_quota_that_leaves_no_room_for_the_pod_is_the_answer() -> Result<()> {
     let Scene { space, broker, operator, instance } = Scene::asleep("quota").await?;
     let quota = json!({"metadata": {"name": "none-left"}, "spec": {"hard": {"pods": "0"}}});
@@ -161,9 +198,47 @@ async fn who_asks_for_a_service_that_went_while_the_operator_was_away_is_answere
     space.condition("tides", "Ready", "True", "Asleep").await?;
     operator.kill().await?;
     space.services().delete(NAME, &DeleteParams::default()).await?;
+    let mut client = asks(&broker, &instance).await?;
 
+    // The next life of the operator holds it, writes it down and dies; the one after that has only what was written.
+    let operator = Operator::start(&space, &[]).await?;
+    space.condition("tides", "Ready", "True", "Asleep").await?;
+    tokio::time::sleep(HELD).await;
+    operator.kill().await?;
+    let operator = Operator::start(&space, &[]).await?;
+    not_served(&mut client).await?;
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_service_of_the_default_broker_leaves_nothing_there_when_it_goes_unseen() -> Result<()> {
+    let (space, broker) = (Space::new("last").await?, Mosquitto::start().await?);
+    let url = broker.url();
+    let default = ["--default-broker-url", url.as_str().trim_end_matches('/')];
+    let operator = Operator::start(&space, &default).await?;
+    let mut spec = sleepy(&broker);
+    spec.as_object_mut().context("a spec")?.remove("broker");
+    space.create(NAME, &spec).await?;
+    let instance = asleep(&space, &broker).await?;
+    operator.kill().await?;
+    space.services().delete(NAME, &DeleteParams::default()).await?;
+    let mut asking = asks(&broker, &instance).await?;
+    let watching = client(&broker).await?;
+    let mut watch = watching.watch(instance.server_name.as_str()).await?;
+    timeout(PATIENCE, watch.until(|all| all.len() == 1)).await?;
+
+    let operator = Operator::start(&space, &default).await?;
+    timeout(PATIENCE, watch.until(<[Instance]>::is_empty)).await.context("its presence stays")?;
+    not_served(&mut asking).await?;
+    operator.stop().await?;
+    space.remove().await
+}
+
+/// A client that has asked for this service, and hears what is answered.
+async fn asks(broker: &Mosquitto, instance: &Instance) -> Result<Connection> {
     let id = ClientId::new("client-1")?;
-    let mut client = Connection::open(&ConnectOptions::new(broker.url(), id.as_str())).await?;
+    let client = Connection::open(&ConnectOptions::new(broker.url(), id.as_str())).await?;
     let answers = topic::rpc(&id, &instance.server_id, &instance.server_name);
     client.publisher.subscribe(vec![Filter::no_local(answers, Qos::AtLeastOnce)], PATIENCE).await?;
     let request = json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {}});
@@ -173,18 +248,14 @@ async fn who_asks_for_a_service_that_went_while_the_operator_was_away_is_answere
         ..Publication::new(control, request.to_string().into_bytes(), Qos::AtLeastOnce)
     };
     client.publisher.publish_confirmed(publication, PATIENCE).await?;
+    Ok(client)
+}
 
-    // The next life of the operator holds it, writes it down and dies; the one after that has only what was written.
-    let operator = Operator::start(&space, &[]).await?;
-    space.condition("tides", "Ready", "True", "Asleep").await?;
-    tokio::time::sleep(HELD).await;
-    operator.kill().await?;
-    let operator = Operator::start(&space, &[]).await?;
+async fn not_served(client: &mut Connection) -> Result<()> {
     let answer = match timeout(PATIENCE, client.events.recv()).await.context("no answer")? {
         Some(Event::Received(received)) => serde_json::from_slice::<Value>(&received.payload)?,
         other => bail!("no answer but {other:?}"),
     };
     ensure!(answer["id"] == 1 && answer["error"]["data"]["reason"] == "not-served", "{answer}");
-    operator.stop().await?;
-    space.remove().await
+    Ok(())
 }

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams, PostParams};
 use mcp_mqtt_tests::{
     cluster::{PATIENCE, Space, eventually},
+    operator::Operator,
     presences::Presences,
     proxy::Manner,
 };
@@ -120,6 +121,31 @@ async fn a_service_that_may_sleep_no_more_or_goes_leaves_nothing_in_the_registry
     asleep(&space, &broker).await?;
     space.services().delete(NAME, &kube::api::DeleteParams::default()).await?;
     instances(&space, &broker, <[Instance]>::is_empty).await?;
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_said_of_a_sleeping_service_while_the_operator_was_away_is_published() -> Result<()> {
+    let Scene { space, broker, operator, instance } = Scene::asleep("described").await?;
+    ensure!(instance.online.description.is_empty(), "{instance:?}");
+    operator.kill().await?;
+    let role = json!({
+        "name": "reader", "description": "reads", "allowedMethods": "all", "allowedTools": ["forecast"],
+        "allowedResources": "all",
+    });
+    let spec = json!({"description": "tells the weather", "rbac": {"roles": [role]}});
+    space.patch(NAME, json!({"spec": spec})).await?;
+    let operator = Operator::start(&space, &[]).await?;
+    let says = |what| move |all: &[Instance]| all.iter().any(|one| one.online.description == what);
+    let found = instances(&space, &broker, says("tells the weather")).await?.pop().context("one")?;
+    ensure!(
+        found.online.is_parked() && found.online.meta["rbac"]["roles"][0]["name"] == "reader",
+        "{found:?}"
+    );
+    // At once, where the operator is there.
+    space.patch(NAME, json!({"spec": {"description": "tells the tides"}})).await?;
+    instances(&space, &broker, says("tells the tides")).await?;
     operator.stop().await?;
     space.remove().await
 }

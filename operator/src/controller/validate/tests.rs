@@ -112,3 +112,40 @@ fn the_servers_mounts_leave_the_operators_volumes_alone() {
         );
     }
 }
+
+#[test]
+fn what_concerns_the_registry_is_usable_where_the_rest_is_not() {
+    let spec = |rest: &str| {
+        format!(
+            "{STDIO}
+{rest}
+serverName: sky/report
+description: tells the weather
+autoscaling: {{minReplicas: 0, maxReplicas: 2, idleSeconds: 7, wakeTimeoutSeconds: 9}}
+broker: {{url: 'mqtt://sea.example', auth: {{passwordSecret: login}}}}
+"
+        )
+    };
+    let of = |spec: &str| validate(&for_registry(&service(spec)), &Fetched::default(), &settings());
+    let valid = validated(&spec("")).unwrap();
+    for typo in [
+        "podTemplate: {spec: {nodeSelecter: {}}}",
+        "gateway: {env: [{name: PATH, value: /bin}]}",
+        "rbac: {roles: [{name: a, description: b, allowedMethods: [], allowedTools: some, allowedResources: all}]}",
+    ] {
+        let spec = spec(typo);
+        assert!(validated(&spec).is_err(), "{typo}");
+        let known = of(&spec).unwrap();
+        assert_eq!(
+            (&known.identity, &known.server_name, &known.broker, &known.gateway.description, known.replicas),
+            (&valid.identity, &valid.server_name, &valid.broker, &valid.gateway.description, valid.replicas),
+            "{typo}"
+        );
+        assert_eq!(known.autoscaling.unwrap().sleep, valid.autoscaling.as_ref().unwrap().sleep);
+        assert_eq!(known.references, valid.references);
+    }
+    assert!(
+        of(&format!("{STDIO}\nbroker: {{url: 'mqtt://sea.example:99999'}}")).is_err(),
+        "no broker is known"
+    );
+}

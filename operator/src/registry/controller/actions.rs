@@ -78,10 +78,7 @@ impl RegistryController {
                 }
             }
             Action::Park => {
-                let presence = match service.machine.successor() {
-                    None => wanted.parked.clone(),
-                    Some(successor) => wanted.parked_for(successor),
-                };
+                let presence = wanted.parked_for(service.machine.successor());
                 self.place(&wanted, presence);
             }
             Action::Clear => self.place(&wanted, Bytes::new()),
@@ -308,13 +305,13 @@ impl RegistryController {
         self.with(reference, |machine, now, out| machine.scaled(replicas, result, now, out));
     }
 
-    fn ask(&mut self, reference: &ServiceRef) {
+    pub(super) fn ask(&mut self, reference: &ServiceRef) {
         let Some(watched) = self.setting.watched.of(reference) else { return };
         let pods = watched.stores.pods.of(reference);
         let (observations, reference) = (watched.observations.clone(), reference.clone());
         self.done.push(Box::pin(async move {
-            ask_now(&pods, &observations, CONCURRENCY).await;
-            Done::Asked(reference)
+            let answered = ask_now(&pods, &observations, CONCURRENCY).await;
+            Done::Asked(reference, answered)
         }));
     }
 }

@@ -92,11 +92,23 @@ impl RegistryController {
         suspects
     }
 
-    /// Whether the watches know who stands behind it; also where it is not ours to judge.
+    /// Whether anything is doubted of what this broker shows.
+    pub(super) fn has_suspects(&self, broker: &str) -> bool {
+        self.suspects().iter().any(|suspect| suspect.broker == broker)
+    }
+
+    /// Server ids of those that are doubted.
+    #[cfg(test)]
+    pub(super) fn suspected(&self) -> Vec<String> {
+        self.suspects().into_iter().map(|suspect| suspect.server_id).collect()
+    }
+
+    /// Whether the watches know who stands behind it; also where it is not ours to judge, or not listed yet.
     fn is_known(&self, server_id: &str) -> bool {
         let Some(minted) = of_server_id(&self.setting.cluster, server_id) else { return true };
         let (Minted::Pod { namespace, .. } | Minted::Service { namespace, .. }) = minted;
-        let Some(watched) = self.setting.watched.of_namespace(namespace) else { return true };
+        let listed = self.setting.watched.of_namespace(namespace).filter(|part| part.stores.is_synced());
+        let Some(watched) = listed else { return true };
         match minted {
             Minted::Pod { pod, .. } => watched.stores.pods.lives(namespace, pod),
             Minted::Service { service, .. } => {

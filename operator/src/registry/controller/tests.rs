@@ -1,13 +1,21 @@
 use kube::client::Body;
+use mcp_mqtt_sidecar::{
+    config::ADMIN_PORT,
+    status::{GatewayStatus, reason},
+};
 use mcp_mqtt_transport::{
     jsonrpc::{Message, RequestId},
     mqtt::Received,
     topic::ClientId,
+    user_property,
 };
+
+use bytes::Bytes;
 
 use super::*;
 use crate::{
-    controller::{fixtures, resolve::ReferenceMemory},
+    controller::{fixtures, problems::tests::gateway, resolve::ReferenceMemory, validate::Sleep},
+    registry::presences::SETTLE,
     watched::tests::watched,
 };
 
@@ -22,6 +30,7 @@ fn controller() -> RegistryController {
         mark: "k".to_owned(),
         salt: fixtures::salt(),
         client_id: "north.operators.operator_operator".to_owned(),
+        default_broker: None,
         default_secret: None,
         watched: [watched(None, Vec::new(), Vec::new())].into_iter().collect(),
         registry: RegistryFeed::default(),
@@ -139,10 +148,8 @@ async fn with_other_credentials_whoever_waits_is_asked_to_try_again() {
     let mut controller = controller();
     controller.told(&weather(), Arc::new(wanted()));
     let known = controller.services.get_mut(&weather()).unwrap();
-    known.machine.observed.sleep = Some(crate::controller::validate::Sleep {
-        idle: Duration::MAX,
-        wake_timeout: Duration::from_mins(1),
-    });
+    let wake_timeout = Duration::from_mins(1);
+    known.machine.observed.sleep = Some(Sleep { idle: Duration::MAX, wake_timeout });
     controller.take_unclaimed(&weather(), initialize(1, 0), &mut None);
     assert_eq!(controller.held().messages, 1);
     let mut rotated = wanted();
@@ -177,4 +184,135 @@ async fn a_shared_connection_goes_by_the_reference_of_a_service_that_uses_it() {
     assert!(goes_by(&controller, "second"), "the first one's Secret may be gone");
     controller.gone(&sun);
     assert!(goes_by(&controller, "first"));
+}
+
+#[tokio::test]
+async fn of_a_namespace_that_is_not_listed_nothing_is_doubted() {
+    let mut controller = controller();
+    let (unsynced, stores) = tokio::sync::watch::channel(vec!["Pods"]);
+    let (mut tools, meteo) =
+        (watched(Some("tools"), Vec::new(), Vec::new()), watched(Some("meteo"), Vec::new(), Vec::new()));
+    tools.stores.unsynced = stores;
+    controller.setting.watched = [meteo, tools].into_iter().collect();
+    controller.told(&weather(), Arc::new(wanted()));
+    let broker = controller.brokers.values_mut().next().unwrap();
+    let (name, now) = (wanted().server_name, Instant::now());
+    let mark = vec![(user_property::OWNER.to_owned(), "k".to_owned())];
+    broker.presences.unlinked();
+    broker.presences.subscribed(now);
+    for id in ["north.tools.clock-1", "north.tools.clock_service", "north.meteo.sun-1"] {
+        broker.presences.received(id, name.as_str(), true, &wanted().parked, &mark, now);
+    }
+    assert!(broker.presences.settle(now + SETTLE));
+    assert_eq!(controller.suspected(), ["north.meteo.sun-1"]);
+    unsynced.send_replace(Vec::new());
+    assert_eq!(
+        controller.suspected(),
+        ["north.meteo.sun-1", "north.tools.clock-1", "north.tools.clock_service"],
+        "once it is listed, the API server is asked"
+    );
+}
+
+/// A gateway that answers each question for its status, or (none) takes it and says nothing.
+async fn gateway_at(ip: &str, answer: Option<GatewayStatus>) -> tokio::task::JoinHandle<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind((ip, ADMIN_PORT)).await.unwrap();
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            if let Some(answer) = &answer {
+                let body = serde_json::to_string(answer).unwrap();
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+                let _ = stream.read(&mut [0; 1024]).await;
+                let _ = stream.write_all((head + &body).as_bytes()).await;
+            }
+            open.push(stream);
+        }
+    })
+}
+
+/// Whether a service that has nothing left to do but the last look goes to sleep after it.
+async fn sleeps_after_a_last_look(ip: &str, answers: bool) -> bool {
+    let idle = GatewayStatus {
+        idle_seconds: Some(600),
+        ..gateway((reason::BACKEND_READY, true), (reason::REGISTERED, true))
+    };
+    let gateway = gateway_at(ip, answers.then(|| idle.clone())).await;
+    let pod = serde_json::json!({
+        "metadata": {
+            "name": "weather-1", "namespace": "meteo", "uid": "u",
+            "annotations": {"mcp-mqtt.io/service-name": "weather"},
+        },
+        "status": {
+            "phase": "Running", "podIP": ip,
+            "initContainerStatuses": [{
+                "name": "gateway", "ready": true, "restartCount": 0, "image": "", "imageID": "",
+                "state": {"running": {}},
+            }],
+        },
+    });
+    let mut controller = controller();
+    let part =
+        watched(None, vec![fixtures::service(fixtures::STDIO)], vec![serde_json::from_value(pod).unwrap()]);
+    part.observations.set("u", Ok(idle)); // a moment before
+    controller.setting.watched = [part].into_iter().collect();
+    let sleep = Some(Sleep { idle: Duration::from_mins(5), wake_timeout: Duration::from_mins(1) });
+    controller.told(&weather(), Arc::new(Wanted { sleep, replicas: 1, ..wanted() }));
+    controller.look_at_instances(Instant::now());
+    let machine = &mut controller.services.get_mut(&weather()).unwrap().machine;
+    machine.observed.link = true;
+    let (mut now, mut out) = (Instant::now(), Vec::new());
+    machine.step(now, &mut out);
+    machine.subscribed(true, now, &mut out);
+    machine.observed.place = ServicePresence::Parked;
+    for _ in 0..3 {
+        machine.step(now, &mut out);
+        now += Duration::from_secs(1);
+    }
+    assert_eq!(out.last(), Some(&Action::Ask), "{out:?}");
+    controller.ask(&weather());
+    let done = controller.done.next().await.unwrap();
+    controller.take_done(done);
+    gateway.abort();
+    controller.services[&weather()].scaling
+}
+
+#[tokio::test]
+async fn a_gateway_that_does_not_answer_the_last_look_may_have_sessions() {
+    assert!(sleeps_after_a_last_look("127.8.0.79", true).await);
+    assert!(!sleeps_after_a_last_look("127.8.0.80", false).await, "what it said before may be over");
+}
+
+#[tokio::test]
+async fn the_default_broker_is_looked_at_once_without_a_service_until_nothing_there_is_doubted() {
+    let mut controller = controller();
+    let (url, now) = (url::Url::parse("mqtt://127.0.0.1:1").unwrap(), Instant::now());
+    controller.setting.default_broker = Some(DefaultBroker { url, secret: None, token: None });
+    let (unsynced, stores) = tokio::sync::watch::channel(vec!["McpServices"]);
+    let mut part = watched(None, Vec::new(), Vec::new());
+    part.stores.unsynced = stores;
+    controller.setting.watched = [part].into_iter().collect();
+    let look = |controller: &mut RegistryController, now| {
+        controller.look_at_default_broker(now);
+        controller.close_unused();
+        controller.brokers.len()
+    };
+    assert_eq!(look(&mut controller, now), 0, "all would be doubted");
+    unsynced.send_replace(Vec::new());
+    assert_eq!((look(&mut controller, now), look(&mut controller, now)), (1, 1));
+    let told = |controller: &mut RegistryController, payload: Bytes| {
+        let presences = &mut controller.brokers.get_mut(wanted::DEFAULT).unwrap().presences;
+        let mark = [(user_property::OWNER.to_owned(), "k".to_owned())];
+        presences.received("north.meteo.sun_service", "meteo/sun", true, &payload, &mark, now);
+        presences.subscribed(now);
+        presences.settle(now + SETTLE);
+    };
+    told(&mut controller, wanted().parked);
+    assert_eq!(look(&mut controller, now), 1, "whose is it?");
+    told(&mut controller, Bytes::new());
+    assert_eq!((look(&mut controller, now), look(&mut controller, now)), (0, 0), "once");
+
+    controller.first_look = first_look::FirstLook::Due;
+    assert_eq!(look(&mut controller, now), 1);
+    assert_eq!(look(&mut controller, now + Duration::from_mins(2)), 0, "it cannot be reached");
 }

@@ -61,6 +61,7 @@ pub struct Obstacle {
 
 /// What is so.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "facts, each of which may hold without the others")]
 pub struct Observed {
     /// When it sleeps; none: never.
     pub sleep: Option<Sleep>,
@@ -76,6 +77,8 @@ pub struct Observed {
     pub place: ServicePresence,
     /// The instance that our presence there names as the one to take it over.
     pub named: Option<ServerId>,
+    /// Whether our presence there says something else than it is to say by now.
+    pub outdated: bool,
     /// What the gateways say of sessions.
     pub idle: Idle,
     /// Instances that there are, or are about to be; the oldest first.

@@ -1,3 +1,4 @@
+mod presence;
 mod properties;
 mod successors;
 
@@ -60,6 +61,7 @@ impl Scene {
             Action::Subscribe => self.with(|machine, now, out| machine.subscribed(true, now, out)),
             Action::Park => {
                 self.machine.observed.named = self.machine.successor().cloned();
+                self.machine.observed.outdated = false;
                 self.place(ServicePresence::Parked);
             }
             Action::Clear => self.place(ServicePresence::Empty),
