@@ -178,6 +178,12 @@ pub enum Lost {
 }
 
 impl Lost {
+    /// The server is one of the other era, in which its sessions came to nothing.
+    pub fn to_another(server: &ServerInfo) -> Self {
+        let version = &server.protocol_version;
+        Self::Gone(format!("the server speaks MCP {version} now: it was started anew"))
+    }
+
     /// The sentence.
     pub fn into_why(self) -> String {
         match self {
@@ -316,18 +322,17 @@ impl Backend {
         loop {
             let suspicion = self.findings().suspected().await;
             tracing::info!("{suspicion}: asking the MCP server who it is");
-            let was_modern = self.findings().is_modern();
+            let was_modern = self.is_modern();
             match self.probe().await {
-                Ok(server) if self.findings().is_modern() != was_modern => {
-                    let version = server.protocol_version;
-                    return Lost::Gone(format!("the server speaks MCP {version} now: it was started anew"));
-                }
+                Ok(server) if self.is_modern() != was_modern => return Lost::to_another(&server),
                 Ok(_) => {}
                 Err(error) => match self.verdict(&error) {
                     // That it has no room for the probe's session says little, unless others found none either.
                     Lost::Failing(why) if suspicion != Suspicion::NoSession => {
                         tracing::debug!("the MCP server answers: {why}");
                     }
+                    // Nothing says that the sessions which it has are not answered.
+                    Lost::Silent(why) if suspicion == Suspicion::NoSession => return Lost::Failing(why),
                     lost => return lost,
                 },
             }
@@ -350,6 +355,16 @@ impl Backend {
     /// Something speaks against what the last probe found: [`Backend::lost`] is to ask anew.
     pub fn suspect(&self, suspicion: Suspicion) {
         self.findings().suspect(suspicion);
+    }
+
+    /// Whether requests in a row were not answered since the last probe that went well.
+    pub fn is_silent(&self) -> bool {
+        self.findings().is_suspected(Suspicion::Silence)
+    }
+
+    /// Whether sessions begin without `initialize` (2026-07-28), as the last probe found.
+    pub fn is_modern(&self) -> bool {
+        self.findings().is_modern()
     }
 
     /// As [`Backend::lost`], by a look at the transport alone. Cancel-safe; one caller at a time.

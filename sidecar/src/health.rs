@@ -11,6 +11,7 @@ use tokio::{
 use crate::{
     backend::{Backend, BackendEnd, Lost, ProbeError},
     readiness::Board,
+    status::ServerInfo,
 };
 
 /// First and longest wait between probes, where the server fails.
@@ -56,8 +57,15 @@ impl Health {
 pub async fn watch(backend: Backend, board: Board, health: watch::Sender<Health>) {
     let mut first = true;
     while !health.is_closed() {
-        probe_until_up(&backend, &board, &health, first).await;
+        let was_modern = backend.is_modern();
+        let server = probe_until_up(&backend, &board, &health, first).await;
         first = false;
+        if is_failing(&health) && backend.is_modern() != was_modern {
+            // Nobody saw it go. What went on has nobody behind it any more.
+            note_lost(Lost::to_another(&server), &board, &health);
+            continue;
+        }
+        board.backend_up(&server);
         health.send_modify(|health| health.state = State::Up);
         note_lost(backend.lost().await, &board, &health);
     }
@@ -83,12 +91,17 @@ fn note_absence(health: &watch::Sender<Health>) {
     });
 }
 
-async fn probe_until_up(backend: &Backend, board: &Board, health: &watch::Sender<Health>, first: bool) {
+async fn probe_until_up(
+    backend: &Backend,
+    board: &Board,
+    health: &watch::Sender<Health>,
+    first: bool,
+) -> ServerInfo {
     let begun = Instant::now();
     let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
     loop {
         let error = match backend.probe().await {
-            Ok(server) => return board.backend_up(&server),
+            Ok(server) => return server,
             Err(error) => error,
         };
         if first && begun.elapsed() < START {
@@ -96,9 +109,15 @@ async fn probe_until_up(backend: &Backend, board: &Board, health: &watch::Sender
         } else {
             board.backend_down(&error.to_string());
         }
-        // Sessions that went on have nobody behind them any more.
+        // Whether sessions that went on have nobody behind them any more. A server that is silent to a new one may answer
+        // them all the same.
         let note_more = |lost: Lost| {
-            if is_failing(health) && !matches!(lost, Lost::Failing(_)) {
+            let is_over = match lost {
+                Lost::Gone(_) => true,
+                Lost::Silent(_) => backend.is_silent(),
+                Lost::Failing(_) => false,
+            };
+            if is_over && is_failing(health) {
                 note_lost(lost, board, health);
             }
         };

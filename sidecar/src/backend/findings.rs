@@ -63,8 +63,13 @@ impl Findings {
         self.0.wake.notify_one();
     }
 
-    /// Resolves when something is suspected, and what weighs most. A doubt about the revision stays until a probe finds something: sessions of
-    /// the wrong one come to nothing. One caller at a time.
+    /// Whether this speaks against what was found, and nobody has asked since.
+    pub(super) fn is_suspected(&self, suspicion: Suspicion) -> bool {
+        self.0.suspected[suspicion as usize].load(Ordering::Relaxed)
+    }
+
+    /// Resolves when something is suspected, and what weighs most. A doubt about the revision stays until a probe finds
+    /// something: sessions of the wrong one come to nothing. One caller at a time.
     pub(super) async fn suspected(&self) -> Suspicion {
         let [revision, silence, no_session] = &self.0.suspected;
         loop {

@@ -4,7 +4,7 @@
 
 use std::{convert::Infallible, sync::Arc};
 
-use mcp_mqtt_transport::jsonrpc::Message;
+use mcp_mqtt_transport::jsonrpc::{Kind, Message};
 use tokio::sync::{
     OwnedSemaphorePermit, Semaphore,
     mpsc::{self, error::TrySendError},
@@ -14,6 +14,8 @@ use tokio::sync::{
 /// Messages to one backend session that may wait there; a full queue is an error to the caller.
 /// Two per request in flight (the request and its cancellation) at the default of 64.
 const QUEUE: usize = 128;
+/// So long may an answer or notification be that needs no room.
+const SHORT: usize = 4 << 10;
 /// Bytes of one session that may wait, or two of the largest messages.
 const SESSION_BYTES: usize = 8 << 20;
 /// Bytes of all sessions, or eight of the largest messages. A quarter of the memory that a gateway has by default.
@@ -102,10 +104,15 @@ impl BackendSession {
     pub fn say(&self, message: Message) -> Result<(), Box<Message>> {
         let bytes = u32::try_from(message.raw().len()).unwrap_or(u32::MAX);
         let reserve = |quota: &Arc<Semaphore>| quota.clone().try_acquire_many_owned(bytes).ok();
-        let Some(reserved) = reserve(&self.own).zip(reserve(&self.everybody)) else {
-            return Err(Box::new(message));
+        let reserved = if ends_something(&message) {
+            None
+        } else {
+            let Some(reserved) = reserve(&self.own).zip(reserve(&self.everybody)) else {
+                return Err(Box::new(message));
+            };
+            Some(Reserved::Alone(reserved.into()))
         };
-        let outbound = Outbound { message, reserved: Some(Reserved::Alone(reserved.into())) };
+        let outbound = Outbound { message, reserved };
         match self.queue.try_send(Box::new(outbound)) {
             Err(TrySendError::Full(outbound)) => Err(Box::new(outbound.message)),
             Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
@@ -116,6 +123,11 @@ impl BackendSession {
     pub(super) async fn place(&self) -> Option<mpsc::Permit<'_, Box<Outbound>>> {
         self.queue.reserve().await.ok()
     }
+}
+
+/// A short answer or notification (a cancellation, most often) needs no room: calls hold theirs until such a one ends them.
+fn ends_something(message: &Message) -> bool {
+    message.raw().len() <= SHORT && !matches!(message.kind(), Kind::Request { .. })
 }
 
 #[cfg(test)]
@@ -140,6 +152,11 @@ mod tests {
         assert!(stuck.say(message(1_000_000)).is_ok());
         assert!(stuck.say(message(1_000_000)).is_err());
         assert!(stuck.say(message(100)).is_ok(), "small ones still fit");
+        while stuck.say(message(5000)).is_ok() {}
+        let request = |id| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"{}"}}"#, "m".repeat(4000));
+        let request = |id: u8| Message::parse(Bytes::from(request(id)), usize::MAX).unwrap();
+        while stuck.say(request(1)).is_ok() {}
+        assert!(stuck.say(message(3000)).is_ok(), "what may end a call");
     }
 
     #[test]

@@ -274,6 +274,13 @@ impl Session {
                 }
                 self.end_when_drained(turn);
             }
+            // The server is not to wait for an answer that was given.
+            Kind::Response { id: Some(id), .. }
+                if message.error().is_none_or(|e| e.reason() != Some(Refusal::BackendBusy.reason())) =>
+            {
+                dropped("backend-busy", turn);
+                self.to_backend(Refusal::BackendBusy.answer(id), turn);
+            }
             // The server's own time-out has to deal with these.
             Kind::Notification { .. } | Kind::Response { .. } => dropped("backend-busy", turn),
         }

@@ -67,7 +67,7 @@ async fn where_another_adapter_serves_the_metrics_the_chart_leaves_it_alone_and_
         "another adapter of this cluster serves custom.metrics.k8s.io",
         "kubectl get apiservice v1beta2.custom.metrics.k8s.io",
         "autoscaled by CPU and memory (spec.autoscaling.resources)",
-        "helm upgrade mcp-mqtt … --set autoscaling.metrics=keda",
+        "--reset-then-reuse-values \\\n  --set autoscaling.metrics=keda",
     ] {
         ensure!(notes.contains(said), "no {said:?} in the notes:\n{notes}");
     }

@@ -1,9 +1,10 @@
 //! Every object of every rendering, as the real API server judges it: strictly, and without keeping it.
 
 use anyhow::{Context, Result};
+use k8s_openapi::api::apps::v1::Deployment;
 use kube::{
     Api, Client,
-    api::{DynamicObject, Patch, PatchParams},
+    api::{DeleteParams, DynamicObject, Patch, PatchParams},
     core::GroupVersionKind,
     discovery::{Scope, pinned_kind},
 };
@@ -45,6 +46,29 @@ async fn the_api_server_takes_every_object_of_every_rendering() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_operator_that_runs_can_become_that_of_every_rendering() -> Result<()> {
+    let _guard = ONE_AT_A_TIME.lock().await;
+    let client = cluster::client().await?;
+    namespace(&client, "mcp-mqtt").await?;
+    let operator = async |values: &[&str]| {
+        let objects = template(values).await?;
+        let operator = |object: &Value| {
+            object["kind"] == "Deployment" && object["metadata"]["name"] == "mcp-mqtt-operator"
+        };
+        objects.into_iter().find(operator).context("Deployment")
+    };
+    apply(&client, operator(&["--set", "replicaCount=0"]).await?, manager()).await?;
+    for file in values_files()? {
+        let mut next = operator(&["--values", &file.to_string_lossy()]).await?;
+        next["metadata"]["namespace"] = "mcp-mqtt".into();
+        apply_dry(&client, next).await.with_context(|| file.display().to_string())?;
+    }
+    let deployments = Api::<Deployment>::namespaced(client.clone(), "mcp-mqtt");
+    deployments.delete("mcp-mqtt-operator", &DeleteParams::default()).await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_api_server_refuses_a_field_that_it_does_not_know() -> Result<()> {
     let client = cluster::client().await?;
     namespace(&client, "mcp-mqtt").await?;
@@ -56,8 +80,17 @@ async fn the_api_server_refuses_a_field_that_it_does_not_know() -> Result<()> {
     Ok(())
 }
 
-/// A server-side apply with `dryRun=All` and `fieldValidation=Strict`.
+/// With `fieldValidation=Strict`.
+fn manager() -> PatchParams {
+    PatchParams::apply("chart-suite").force().validation_strict()
+}
+
+/// A server-side apply with `dryRun=All`.
 pub(crate) async fn apply_dry(client: &Client, object: Value) -> Result<()> {
+    apply(client, object, manager().dry_run()).await
+}
+
+async fn apply(client: &Client, object: Value, params: PatchParams) -> Result<()> {
     let object: DynamicObject = serde_json::from_value(object)?;
     let types = object.types.clone().context("no apiVersion")?;
     let kind = GroupVersionKind::try_from(&types)?;
@@ -67,7 +100,6 @@ pub(crate) async fn apply_dry(client: &Client, object: Value) -> Result<()> {
         (Scope::Namespaced, Some(namespace)) => Api::namespaced_with(client.clone(), namespace, &resource),
         _ => Api::all_with(client.clone(), &resource),
     };
-    let params = PatchParams::apply("chart-suite").dry_run().force().validation_strict();
     api.patch(&name, &params, &Patch::Apply(&object)).await?;
     Ok(())
 }

@@ -250,6 +250,7 @@ pub(super) async fn read_json(
     events: &BackendEvents,
     room: &mut Option<Room>,
 ) -> Result<Bytes, Option<String>> {
+    let length = body.size_hint().exact().and_then(|length| usize::try_from(length).ok());
     let mut first = Bytes::new();
     let mut all = Vec::new(); // a body that comes at once is not copied
     while let Some(frame) = more(room, body.frame()).await {
@@ -262,13 +263,15 @@ pub(super) async fn read_json(
             first = chunk;
         } else {
             if all.is_empty() {
+                all.reserve_exact(length.unwrap_or(read).clamp(read, max));
                 all.extend_from_slice(&first);
             }
             all.extend_from_slice(&chunk);
         }
         events.make_room(room, read).await;
     }
-    Ok(if all.is_empty() { first } else { all.into() })
+    // What is kept is what was counted.
+    Ok(if all.is_empty() { first } else { all.into_boxed_slice().into() })
 }
 
 fn content_type(headers: &HeaderMap) -> &str {
