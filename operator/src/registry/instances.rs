@@ -74,9 +74,16 @@ pub fn find(
         problem: if seen.is_empty() {
             refused().map(|problem| Obstacle { why: problem.message, hopeless: true })
         } else {
-            problem(&seen)
+            problem(&seen, || listens(watched, service))
         },
     }
+}
+
+/// Whether its server listens somewhere, and is no process of each session's.
+fn listens(watched: &Watched, service: &ServiceRef) -> bool {
+    let service = watched.stores.services.get(service);
+    service
+        .is_some_and(|service| service.0.as_ref().is_ok_and(|service| service.spec.transport.stdio.is_none()))
 }
 
 fn status(seen: Option<&Observation>) -> Option<&GatewayStatus> {
@@ -186,8 +193,9 @@ fn silent(
 }
 
 /// The first pod's, when none of them is merely on its way. While one waits for a node, there is hope: a cluster's
-/// autoscaler makes one in a minute or two.
-fn problem(pods: &[(&Pod, Option<Observation>)]) -> Option<Obstacle> {
+/// autoscaler makes one in a minute or two. So there is while nobody listens in a container that runs: some servers take
+/// long to start, and of those that crash the kubelet tells.
+fn problem(pods: &[(&Pod, Option<Observation>)], listens: impl Fn() -> bool) -> Option<Obstacle> {
     let mut first: Option<Obstacle> = None;
     let mut hopeless = true;
     for (pod, seen) in pods.iter().filter(|(pod, _)| !leaves(pod)) {
@@ -195,7 +203,11 @@ fn problem(pods: &[(&Pod, Option<Observation>)]) -> Option<Obstacle> {
         if reasons::passes(&problem.reason) {
             return None;
         }
-        hopeless &= problem.reason != reasons::UNSCHEDULABLE;
+        hopeless &= match &*problem.reason {
+            reasons::UNSCHEDULABLE => false,
+            reason::BACKEND_NOT_ANSWERING => !listens(),
+            _ => true,
+        };
         first.get_or_insert_with(|| Obstacle { why: problem.quoted(), hopeless: true });
     }
     first.map(|first| Obstacle { hopeless, ..first })
@@ -320,10 +332,24 @@ mod tests {
             json!({"phase": "Pending", "containerStatuses": [{"name": "server", "state": state}]});
         let pod = |status| serde_json::from_value::<Pod>(json!({"metadata": {}, "status": status})).unwrap();
         let (unscheduled, imageless) = (pod(unscheduled), pod(imageless));
-        let problem = |pods: &[&Pod]| problem(&pods.iter().map(|pod| (*pod, None)).collect::<Vec<_>>());
+        let problem =
+            |pods: &[&Pod]| problem(&pods.iter().map(|pod| (*pod, None)).collect::<Vec<_>>(), || false);
         let why = "Unschedulable: no node takes it: 0/3 nodes are available".to_owned();
         assert_eq!(problem(&[&unscheduled]), Some(Obstacle { why, hopeless: false }));
         assert!(problem(&[&imageless]).is_some_and(|problem| problem.hopeless));
         assert!(problem(&[&imageless, &unscheduled]).is_some_and(|problem| !problem.hopeless));
+    }
+
+    #[test]
+    fn a_server_over_http_may_yet_listen_and_a_process_that_does_not_answer_will_not() {
+        let running = json!({"metadata": {"name": "weather-1", "uid": "1"}, "status": {"phase": "Running"}});
+        let running: Pod = serde_json::from_value(running).unwrap();
+        let status = gateway((reason::BACKEND_NOT_ANSWERING, false), (reason::WAITING_FOR_BACKEND, false));
+        let observations = crate::observe::Observations::default();
+        observations.set("1", Ok(status));
+        for listens in [true, false] {
+            let obstacle = problem(&[(&running, observations.get("1"))], || listens).unwrap();
+            assert_eq!(obstacle.hopeless, !listens, "{obstacle:?}");
+        }
     }
 }
