@@ -162,7 +162,8 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
     scope.metrics.reconciled(counted, seconds(begin));
     if matches!(outcome, Outcome::Refused(_)) {
         // What was refused waits for a change; but quotas, webhooks and others' objects change unseen.
-        return Ok(Action::requeue(scope.failures.pause(&reference)));
+        let pause = scope.failures.pause(&reference);
+        return Ok(Action::requeue(deferred.map_or(pause, |deferred| pause.min(deferred))));
     }
     scope.failures.forget(&reference);
     Ok(Action::requeue(progress.look_again.into_iter().chain(deferred).min().unwrap_or(RESYNC)))
