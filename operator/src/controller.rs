@@ -137,6 +137,10 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
         scope.forget(&reference);
         return Ok(Action::await_change());
     }
+    if let Ok(service) = &service.0 {
+        // An answer of the API server that is lost keeps the steps for longer than a wake may take.
+        scope.registry.tell_replicas(&reference, service.spec.replicas);
+    }
     let mut progress = Progress::default();
     let mut asked = Asked::Unreadable(service.0.as_ref().ok().map(|service| service.spec.replicas));
     let result = match &service.0 {
