@@ -300,7 +300,7 @@ impl RegistryController {
                 asked.push((key.clone(), broker.connection(), answer));
             }
             broker.forget_unclaimed(now);
-            if broker.presences.settle(now) {
+            if broker.settle(now) {
                 settled.push(key.clone());
             }
         }

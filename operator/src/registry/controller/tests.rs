@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// A controller of no service, whose API server answers nothing and whose brokers are not there.
-fn controller() -> RegistryController {
+pub(super) fn controller() -> RegistryController {
     let api = tower::service_fn(|_: http::Request<Body>| {
         std::future::pending::<Result<http::Response<Body>, tower::BoxError>>()
     });
@@ -40,7 +40,7 @@ fn controller() -> RegistryController {
     controller
 }
 
-fn wanted() -> Wanted {
+pub(super) fn wanted() -> Wanted {
     let valid = fixtures::validated(fixtures::STDIO).unwrap();
     let (settings, references) = (fixtures::settings(), ReferenceMemory::default());
     Wanted::of(&valid, &settings, &references, None, &fixtures::salt()).unwrap()
