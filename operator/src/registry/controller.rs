@@ -395,7 +395,10 @@ impl RegistryController {
         let silent = before.is_none()
             && seen.unreachable.is_none()
             && seen.forbidden.is_none()
-            && (!broker.presences.settled() || service.machine.is_about_to_sleep());
+            && (!broker.presences.settled()
+                || service.machine.is_about_to_sleep()
+                // Some brokers acknowledge what they drop: that is told once the first words are over.
+                || service.machine.awaits_place() && self.setting.registry.is_pending(reference));
         if silent || before.as_ref() == Some(&seen) {
             return;
         }

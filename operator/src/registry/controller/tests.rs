@@ -15,7 +15,7 @@ use bytes::Bytes;
 use super::*;
 use crate::{
     controller::{fixtures, problems::tests::gateway, resolve::ReferenceMemory, validate::Sleep},
-    registry::presences::SETTLE,
+    registry::{Asked, presences::SETTLE, scale_to_zero::Need},
     watched::tests::watched,
 };
 
@@ -141,6 +141,35 @@ async fn a_broker_whose_registry_has_no_end_is_as_good_as_away_and_another_is_no
     assert_eq!(links(&controller), [false, true]);
     assert_eq!(controller.brokers[&one].presences.iter().count(), 0);
     assert!(controller.brokers[&one].resumed(), "what the services have subscribed stays");
+}
+
+#[tokio::test]
+async fn of_a_service_at_zero_nothing_is_told_before_the_broker_has_let_its_presence_in_or_not() {
+    let mut controller = controller();
+    controller.setting.watched = std::iter::empty().collect();
+    let sleep = Some(Sleep { idle: Duration::MAX, wake_timeout: Duration::from_mins(1) });
+    let wanted = Wanted { sleep, replicas: 0, ..wanted() };
+    let registry = controller.setting.registry.clone();
+    let sun = ServiceRef::new("sun").within("meteo");
+    let standby = ServerId::new("north.meteo.sun_service").unwrap();
+    let settle = |broker: &mut Broker| {
+        broker.presences.subscribed(Instant::now());
+        assert!(broker.presences.settle(Instant::now() + SETTLE));
+    };
+    registry.tell(&weather(), Asked::Usable(wanted.clone()), None);
+    controller.told(&weather(), Arc::new(wanted.clone()));
+    controller.brokers.values_mut().for_each(settle);
+    controller.look_at_place(&weather());
+    controller.show(&weather());
+    assert_eq!(registry.seen(&weather()), None);
+    let machine = &mut controller.services.get_mut(&weather()).unwrap().machine;
+    machine.forbid(Need::Place, "allow it".to_owned());
+    controller.show(&weather());
+    assert_eq!(registry.seen(&weather()).unwrap().forbidden.as_deref(), Some("allow it"));
+    // One that is awaited no more.
+    controller.told(&sun, Arc::new(Wanted { standby, ..wanted }));
+    controller.show(&sun);
+    assert!(registry.seen(&sun).is_some_and(|seen| !seen.sleeps), "the broker may have dropped it");
 }
 
 #[tokio::test]
