@@ -389,6 +389,8 @@ impl RegistryController {
             sleeps: service.machine.sleeps(),
             unscaled: service.machine.unscaled().map(str::to_owned),
             forbidden: service.machine.forbidden().map(str::to_owned),
+            parked: service.machine.forbidden().is_some()
+                && service.machine.observed.place == ServicePresence::Parked,
         };
         let before = self.setting.registry.seen(reference);
         // Nothing is known yet.
