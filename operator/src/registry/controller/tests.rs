@@ -163,7 +163,7 @@ async fn of_a_service_at_zero_nothing_is_told_before_the_broker_has_let_its_pres
     controller.show(&weather());
     assert_eq!(registry.seen(&weather()), None);
     let machine = &mut controller.services.get_mut(&weather()).unwrap().machine;
-    machine.forbid(Need::Place, "allow it".to_owned());
+    machine.forbid(Need::Place, "allow it".to_owned(), Instant::now());
     controller.show(&weather());
     assert_eq!(registry.seen(&weather()).unwrap().forbidden.as_deref(), Some("allow it"));
     // One that is awaited no more.

@@ -27,8 +27,10 @@ impl ScaleToZero {
     }
 
     /// The broker refuses what it takes to sleep: why, and what it has to allow.
-    pub fn forbid(&mut self, need: Need, why: String) {
+    pub fn forbid(&mut self, need: Need, why: String, now: Instant) {
         match need {
+            // Who is awake, and whose presence of before cannot be cleared, was not to sleep.
+            Need::Place if !self.holds(now) => {}
             Need::Place => self.published.refuse(why),
             Need::Control => {
                 self.asked_control.refuse(why);
