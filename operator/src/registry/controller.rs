@@ -294,12 +294,13 @@ impl RegistryController {
         let now = Instant::now();
         let mut settled = Vec::new();
         let mut asked = Vec::new();
+        let setting = &self.setting;
         for (key, broker) in &mut self.brokers {
             broker.flush();
             if let Some(answer) = broker.watch_again(now) {
                 asked.push((key.clone(), broker.connection(), answer));
             }
-            broker.forget_unclaimed(now);
+            broker.forget_unclaimed(now, |server_id| setting.is_unlisted(server_id));
             if broker.settle(now) {
                 settled.push(key.clone());
             }

@@ -86,7 +86,7 @@ pub(super) struct Broker {
     pub(super) refusals: usize,
     /// Whether what is said to us reaches us on this connection, and no ACL keeps it from us without a word.
     hears: bool,
-    /// By the server id that they are for, each with the time from which it waits here.
+    /// By the server id that they are for, each with the time until which it waits here.
     unclaimed: HashMap<String, Vec<(Instant, Unclaimed)>>,
 }
 

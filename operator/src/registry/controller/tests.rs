@@ -74,6 +74,37 @@ async fn what_comes_for_an_unknown_service_has_no_more_room_than_the_rest() {
 }
 
 #[tokio::test]
+async fn a_message_waits_for_a_namespace_to_be_listed_but_not_for_long() {
+    let mut controller = controller();
+    let (unsynced, stores) = tokio::sync::watch::channel(vec!["McpServices"]);
+    let mut tools = watched(Some("tools"), Vec::new(), Vec::new());
+    tools.stores.unsynced = stores;
+    controller.setting.watched = [tools].into_iter().collect();
+    controller.told(&weather(), Arc::new(wanted()));
+    let (key, start) = (wanted().broker.key, Instant::now());
+    let hear = |controller: &mut RegistryController, namespace: &str, message: Unclaimed| {
+        controller.heard(&key, &format!("north.{namespace}.clock_service"), message, &mut None);
+    };
+    let left = |controller: &mut RegistryController, seconds: u64| {
+        let (setting, broker) = (&controller.setting, controller.brokers.get_mut(&key).unwrap());
+        broker.forget_unclaimed(start + Duration::from_secs(seconds), |id| setting.is_unlisted(id));
+        broker.unclaimed().messages
+    };
+    hear(&mut controller, "meteo", initialize(1, 0));
+    hear(&mut controller, "tools", initialize(1, 0));
+    let before = start.checked_sub(Duration::from_mins(2)).unwrap();
+    hear(&mut controller, "tools", Unclaimed { since: before, ..initialize(2, 0) });
+    assert_eq!(left(&mut controller, 29), 3, "all of them for as long as ever");
+    assert_eq!(left(&mut controller, 31), 1, "one is not watched, and the client of another has given up");
+    assert_eq!((left(&mut controller, 59), left(&mut controller, 61)), (1, 0));
+    // The first reconciles take their time.
+    hear(&mut controller, "tools", initialize(1, 0));
+    assert_eq!(left(&mut controller, 20), 1);
+    unsynced.send_replace(Vec::new());
+    assert_eq!((left(&mut controller, 49), left(&mut controller, 51)), (1, 0));
+}
+
+#[tokio::test]
 async fn a_broker_that_sends_without_end_leaves_room_for_the_others() {
     let mut controller = controller();
     let asleep = |key: &str, service: &str| {
