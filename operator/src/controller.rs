@@ -137,6 +137,10 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
         scope.forget(&reference);
         return Ok(Action::await_change());
     }
+    if let Ok(service) = &service.0 {
+        // An answer of the API server that is lost keeps the steps for longer than a wake may take.
+        scope.registry.tell_replicas(&reference, service.spec.replicas);
+    }
     let mut progress = Progress::default();
     let mut asked = Asked::Unreadable(service.0.as_ref().ok().map(|service| service.spec.replicas));
     let result = match &service.0 {
@@ -162,7 +166,8 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
     scope.metrics.reconciled(counted, seconds(begin));
     if matches!(outcome, Outcome::Refused(_)) {
         // What was refused waits for a change; but quotas, webhooks and others' objects change unseen.
-        return Ok(Action::requeue(scope.failures.pause(&reference)));
+        let pause = scope.failures.pause(&reference);
+        return Ok(Action::requeue(deferred.map_or(pause, |deferred| pause.min(deferred))));
     }
     scope.failures.forget(&reference);
     Ok(Action::requeue(progress.look_again.into_iter().chain(deferred).min().unwrap_or(RESYNC)))

@@ -387,10 +387,13 @@ fn nothing_runs(outcome: &Outcome, seen: &Seen<'_>) -> Option<Judgment> {
     let why = unreachable
         .map(|why| format!(", and the operator {UNASKABLE} ({why})"))
         .or_else(|| forbidden.map(|why| format!(", and none can wake the service: {why}")));
-    Some(fails(
-        reasons::SCALED_TO_ZERO,
-        format!("spec.replicas is 0; clients find no instance{}", why.unwrap_or_default()),
-    ))
+    let message = match forbidden.filter(|_| unreachable.is_none()) {
+        Some(why) if registry.is_some_and(|registry| registry.parked) => {
+            format!("spec.replicas is 0; clients find the service, but none can wake it: {why}")
+        }
+        _ => format!("spec.replicas is 0; clients find no instance{}", why.unwrap_or_default()),
+    };
+    Some(fails(reasons::SCALED_TO_ZERO, message))
 }
 
 /// A problem, and who has it; with nobody it is the service's as a whole.

@@ -294,13 +294,14 @@ impl RegistryController {
         let now = Instant::now();
         let mut settled = Vec::new();
         let mut asked = Vec::new();
+        let setting = &self.setting;
         for (key, broker) in &mut self.brokers {
             broker.flush();
             if let Some(answer) = broker.watch_again(now) {
                 asked.push((key.clone(), broker.connection(), answer));
             }
-            broker.forget_unclaimed(now);
-            if broker.presences.settle(now) {
+            broker.forget_unclaimed(now, |server_id| setting.is_unlisted(server_id));
+            if broker.settle(now) {
                 settled.push(key.clone());
             }
         }
@@ -389,13 +390,18 @@ impl RegistryController {
             sleeps: service.machine.sleeps(),
             unscaled: service.machine.unscaled().map(str::to_owned),
             forbidden: service.machine.forbidden().map(str::to_owned),
+            parked: service.machine.forbidden().is_some()
+                && service.machine.observed.place == ServicePresence::Parked,
         };
         let before = self.setting.registry.seen(reference);
         // Nothing is known yet.
         let silent = before.is_none()
             && seen.unreachable.is_none()
             && seen.forbidden.is_none()
-            && (!broker.presences.settled() || service.machine.is_about_to_sleep());
+            && (!broker.presences.settled()
+                || service.machine.is_about_to_sleep()
+                // Some brokers acknowledge what they drop: that is told once the first words are over.
+                || service.machine.awaits_place() && self.setting.registry.is_pending(reference));
         if silent || before.as_ref() == Some(&seen) {
             return;
         }

@@ -51,6 +51,14 @@ struct Told {
     new: HashMap<ServiceRef, Option<Arc<Wanted>>>,
 }
 
+impl Told {
+    fn put(&mut self, service: &ServiceRef, wanted: Wanted) {
+        let wanted = Arc::new(wanted);
+        self.known.insert(service.clone(), wanted.clone());
+        self.new.insert(service.clone(), Some(wanted));
+    }
+}
+
 impl RegistryFeed {
     /// What a reconcile came to: what the service asks for, and why it cannot have it; none: it has it, or is to have it
     /// as soon as the API server takes it. Whoever wakes one that is refused hears why nothing comes.
@@ -75,9 +83,18 @@ impl RegistryFeed {
         if known.is_some_and(|known| **known == wanted) {
             return;
         }
-        let wanted = Arc::new(wanted);
-        told.known.insert(service.clone(), wanted.clone());
-        told.new.insert(service.clone(), Some(wanted));
+        told.put(service, wanted);
+        drop(told);
+        self.0.news.notify_one();
+    }
+
+    /// So many instances are wanted now. The rest of what a service asks for is told once the API server has taken it,
+    /// which may be long after it has taken this: until then an instance would be there that nobody wants.
+    pub fn tell_replicas(&self, service: &ServiceRef, replicas: i32) {
+        let mut told = lock(&self.0.told);
+        let Some(known) = told.known.get(service).filter(|known| known.replicas != replicas) else { return };
+        let wanted = Wanted { replicas, ..Wanted::clone(known) };
+        told.put(service, wanted);
         drop(told);
         self.0.news.notify_one();
     }
@@ -188,5 +205,19 @@ mod tests {
         assert_eq!(told(&registry).await, refused);
         registry.tell(&weather, Asked::Usable(wanted()), None);
         assert!(told(&registry).await.accepted);
+    }
+
+    #[tokio::test]
+    async fn how_many_instances_are_wanted_is_told_before_the_rest() {
+        let (registry, weather) = (RegistryFeed::default(), ServiceRef::new("weather").within("meteo"));
+        registry.tell_replicas(&weather, 1);
+        assert!(!registry.knows(&weather), "what it is has not been told");
+        registry.tell(&weather, Asked::Usable(wanted()), Some(WHY.to_owned()));
+        let known = told(&registry).await;
+        registry.tell_replicas(&weather, known.replicas);
+        assert!(lock(&registry.0.told).new.is_empty(), "no news");
+        registry.tell_replicas(&weather, 0);
+        assert!(!lock(&registry.0.told).new.is_empty(), "nobody hears of it");
+        assert_eq!(told(&registry).await, Wanted { replicas: 0, ..known });
     }
 }

@@ -195,6 +195,8 @@ pub struct Seen {
     pub unscaled: Option<String>,
     /// What the broker refused when the service was last to sleep, and what it has to allow.
     pub forbidden: Option<String>,
+    /// Whether its presence stands there all the same.
+    pub parked: bool,
 }
 
 #[cfg(test)]

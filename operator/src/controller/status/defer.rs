@@ -7,6 +7,7 @@ use mcp_mqtt_sidecar::status::reason;
 
 use super::{Outcome, Seen};
 use crate::{
+    controller::problems::Problem,
     crd::McpServiceStatus,
     live::pod::Pod,
     observe::{Observation, is_asked, is_ready},
@@ -30,8 +31,12 @@ pub fn defer_status(
     applied: Option<Duration>,
     relook: Option<Duration>,
 ) -> Option<Duration> {
-    if matches!(outcome, Outcome::Refused(_)) {
-        return None;
+    let from_registry = |last: &McpServiceStatus| last.conditions.iter().any(is_from_registry);
+    let silent = seen.awaits_registry && last.is_some_and(from_registry);
+    if let Outcome::Refused(problem) = outcome {
+        // A refusal is told at once; but one that the predecessor has told is no news, and the rest of what it wrote
+        // stands until the broker has spoken.
+        return (silent && is_told(problem, seen, last)).then_some(UNASKED);
     }
     // Of a paused service nothing is to come.
     let applied = applied.filter(|_| matches!(outcome, Outcome::Accepted(_)));
@@ -52,9 +57,20 @@ pub fn defer_status(
     });
     let unasked =
         |(pod, seen): (&Pod, Option<&Observation>)| seen.is_none() && is_ready(pod) && is_asked(pod);
-    let from_registry = |last: &McpServiceStatus| last.conditions.iter().any(is_from_registry);
-    let silent = seen.awaits_registry && last.is_some_and(from_registry);
     (told && (silent || seen.staying().any(unasked))).then_some(UNASKED)
+}
+
+/// Whether the status says of this generation that it is refused for this.
+fn is_told(problem: &Problem, seen: &Seen<'_>, last: Option<&McpServiceStatus>) -> bool {
+    last.is_some_and(|last| {
+        last.observed_generation == seen.metadata.generation
+            && last.conditions.iter().any(|condition| {
+                condition.type_ == reasons::ACCEPTED
+                    && condition.status == "False"
+                    && condition.reason == problem.reason
+                    && condition.message == problem.message
+            })
+    })
 }
 
 /// Whether only the broker can have told it.
@@ -112,10 +128,7 @@ mod tests {
     use super::*;
     use crate::{
         controller::{
-            problems::{
-                Problem,
-                tests::{gateway, pod},
-            },
+            problems::tests::{gateway, pod},
             status::{
                 build_status,
                 tests::{
@@ -290,5 +303,30 @@ mod tests {
         assert_eq!(hold(true, &asleep), Some(UNASKED));
         assert_eq!(hold(false, &asleep), None, "it has spoken, or it will not");
         assert_eq!(hold(true, &status(0, Vec::new())), None, "nothing of that came from the broker");
+    }
+
+    #[test]
+    fn what_a_predecessor_learned_of_a_refused_service_stands_as_long_as_the_refusal_is_the_same() {
+        let metadata = metadata();
+        let refused = |message: &str| {
+            let problem = Problem { reason: reasons::INVALID_SPEC.to_owned(), message: message.to_owned() };
+            Outcome::Refused(problem)
+        };
+        let last = |registry| {
+            let seen = Seen { registry: Some(registry), ..seen(&metadata, 0, Vec::new()) };
+            build_status(&refused("why"), &seen, None, noon())
+        };
+        let asleep = last(registry::wanted::Seen { sleeps: true, ..shown() });
+        let hold = |outcome, awaits_registry, last: Option<&McpServiceStatus>| {
+            let seen = Seen { awaits_registry, ..seen(&metadata, 0, Vec::new()) };
+            defer_status(&outcome, &seen, last, None, None)
+        };
+        assert_eq!(hold(refused("why"), true, Some(&asleep)), Some(UNASKED));
+        assert_eq!(hold(refused("why"), false, Some(&asleep)), None, "it has spoken, or it will not");
+        assert_eq!(hold(refused("another"), true, Some(&asleep)), None, "a new problem is told at once");
+        assert_eq!(hold(refused("why"), true, Some(&last(shown()))), None, "nothing came from the broker");
+        assert_eq!(hold(refused("why"), true, None), None);
+        let older = McpServiceStatus { observed_generation: Some(6), ..asleep };
+        assert_eq!(hold(refused("why"), true, Some(&older)), None, "another generation has to be told");
     }
 }

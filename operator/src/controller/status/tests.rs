@@ -354,6 +354,7 @@ pub(super) fn shown() -> registry::wanted::Seen {
         sleeps: false,
         unscaled: None,
         forbidden: None,
+        parked: false,
     }
 }
 
@@ -388,6 +389,12 @@ fn what_the_broker_has_to_allow_for_a_service_to_sleep_is_told() {
     let asleep = with_registry(0, Vec::new(), forbidden());
     assert_eq!(told(&asleep, "Ready"), words("False", "ScaledToZero", expected));
     assert_eq!(told(&asleep, "Registered"), words("False", "BrokerNotAuthorized", expected));
+    let parked = || registry::wanted::Seen { parked: true, ..forbidden() };
+    let expected = "spec.replicas is 0; clients find the service, but none can wake it: allow it";
+    assert_eq!(told(&with_registry(0, Vec::new(), parked()), "Ready").2, expected);
+    let away = registry::wanted::Seen { unreachable: Some("no route".to_owned()), ..parked() };
+    let away = told(&with_registry(0, Vec::new(), away), "Ready").2;
+    assert!(away.ends_with("the operator cannot ask the broker (no route)"), "{away}");
     let awake = with_registry(1, vec![(ready_pod("a"), Some(registered(0)))], forbidden());
     let expected = "1 of 1 instances in the broker's registry; it could not be put to sleep: allow it";
     assert_eq!(told(&awake, "Registered"), words("True", "Registered", expected));

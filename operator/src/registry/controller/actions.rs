@@ -1,6 +1,9 @@
 //! What the state machines ask for, done.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use kube::{
@@ -151,7 +154,7 @@ impl RegistryController {
             Ok(code) if code.is_error() => {
                 let control = topic::control(&service.wanted.standby, &service.wanted.server_name);
                 let why = broker.refused(Right::ReadControl, &control, code);
-                service.machine.forbid(Need::Control, why);
+                service.machine.forbid(Need::Control, why, Instant::now());
             }
             answer => {
                 let granted = answer.is_ok();
@@ -169,7 +172,7 @@ impl RegistryController {
         let Some(reference) = self.by_standby.get(server_id).cloned() else { return };
         let Some(service) = self.services.get_mut(&reference) else { return };
         if service.wanted.broker.key == key && service.wanted.server_name.as_str() == server_name {
-            service.machine.forbid(Need::Place, why);
+            service.machine.forbid(Need::Place, why, Instant::now());
             self.show(&reference);
         }
     }

@@ -72,6 +72,8 @@ pub(super) struct Broker {
     why: Option<String>,
     /// Since when it cannot be asked.
     down_since: Instant,
+    /// Whether its registry had more than may be known, and has not told all of it since: it may have as much again.
+    overflowed: bool,
     /// Counts connections, so that no answer on an earlier one is taken for one on this.
     connection: u64,
     /// Whether it may have more subscriptions than the services know of: the broker has kept those of an earlier one.
@@ -84,7 +86,7 @@ pub(super) struct Broker {
     pub(super) refusals: usize,
     /// Whether what is said to us reaches us on this connection, and no ACL keeps it from us without a word.
     hears: bool,
-    /// By the server id that they are for, each with the time from which it waits here.
+    /// By the server id that they are for, each with the time until which it waits here.
     unclaimed: HashMap<String, Vec<(Instant, Unclaimed)>>,
 }
 
@@ -137,6 +139,7 @@ impl Broker {
             presences: Presences::new(setting.cluster.clone(), setting.mark.clone()),
             why: Some("no connection yet".to_owned()),
             down_since: Instant::now(),
+            overflowed: false,
             connection: 0,
             resumed: false,
             pending: Outgoing::default(),
@@ -204,6 +207,7 @@ impl Broker {
         self.connection += 1;
         self.resumed = resumed;
         self.hears = false;
+        self.overflowed = false;
         self.told.clear();
         self.watches = Watches::begin();
         self.publisher = Some(publisher);
@@ -278,7 +282,7 @@ impl Broker {
                 // They came before this answer: it is asked again when it is time.
                 Right::ReadPresences if self.presences.are_too_many() => self.watches.missing.push(right),
                 Right::ReadPresences => {
-                    self.why = None;
+                    self.why.take_if(|_| !self.overflowed);
                     self.presences.subscribed(now);
                 }
                 Right::ReadAnswers => {
@@ -294,6 +298,15 @@ impl Broker {
         }
     }
 
+    /// Whether it has just told all presences there are.
+    pub(super) fn settle(&mut self, now: Instant) -> bool {
+        let settled = self.presences.settle(now);
+        if settled && std::mem::take(&mut self.overflowed) {
+            self.why = None;
+        }
+        settled
+    }
+
     /// Its registry has more than may be known: it is as good as away, and asked anew in a while.
     pub(super) fn overflowed(&mut self) {
         let why = format!(
@@ -302,6 +315,7 @@ impl Broker {
             presences::MAX_BYTES >> 20
         );
         tracing::warn!(broker = %self.url, "the broker is left alone for {OVERFLOW:?}: {why}");
+        self.overflowed = true;
         if self.why.replace(why).is_none() {
             self.down_since = Instant::now();
         }
@@ -410,3 +424,6 @@ impl Drop for Broker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ use kube::Api;
 use mcp_mqtt_transport::topic::{ServerId, ServerName};
 use tokio::time::timeout;
 
-use super::{Done, RegistryController};
+use super::{Done, RegistryController, Setting};
 use crate::{
     controller::scope::ServiceRef,
     crd::McpService,
@@ -50,6 +50,17 @@ pub(super) struct StalePresence {
     broker: String,
     server_id: String,
     server_name: String,
+}
+
+impl Setting {
+    /// Whether it is of a namespace that is watched, and not listed yet.
+    pub(super) fn is_unlisted(&self, server_id: &str) -> bool {
+        let minted = of_server_id(&self.cluster, server_id);
+        let Some(Minted::Pod { namespace, .. } | Minted::Service { namespace, .. }) = minted else {
+            return false;
+        };
+        self.watched.of_namespace(namespace).is_some_and(|part| !part.stores.is_synced())
+    }
 }
 
 impl RegistryController {

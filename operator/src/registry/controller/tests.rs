@@ -15,12 +15,12 @@ use bytes::Bytes;
 use super::*;
 use crate::{
     controller::{fixtures, problems::tests::gateway, resolve::ReferenceMemory, validate::Sleep},
-    registry::presences::SETTLE,
+    registry::{Asked, presences::SETTLE, scale_to_zero::Need},
     watched::tests::watched,
 };
 
 /// A controller of no service, whose API server answers nothing and whose brokers are not there.
-fn controller() -> RegistryController {
+pub(super) fn controller() -> RegistryController {
     let api = tower::service_fn(|_: http::Request<Body>| {
         std::future::pending::<Result<http::Response<Body>, tower::BoxError>>()
     });
@@ -40,7 +40,7 @@ fn controller() -> RegistryController {
     controller
 }
 
-fn wanted() -> Wanted {
+pub(super) fn wanted() -> Wanted {
     let valid = fixtures::validated(fixtures::STDIO).unwrap();
     let (settings, references) = (fixtures::settings(), ReferenceMemory::default());
     Wanted::of(&valid, &settings, &references, None, &fixtures::salt()).unwrap()
@@ -71,6 +71,37 @@ async fn what_comes_for_an_unknown_service_has_no_more_room_than_the_rest() {
     }
     let held = controller.held();
     assert!(held.messages > 100 && held.bytes <= pending::BYTES_IN_ALL / 2, "{held:?}");
+}
+
+#[tokio::test]
+async fn a_message_waits_for_a_namespace_to_be_listed_but_not_for_long() {
+    let mut controller = controller();
+    let (unsynced, stores) = tokio::sync::watch::channel(vec!["McpServices"]);
+    let mut tools = watched(Some("tools"), Vec::new(), Vec::new());
+    tools.stores.unsynced = stores;
+    controller.setting.watched = [tools].into_iter().collect();
+    controller.told(&weather(), Arc::new(wanted()));
+    let (key, start) = (wanted().broker.key, Instant::now());
+    let hear = |controller: &mut RegistryController, namespace: &str, message: Unclaimed| {
+        controller.heard(&key, &format!("north.{namespace}.clock_service"), message, &mut None);
+    };
+    let left = |controller: &mut RegistryController, seconds: u64| {
+        let (setting, broker) = (&controller.setting, controller.brokers.get_mut(&key).unwrap());
+        broker.forget_unclaimed(start + Duration::from_secs(seconds), |id| setting.is_unlisted(id));
+        broker.unclaimed().messages
+    };
+    hear(&mut controller, "meteo", initialize(1, 0));
+    hear(&mut controller, "tools", initialize(1, 0));
+    let before = start.checked_sub(Duration::from_mins(2)).unwrap();
+    hear(&mut controller, "tools", Unclaimed { since: before, ..initialize(2, 0) });
+    assert_eq!(left(&mut controller, 29), 3, "all of them for as long as ever");
+    assert_eq!(left(&mut controller, 31), 1, "one is not watched, and the client of another has given up");
+    assert_eq!((left(&mut controller, 59), left(&mut controller, 61)), (1, 0));
+    // The first reconciles take their time.
+    hear(&mut controller, "tools", initialize(1, 0));
+    assert_eq!(left(&mut controller, 20), 1);
+    unsynced.send_replace(Vec::new());
+    assert_eq!((left(&mut controller, 49), left(&mut controller, 51)), (1, 0));
 }
 
 #[tokio::test]
@@ -141,6 +172,35 @@ async fn a_broker_whose_registry_has_no_end_is_as_good_as_away_and_another_is_no
     assert_eq!(links(&controller), [false, true]);
     assert_eq!(controller.brokers[&one].presences.iter().count(), 0);
     assert!(controller.brokers[&one].resumed(), "what the services have subscribed stays");
+}
+
+#[tokio::test]
+async fn of_a_service_at_zero_nothing_is_told_before_the_broker_has_let_its_presence_in_or_not() {
+    let mut controller = controller();
+    controller.setting.watched = std::iter::empty().collect();
+    let sleep = Some(Sleep { idle: Duration::MAX, wake_timeout: Duration::from_mins(1) });
+    let wanted = Wanted { sleep, replicas: 0, ..wanted() };
+    let registry = controller.setting.registry.clone();
+    let sun = ServiceRef::new("sun").within("meteo");
+    let standby = ServerId::new("north.meteo.sun_service").unwrap();
+    let settle = |broker: &mut Broker| {
+        broker.presences.subscribed(Instant::now());
+        assert!(broker.presences.settle(Instant::now() + SETTLE));
+    };
+    registry.tell(&weather(), Asked::Usable(wanted.clone()), None);
+    controller.told(&weather(), Arc::new(wanted.clone()));
+    controller.brokers.values_mut().for_each(settle);
+    controller.look_at_place(&weather());
+    controller.show(&weather());
+    assert_eq!(registry.seen(&weather()), None);
+    let machine = &mut controller.services.get_mut(&weather()).unwrap().machine;
+    machine.forbid(Need::Place, "allow it".to_owned(), Instant::now());
+    controller.show(&weather());
+    assert_eq!(registry.seen(&weather()).unwrap().forbidden.as_deref(), Some("allow it"));
+    // One that is awaited no more.
+    controller.told(&sun, Arc::new(Wanted { standby, ..wanted }));
+    controller.show(&sun);
+    assert!(registry.seen(&sun).is_some_and(|seen| !seen.sleeps), "the broker may have dropped it");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Action, Need, ScaleToZero};
+use super::{Action, Need, ScaleToZero, ServicePresence};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Control {
@@ -27,8 +27,10 @@ impl ScaleToZero {
     }
 
     /// The broker refuses what it takes to sleep: why, and what it has to allow.
-    pub fn forbid(&mut self, need: Need, why: String) {
+    pub fn forbid(&mut self, need: Need, why: String, now: Instant) {
         match need {
+            // Who is awake, and whose presence of before cannot be cleared, was not to sleep.
+            Need::Place if !self.holds(now) => {}
             Need::Place => self.published.refuse(why),
             Need::Control => {
                 self.asked_control.refuse(why);
@@ -43,6 +45,15 @@ impl ScaleToZero {
     pub fn forbidden(&self) -> Option<&str> {
         self.observed.sleep?;
         self.asked_control.refused().or(self.published.refused())
+    }
+
+    /// Whether our presence is about to stand there, or to be refused: the broker has not said yet which.
+    pub fn awaits_place(&self) -> bool {
+        self.observed.sleep.is_some()
+            && self.observed.replicas == 0
+            && !self.observed.unaccepted
+            && self.observed.place == ServicePresence::Empty
+            && self.forbidden().is_none()
     }
 
     /// The broker's connection takes no [`Action::Unsubscribe`] at present: the next step asks again.

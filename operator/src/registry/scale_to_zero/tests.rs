@@ -409,7 +409,7 @@ fn what_the_broker_does_not_allow_is_asked_for_less_and_less_often_and_told() {
     let wait = |scene: &mut Scene, need: Need| {
         for _ in 0..600 {
             scene.pass(Duration::from_millis(500));
-            scene.machine.forbid(need, "allow it".to_owned());
+            scene.machine.forbid(need, "allow it".to_owned(), scene.now);
         }
     };
     let mut scene = Scene::new(0, ServicePresence::Parked);
@@ -438,7 +438,7 @@ fn who_is_awake_and_may_not_be_put_to_sleep_is_told_why_until_it_sleeps() {
     let mut scene = Scene::new(1, ServicePresence::Empty);
     (scene.machine.observed.idle, scene.obeys) = (Idle::For(IDLE), false);
     scene.pass(Duration::from_secs(1));
-    scene.machine.forbid(Need::Control, "allow it".to_owned());
+    scene.machine.forbid(Need::Control, "allow it".to_owned(), scene.now);
     scene.pass(PARKING);
     assert_eq!((scene.machine.phase, scene.machine.forbidden()), (Phase::Steady, Some("allow it")));
     scene.machine.observed.sleep = None;

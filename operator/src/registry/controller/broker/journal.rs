@@ -21,6 +21,8 @@ const SINCE: &str = "MCP-MQTT-SINCE";
 /// A message for a service of which we were not told waits this long: the first reconciles take their time.
 /// Many clients give a request up after a minute, and are to hear before that that nobody knows of it.
 const UNCLAIMED: Duration = Duration::from_secs(30);
+/// So long after it came, a message may wait for a namespace to be listed: by default nobody is woken later.
+const UNLISTED: Duration = Duration::from_mins(1);
 
 /// A message for a service of which we were not told yet.
 #[derive(Debug)]
@@ -115,7 +117,7 @@ impl Broker {
         let Unclaimed { client, payload, since, server_name } = &message;
         let line = Line { payload, since: *since, server_name: server_name.as_ref() };
         self.write_down(standby, client, Some(line));
-        self.unclaimed.entry(standby.to_owned()).or_default().push((now, message));
+        self.unclaimed.entry(standby.to_owned()).or_default().push((now + UNCLAIMED, message));
     }
 
     /// How many wait for a service that is not known yet, and their bytes.
@@ -129,11 +131,21 @@ impl Broker {
         waiting.into_iter().map(|(_, message)| message).collect()
     }
 
-    /// Nobody knows of that service.
-    pub(in crate::registry::controller) fn forget_unclaimed(&mut self, now: Instant) {
+    /// Nobody knows of that service. Of one whose namespace is `unlisted` it is too early to say so.
+    pub(in crate::registry::controller) fn forget_unclaimed(
+        &mut self,
+        now: Instant,
+        unlisted: impl Fn(&str) -> bool,
+    ) {
         let mut forgotten = Vec::new();
         self.unclaimed.retain(|standby, messages| {
-            let late = messages.extract_if(.., |(waits, _)| now.duration_since(*waits) >= UNCLAIMED);
+            if unlisted(standby) {
+                // Once it is listed, the first reconciles take their time.
+                for (until, message) in &mut *messages {
+                    *until = (*until).max((now + UNCLAIMED).min(message.since + UNLISTED));
+                }
+            }
+            let late = messages.extract_if(.., |(until, _)| *until <= now);
             forgotten.extend(late.map(|(_, message)| (standby.clone(), message)));
             !messages.is_empty()
         });

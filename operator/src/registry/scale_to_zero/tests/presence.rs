@@ -47,3 +47,17 @@ fn it_is_about_to_sleep_until_the_broker_has_said_that_it_is_heard_who_wakes_it(
     scene.machine.observed.replicas = 1;
     assert_eq!(is_about_to(&scene), (false, false), "it wakes");
 }
+
+#[test]
+fn what_may_not_be_cleared_keeps_nobody_from_sleep() {
+    let mut scene = Scene::new(1, ServicePresence::Parked);
+    scene.obeys = false;
+    scene.machine.observed.elsewhere = vec![under_its_own_id("weather-1")];
+    scene.pass(ELSEWHERE + AGAIN);
+    assert!(scene.log.contains(&"clear".to_owned()), "{:?}", scene.log);
+    scene.machine.forbid(Need::Place, "allow it".to_owned(), scene.now);
+    assert_eq!(scene.machine.forbidden(), None);
+    scene.machine.observed.replicas = 0;
+    scene.machine.forbid(Need::Place, "allow it".to_owned(), scene.now);
+    assert_eq!(scene.machine.forbidden(), Some("allow it"), "it is to sleep");
+}

@@ -103,7 +103,7 @@ proptest! {
                 }
                 Event::Forbid(control) => {
                     let need = if control { Need::Control } else { Need::Place };
-                    machine.forbid(need, "not authorized".to_owned());
+                    machine.forbid(need, "not authorized".to_owned(), now);
                 }
                 Event::Subscribed(granted) => machine.subscribed(granted, now, &mut out),
                 Event::Scaled(done) => {

@@ -1,0 +1,43 @@
+use super::*;
+use crate::registry::{
+    controller::tests::{controller, wanted},
+    presences::SETTLE,
+};
+
+/// The broker of a service, which nobody has answered for a while.
+fn broker() -> Broker {
+    let mut broker = Broker::open(&controller().setting, &wanted().broker, mpsc::channel(1).0);
+    let before = Instant::now().checked_sub(WORTH_TELLING);
+    broker.down_since = before.expect("a clock that began earlier");
+    broker
+}
+
+/// The broker lets us read what we asked for.
+fn grant(broker: &mut Broker) {
+    broker.watching(broker.connection(), Ok(vec![ReasonCode::SUCCESS; 3]));
+}
+
+#[tokio::test]
+async fn a_registry_without_end_is_told_of_until_it_has_told_all() {
+    let (mut broker, now) = (broker(), Instant::now());
+    grant(&mut broker);
+    assert_eq!(broker.unreachable(), None);
+    let down_since = broker.down_since;
+    for _ in 0..2 {
+        broker.overflowed();
+        broker.down_since = down_since; // a while ago
+        assert!(broker.unreachable().is_some());
+        // It is asked anew.
+        broker.presences.unlinked();
+        grant(&mut broker);
+        assert!(broker.unreachable().is_some(), "there may be as many again");
+    }
+    broker.overflowed();
+    assert!(broker.unreachable().is_some(), "it is no news");
+    broker.presences.unlinked();
+    grant(&mut broker);
+    assert!(broker.settle(now + SETTLE + SETTLE));
+    assert_eq!(broker.unreachable(), None);
+    broker.down("no route".to_owned());
+    assert_eq!(broker.unreachable(), None, "it may be back in a moment");
+}
