@@ -52,14 +52,14 @@ const BOOT_LIMIT: Duration = Duration::from_mins(3);
 const KILL_LIMIT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
 
-/// Installs and builds what clusters are made of, where it is not there.
+/// Installs and builds what clusters are made of, where it is not there; the archive of the pause image.
 ///
 /// # Errors
 /// When something cannot be installed or built.
-pub(crate) fn prepare() -> Result<()> {
+pub(crate) fn prepare() -> Result<PathBuf> {
     packages::ensure(&[packages::NODE])?;
     binary::ensure()?;
-    pause::ensure().map(drop)
+    pause::ensure()
 }
 
 /// A cluster of this machine, up or not.
@@ -244,9 +244,7 @@ impl Cluster {
 
     /// What a boot needs: programs, binaries, and nothing of an earlier life.
     fn prepare(&self) -> Result<()> {
-        packages::ensure(&[packages::NODE])?;
-        binary::ensure()?;
-        let pause = pause::ensure()?;
+        let pause = prepare()?;
         self.clear()?;
         let state = self.state();
         // The last life's logs are worth keeping for one more: they say why it ended.

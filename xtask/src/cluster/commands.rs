@@ -60,7 +60,7 @@ impl Commands {
             Self::Up { cluster } => Cluster::named(&cluster.name)?.up(),
             Self::Down { cluster } => Cluster::named(&cluster.name)?.down(),
             Self::Status => status(),
-            Self::Build => prepare(),
+            Self::Build => prepare().map(drop),
             Self::Autoscalers => autoscalers::ensure(),
             Self::Check => check(),
         }
