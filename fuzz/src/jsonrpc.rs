@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 use mcp_mqtt_transport::jsonrpc::{
-    Kind, MAX_ID_BYTES, Message, ParseError, ParseErrorKind, RequestId, RpcError,
+    Batch, Kind, MAX_ID_BYTES, Message, ParseError, ParseErrorKind, RequestId, RpcError,
 };
 use serde::de::IgnoredAny;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, value::RawValue};
 
 use crate::pieces::knobs;
 
@@ -28,6 +28,20 @@ pub(crate) fn run(data: &[u8]) {
             reread(&message);
         }
         Err(error) => refused(raw, limit, whole.ok().as_ref(), &error),
+    }
+    batch(raw);
+}
+
+/// The first parts of a batch, against all of them.
+fn batch(raw: &[u8]) {
+    const MOST: usize = 2;
+    let first = Batch::read(&Bytes::copy_from_slice(raw), MOST);
+    let all = serde_json::from_slice::<Vec<&RawValue>>(raw);
+    assert_eq!(first.is_ok(), all.is_ok(), "{first:?}, {all:?}");
+    if let (Ok(first), Ok(all)) = (first, all) {
+        assert_eq!(first.more, all.len() > MOST);
+        let parts = all.iter().take(MOST).map(|part| part.get().as_bytes());
+        assert!(first.parts.iter().map(|part| &**part).eq(parts), "{first:?}, {all:?}");
     }
 }
 

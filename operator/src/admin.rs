@@ -13,10 +13,11 @@ use axum::{
 };
 use tokio::net::TcpListener;
 
-use crate::{controller::scope::lock, metrics::Metrics};
-
-/// What Prometheus is told of the text that it gets: as plain text it would refuse the type `info`.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+use crate::{
+    controller::scope::lock,
+    metrics::Metrics,
+    serving::{self, OPENMETRICS},
+};
 
 /// What keeps the operator from being ready; empty: nothing does.
 #[derive(Debug, Clone)]
@@ -77,11 +78,7 @@ pub async fn serve(
             }),
         )
         .with_state((readiness, metrics));
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, app).await {
-            tracing::error!("the admin server ended: {error}");
-        }
-    });
+    tokio::spawn(serving::admin(listener, app));
     Ok(bound)
 }
 

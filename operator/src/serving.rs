@@ -2,7 +2,7 @@
 
 use std::{fmt::Display, time::Duration};
 
-pub use mcp_mqtt_sidecar::serving::{ConnectionError, accept};
+pub use mcp_mqtt_sidecar::serving::{ConnectionError, OPENMETRICS, accept, admin};
 use tokio::time::sleep;
 
 /// Between two tries of what did not work.

@@ -5,7 +5,6 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     thread,
-    time::Duration,
 };
 
 use axum::{
@@ -16,30 +15,15 @@ use axum::{
     routing::get,
 };
 
-use hyper::server::conn::http1;
-use hyper_util::{rt::TokioIo, service::TowerToHyperService};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::timeout,
-};
-
 use crate::{
     metrics::Metrics,
     readiness::Board,
-    serving::{self, ConnectionError},
+    serving::{self, OPENMETRICS},
     status::GatewayStatus,
 };
 
-/// What Prometheus is told of the text that it gets.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Four small handlers need no more.
 const STACK_BYTES: usize = 256 * 1024;
-
-/// Connections at one time: the kubelet, the operator and Prometheus have one each, and whoever else comes must not take
-/// the sessions' descriptors.
-const CONNECTIONS: usize = 128;
-/// From a connection to the end of the one answer that it brings: all there is to say is known at once.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone)]
 struct Admin {
@@ -68,7 +52,7 @@ pub fn serve(address: SocketAddr, board: Board, metrics: Metrics) -> io::Result<
         .with_state(Admin { board, metrics });
     let serve = async move {
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        serving::accept("admin", listener, CONNECTIONS, |stream| answer(stream, router.clone())).await;
+        serving::admin(listener, router).await;
         io::Result::Ok(())
     };
     thread::Builder::new().name("admin".to_owned()).stack_size(STACK_BYTES).spawn(move || {
@@ -77,17 +61,6 @@ pub fn serve(address: SocketAddr, board: Board, metrics: Metrics) -> io::Result<
         }
     })?;
     Ok(address)
-}
-
-/// One request of a connection, so that nobody holds a place who has nothing to ask.
-async fn answer<S>(stream: S, router: Router) -> Result<(), ConnectionError>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let service = TowerToHyperService::new(router);
-    let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
-    timeout(PATIENCE, connection).await??;
-    Ok(())
 }
 
 /// The kubelet restarts a gateway that stands still, as nothing else would mend it.
@@ -122,8 +95,6 @@ mod tests {
         time::Duration,
     };
 
-    use tokio::io::AsyncWriteExt;
-
     use super::*;
     use crate::status::{ServerInfo, reason};
 
@@ -134,19 +105,6 @@ mod tests {
         stream.read_to_string(&mut answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn whoever_says_nothing_or_does_not_read_is_not_waited_for() {
-        let large = Router::new().route("/", axum::routing::get(async || "x".repeat(1 << 20)));
-        for request in ["", "GET / HT", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"] {
-            let (mut peer, ours) = tokio::io::duplex(1024);
-            peer.write_all(request.as_bytes()).await.unwrap();
-            let begin = tokio::time::Instant::now();
-            let ended = answer(ours, large.clone()).await.unwrap_err();
-            assert!(ended.is::<tokio::time::error::Elapsed>(), "{request}: {ended}");
-            assert_eq!(begin.elapsed(), PATIENCE);
-        }
     }
 
     #[test]

@@ -195,15 +195,35 @@ mod tests {
         }
     }
 
-    /// Serves HTTP until it is aborted: every request gets this reply.
-    fn serve(listener: TcpListener, reply: Arc<Mutex<String>>) -> JoinHandle<()> {
+    /// What an HTTP server says at the time.
+    #[derive(Clone, Default)]
+    struct Said(Arc<Mutex<[String; 2]>>);
+
+    impl Said {
+        /// To all requests.
+        fn set(&self, reply: &str) {
+            self.to_either(reply, reply);
+        }
+
+        /// To `initialize`, and to `server/discover`.
+        fn to_either(&self, initialize: &str, discover: &str) {
+            *self.0.lock().unwrap() = [initialize, discover].map(str::to_owned);
+        }
+
+        fn reply(&self, request: &[u8]) -> String {
+            let is_discover = String::from_utf8_lossy(request).contains("server/discover");
+            self.0.lock().unwrap()[usize::from(is_discover)].clone()
+        }
+    }
+
+    /// Serves HTTP until it is aborted.
+    fn serve(listener: TcpListener, said: Said) -> JoinHandle<()> {
         tokio::spawn(async move {
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut request = [0; 4096];
-                let _ = stream.read(&mut request).await;
-                let reply = reply.lock().unwrap().clone();
-                let _ = stream.write_all(reply.as_bytes()).await;
+                let read = stream.read(&mut request).await.unwrap_or_default();
+                let _ = stream.write_all(said.reply(&request[..read]).as_bytes()).await;
             }
         })
     }
@@ -215,43 +235,95 @@ mod tests {
         )
     }
 
-    #[tokio::test]
-    async fn one_that_takes_no_new_session_is_failing_until_it_does_or_is_gone() {
-        let well = reply(
+    fn well() -> String {
+        reply(
             "200 OK",
             r#"{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":"2025-06-18","capabilities":{},"serverInfo":{"name":"n","version":"1"}}}"#,
-        );
-        let full = reply("503 Service Unavailable", "full");
-        let said = Arc::new(Mutex::new(well.clone()));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let server = serve(listener, said.clone());
-        let http = BackendConfig {
-            http_url: Some(format!("http://{address}/mcp").parse().unwrap()),
-            ..BackendConfig::default()
-        };
-        let backend = Backend::from_config(&http, &BackendOptions::default(), &Limits::default()).unwrap();
-        let board = Board::new("id", "a/b", Metrics::new());
-        let (sender, mut health) = watch::channel(Health::unknown());
-        tokio::spawn(watch(backend.clone(), board.clone(), sender));
-        let mut until = async |fits: fn(&State) -> bool| {
-            let found = health.wait_for(|health| fits(&health.state));
-            drop(timeout(Duration::from_secs(20), found).await.unwrap().unwrap());
-        };
-        until(|state| *state == State::Up).await;
-        for next_is_up in [true, false] {
-            full.clone_into(&mut said.lock().unwrap());
-            backend.suspect(Suspicion::NoSession);
-            until(|state| matches!(state, State::Failing(why) if why.contains("503"))).await;
-            assert!(!board.status().backend.ok);
-            if next_is_up {
-                well.clone_into(&mut said.lock().unwrap());
-                until(|state| *state == State::Up).await;
-                assert!(board.status().backend.ok);
-            }
+        )
+    }
+
+    /// A server that is watched, has answered, and then takes no new session.
+    struct Scene {
+        said: Said,
+        server: JoinHandle<()>,
+        backend: Backend,
+        board: Board,
+        health: watch::Receiver<Health>,
+    }
+
+    impl Scene {
+        async fn begin() -> Self {
+            let said = Said::default();
+            said.set(&well());
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let server = serve(listener, said.clone());
+            let http = BackendConfig {
+                http_url: Some(format!("http://{address}/mcp").parse().unwrap()),
+                ..BackendConfig::default()
+            };
+            let backend =
+                Backend::from_config(&http, &BackendOptions::default(), &Limits::default()).unwrap();
+            let board = Board::new("id", "a/b", Metrics::new());
+            let (sender, health) = watch::channel(Health::unknown());
+            tokio::spawn(watch(backend.clone(), board.clone(), sender));
+            let mut scene = Self { said, server, backend, board, health };
+            scene.until(|state| *state == State::Up).await;
+            scene
         }
-        server.abort();
-        until(|state| matches!(state, State::Down(_))).await;
+
+        /// From now on it says this to whoever wants a session, and some have found out.
+        async fn takes_none(&mut self, reply: &str, fits: fn(&State) -> bool) {
+            self.said.set(reply);
+            self.backend.suspect(Suspicion::NoSession);
+            self.until(fits).await;
+            assert!(!self.board.status().backend.ok);
+        }
+
+        async fn until(&mut self, fits: fn(&State) -> bool) {
+            let found = self.health.wait_for(|health| fits(&health.state));
+            drop(timeout(Duration::from_secs(20), found).await.unwrap().unwrap());
+        }
+    }
+
+    fn is_full(state: &State) -> bool {
+        matches!(state, State::Failing(why) if why.contains("503"))
+    }
+
+    #[tokio::test]
+    async fn one_that_takes_no_new_session_is_failing_until_it_does_or_is_gone() {
+        let (mut scene, full) = (Scene::begin().await, reply("503 Service Unavailable", "full"));
+        scene.takes_none(&full, is_full).await;
+        scene.said.set(&well());
+        scene.until(|state| *state == State::Up).await;
+        assert!(scene.board.status().backend.ok);
+        scene.takes_none(&full, is_full).await;
+        scene.server.abort();
+        scene.until(|state| matches!(state, State::Down(_))).await;
+    }
+
+    #[tokio::test]
+    async fn one_that_is_silent_to_new_sessions_is_failing_until_others_are_not_answered_either() {
+        let mut scene = Scene::begin().await;
+        scene.takes_none("", |state| matches!(state, State::Failing(_))).await;
+        scene.backend.suspect(Suspicion::Silence);
+        scene.until(|state| matches!(state, State::Down(_))).await;
+    }
+
+    #[tokio::test]
+    async fn one_that_comes_back_as_another_has_none_of_the_sessions_that_went_on() {
+        let mut scene = Scene::begin().await;
+        scene.takes_none(&reply("503 Service Unavailable", "full"), is_full).await;
+        let refused = r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"Method not found"}}"#;
+        let discovered = r#"{"jsonrpc":"2.0","id":1,"result":{"resultType":"complete","supportedVersions":["2026-07-28"],"capabilities":{},"ttlMs":0,"cacheScope":"private","_meta":{"io.modelcontextprotocol/serverInfo":{"name":"s","version":"1"}}}}"#;
+        let mut went = scene.health.clone();
+        let down = tokio::spawn(async move {
+            went.wait_for(|health| matches!(health.state, State::Down(_))).await.map(|_| ())
+        });
+        scene.said.to_either(&reply("200 OK", refused), &reply("200 OK", discovered));
+        scene.until(|state| *state == State::Up).await;
+        assert!(scene.backend.is_modern());
+        timeout(Duration::from_secs(1), down).await.expect("sessions go on").unwrap().unwrap();
     }
 
     #[test]

@@ -3,17 +3,45 @@
 
 use std::{sync::Arc, time::Duration};
 
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
+/// What Prometheus is told of the text that it gets: as plain text it would refuse the type `info`.
+pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Connections to an admin port at one time: the kubelet, the operator and Prometheus have one each, and whoever else
+/// comes must not take the descriptors of what the process is there for.
+const ADMIN_CONNECTIONS: usize = 128;
+/// From a connection to an admin port to the end of the one answer that it brings: all there is to say is known at once.
+const ADMIN_PATIENCE: Duration = Duration::from_secs(5);
 /// Out of descriptors: not in a tight loop.
 const NO_ROOM: Duration = Duration::from_millis(100);
 
 /// Why a connection ended; nobody is told but the log.
 pub type ConnectionError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Serves an admin port: probes, metrics, and what else is said at once and to everybody.
+pub async fn admin(listener: TcpListener, router: Router) {
+    accept("admin", listener, ADMIN_CONNECTIONS, |stream| answer_once(stream, router.clone())).await;
+}
+
+/// One request of a connection, so that nobody holds a place who has nothing to ask.
+async fn answer_once<S>(stream: S, router: Router) -> Result<(), ConnectionError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let service = TowerToHyperService::new(router);
+    let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
+    timeout(ADMIN_PATIENCE, connection).await??;
+    Ok(())
+}
 
 /// Serves each connection in a task of its own, this many at one time; the next one waits for a place.
 pub async fn accept<F>(
@@ -51,9 +79,25 @@ pub async fn accept<F>(
 
 #[cfg(test)]
 mod tests {
-    use tokio::{io::AsyncReadExt, sync::mpsc, time::timeout};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        sync::mpsc,
+    };
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_says_nothing_or_does_not_read_is_not_waited_for() {
+        let large = Router::new().route("/", axum::routing::get(async || "x".repeat(1 << 20)));
+        for request in ["", "GET / HT", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"] {
+            let (mut peer, ours) = tokio::io::duplex(1024);
+            peer.write_all(request.as_bytes()).await.unwrap();
+            let begin = tokio::time::Instant::now();
+            let ended = answer_once(ours, large.clone()).await.unwrap_err();
+            assert!(ended.is::<tokio::time::error::Elapsed>(), "{request}: {ended}");
+            assert_eq!(begin.elapsed(), ADMIN_PATIENCE);
+        }
+    }
 
     #[tokio::test]
     async fn a_connection_without_a_place_waits_for_one() {

@@ -88,7 +88,7 @@ async fn connect(broker: &Url) -> Result<Client> {
 /// Removes what an earlier or interrupted run has left.
 async fn clear_away(registry: &mut Watch) -> Result<()> {
     kubectl::quiet(&["apply", "--filename", "examples/namespace.yaml"])?;
-    let step = Step::start("Clearing away an earlier run");
+    let step = Step::start("Looking for what an earlier run has left");
     for manifest in MANIFESTS {
         kubectl::quiet(&["delete", "--filename", manifest, "--ignore-not-found"])?;
     }

@@ -24,6 +24,7 @@ use mcp_mqtt_transport::{
     mqtt::{
         CloseReason, ConnectOptions, Connection, Event, Publisher, ReasonCode, Received, Reconnect, TlsFiles,
     },
+    redact,
     user_property::{self, Component},
 };
 use tokio::{
@@ -88,6 +89,7 @@ pub(super) async fn run(
     leaving: Arc<AtomicBool>,
 ) {
     let Broker { key, url, .. } = access.broker.borrow().clone();
+    let url = redact::url(url.as_str());
     let mut reconnect = Reconnect::new(FIRST_WAIT, LONGEST_WAIT);
     let mut complaints = Complaints::new();
     loop {

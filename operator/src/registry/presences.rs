@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
+    fmt,
     hash::{DefaultHasher, Hash, Hasher},
     time::{Duration, Instant},
 };
@@ -24,7 +25,9 @@ const SETTLE_AT_MOST: Duration = Duration::from_secs(5);
 
 /// What may be known of one broker: fifty thousand instances, more than it serves. Whoever makes services may point them
 /// at a broker of his own, whose registry has as many as he likes, and the operator's memory is everybody's.
-pub(super) const MAX_BYTES: usize = 16 << 20;
+const MAX_BYTES: usize = 16 << 20;
+/// What may be known of all of them: whoever points services at many such brokers has no more of that memory.
+pub(super) const MAX_BYTES_IN_ALL: usize = 2 * MAX_BYTES;
 /// What each takes beside the texts in it.
 const ENTRY_BYTES: usize = size_of::<((String, String), Presence)>() + 64;
 
@@ -40,6 +43,27 @@ pub struct Presences {
     /// Counts connections: what an earlier one told and this one does not is no more.
     connection: u64,
     told: Told,
+}
+
+/// A registry with more presences than may be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TooMuch {
+    /// By itself.
+    Alone,
+    /// Together with those of the other brokers, of which none but the operator's own has more.
+    InAll,
+}
+
+impl fmt::Display for TooMuch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (whose, bytes) = match self {
+            Self::Alone => ("its registry has", MAX_BYTES),
+            Self::InAll => {
+                ("it has most of what the registries of all brokers have, which is", MAX_BYTES_IN_ALL)
+            }
+        };
+        write!(f, "{whose} more presences of this cluster than the operator takes in ({} MiB)", bytes >> 20)
+    }
 }
 
 /// One of them.
@@ -116,7 +140,7 @@ impl Presences {
 
     /// A presence, or (empty) none any more. The `retained` ones are the broker's answer to the subscription; others
     /// tell of a change just now, and say nothing about how much of the answer is still to come. Whether with this one
-    /// they are more than may be known: then none is.
+    /// they are more than may be known: then they are to be given up.
     pub fn received(
         &mut self,
         server_id: &str,
@@ -155,12 +179,18 @@ impl Presences {
             }
             Entry::Vacant(place) => drop(place.insert(presence)),
         }
-        let too_many = self.bytes > MAX_BYTES;
-        if too_many {
-            self.known = BTreeMap::new();
-            (self.bytes, self.told) = (0, Told::TooMany);
-        }
-        too_many
+        self.bytes > MAX_BYTES
+    }
+
+    /// Nothing is known any more, until it is told anew.
+    pub fn give_up(&mut self) {
+        self.known = BTreeMap::new();
+        (self.bytes, self.told) = (0, Told::TooMany);
+    }
+
+    /// What those that are known take, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Whose presence stands under a service's own id.
@@ -327,7 +357,11 @@ mod tests {
         let (now, mark) = (Instant::now(), properties("k"));
         let tell = |presences: &mut Presences, number: usize, payload: &Bytes| {
             let id = format!("north.meteo.weather-{number}");
-            presences.received(&id, "meteo/weather", true, payload, &mark, now)
+            let too_many = presences.received(&id, "meteo/weather", true, payload, &mark, now);
+            if too_many {
+                presences.give_up();
+            }
+            too_many
         };
         let mut presences = Presences::new("north".to_owned(), "k".to_owned());
         presences.unlinked();

@@ -5,7 +5,8 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    pin::pin,
+    pin::{Pin, pin},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -13,7 +14,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixStream, unix::pipe},
     sync::mpsc,
-    time::{sleep, timeout},
+    time::{Instant, timeout},
 };
 
 use self::own::{Lease, Running, Spawner};
@@ -33,9 +34,11 @@ pub mod own;
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long what is already queued may take to be written once the bridge has dropped the session.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(250);
-/// How long stdout is read on after the process has ended (a child of it may hold the pipe open), and how long
-/// a process may live on after it closed stdin or stdout.
+/// How long more is waited for on stdout after the process has ended (a child of it may hold the pipe open), and how
+/// long a process may live on after it closed stdin or stdout.
 const EXIT_GRACE: Duration = Duration::from_secs(1);
+/// How long what it said before may have to wait for room.
+const LAST_WORDS: Duration = Duration::from_mins(1);
 /// Messages that go into one write.
 const WRITE_BATCH: usize = 32;
 /// A message of more bytes is written by itself, and not copied.
@@ -83,8 +86,12 @@ impl StdioBackend {
         tokio::spawn(async move {
             let end = match backend.start_process().await {
                 Ok(process) => {
-                    let session =
-                        Session { id: session, events: &events, max: backend.limits.max_message_bytes };
+                    let session = Session {
+                        id: session,
+                        events: &events,
+                        max: backend.limits.max_message_bytes,
+                        reports: AtomicBool::new(false),
+                    };
                     session.serve(process, from_bridge).await
                 }
                 Err(end) => end,
@@ -213,6 +220,8 @@ struct Session<'a> {
     id: SessionId,
     events: &'a BackendEvents,
     max: usize,
+    /// Whether something was read that is not reported yet: it may have to wait for room.
+    reports: AtomicBool,
 }
 
 impl Session<'_> {
@@ -220,18 +229,22 @@ impl Session<'_> {
     async fn serve(&self, process: Process, from_bridge: FromBridge) -> BackendEnd {
         let Process { watch, stdin, stdout } = process;
         let FromBridge { messages, dropped } = from_bridge;
-        let mut write = pin!(write(stdin, messages));
         let mut read = pin!(self.read_until_exit(stdout, watch));
+        let mut both = pin!(async {
+            let written = tokio::select! {
+                end = &mut read => return end,
+                written = write(stdin, messages) => written,
+            };
+            let Err(error) = written else { return BackendEnd::Closed };
+            // Most often it has exited, and the shim is about to say how.
+            self.last_words(read).await.unwrap_or_else(|| {
+                BackendEnd::Exited(format!("it reads no more from its stdin ({error}); it is being ended"))
+            })
+        });
         tokio::select! {
-            end = &mut write => end,
-            end = &mut read => end,
-            _ = dropped => {
-                // The bridge's last words (a cancellation) may still be on their way.
-                tokio::select! {
-                    end = &mut read => end,
-                    _ = timeout(FLUSH_TIMEOUT, &mut write) => BackendEnd::Closed,
-                }
-            }
+            end = &mut both => end,
+            // The bridge's last words (a cancellation) may still be on their way.
+            _ = dropped => timeout(FLUSH_TIMEOUT, both).await.unwrap_or(BackendEnd::Closed),
         }
     }
 
@@ -243,7 +256,7 @@ impl Session<'_> {
                 Err(_) => return BackendEnd::Exited("it closed its stdout; it is being ended".to_owned()),
             },
             exit = watch.exited() => {
-                let _ = timeout(EXIT_GRACE, read).await; // its last words come before its end
+                self.last_words(read).await; // they come before its end
                 exit
             }
         };
@@ -253,12 +266,27 @@ impl Session<'_> {
         }
     }
 
+    /// What comes of reading on until nothing more is said; none: it was cut short.
+    async fn last_words<T>(&self, mut read: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+        let by = Instant::now() + LAST_WORDS;
+        loop {
+            match timeout(EXIT_GRACE, read.as_mut()).await {
+                Ok(end) => return Some(end),
+                Err(_) if self.reports.load(Relaxed) && Instant::now() < by => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
     /// Reports what the process says until it says no more.
     async fn read(&self, mut stdout: pipe::Receiver) {
         let mut lines = Lines::new(self.max);
         let mut room = None;
         loop {
-            match more(&mut room, stdout.read_buf(lines.buffer())).await {
+            self.reports.store(false, Relaxed);
+            let read = more(&mut room, stdout.read_buf(lines.buffer())).await;
+            self.reports.store(true, Relaxed);
+            match read {
                 Ok(0) => break,
                 Ok(read) => lines.was_read(read),
                 Err(error) => {
@@ -288,22 +316,16 @@ impl Session<'_> {
 }
 
 /// Writes what comes, as many messages at once as wait; ends when the bridge has no more, or the process does not
-/// take them.
-async fn write(mut stdin: pipe::Sender, mut messages: mpsc::Receiver<Box<Outbound>>) -> BackendEnd {
+/// take them: most often it has exited, and the shim is about to say how.
+async fn write(mut stdin: pipe::Sender, mut messages: mpsc::Receiver<Box<Outbound>>) -> io::Result<()> {
     let mut waiting = Vec::new();
     let mut buffer = Vec::new();
     while messages.recv_many(&mut waiting, WRITE_BATCH).await > 0 {
-        if let Err(error) = write_batch(&mut stdin, &waiting, &mut buffer).await {
-            // Most often it has exited, and the shim is about to say how.
-            sleep(EXIT_GRACE).await;
-            return BackendEnd::Exited(format!(
-                "it reads no more from its stdin ({error}); it is being ended"
-            ));
-        }
+        write_batch(&mut stdin, &waiting, &mut buffer).await?;
         waiting.clear(); // now it takes up no room any more
         buffer.shrink_to(KEPT_WRITE_BUFFER);
     }
-    BackendEnd::Closed
+    Ok(())
 }
 
 /// Leaves the buffer empty.
@@ -327,3 +349,6 @@ async fn write_batch(
     buffer.clear();
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -114,13 +114,17 @@ async fn what_changed_while_the_broker_was_away_is_put_right_within_five_seconds
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_may_sleep_no_more_or_goes_leaves_nothing_in_the_registry() -> Result<()> {
     let Scene { space, broker, operator, .. } = Scene::asleep("leaves").await?;
+    let watching = client(&broker).await?;
+    let mut watch = watching.watch(server_name(&space)?.as_str()).await?;
+    timeout(PATIENCE, watch.until(|all| all.len() == 1)).await?;
     let awake = json!({"minReplicas": 1, "maxReplicas": 3, "idleSeconds": null, "wakeTimeoutSeconds": null});
     space.patch(NAME, json!({"spec": {"autoscaling": awake}})).await?;
-    instances(&space, &broker, <[Instance]>::is_empty).await?;
+    timeout(PATIENCE, watch.until(<[Instance]>::is_empty)).await.context("it may sleep no more")?;
     space.patch(NAME, json!({"spec": {"autoscaling": {"minReplicas": 0}}})).await?;
-    asleep(&space, &broker).await?;
+    timeout(PATIENCE, watch.until(|all| all.len() == 1)).await.context("it sleeps again")?;
     space.services().delete(NAME, &kube::api::DeleteParams::default()).await?;
-    instances(&space, &broker, <[Instance]>::is_empty).await?;
+    timeout(PATIENCE, watch.until(<[Instance]>::is_empty)).await.context("it is gone")?;
+    watching.close(PATIENCE).await?;
     operator.stop().await?;
     space.remove().await
 }

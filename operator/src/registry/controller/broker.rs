@@ -18,6 +18,7 @@ use mcp_mqtt_transport::{
     backoff::Backoff,
     jsonrpc::RequestId,
     mqtt::{Ack, Filter, FilterReply, Publication, PublishError, Publisher, Qos, ReasonCode},
+    redact,
     topic::{self, ClientId, ServerId, ServerName},
     user_property::{self, Component},
 };
@@ -26,7 +27,6 @@ use tokio::{
     sync::{mpsc, watch},
     task::AbortHandle,
 };
-use url::Url;
 
 use self::{
     journal::JOURNAL,
@@ -41,7 +41,7 @@ use super::Setting;
 use crate::registry::{
     link::{self, Access, Happening},
     pending::WakeError,
-    presences::{self, Presences},
+    presences::{Presences, TooMuch},
     scale_to_zero::after_refusals,
     wanted,
 };
@@ -64,7 +64,8 @@ pub(super) struct Broker {
     leaving: Arc<AtomicBool>,
     /// As one of the services that use it refers to it now.
     access: watch::Sender<wanted::Broker>,
-    url: Url,
+    /// As it may be told.
+    url: String,
     client_id: String,
     publisher: Option<Publisher>,
     /// What stands in its registry.
@@ -133,7 +134,7 @@ impl Broker {
             task: tokio::spawn(link::run(link, happenings, leaving.clone())).abort_handle(),
             leaving,
             access: sender,
-            url: access.url.clone(),
+            url: redact::url(access.url.as_str()),
             client_id,
             publisher: None,
             presences: Presences::new(setting.cluster.clone(), setting.mark.clone()),
@@ -151,7 +152,7 @@ impl Broker {
         }
     }
 
-    pub(super) fn url(&self) -> &Url {
+    pub(super) fn url(&self) -> &str {
         &self.url
     }
 
@@ -307,13 +308,15 @@ impl Broker {
         settled
     }
 
+    /// Whether it is the one that the operator was given, and no service's own.
+    pub(super) fn is_default(&self) -> bool {
+        self.access.borrow().is_default
+    }
+
     /// Its registry has more than may be known: it is as good as away, and asked anew in a while.
-    pub(super) fn overflowed(&mut self) {
-        let why = format!(
-            "its registry has more presences of this cluster than the operator takes in ({} MiB): are they all of \
-             instances that exist?",
-            presences::MAX_BYTES >> 20
-        );
+    pub(super) fn overflowed(&mut self, much: TooMuch) {
+        self.presences.give_up();
+        let why = format!("{much}: are they all of instances that exist?");
         tracing::warn!(broker = %self.url, "the broker is left alone for {OVERFLOW:?}: {why}");
         self.overflowed = true;
         if self.why.replace(why).is_none() {

@@ -14,7 +14,10 @@ use super::{
     Action, Broker, Journalled, PendingInitialize, RegistryController, Unclaimed, WakeError, pending,
     pending::Held,
 };
-use crate::controller::scope::ServiceRef;
+use crate::{
+    controller::scope::ServiceRef,
+    registry::presences::{MAX_BYTES_IN_ALL, TooMuch},
+};
 
 impl RegistryController {
     /// The message is acknowledged after this, unless its `ack` is taken: then that is done later.
@@ -31,10 +34,12 @@ impl RegistryController {
                 let (payload, properties) = (&received.payload, &received.user_properties);
                 let retained = received.retain;
                 if broker.presences.received(server_id, server_name, retained, payload, properties, now) {
-                    broker.overflowed();
-                    return self.unlink(key);
+                    return self.overflowed(key, TooMuch::Alone);
                 }
-                let settled = broker.presences.settled();
+                if let Some(largest) = self.is_too_much_in_all() {
+                    self.overflowed(&largest, TooMuch::InAll);
+                }
+                let settled = self.brokers.get(key).is_some_and(|broker| broker.presences.settled());
                 if settled && let Some(reference) = self.by_standby.get(server_id).cloned() {
                     self.look_at_place(&reference);
                     self.step(&reference);
@@ -67,6 +72,24 @@ impl RegistryController {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// The broker whose registry has most, if all of them have more than may be known. Never the operator's own, which
+    /// most services share: by itself it has room enough.
+    fn is_too_much_in_all(&self) -> Option<String> {
+        let bytes = |broker: &Broker| broker.presences.bytes();
+        if self.brokers.values().map(bytes).sum::<usize>() <= MAX_BYTES_IN_ALL {
+            return None;
+        }
+        let others = self.brokers.iter().filter(|(_, broker)| !broker.is_default());
+        others.max_by_key(|(_, broker)| bytes(broker)).map(|(key, _)| key.clone())
+    }
+
+    fn overflowed(&mut self, key: &str, much: TooMuch) {
+        if let Some(broker) = self.brokers.get_mut(key) {
+            broker.overflowed(much);
+            self.unlink(key);
         }
     }
 

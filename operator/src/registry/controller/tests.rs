@@ -175,6 +175,46 @@ async fn a_broker_whose_registry_has_no_end_is_as_good_as_away_and_another_is_no
 }
 
 #[tokio::test]
+async fn brokers_whose_registries_are_large_have_no_more_memory_together_than_two() {
+    let mut controller = controller();
+    for (number, key) in ["the default", "one", "another", "a third"].into_iter().enumerate() {
+        let standby = ServerId::new(&format!("north.meteo.service-{number}_service")).unwrap();
+        let broker = wanted::Broker { key: key.to_owned(), is_default: number == 0, ..wanted().broker };
+        let service = ServiceRef::new(&format!("service-{number}")).within("meteo");
+        controller.told(&service, Arc::new(Wanted { standby, broker, ..wanted() }));
+    }
+    let mut number = 0;
+    let mut fill = |controller: &mut RegistryController, key: &str, mebibytes: usize| {
+        let bytes = |controller: &RegistryController| controller.brokers[key].presences.bytes();
+        let enough = bytes(controller) + (mebibytes << 20);
+        while bytes(controller) < enough {
+            number += 1;
+            let name = format!("meteo/{}", "n".repeat(500));
+            let received = Received {
+                topic: format!("$mcp-server/presence/north.meteo.weather-{number}/{name}"),
+                payload: Bytes::from_static(b"{}"),
+                retain: true,
+                user_properties: Vec::new(),
+                ack: None,
+            };
+            controller.received(key, received, &mut None);
+        }
+    };
+    let given_up = |controller: &RegistryController| {
+        let all = controller.brokers.iter().filter(|(_, broker)| broker.presences.are_too_many());
+        all.map(|(key, _)| key.clone()).collect::<Vec<_>>()
+    };
+    for (key, mebibytes) in [("the default", 15), ("one", 6), ("another", 9)] {
+        fill(&mut controller, key, mebibytes);
+    }
+    assert_eq!(given_up(&controller), [""; 0]);
+    fill(&mut controller, "a third", 3);
+    assert_eq!(given_up(&controller), ["another"], "not the operator's own, not the one that came last");
+    fill(&mut controller, "a third", 5);
+    assert_eq!(given_up(&controller), ["another"], "there is room again");
+}
+
+#[tokio::test]
 async fn of_a_service_at_zero_nothing_is_told_before_the_broker_has_let_its_presence_in_or_not() {
     let mut controller = controller();
     controller.setting.watched = std::iter::empty().collect();

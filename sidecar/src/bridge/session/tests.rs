@@ -253,6 +253,16 @@ fn a_server_that_does_not_read_is_an_error_to_its_caller_at_once() {
 }
 
 #[test]
+fn an_answer_that_found_no_room_is_an_error_to_the_server_once() {
+    Scene::open().play(&[
+        (Server("1 roots/list"), &["c < 1 roots/list"]),
+        (Client("1 ok"), &["server 1 < 1 ok"]),
+        (Busy("1 ok"), &["dropped backend-busy", "server 1 < 1 error backend-busy"]),
+        (Busy("1 error backend-busy"), &["dropped backend-busy"]),
+    ]);
+}
+
+#[test]
 fn a_cancellation_is_passed_on_and_a_late_answer_too() {
     Scene::open().play(&[
         (Client("1 tools/call"), &["server 1 < 1 tools/call"]),

@@ -45,6 +45,9 @@ pub(in crate::bridge) fn json(text: &str) -> String {
         [id, "error"] => {
             format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-1,"message":"no"}}}}"#)
         }
+        [id, "error", reason] => format!(
+            r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-1,"message":"no","data":{{"reason":"{reason}"}}}}}}"#
+        ),
         ["notifications/cancelled", id] => {
             format!(r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{id}}}}}"#)
         }

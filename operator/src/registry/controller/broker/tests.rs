@@ -24,7 +24,7 @@ async fn a_registry_without_end_is_told_of_until_it_has_told_all() {
     assert_eq!(broker.unreachable(), None);
     let down_since = broker.down_since;
     for _ in 0..2 {
-        broker.overflowed();
+        broker.overflowed(TooMuch::Alone);
         broker.down_since = down_since; // a while ago
         assert!(broker.unreachable().is_some());
         // It is asked anew.
@@ -32,7 +32,7 @@ async fn a_registry_without_end_is_told_of_until_it_has_told_all() {
         grant(&mut broker);
         assert!(broker.unreachable().is_some(), "there may be as many again");
     }
-    broker.overflowed();
+    broker.overflowed(TooMuch::Alone);
     assert!(broker.unreachable().is_some(), "it is no news");
     broker.presences.unlinked();
     grant(&mut broker);
