@@ -23,6 +23,8 @@ use crate::{
 const DIRECTORY: &str = "static";
 /// Cargo's profile of what goes into images.
 const PROFILE: &str = "image";
+/// How the binaries are linked.
+const LINKING: &str = "images/static.toml";
 /// How often it is looked at how far cargo is.
 const LOOK: Duration = Duration::from_millis(50);
 /// Binary, package and image have one name.
@@ -51,11 +53,12 @@ impl Compilation {
         let mut cargo = cargo();
         cargo
             .current_dir(root())
-            .args(["build", "--profile", PROFILE, "--locked", "--target", &triple(), "--target-dir"])
+            .args(["build", "--config", LINKING, "--profile", PROFILE, "--locked", "--target", &triple()])
+            .arg("--target-dir")
             .arg(target(DIRECTORY))
             .args(BINARIES.iter().flat_map(|name| ["--package", name, "--bin", name]))
-            // Static, C library and all: the images have no other file.
-            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            // They would be taken in place of ours.
+            .env_remove("RUSTFLAGS")
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
