@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use crate::{
     controller::scope::lock,
     metrics::Metrics,
-    serving::{self, OPENMETRICS},
+    serving::{self, OPENMETRICS, Pulse},
 };
 
 /// What keeps the operator from being ready; empty: nothing does.
@@ -53,33 +53,46 @@ pub struct AdminError {
     source: std::io::Error,
 }
 
+/// What is shown; all clones are one.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    /// Of a leader: that its watches are there.
+    pub readiness: Readiness,
+    /// The leader's.
+    pub pulse: Pulse,
+    /// All metrics.
+    pub metrics: Arc<Metrics>,
+}
+
 /// Binds the address and serves in the background, for as long as the process lives.
 ///
 /// # Errors
 /// The address is taken, or not ours.
-pub async fn serve(
-    address: SocketAddr,
-    readiness: Readiness,
-    metrics: Arc<Metrics>,
-) -> Result<SocketAddr, AdminError> {
+pub async fn serve(address: SocketAddr, shown: Shown) -> Result<SocketAddr, AdminError> {
     let failed = |source| AdminError { address, source };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     let app = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route(
-            "/readyz",
-            get(|State((readiness, _)): State<(Readiness, Arc<Metrics>)>| async move { readiness.answer() }),
-        )
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(async |State(shown): State<Shown>| shown.readiness.answer()))
         .route(
             "/metrics",
-            get(|State((_, metrics)): State<(Readiness, Arc<Metrics>)>| async move {
-                ([(CONTENT_TYPE, OPENMETRICS)], metrics.encode())
-            }),
+            get(async |State(shown): State<Shown>| ([(CONTENT_TYPE, OPENMETRICS)], shown.metrics.encode())),
         )
-        .with_state((readiness, metrics));
+        .with_state(shown);
     tokio::spawn(serving::admin(listener, app));
     Ok(bound)
+}
+
+/// A leader that stands still would keep the Lease for ever.
+async fn healthz(State(shown): State<Shown>) -> (StatusCode, String) {
+    match shown.pulse.standstill() {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(silence) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("the task that keeps the registry has stood still for {} s\n", silence.as_secs()),
+        ),
+    }
 }
 
 #[cfg(test)]
@@ -89,17 +102,27 @@ mod tests {
     use super::*;
     use crate::http_get::HttpGet;
 
+    fn shown() -> Shown {
+        let readiness = Readiness::pending("waiting for the Lease");
+        Shown { readiness, pulse: Pulse::default(), metrics: Arc::new(Metrics::new()) }
+    }
+
     #[tokio::test]
     async fn readiness_names_what_is_pending() {
-        let readiness = Readiness::pending("waiting for the Lease");
-        let address =
-            serve(([127, 0, 0, 1], 0).into(), readiness.clone(), Arc::new(Metrics::new())).await.unwrap();
+        let shown = shown();
+        let Shown { readiness, pulse, .. } = shown.clone();
+        let address = serve(([127, 0, 0, 1], 0).into(), shown).await.unwrap();
         let http = HttpGet::new(Duration::from_secs(5), 65536);
         let url = |path: &str| format!("http://{address}{path}").parse().unwrap();
         let error = http.get(&url("/readyz")).await.unwrap_err();
         assert!(error.contains("503") && error.contains("waiting for the Lease"), "{error}");
         readiness.set(Vec::new());
         assert_eq!(http.get(&url("/readyz")).await.unwrap(), "ready\n");
+        assert_eq!(http.get(&url("/healthz")).await.unwrap(), "ok\n", "a follower has no work");
+        pulse.be_silent_for(Duration::from_mins(2));
+        let error = http.get(&url("/healthz")).await.unwrap_err();
+        assert!(error.contains("503") && error.contains("has stood still for 120 s"), "{error}");
+        pulse.beat();
         assert_eq!(http.get(&url("/healthz")).await.unwrap(), "ok\n");
         assert!(
             String::from_utf8(http.get(&url("/metrics")).await.unwrap().to_vec())
@@ -111,9 +134,7 @@ mod tests {
     #[tokio::test]
     async fn a_port_that_is_taken_is_named_with_its_flag() {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let error = serve(taken.local_addr().unwrap(), Readiness::pending(""), Arc::new(Metrics::new()))
-            .await
-            .unwrap_err();
+        let error = serve(taken.local_addr().unwrap(), shown()).await.unwrap_err();
         assert!(error.to_string().contains("--admin-address"), "{error}");
     }
 }

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use crate::{
-    admin::{self, AdminError, Readiness},
+    admin::{self, AdminError, Readiness, Shown},
     api_client,
     cli::{KedaArgs, RunArgs, SessionMetricsArgs},
     controller::{
@@ -28,6 +28,7 @@ use crate::{
     observe::{CHANGED_CAPACITY, Observations, Observer},
     registry::{RegistryFeed, controller as registry_controller},
     salt::{Salt, SaltError},
+    serving::Pulse,
     session_metrics::{counts::Counts, endpoint::Place, server},
     settings::{Settings, SettingsError},
     telemetry::{self, TelemetryError},
@@ -121,14 +122,17 @@ pub async fn run(args: RunArgs) -> Result<(), AppError> {
     let args = args.without_blanks();
     let settings = Settings::new(&args)?;
     telemetry::start(args.log_format, &args.log)?;
-    let metrics = Arc::new(Metrics::new());
-    let readiness = Readiness::pending("waiting for the API server");
-    let address = admin::serve(args.admin_address, readiness.clone(), metrics.clone()).await?;
+    let shown = Shown {
+        readiness: Readiness::pending("waiting for the API server"),
+        pulse: Pulse::default(),
+        metrics: Arc::new(Metrics::new()),
+    };
+    let address = admin::serve(args.admin_address, shown.clone()).await?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %address, "starting");
     let stop = stop_signal()?;
     let work = async {
         let client = api_client::connect(USER_AGENT).await.map_err(AppError::Client)?;
-        lead(&args, settings, client, &readiness, metrics, stop.clone()).await
+        lead(&args, settings, client, &shown, stop.clone()).await
     };
     let mut stopped = stop.clone();
     tokio::select! {
@@ -166,13 +170,13 @@ async fn lead(
     args: &RunArgs,
     settings: Settings,
     client: Client,
-    readiness: &Readiness,
-    metrics: Arc<Metrics>,
+    shown: &Shown,
     stop: watch::Receiver<bool>,
 ) -> Result<(), AppError> {
+    let Shown { readiness, metrics, .. } = shown;
     if !args.leader_election {
         metrics.leads(true);
-        return work(args, settings, client, readiness, metrics, stop).await;
+        return work(args, settings, client, shown, stop).await;
     }
     let identity = args.identity.clone().unwrap_or_else(default_identity);
     let failed = |source| AppError::Lease {
@@ -200,7 +204,7 @@ async fn lead(
     metrics.leads(true);
     tracing::info!(identity, "leading");
     let result = tokio::select! {
-        result = work(args, settings, client, readiness, metrics.clone(), stop) => result,
+        result = work(args, settings, client, shown, stop) => result,
         () = leadership.lost() => Err(AppError::LeadershipLost),
     };
     metrics.leads(false);
@@ -213,10 +217,10 @@ async fn work(
     args: &RunArgs,
     settings: Settings,
     client: Client,
-    readiness: &Readiness,
-    metrics: Arc<Metrics>,
+    shown: &Shown,
     stop: watch::Receiver<bool>,
 ) -> Result<(), AppError> {
+    let Shown { readiness, pulse, metrics } = shown;
     let salt_name = format!("{}-salt", args.lease_name);
     let salt = tokio::select! {
         salt = Salt::fetch(client.clone(), &args.namespace, &salt_name) => salt?,
@@ -231,14 +235,8 @@ async fn work(
     let registry = RegistryFeed::default();
     let mut watched = Vec::new();
     for namespace in namespaces {
-        let part = Part {
-            args,
-            settings: &settings,
-            client: &client,
-            salt: &salt,
-            metrics: &metrics,
-            registry: &registry,
-        };
+        let part =
+            Part { args, settings: &settings, client: &client, salt: &salt, metrics, registry: &registry };
         watched.push(part.start(namespace, &mut tasks, stop.clone()));
     }
     let watched: Parts = watched.into_iter().collect();
@@ -253,7 +251,8 @@ async fn work(
         default_secret,
         watched: watched.clone(),
         registry,
-        metrics,
+        metrics: metrics.clone(),
+        pulse: pulse.clone(),
     };
     let counts = Counts::new(watched.clone());
     // Nobody waits for the first lists of all namespaces: one that may not be listed holds up no other. What is not known

@@ -2,7 +2,10 @@
 
 use std::{fmt::Display, time::Duration};
 
-pub use mcp_mqtt_sidecar::serving::{ConnectionError, OPENMETRICS, accept, admin};
+pub use mcp_mqtt_sidecar::{
+    pulse::Pulse,
+    serving::{ConnectionError, OPENMETRICS, accept, admin},
+};
 use tokio::time::sleep;
 
 /// Between two tries of what did not work.

@@ -65,7 +65,7 @@ pub fn serve(address: SocketAddr, board: Board, metrics: Metrics) -> io::Result<
 
 /// The kubelet restarts a gateway that stands still, as nothing else would mend it.
 async fn healthz(State(admin): State<Admin>) -> impl IntoResponse {
-    match admin.board.standstill() {
+    match admin.board.pulse().standstill() {
         None => (StatusCode::OK, "ok\n".to_owned()),
         Some(silence) => (
             StatusCode::SERVICE_UNAVAILABLE,
@@ -129,11 +129,11 @@ mod tests {
         let (code, body) = get(address, "/metrics");
         assert_eq!(code, 200);
         assert!(body.contains("mcp_mqtt_gateway_sessions 0") && body.trim_end().ends_with("# EOF"), "{body}");
-        board.be_silent_for(Duration::from_mins(2));
+        board.pulse().be_silent_for(Duration::from_mins(2));
         let (code, body) = get(address, "/healthz");
         assert_eq!(code, 503);
         assert!(body.starts_with("the task that serves all sessions has stood still for 120 s"), "{body}");
-        board.beat();
+        board.pulse().beat();
         assert_eq!(get(address, "/healthz").0, 200);
         assert_eq!(get(address, "/drain").0, 404, "nothing here changes anything");
     }

@@ -30,7 +30,8 @@ use crate::{
     drain::{Drains, Progress},
     health::{Health, State},
     metrics::Metrics,
-    readiness::{BEAT, Board},
+    pulse::BEAT,
+    readiness::Board,
     registrar::{Registrar, Registration},
     status::reason,
     traces::Tracer,
@@ -121,7 +122,7 @@ impl Bridge {
             self.set_drained();
             self.drains.progress.send_replace(Progress::Drained);
             if !self.server_starts_anew().await {
-                return self.board.end_beat();
+                return self.board.pulse().end();
             }
             tracing::info!("the MCP server was started anew after a drain");
             self.board.set_draining(false);
@@ -152,7 +153,7 @@ impl Bridge {
                 registration = &mut establish => return Some(registration),
                 // Without a connection there is no session and no presence: nothing is left to drain.
                 Some(_) = self.drains.next() => return None,
-                _ = self.heart.tick() => self.board.beat(),
+                _ = self.heart.tick() => self.board.pulse().beat(),
             }
         }
     }
@@ -182,7 +183,7 @@ impl Bridge {
                     None => return false,
                 },
                 Ok(()) = self.health.changed() => {}
-                _ = self.heart.tick() => self.board.beat(),
+                _ = self.heart.tick() => self.board.pulse().beat(),
                 () = sleep(LOOK_EVERY) => self.backend.look(),
             }
         }

@@ -9,7 +9,8 @@
 //! - [`backend`]: the pod's own MCP server, over stdio, Streamable HTTP or HTTP+SSE; [`health`]: whether it answers
 //! - [`drain`]: ending so that no client hangs
 //! - [`readiness`], [`metrics`], [`telemetry`], [`traces`], [`admin`]: how it does, and who can see it
-//! - [`process`]: and how its process does; [`serving`]: how connections are taken; the operator's, too
+//! - [`process`]: and how its process does; [`serving`]: how connections are taken, [`pulse`]: whether the work goes on;
+//!   the operator's, too
 //! - [`shim`], [`install`]: the other two faces
 
 pub mod admin;
@@ -24,6 +25,7 @@ mod https;
 pub mod install;
 pub mod metrics;
 pub mod process;
+pub mod pulse;
 pub mod readiness;
 pub mod registrar;
 pub mod serving;

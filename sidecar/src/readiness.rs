@@ -2,18 +2,14 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use crate::{
     metrics::Metrics,
+    pulse::Pulse,
     status::{GatewayStatus, Part, ServerInfo, WorkerStatus, reason},
 };
-
-/// How often the bridge is to show that it is at work.
-pub const BEAT: Duration = Duration::from_secs(10);
-/// After so long without that, it stands still: whatever it waits for has an end sooner.
-const STANDSTILL: Duration = Duration::from_mins(1);
 
 /// The board; cheap to clone, every clone is the same board.
 #[derive(Debug, Clone)]
@@ -21,8 +17,7 @@ pub struct Board {
     status: Arc<Mutex<GatewayStatus>>,
     /// When there was a session last; at first, when there could have been one.
     busy: Arc<Mutex<Instant>>,
-    /// When the bridge last showed that it is at work; none once it has ended.
-    beat: Arc<Mutex<Option<Instant>>>,
+    pulse: Pulse,
     metrics: Metrics,
 }
 
@@ -46,11 +41,12 @@ impl Board {
             server: None,
             workers: Vec::new(),
         };
-        let now = Instant::now();
+        let pulse = Pulse::default();
+        pulse.beat();
         Self {
             status: Arc::new(Mutex::new(status)),
-            busy: Arc::new(Mutex::new(now)),
-            beat: Arc::new(Mutex::new(Some(now))),
+            busy: Arc::new(Mutex::new(Instant::now())),
+            pulse,
             metrics,
         }
     }
@@ -160,26 +156,9 @@ impl Board {
         *self.busy.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// The bridge is at work; to be told every [`BEAT`].
-    pub fn beat(&self) {
-        *self.beat.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-    }
-
-    /// The bridge has ended: nobody is to wait for its next beat.
-    pub fn end_beat(&self) {
-        *self.beat.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    /// For how long the bridge has not been at work, if that is too long.
-    pub fn standstill(&self) -> Option<Duration> {
-        let beat = (*self.beat.lock().unwrap_or_else(PoisonError::into_inner))?;
-        Some(beat.elapsed()).filter(|silence| *silence >= STANDSTILL)
-    }
-
-    /// As if the bridge had shown its last life so long ago.
-    #[cfg(test)]
-    pub fn be_silent_for(&self, silence: Duration) {
-        *self.beat.lock().unwrap() = Some(Instant::now().checked_sub(silence).expect("the machine is up"));
+    /// The bridge's: it beats from the start, as the bridge is to begin at once.
+    pub fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     /// A drain has begun, or what was drained is to serve again.
@@ -280,21 +259,6 @@ mod tests {
         assert_eq!(board.pending(), ["draining"]);
         board.set_draining(false);
         assert!(board.status().ready());
-    }
-
-    #[test]
-    fn a_bridge_that_shows_no_life_for_a_minute_stands_still() {
-        let board = Board::new("id", "a/b", Metrics::new());
-        assert_eq!(board.standstill(), None);
-        board.be_silent_for(BEAT);
-        assert_eq!(board.standstill(), None);
-        board.be_silent_for(STANDSTILL);
-        assert!(board.standstill().is_some());
-        board.beat();
-        assert_eq!(board.standstill(), None);
-        board.be_silent_for(STANDSTILL);
-        board.end_beat();
-        assert_eq!(board.standstill(), None, "what has ended does not stand still");
     }
 
     #[test]

@@ -25,7 +25,7 @@ judges them together.
 {{- fail (printf "replicaCount is %v with leaderElection.enabled=false: the operators would work against each other; leave leader election on, or run one" .Values.replicaCount) -}}
 {{- end -}}
 {{- if and .Values.autoscaling.sessionMetrics.enabled (eq (include "mcp-mqtt-operator.sessionMetrics" .) "taken") -}}
-{{- fail "autoscaling.sessionMetrics.enabled: another adapter of this cluster serves v1beta2.custom.metrics.k8s.io, and a cluster has one. Leave this unset, and set autoscaling.metrics=keda if that cluster has KEDA; otherwise McpServices can be autoscaled by spec.autoscaling.resources. Or uninstall the other adapter" -}}
+{{- fail "autoscaling.sessionMetrics.enabled: another adapter of this cluster serves custom.metrics.k8s.io, and a cluster has one. Leave this unset, and set autoscaling.metrics=keda if that cluster has KEDA; otherwise McpServices can be autoscaled by spec.autoscaling.resources. Or uninstall the other adapter" -}}
 {{- end -}}
 {{- with .Values.podDisruptionBudget -}}
 {{- if and (not (kindIs "invalid" .minAvailable)) (not (kindIs "invalid" .maxUnavailable)) -}}

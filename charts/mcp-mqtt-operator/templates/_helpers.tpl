@@ -75,18 +75,24 @@ app.kubernetes.io/component: {{ .component }}
 
 {{/*
 Whether the operator serves custom.metrics.k8s.io: `served`, `off`, or `taken`, when another adapter of this cluster
-serves it (a cluster has one). `lookup` finds nothing in `helm template`, as Argo CD uses it: there the value has to say.
+serves it, in whatever version: Kubernetes' autoscaler asks for all metrics in the one that the cluster prefers. `lookup`
+finds nothing in `helm template`, as Argo CD uses it: there the value has to say.
 */}}
 {{- define "mcp-mqtt-operator.sessionMetrics" -}}
 {{- $enabled := .Values.autoscaling.sessionMetrics.enabled -}}
 {{- $default := not (or .Values.watchNamespaces (eq .Values.autoscaling.metrics "keda")) -}}
 {{- $wanted := kindIs "invalid" $enabled | ternary $default $enabled -}}
-{{- $there := lookup "apiregistration.k8s.io/v1" "APIService" "" "v1beta2.custom.metrics.k8s.io" -}}
-{{- $owner := dig "metadata" "annotations" "meta.helm.sh/release-name" "" $there -}}
-{{- $home := dig "metadata" "annotations" "meta.helm.sh/release-namespace" "" $there -}}
+{{- $taken := false -}}
+{{- range (lookup "apiregistration.k8s.io/v1" "APIService" "" "").items -}}
+{{- if eq (default "" .spec.group) "custom.metrics.k8s.io" -}}
+{{- $owner := dig "metadata" "annotations" "meta.helm.sh/release-name" "" . -}}
+{{- $home := dig "metadata" "annotations" "meta.helm.sh/release-namespace" "" . -}}
+{{- $taken = or $taken (ne $owner $.Release.Name) (ne $home $.Release.Namespace) -}}
+{{- end -}}
+{{- end -}}
 {{- if or (not $wanted) (eq (int .Values.replicaCount) 0) -}}
 off
-{{- else if and $there (or (ne $owner .Release.Name) (ne $home .Release.Namespace)) -}}
+{{- else if $taken -}}
 taken
 {{- else -}}
 served

@@ -35,7 +35,8 @@ use super::{
     wanted::{self, Seen, Wanted},
 };
 use crate::{
-    controller::scope::ServiceRef, metrics::Metrics, salt::Salt, settings::DefaultBroker, watched::Parts,
+    controller::scope::ServiceRef, metrics::Metrics, salt::Salt, serving::Pulse, settings::DefaultBroker,
+    watched::Parts,
 };
 
 /// How often what only time tells is looked at.
@@ -65,6 +66,8 @@ pub struct Setting {
     pub registry: RegistryFeed,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Beats for as long as the controller is at work.
+    pub pulse: Pulse,
 }
 
 /// Keeps the registry for as long as it is polled.
@@ -152,6 +155,7 @@ impl RegistryController {
                 }
                 Some(done) = self.done.next(), if !self.done.is_empty() => self.take_done(done),
                 _ = ticks.tick() => {
+                    self.setting.pulse.beat();
                     count = count.wrapping_add(1);
                     self.tick(count.is_multiple_of(LOOK_EVERY));
                 }

@@ -13,6 +13,7 @@ use k8s_openapi::api::{
     core::v1::ConfigMap,
 };
 use kube::{Api, Client, api::PostParams};
+use percent_encoding::percent_decode_str;
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 
 use super::{GROUP, Metric, VERSION, answers::described_resource};
@@ -35,6 +36,7 @@ pub struct Proxying {
     /// The names it may show; empty: any.
     pub allowed_names: Vec<String>,
     user_headers: Vec<HeaderName>,
+    uid_headers: Vec<HeaderName>,
     group_headers: Vec<HeaderName>,
     extra_prefixes: Vec<String>,
 }
@@ -58,6 +60,7 @@ pub enum ProxyingError {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Requester {
     user: String,
+    uid: Option<String>,
     groups: Vec<String>,
     extra: BTreeMap<String, Vec<String>>,
 }
@@ -95,6 +98,7 @@ impl Proxying {
             authorities,
             allowed_names: list("requestheader-allowed-names"),
             user_headers,
+            uid_headers: headers("requestheader-uid-headers"),
             group_headers: headers("requestheader-group-headers"),
             extra_prefixes: list("requestheader-extra-headers-prefix")
                 .iter()
@@ -111,7 +115,10 @@ impl Proxying {
     /// For whom the API server proxies; none: it does not say.
     pub fn requester(&self, headers: &HeaderMap) -> Option<Requester> {
         let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-        let user = self.user_headers.iter().find_map(text).filter(|user| !user.is_empty())?.to_owned();
+        let first = |names: &[HeaderName]| {
+            names.iter().find_map(text).filter(|text| !text.is_empty()).map(str::to_owned)
+        };
+        let user = first(&self.user_headers)?;
         let groups = self.group_headers.iter().flat_map(|name| headers.get_all(name));
         let groups = groups.filter_map(|value| value.to_str().ok()).map(str::to_owned).collect();
         let mut extra: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -119,10 +126,12 @@ impl Proxying {
             let key =
                 self.extra_prefixes.iter().find_map(|prefix| name.as_str().strip_prefix(prefix.as_str()));
             if let (Some(key), Ok(value)) = (key, value.to_str()) {
-                extra.entry(key.to_owned()).or_default().push(value.to_owned());
+                // Keys have slashes, which no header's name can have.
+                let key = percent_decode_str(key).decode_utf8_lossy().into_owned();
+                extra.entry(key).or_default().push(value.to_owned());
             }
         }
-        Some(Requester { user, groups, extra })
+        Some(Requester { user, uid: first(&self.uid_headers), groups, extra })
     }
 }
 
@@ -184,6 +193,7 @@ fn review(requester: &Requester, question: &Question) -> SubjectAccessReview {
     SubjectAccessReview {
         spec: SubjectAccessReviewSpec {
             user: Some(requester.user.clone()),
+            uid: requester.uid.clone(),
             groups: Some(requester.groups.clone()),
             extra: Some(requester.extra.clone()),
             resource_attributes: Some(ResourceAttributes {
@@ -216,6 +226,7 @@ pub(crate) mod tests {
             ("requestheader-client-ca-file", authority_pem),
             ("requestheader-allowed-names", r#"["front-proxy-client"]"#),
             ("requestheader-username-headers", r#"["X-Remote-User"]"#),
+            ("requestheader-uid-headers", r#"["X-Remote-Uid"]"#),
             ("requestheader-group-headers", r#"["X-Remote-Group"]"#),
             ("requestheader-extra-headers-prefix", r#"["X-Remote-Extra-"]"#),
         ]
@@ -237,6 +248,8 @@ pub(crate) mod tests {
             ("X-Remote-Group", "system:serviceaccounts"),
             ("X-Remote-Group", "system:authenticated"),
             ("X-Remote-Extra-Scopes", "read"),
+            ("X-Remote-Extra-Authentication.kubernetes.io%2fnode-Name", "n1"),
+            ("X-Remote-Uid", "7d"),
         ] {
             headers.append(name, value.parse().unwrap());
         }
@@ -244,6 +257,7 @@ pub(crate) mod tests {
         assert_eq!(requester.user, "system:serviceaccount:kube-system:horizontal-pod-autoscaler");
         assert_eq!(requester.groups, ["system:serviceaccounts", "system:authenticated"]);
         assert_eq!(requester.extra["scopes"], ["read"]);
+        assert_eq!(requester.extra["authentication.kubernetes.io/node-name"], ["n1"]);
         headers.remove("X-Remote-User");
         assert_eq!(proxying(&pem()).requester(&headers), None);
     }
@@ -269,10 +283,17 @@ pub(crate) mod tests {
 
     #[test]
     fn a_review_asks_for_one_metric_of_one_service() {
-        let requester = Requester { user: "ann".to_owned(), groups: Vec::new(), extra: BTreeMap::new() };
+        let requester = Requester {
+            user: "ann".to_owned(),
+            uid: Some("7d".to_owned()),
+            groups: Vec::new(),
+            extra: BTreeMap::new(),
+        };
         let question =
             Question { namespace: "meteo".into(), name: "weather".into(), metric: Metric::Sessions.name() };
-        let attributes = review(&requester, &question).spec.resource_attributes.unwrap();
+        let asked = review(&requester, &question).spec;
+        assert_eq!((asked.user.as_deref(), asked.uid.as_deref()), (Some("ann"), Some("7d")));
+        let attributes = asked.resource_attributes.unwrap();
         let asked =
             [attributes.group, attributes.resource, attributes.subresource, attributes.name, attributes.verb];
         assert_eq!(

@@ -180,7 +180,7 @@ impl<'a> Driver<'a> {
                 tried = self.workers.next() => self.take_tried(tried),
                 Ok(()) = self.bridge.health.changed() => self.take_health(),
                 Some(patience) = self.bridge.drains.next() => self.begin_drain(patience),
-                _ = self.bridge.heart.tick() => self.bridge.board.beat(),
+                _ = self.bridge.heart.tick() => self.bridge.board.pulse().beat(),
                 () = timer.as_mut() => {
                     self.take_deadlines();
                     timer.as_mut().reset(Instant::now() + NO_DEADLINE);

@@ -171,6 +171,10 @@ async fn the_broker_for_a_first_try_becomes_the_default_and_says_what_it_is_not(
         Ok(find(objects, "Deployment", name)?["spec"]["template"]["metadata"]["annotations"]["checksum/config"].clone())
     };
     assert_ne!(checksum(&objects)?, checksum(&more)?, "a new configuration restarts the broker");
+    let labels = deployment["spec"]["template"]["metadata"]["labels"].as_object().context("labels")?;
+    for changes in ["helm.sh/chart", "app.kubernetes.io/version"] {
+        assert!(!labels.contains_key(changes), "each upgrade of the chart restarts the broker: {labels:?}");
+    }
     Ok(())
 }
 

@@ -35,6 +35,7 @@ pub(super) fn controller() -> RegistryController {
         watched: [watched(None, Vec::new(), Vec::new())].into_iter().collect(),
         registry: RegistryFeed::default(),
         metrics: Arc::new(Metrics::new()),
+        pulse: Pulse::default(),
     });
     controller.happenings = mpsc::channel(HAPPENINGS).0;
     controller
