@@ -17,7 +17,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
-    time::{Interval, MissedTickBehavior, interval, sleep},
+    time::{Interval, MissedTickBehavior, interval, sleep, timeout},
 };
 
 use self::{
@@ -56,6 +56,8 @@ mod tests;
 
 /// After a drain, how often to look whether the server is there: the kubelet takes longer to restart a container.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long an attempt that must not be dropped may take to come to its end.
+const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The bridge, from one registration to the next.
 #[derive(Debug)]
@@ -147,15 +149,30 @@ impl Bridge {
 
     /// The next registration; none: a drain came before.
     async fn establish(&mut self, registrar: &mut Registrar) -> Option<Registration> {
+        let mut stands_in = registrar.stands_in();
         let mut establish = pin!(registrar.establish());
         loop {
             tokio::select! {
                 registration = &mut establish => return Some(registration),
                 // Without a connection there is no session and no presence: nothing is left to drain.
-                Some(_) = self.drains.next() => return None,
+                Some(_) = self.drains.next() => break,
                 _ = self.heart.tick() => self.board.pulse().beat(),
             }
         }
+        let over = async move { drop(stands_in.wait_for(|stands_in| !stands_in).await) };
+        let withdraw = async {
+            tokio::select! {
+                biased;
+                registration = &mut establish => registration.withdraw().await,
+                () = over => {}
+            }
+        };
+        if timeout(WITHDRAW_TIMEOUT, withdraw).await.is_err() {
+            tracing::warn!(
+                "the service's presence may be cleared: a connection in its name did not end in order"
+            );
+        }
+        None
     }
 
     fn set_drained(&self) {

@@ -18,6 +18,7 @@ use mcp_mqtt_transport::{
     topic::{self, ServerId, ServerName},
     user_property::{self, Component},
 };
+use tokio::sync::watch;
 
 use self::{access::Access, attempts::Attempts, worker::Worker};
 use crate::{
@@ -33,8 +34,8 @@ pub mod selftest;
 mod standby;
 pub mod worker;
 
-/// For the DISCONNECT between learning a server name and connecting with it.
-const RENAME_TIMEOUT: Duration = Duration::from_secs(5);
+/// For the DISCONNECT of a connection that is not to be used.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection on which everything is ready for the presence.
 #[derive(Debug)]
 pub struct Registration {
@@ -67,6 +68,8 @@ pub struct Registrar {
     metrics: Metrics,
     attempts: Attempts,
     control_echo: bool,
+    /// Whether an attempt is on its way to a connection in the service's name, or has one.
+    stands_in: watch::Sender<bool>,
 }
 
 /// An attempt that failed: a [`reason`], and a sentence.
@@ -77,6 +80,13 @@ pub struct Failure {
     pub reason: &'static str,
     /// The cause and the next step.
     pub message: String,
+}
+
+impl Registration {
+    /// Nothing is to come of it: what stands in the registry stays as it is.
+    pub async fn withdraw(self) {
+        end(self.connection).await;
+    }
 }
 
 impl Registrar {
@@ -92,6 +102,7 @@ impl Registrar {
             metrics,
             attempts: Attempts::new(),
             control_echo: true,
+            stands_in: watch::Sender::new(false),
         }
     }
 
@@ -100,12 +111,20 @@ impl Registrar {
         &self.server_id
     }
 
-    /// Tries until a registration can be made; the board tells why it cannot. Dropping this ends the attempt, and
-    /// nothing of it can be seen at the broker.
+    /// Whether [`Registrar::establish`] must not be dropped just now: the end of a connection in the service's name
+    /// would clear the presence that stands there, by its will.
+    pub fn stands_in(&self) -> watch::Receiver<bool> {
+        self.stands_in.subscribe()
+    }
+
+    /// Tries until a registration can be made; the board tells why it cannot. Dropping this ends the attempt, and nothing
+    /// of it can be seen at the broker, unless it [stands in](Registrar::stands_in).
     pub async fn establish(&mut self) -> Registration {
         loop {
             self.attempts.next().await;
-            match self.attempt().await {
+            let attempt = self.attempt().await;
+            self.stands_in.send_replace(false);
+            match attempt {
                 Ok(registration) => {
                     if self.attempts.connected() {
                         self.metrics.reconnects.inc();
@@ -194,6 +213,7 @@ impl Registrar {
         {
             tracing::info!(server_id = %standby, "the service sleeps: taking its place in the registry over");
             end(connection).await;
+            self.stands_in.send_replace(true);
             self.use_id(standby);
             connection = self.connect_with_will().await?;
             stands_in = true;
@@ -223,6 +243,9 @@ impl Registrar {
             Err(selftest::Failed { failure, by_control_echo }) => {
                 // A right that a server need not have; without that part of the test the next attempt may stand.
                 self.control_echo &= !by_control_echo;
+                if stands_in {
+                    end(connection).await;
+                }
                 Err(failure)
             }
         }
@@ -269,8 +292,8 @@ impl Registrar {
 async fn end(mut connection: Connection) {
     let publisher = connection.publisher.clone();
     let read = async { while let Some(Event::Received(_)) = connection.events.recv().await {} };
-    let (ended, ()) = tokio::join!(publisher.disconnect(RENAME_TIMEOUT), read);
+    let (ended, ()) = tokio::join!(publisher.disconnect(END_TIMEOUT), read);
     if let Err(error) = ended {
-        tracing::debug!(%error, "the first connection did not end in order");
+        tracing::debug!(%error, "a connection that was not to be used did not end in order");
     }
 }

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
+use mcp_mqtt_sidecar::status::{GatewayStatus, reason};
 use mcp_mqtt_tests::{
     broker::Mosquitto,
     cluster::eventually,
-    gateway::{Gateway, Options, PATIENCE, SERVER_NAME},
-    proxy::{Manner, Proxy},
+    gateway::{Gateway, Options, PATIENCE, SERVER_NAME, until},
+    proxy::{Manner, Proxy, kind},
     raw::{Raw, initialize},
 };
 use mcp_mqtt_transport::{
@@ -17,6 +18,7 @@ use mcp_mqtt_transport::{
     topic::{self, ServerId, ServerName},
     user_property::{self, Component},
 };
+use url::Url;
 
 const STANDBY: &str = "north.meteo.weather_service";
 
@@ -36,8 +38,8 @@ fn parked() -> Bytes {
     Online::new(SERVER_NAME, "", None).parked().to_payload()
 }
 
-fn pod(broker: &Mosquitto, id: &str) -> Options {
-    Options::new(&broker.url()).server_id(id).arg(&format!("--standby-id={STANDBY}")).arg("--owner-mark=mark")
+fn pod(broker: &Url, id: &str) -> Options {
+    Options::new(broker).server_id(id).arg(&format!("--standby-id={STANDBY}")).arg("--owner-mark=mark")
 }
 
 /// Publishes as whoever holds the place of a service.
@@ -67,7 +69,12 @@ async fn client(broker: &Mosquitto, id: &str, gateway: &Gateway) -> Result<Raw> 
 
 /// A gateway that found the service asleep when it started, and whoever holds the place; its server does not run yet.
 async fn waking(broker: &Mosquitto) -> Result<(Gateway, Raw)> {
-    let mut gateway = pod(broker, "north.meteo.weather-1").start_without_server()?;
+    waking_by(&broker.url(), broker).await
+}
+
+/// The same; the gateway reaches the broker this way.
+async fn waking_by(way: &Url, broker: &Mosquitto) -> Result<(Gateway, Raw)> {
+    let mut gateway = pod(way, "north.meteo.weather-1").start_without_server()?;
     let holder = Raw::connect_deaf(&broker.url(), "holder", &gateway).await?;
     // While none runs: one that took the place and was killed would clear it, by its will.
     gateway.kill()?;
@@ -128,6 +135,39 @@ async fn a_place_that_is_left_to_another_is_left_alone_and_taken_once_it_is_ours
     .await
     .context("it does not take the place")?;
     ensure!(!Online::parse(&holder.receive().await?.payload)?.is_parked());
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_attempt_to_stand_in_that_comes_to_nothing_leaves_the_place_as_it_is() -> Result<()> {
+    let broker = Mosquitto::start().await?;
+    let forbids = Manner { refuses_publish: Some((STANDBY, 0x87)), ..Manner::default() };
+    let proxy = Proxy::start(broker.port(), forbids).await?;
+    let (mut gateway, mut holder) = waking_by(&proxy.url(), &broker).await?;
+    watch(&holder).await?;
+    ensure!(Online::parse(&holder.receive().await?.payload)?.is_parked());
+    let refused = |status: &GatewayStatus| status.broker.reason == reason::BROKER_NOT_AUTHORIZED;
+    gateway.wait_for("the refusal", refused).await?;
+    let attempts = |proxy: &Proxy| {
+        let is_in_its_name = |packet: &&Vec<u8>| {
+            packet[0] & 0xF0 == kind::CONNECT
+                && packet.windows(STANDBY.len()).any(|part| part == STANDBY.as_bytes())
+        };
+        proxy.sent().iter().filter(is_in_its_name).count()
+    };
+    let before = attempts(&proxy);
+    until("another attempt", || attempts(&proxy) > before).await?;
+    // A drain in the middle of one.
+    proxy.behave(Manner { swallows: Some(STANDBY), ..Manner::default() });
+    let before = attempts(&proxy);
+    until("one that nobody answers", || attempts(&proxy) > before).await?;
+    gateway.terminate()?;
+    gateway.wait_ended().await?;
+    let mut after = Raw::connect_deaf(&broker.url(), "after", &gateway).await?;
+    watch(&after).await?;
+    ensure!(Online::parse(&after.receive().await?.payload)?.is_parked(), "the place is empty");
+    let touched = tokio::time::timeout(Duration::from_millis(200), holder.receive()).await;
+    ensure!(touched.is_err(), "the place was not left alone: {touched:?}");
     Ok(())
 }
 

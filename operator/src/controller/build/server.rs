@@ -12,10 +12,6 @@ use crate::controller::validate::{Backend, ValidService};
 
 /// How much longer than the gateway's own deadline the `preStop` waits for the end of a drain.
 const WAIT_BEYOND_DRAIN_SECONDS: u64 = 10;
-/// Processes beyond one a session and the idle ones: those of ended sessions that are still leaving, and the
-/// gateway's own question whether the server answers.
-const LEAVING_PROCESSES: u32 = 32;
-
 pub(super) fn build_server(service: &ValidService) -> Container {
     let spec = &service.server;
     let mut mounts = vec![mount(BIN_VOLUME, BIN_DIR, true), mount(RUN_VOLUME, RUN_DIR, false)];
@@ -67,12 +63,10 @@ fn binary() -> String {
 /// `server.args` follow this as the container's args: the shim's command ends with the user's.
 fn command(service: &ValidService) -> Option<Vec<String>> {
     let Backend::Stdio { command, prewarm } = &service.backend else { return service.server.command.clone() };
-    let max_processes = service
-        .gateway
-        .limits
-        .max_sessions
-        .saturating_add(prewarm.unsigned_abs())
-        .saturating_add(LEAVING_PROCESSES);
+    // One that is being ended counts, and a new session need not wait for that: after a lost connection all sessions
+    // begin anew. One more is for the gateway's own question whether the server answers.
+    let wanted = service.gateway.limits.max_sessions.saturating_add(prewarm.unsigned_abs());
+    let max_processes = wanted.saturating_mul(2).saturating_add(1);
     let shim = [
         binary(),
         "shim".to_owned(),

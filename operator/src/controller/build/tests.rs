@@ -188,7 +188,7 @@ spec:
         - shim
         - run
         - --prewarm=0
-        - --max-processes=132
+        - --max-processes=201
         - --
         - node
         - server.js
