@@ -11,21 +11,25 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
     sync::{mpsc, watch},
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 
-use crate::shim::drain::{DRAIN, DRAINED};
+use crate::{
+    serving::{self, ConnectionError},
+    shim::drain::{DRAIN, DRAINED},
+};
 
 /// Requests that may wait for the bridge, which takes them at once. Beyond that others have asked already.
 const REQUESTS: usize = 8;
 /// What a drain takes beyond its own deadline: errors and goodbyes are sent, the presence is cleared and confirmed.
 pub const GOODBYE: Duration = Duration::from_secs(10);
-/// A client of the socket that says nothing for so long is sent away.
+/// A client of the socket that says nothing for so long, or reads nothing, is sent away.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest command line, in bytes.
 const COMMAND_BYTES: u64 = 64;
-/// After a failed accept (no file descriptor left), so as not to spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Clients of the socket at one time: there is one, and whoever else in the pod comes must not take the descriptors of the
+/// data path.
+const CONNECTIONS: usize = 16;
 
 /// How far a drain is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,33 +141,23 @@ pub fn listen(
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
     Ok(async move {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let drainer = drainer.clone();
-                    tokio::spawn(async move {
-                        if let Err(error) = converse(stream, drainer, patience).await {
-                            tracing::debug!(%error, "the drain socket's client left");
-                        }
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the drain socket cannot accept");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
+        let serve = |stream| converse(stream, drainer.clone(), patience);
+        serving::accept("the drain socket", listener, CONNECTIONS, serve).await;
     })
 }
 
 /// One client: `drain\n` comes, progress lines go, at last `drained\n`.
-async fn converse(stream: UnixStream, mut drainer: Drainer, patience: Duration) -> io::Result<()> {
+async fn converse(
+    stream: UnixStream,
+    mut drainer: Drainer,
+    patience: Duration,
+) -> Result<(), ConnectionError> {
     let (from_client, mut to_client) = stream.into_split();
     let mut line = String::new();
     let mut from_client = BufReader::new(from_client.take(COMMAND_BYTES));
     timeout(COMMAND_TIMEOUT, from_client.read_line(&mut line)).await??;
     if line.trim_end() != DRAIN {
-        return to_client.write_all(b"unknown command\n").await;
+        return Ok(timeout(COMMAND_TIMEOUT, to_client.write_all(b"unknown command\n")).await??);
     }
     tracing::info!("drain asked for at the socket");
     drainer.ask(patience);
@@ -178,7 +172,7 @@ async fn converse(stream: UnixStream, mut drainer: Drainer, patience: Duration) 
             // Or it serves again already, as the server has been started anew.
             Progress::Drained | Progress::Serving => format!("{DRAINED}\n"),
         };
-        to_client.write_all(line.as_bytes()).await?;
+        timeout(COMMAND_TIMEOUT, to_client.write_all(line.as_bytes())).await??;
         if line.trim_end() == DRAINED || !drainer.changed().await {
             return Ok(());
         }
@@ -187,6 +181,8 @@ async fn converse(stream: UnixStream, mut drainer: Drainer, patience: Duration) 
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::sleep;
+
     use super::*;
     use crate::shim::drain::{Outcome, drain};
 

@@ -12,6 +12,10 @@ use mcp_mqtt_transport::mqtt::{TlsFiles, tls};
 
 /// How long a TCP connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Silence after which TCP asks whether the other side is there, how often it asks again, and how many times.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
 /// How long an idle connection is kept: less than the 5 s of Node and uvicorn, so that we never write into a
 /// connection that they are closing.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
@@ -34,6 +38,10 @@ where
     connector.set_nodelay(true);
     connector.enforce_http(false);
     connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    // A stream may be silent for hours, and what carried it be gone.
+    connector.set_keepalive(Some(KEEPALIVE));
+    connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    connector.set_keepalive_retries(Some(KEEPALIVE_PROBES));
     let files = TlsFiles { ca: ca.map(Path::to_owned), ..TlsFiles::default() };
     let tls = tls::client_config(&files)?;
     let connector = HttpsConnectorBuilder::new()

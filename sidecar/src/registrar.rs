@@ -141,6 +141,9 @@ impl Registrar {
 
     /// The connection was lost: tells the board why, and how long to wait before the next.
     pub fn lost(&mut self, why: &CloseReason, since: Instant) {
+        if *why == CloseReason::Wanted {
+            return self.board.unregistered(reason::CONNECTING, "registering anew");
+        }
         let (reason, message) = self.attempts.lost(self.server_id.as_str(), why, since);
         self.board.unregistered(reason, &message);
     }

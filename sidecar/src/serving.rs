@@ -1,14 +1,14 @@
 //! What all servers have in common, the operator's too: they take so many connections, and outlive being out of
 //! descriptors.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::Semaphore,
     time::{sleep, timeout},
 };
@@ -43,21 +43,43 @@ where
     Ok(())
 }
 
+/// Where connections come from.
+pub trait Listener: Send {
+    /// A connection.
+    type Stream: Send + 'static;
+
+    /// The next one.
+    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Listener for TcpListener {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> io::Result<TcpStream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
+impl Listener for UnixListener {
+    type Stream = UnixStream;
+
+    async fn next(&self) -> io::Result<UnixStream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
 /// Serves each connection in a task of its own, this many at one time; the next one waits for a place.
-pub async fn accept<F>(
-    name: &'static str,
-    listener: TcpListener,
-    connections: usize,
-    serve: impl Fn(TcpStream) -> F,
-) where
+pub async fn accept<L, F>(name: &'static str, listener: L, connections: usize, serve: impl Fn(L::Stream) -> F)
+where
+    L: Listener,
     F: Future<Output = Result<(), ConnectionError>> + Send + 'static,
 {
     let places = Arc::new(Semaphore::new(connections));
     let mut accepts = true;
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let stream = match listener.next().await {
+            Ok(stream) => stream,
             Err(error) => {
                 if std::mem::replace(&mut accepts, false) {
                     tracing::warn!("{name}: cannot accept: {error}");

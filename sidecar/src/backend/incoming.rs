@@ -40,7 +40,8 @@ pub(super) fn read(raw: &Bytes, limit: usize) -> Events {
 pub(super) fn too_large(size: Option<usize>, limit: usize, answers: Option<RequestId>) -> Events {
     let size = size.map_or("too many".to_owned(), |size| size.to_string());
     let detail = format!(
-        "the server sent a message of {size} bytes; the limit is {limit} (gateway.maxMessageBytes of the McpService)"
+        "the server sent a message of {size} bytes; the limit is {limit} (gateway.maxMessageBytes of the McpService, \
+         --max-message-bytes)"
     );
     refuse(detail, failure::ANSWER_TOO_LARGE, answers)
 }

@@ -14,7 +14,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixStream, unix::pipe},
     sync::mpsc,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use self::own::{Lease, Running, Spawner};
@@ -32,6 +32,8 @@ pub mod own;
 
 /// From connecting to the shim until the process is there. Starting one takes milliseconds.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Until the shim is asked again whether it is there, where that could not be done.
+const MONITOR_PAUSE: Duration = Duration::from_secs(1);
 /// How long what is already queued may take to be written once the bridge has dropped the session.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(250);
 /// How long more is waited for on stdout after the process has ended (a child of it may hold the pipe open), and how
@@ -105,25 +107,22 @@ impl StdioBackend {
         let Source::Shim(socket) = &self.source else {
             return std::future::pending().await; // we are here as long as we are
         };
-        let monitor = async {
-            let mut control = connect(socket, Purpose::Monitor).await.map_err(|end| match end {
-                BackendEnd::NobodyListens(why) => Lost::Gone(why),
-                BackendEnd::OpenFailed(why) => Lost::Silent(why),
-                other => Lost::Silent(other.to_string()),
-            })?;
-            match control.receive::<Report>().await {
-                Ok(Some(Report::Ready { .. })) => Ok(control),
-                Ok(_) => Err(Lost::Silent("the shim closed the connection".to_owned())),
-                Err(error) => Err(Lost::Silent(format!("the shim answered nothing usable: {error}"))),
+        let mut told = false;
+        loop {
+            let why = match timeout(OPEN_TIMEOUT, monitor(socket)).await {
+                Ok(Ok(mut control)) => {
+                    while let Ok(Some(_)) = control.receive::<Report>().await {} // it has nothing more to say
+                    return Lost::Gone(gone());
+                }
+                Ok(Err(BackendEnd::NobodyListens(why))) => return Lost::Gone(why),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => no_answer(),
+            };
+            // It may be for want of something of our own; and each session's process tells of its end itself.
+            if !std::mem::replace(&mut told, true) {
+                tracing::warn!("for now nobody would see the end of the server container: {why}");
             }
-        };
-        match timeout(OPEN_TIMEOUT, monitor).await {
-            Ok(Ok(mut control)) => {
-                while let Ok(Some(_)) = control.receive::<Report>().await {} // it has nothing more to say
-                Lost::Gone(gone())
-            }
-            Ok(Err(lost)) => lost,
-            Err(_) => Lost::Silent(no_answer()),
+            sleep(MONITOR_PAUSE).await;
         }
     }
 
@@ -133,8 +132,8 @@ impl StdioBackend {
             Source::Shim(socket) => socket,
             Source::Own(spawner) => {
                 let mut lease = spawner.take().map_err(|error| failed(error.to_string()))?;
-                let pipes = lease.take_pipes();
-                return Process::new(Watch::Own(lease), pipes).map_err(failed);
+                let pipes = lease.take_pipes().map_err(|error| failed(error.to_string()))?;
+                return Process::new(Watch::Own(lease), Some(pipes)).map_err(failed);
             }
         };
         let started = async {
@@ -148,6 +147,16 @@ impl StdioBackend {
             Process::new(Watch::Shim(control), pipes).map_err(failed)
         };
         timeout(OPEN_TIMEOUT, started).await.unwrap_or_else(|_| Err(failed(no_answer())))
+    }
+}
+
+/// A connection that ends with the shim.
+async fn monitor(socket: &Path) -> Result<Control, BackendEnd> {
+    let mut control = connect(socket, Purpose::Monitor).await?;
+    match control.receive::<Report>().await {
+        Ok(Some(Report::Ready { .. })) => Ok(control),
+        Ok(_) => Err(BackendEnd::OpenFailed("the shim closed the connection".to_owned())),
+        Err(error) => Err(BackendEnd::OpenFailed(format!("the shim answered nothing usable: {error}"))),
     }
 }
 

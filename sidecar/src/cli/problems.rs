@@ -293,7 +293,7 @@ mod tests {
             ("--url=https://host:x/mcp?key=hunter2", "--http-url is no URL"),
             ("--sse-url=//host/sse?key=hunter2", "--sse-url is no URL"),
             ("--otlp-endpoint=https://me:hunter2@collector:x", "--otlp-endpoint is no URL"),
-            ("https://me:hunter2@host/mcp?hunter2", "https://host/mcp is no argument"),
+            ("https://me:hunter2@host/mcp?hunter2", "https://host/… is no argument"),
         ] {
             let found = problems(&["--server-name=a/b", "--qos=9", bad]);
             let about = found.iter().filter(|problem| problem.starts_with(told)).count();

@@ -1,6 +1,6 @@
 //! What clap's parser cannot judge: every problem is found before anything is started, and all are told at once.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use mcp_mqtt_transport::{
     mqtt::KEEP_ALIVE,
@@ -21,6 +21,9 @@ const TLS_SCHEMES: [&str; 2] = ["mqtts", "wss"];
 const MIN_MESSAGE_BYTES: u32 = 1024;
 /// The largest packet of MQTT is 256 MiB; we take four messages' worth, so that what is too large is answered.
 const MAX_MESSAGE_BYTES: u32 = 64 * 1024 * 1024;
+
+/// Longer waits are mistyped; and deadlines are to be times that a clock can show.
+const LONGEST: Duration = Duration::from_hours(365 * 24);
 
 /// The configuration cannot be used: all that is wrong with it, a sentence each.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -166,6 +169,15 @@ impl GatewayConfig {
     fn check_durations(&self, problems: &mut Vec<String>) {
         let timeouts = &self.timeouts;
         for (flag, value) in [
+            ("--timeout-max", timeouts.timeout_max),
+            ("--idle-timeout", self.limits.idle_timeout.unwrap_or_default()),
+            ("--drain-timeout", self.drain_timeout),
+        ] {
+            if value > LONGEST {
+                problems.push(format!("{flag} is longer than {} days", LONGEST.as_secs() / 86_400));
+            }
+        }
+        for (flag, value) in [
             ("--timeout-ping", timeouts.timeout_ping),
             ("--timeout-call", timeouts.timeout_call),
             ("--timeout-default", timeouts.timeout_default),
@@ -273,6 +285,8 @@ mod tests {
             (&["--max-message-bytes=10"], "--max-message-bytes is 10"),
             (&["--timeout-ping=0s"], "--timeout-ping is 0"),
             (&["--timeout-call=1h"], "--timeout-call is longer than --timeout-max"),
+            (&["--timeout-max=500000000000y"], "--timeout-max is longer than 365 days"),
+            (&["--idle-timeout=366d"], "--idle-timeout is longer than 365 days"),
             (&["--log=a=b=c"], "--log is no filter"),
         ];
         for (args, expected) in table {

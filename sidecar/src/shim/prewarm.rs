@@ -79,7 +79,7 @@ impl Pool {
                     not_before = Instant::now() + pause;
                     tracing::warn!(
                         "an idle process of the MCP server ended {} ms after its start: {exit}. Its own words, if \
-                         any, stand above. Check transport.stdio.command, args and env of the McpService. Next try \
+                         any, stand above. Check the command (transport.stdio.command, args and env of the McpService). Next try \
                          in {} s.",
                         age.as_millis(),
                         pause.as_secs(),

@@ -36,7 +36,8 @@ pub(super) struct Endpoint {
     shown: String,
     /// Host and port to connect to.
     address: (String, u16),
-    /// Where an `McpService` says it: `transport.streamableHttp`.
+    /// Where it is said: by an argument, and in an `McpService`: `transport.streamableHttp`.
+    flag: &'static str,
     field: &'static str,
     client: Client<RequestBody>,
     /// Told when a connection was refused or broke: it is time to look whether the server is there.
@@ -74,6 +75,7 @@ impl Endpoint {
             url: url.clone(),
             shown: redact::url(url.as_str()),
             address,
+            flag,
             field,
             client,
             trouble: Notify::new(),
@@ -119,7 +121,7 @@ impl Endpoint {
 
     /// What to look at where a path may be wrong.
     pub(super) fn hint(&self) -> String {
-        format!("Is {}.path the path of its MCP endpoint?", self.field)
+        format!("Is {}.path (or that of {}) the path of its MCP endpoint?", self.field, self.flag)
     }
 
     /// Resolves when nobody listens any more. Looks now and then, and at once when a request had trouble.
@@ -156,9 +158,9 @@ impl Endpoint {
 
     fn refused(&self) -> String {
         format!(
-            "nobody listens at {}: the server has not started, or restarts, or listens on another port. See `kubectl \
-             logs -c server` and the port of {}.",
-            self.shown, self.field
+            "nobody listens at {}: the server has not started, or restarts, or listens on another port. See its log \
+             (`kubectl logs -c server`) and the port of {} (or {}).",
+            self.shown, self.field, self.flag
         )
     }
 }

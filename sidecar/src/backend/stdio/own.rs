@@ -96,11 +96,15 @@ impl Running {
 }
 
 impl Lease {
-    /// Its stdin and stdout, the first time. What is left of its stdout when the lease is dropped is read by nobody.
-    pub(super) fn take_pipes(&mut self) -> Option<[OwnedFd; 2]> {
-        let process = self.process.as_mut()?;
-        let stdout = process.stdout.as_ref()?.try_clone().ok()?;
-        Some([process.stdin.take()?, stdout])
+    /// Its stdin and stdout, once. What is left of its stdout when the lease is dropped is read by nobody.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(super) fn take_pipes(&mut self) -> io::Result<[OwnedFd; 2]> {
+        let process = self.process.as_mut();
+        let pipes = process.and_then(|process| Some((process.stdin.take()?, process.stdout.as_ref()?)));
+        let (stdin, stdout) = pipes.ok_or_else(|| io::Error::other("its pipes were taken before"))?;
+        Ok([stdin, stdout.try_clone()?])
     }
 
     /// Resolves when it has ended. Cancel-safe.

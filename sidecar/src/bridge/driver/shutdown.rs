@@ -16,7 +16,7 @@ use crate::bridge::sessions::REFUSAL_DELAY;
 /// For the errors and goodbyes to go out.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 /// For the broker to acknowledge the empty presence.
-const PRESENCE_TIMEOUT: Duration = Duration::from_secs(3);
+const CLEARED_TIMEOUT: Duration = Duration::from_secs(3);
 /// For the last words of all: of the workers after a lost registration, which is not to wait long for its next attempt,
 /// and to whoever asked for a session when there were none any more.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -91,7 +91,7 @@ impl Driver<'_> {
         if !self.presence.is_foreign()
             && let Some(publisher) = self.links.get(LinkId::REGISTERING).map(|link| link.publisher.clone())
             && let Some(Err(error)) =
-                self.reading(publisher.publish_confirmed(offline, PRESENCE_TIMEOUT)).await
+                self.reading(publisher.publish_confirmed(offline, CLEARED_TIMEOUT)).await
         {
             // A DISCONNECT would keep the will from clearing it: a lost connection does not.
             tracing::warn!(%error, "the broker did not take the empty presence; leaving it to the will");
