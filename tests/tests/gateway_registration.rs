@@ -15,7 +15,7 @@ use mcp_mqtt_tests::{
     raw::Raw,
 };
 use mcp_mqtt_transport::{
-    mqtt::{Publication, Qos},
+    mqtt::{ConnectOptions, Connection, Publication, PublishError, Qos, ReasonCode},
     topic::{self, ServerName},
 };
 use serde_json::json;
@@ -92,7 +92,8 @@ async fn a_broker_that_is_not_there_is_named() -> Result<()> {
 
 #[tokio::test]
 async fn the_rights_of_a_minimal_acl_are_enough() -> Result<()> {
-    serves_under(MINIMAL_ACL).await
+    serves_under(MINIMAL_ACL).await?;
+    Ok(())
 }
 
 #[tokio::test]
@@ -104,11 +105,29 @@ async fn the_acl_that_the_documentation_gives_is_enough() -> Result<()> {
     };
     // As it stands there, but for the services that its client may use.
     let client = block("client").replace("/tools/", "/tests/");
-    serves_under(&format!("user gateway\n{}\nuser client\n{client}", block("mcp"))).await
+    let broker = serves_under(&format!("user gateway\n{}\nuser client\n{client}", block("mcp"))).await?;
+    // Nor does it let a client put anything into the registry, in whatever name.
+    let options = ConnectOptions {
+        username: Some("client".to_owned()),
+        password: Some("client".into()),
+        ..ConnectOptions::new(broker.url(), "c2")
+    };
+    let connection = Connection::open(&options).await?;
+    for topic in [
+        "$mcp-server/presence/tests/finance/pay",
+        "$mcp-server/presence/gw/tests/stub",
+        "$mcp-server/capability/tests/finance/pay",
+        "$mcp-server/capability/gw/tests/stub",
+    ] {
+        let forged = Publication::new(topic, "{}", Qos::AtLeastOnce);
+        let answer = connection.publisher.publish_confirmed(forged, Duration::from_secs(10)).await;
+        assert_eq!(answer, Err(PublishError::Refused(ReasonCode::NOT_AUTHORIZED)), "{topic}");
+    }
+    Ok(())
 }
 
 /// Under these rules for the users `gateway` and `client` one serves and the other calls.
-async fn serves_under(acl: &str) -> Result<()> {
+async fn serves_under(acl: &str) -> Result<Mosquitto> {
     let broker = with_users().acl(acl).start().await?;
     let (gateway, _dir) = login(&broker.url(), "secret")?;
     gateway.wait_ready().await?;
@@ -120,7 +139,7 @@ async fn serves_under(acl: &str) -> Result<()> {
     assert_eq!(call(&session, "echo", json!({"message": "x"})).await?, "x");
     let status = gateway.status().await?;
     assert_eq!(status.broker.message, "registered as tests/stub", "nothing to remark");
-    Ok(())
+    Ok(broker)
 }
 
 #[tokio::test]
