@@ -76,6 +76,11 @@ pub enum AppError {
     /// Signals.
     #[error("signals cannot be caught: {0}")]
     Signal(#[source] std::io::Error),
+    /// The work.
+    #[error(
+        "the watch over the McpServices ended by itself: this is a bug; the operator ends, and is started anew"
+    )]
+    Ended,
     /// Leadership.
     #[error("another operator leads now: this one ends, and is started anew as a follower")]
     LeadershipLost,
@@ -262,7 +267,9 @@ async fn work(
         () = registry_controller::run(setting) => {}
         () = session_metrics(args, client.clone(), counts.clone()) => {}
         () = keda_scaler(args, client, counts) => {}
-        () = stopped(stop) => {}
+        () = stopped(stop.clone()) => {}
+        // They end when it is time to stop; any other end would leave a leader that does nothing.
+        _ = tasks.join_next() => if !*stop.borrow() { return Err(AppError::Ended) },
     }
     let ended = async { while tasks.join_next().await.is_some() {} };
     if timeout(STOP, ended).await.is_err() {

@@ -153,6 +153,7 @@ async fn kubernetes_own_autoscaler_goes_by_the_sessions() -> Result<()> {
     let autoscaling = json!({
         "maxReplicas": 3,
         "sessions": { "targetPerReplica": 2 },
+        "inFlight": { "targetPerReplica": 100 },
         "behavior": { "scaleDown": { "stabilizationWindowSeconds": 0 } },
     });
     let service = platform
@@ -172,6 +173,10 @@ async fn kubernetes_own_autoscaler_goes_by_the_sessions() -> Result<()> {
     let autoscaler = autoscalers.list(&ListParams::default()).await?.items.pop().context("an autoscaler")?;
     let seen: Value = serde_json::to_value(autoscaler.status)?;
     ensure!(seen["conditions"].to_string().contains("ScalingActive"), "{seen}");
+    for (at, name) in ["mcp_sessions", "mcp_requests_in_flight"].into_iter().enumerate() {
+        let metric = &seen["currentMetrics"][at]["object"];
+        ensure!(metric["metric"]["name"] == name && metric["current"].is_object(), "no {name}: {seen}");
+    }
 
     // All but one leave: one instance is enough, and it is the one where the last session is.
     let last = sessions.pop().context("a session")?;
@@ -193,7 +198,7 @@ async fn clients_that_are_refused_count_where_they_are_to() -> Result<()> {
     // What is open alone would never ask for more than one instance.
     let spec = json!({
         "gateway": { "maxSessions": 2 },
-        "autoscaling": { "maxReplicas": 2, "sessions": { "targetPerReplica": 2, "includeRefused": true } },
+        "autoscaling": { "maxReplicas": 2, "sessions": { "targetUtilization": 100, "includeRefused": true } },
     });
     let service = platform.deploy("refusing", with(everything_over_stdio(), spec)).await?;
     let clients = clients(&platform, 3).await?;
