@@ -109,6 +109,8 @@ fn spread(service: &ValidService) -> Option<Vec<TopologySpreadConstraint>> {
             match_labels: Some(names::selector(&service.identity.name)),
             ..LabelSelector::default()
         }),
+        // Each revision by itself: in a rollout the old ones are about to go.
+        match_label_keys: Some(vec!["pod-template-hash".to_owned()]),
         max_skew: 1,
         topology_key: topology_key.to_owned(),
         when_unsatisfiable: "ScheduleAnyway".to_owned(),

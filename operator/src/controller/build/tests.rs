@@ -125,10 +125,12 @@ spec:
       terminationGracePeriodSeconds: 80
       topologySpreadConstraints:
       - labelSelector: {matchLabels: {mcp-mqtt.io/service: weather}}
+        matchLabelKeys: [pod-template-hash]
         maxSkew: 1
         topologyKey: topology.kubernetes.io/zone
         whenUnsatisfiable: ScheduleAnyway
       - labelSelector: {matchLabels: {mcp-mqtt.io/service: weather}}
+        matchLabelKeys: [pod-template-hash]
         maxSkew: 1
         topologyKey: kubernetes.io/hostname
         whenUnsatisfiable: ScheduleAnyway
