@@ -313,7 +313,7 @@ fn the_shim_and_its_drain_parse_what_is_built_for_them() {
     let server = container(&of(&STDIO.replace("stdio: {", "stdio: {prewarm: 3, ")), SERVER);
     match Cli::try_parse_from(server.command.unwrap()).unwrap().face {
         Face::Shim(ShimFace::Run(config)) => {
-            assert_eq!((config.prewarm, config.max_processes), (3, 135));
+            assert_eq!((config.prewarm, config.max_processes), (3, 207));
             assert_eq!(config.command, ["node", "server.js"]);
         }
         other => panic!("{other:?}"),
