@@ -6,6 +6,7 @@ mod dial;
 mod driver;
 mod error;
 mod events;
+mod incoming;
 mod outbox;
 mod packet;
 mod publisher;
@@ -26,10 +27,17 @@ pub use self::{
     ack::Ack,
     error::{CloseReason, ConnectError, PublishError},
     events::{Event, Events, Refused},
+    incoming::{MAX_PROPERTY_BYTES, Unusable},
     publisher::{FilterReply, PublishReply, Publisher},
     reason::ReasonCode,
     reconnect::Reconnect,
 };
+
+/// The parser of what strangers write into a PUBLISH, for the fuzz targets; no part of the interface.
+#[doc(hidden)]
+pub mod parsers {
+    pub use super::incoming::Envelope;
+}
 
 /// The keep alive that a connection may have: a shorter one would be pings without a use, and MQTT says it in 16 bits of
 /// seconds.

@@ -252,6 +252,10 @@ impl<'a> Driver<'a> {
                     self.take_received(link, received);
                     false
                 }
+                LinkEvent::Event(Event::Unusable(why)) => {
+                    self.dropped(why.as_str());
+                    false
+                }
                 LinkEvent::Event(Event::Refused(refused)) => {
                     self.take_refused(refused);
                     false

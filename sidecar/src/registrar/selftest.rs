@@ -249,7 +249,8 @@ impl Test<'_> {
                 }
                 Ok(())
             }
-            Some(Event::Refused(_)) => Ok(()), // only for what has a note
+            // The one only for what has a note; the other is no message of ours.
+            Some(Event::Refused(_) | Event::Unusable(_)) => Ok(()),
             Some(Event::Closed(why)) => Err(why),
             None => Err(CloseReason::ClosedByBroker),
         }
@@ -303,6 +304,11 @@ impl<'a> Step<'a> {
             CloseReason::Lost(_) | CloseReason::KeepAlive(_) | CloseReason::Unacknowledged(_) => {
                 (reason::BROKER_CONNECTION_LOST, "Trying again")
             }
+            CloseReason::Protocol(_) => (
+                reason::BROKER_CONNECTION_LOST,
+                "What MQTT 5 does not allow comes from the broker itself, or from a proxy before it: look for a newer version \
+                 of it. Trying again",
+            ),
             _ => next_step(ReasonCode::TOPIC_NAME_INVALID),
         };
         Failure { reason, message: format!("on {what} to {topic}: {why}. {next} (needed here: {verb})") }
