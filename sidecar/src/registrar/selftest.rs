@@ -306,8 +306,8 @@ impl<'a> Step<'a> {
             }
             CloseReason::Protocol(_) => (
                 reason::BROKER_CONNECTION_LOST,
-                "What MQTT 5 does not allow comes from the broker itself, or from a proxy before it: look for a newer version \
-                 of it. Trying again",
+                "The broker, or a proxy before it, does what MQTT 5 does not allow: look for a newer version of it. Trying \
+                 again",
             ),
             _ => next_step(ReasonCode::TOPIC_NAME_INVALID),
         };
@@ -354,5 +354,32 @@ fn next_step(code: ReasonCode) -> (&'static str, &'static str) {
             reason::BROKER_REFUSED_TOPICS,
             "The broker has to allow topics that begin with $mcp-: some refuse every topic with a $ by default",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_a_step_is_told_with_its_own_next_step() {
+        let disconnected = |reason| CloseReason::Disconnected { reason, text: None };
+        let table = [
+            (
+                CloseReason::Protocol("a packet".to_owned()),
+                reason::BROKER_CONNECTION_LOST,
+                "or a proxy before it",
+            ),
+            (CloseReason::Lost("reset".to_owned()), reason::BROKER_CONNECTION_LOST, "Trying again"),
+            (CloseReason::ClosedByBroker, reason::BROKER_REFUSED_TOPICS, "begin with $mcp-"),
+            (CloseReason::SessionTakenOver, reason::BROKER_SESSION_TAKEN_OVER, "another cluster"),
+            (disconnected(ReasonCode::NOT_AUTHORIZED), reason::BROKER_NOT_AUTHORIZED, "ACL"),
+        ];
+        for (why, expected, next) in table {
+            let failure = Step::publish("topic", "a message").closed(&why);
+            assert_eq!(failure.reason, expected, "{why}");
+            assert!(failure.message.contains(next), "{}", failure.message);
+            assert_eq!(failure.message.contains("$mcp-"), next.contains("$mcp-") || next == "ACL", "{why}");
+        }
     }
 }
