@@ -117,7 +117,7 @@ impl Link {
                 publisher.ready(1).await;
                 if publisher.is_closed() {
                     // Its end is an event, behind what had come before; with it the link goes.
-                    pending().await
+                    pending::<()>().await;
                 }
             }));
         }

@@ -15,6 +15,10 @@ pub const MAX_PROPERTY_BYTES: usize = 64 << 10;
 
 /// What came.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one at a time, and a box would be an allocation for each packet"
+)]
 pub(super) enum Incoming {
     Packet(Packet),
     /// A PUBLISH that is passed over.
@@ -224,7 +228,7 @@ mod tests {
         for (id, bytes) in [(None, MAX_PROPERTY_BYTES), (Some(7), MAX_PROPERTY_BYTES + 5), (None, 1 << 19)] {
             input.extend_from_slice(&written("t", id, empty(bytes), b"x"));
         }
-        input.extend_from_slice(&written("t", None, Vec::new(), &[b'x'; 2 * MAX_PROPERTY_BYTES]));
+        input.extend_from_slice(&written("t", None, Vec::new(), &vec![b'x'; 2 * MAX_PROPERTY_BYTES]));
         let expected = vec![(Some(7), Unusable::Properties), (None, Unusable::Properties)];
         assert_eq!(take_all(&mut input), (2, expected));
         assert!(input.is_empty());
