@@ -179,6 +179,16 @@ impl Connection {
     }
 }
 
+impl Received {
+    /// Bytes that it holds in memory, nearly.
+    pub fn weight(&self) -> usize {
+        let properties = &self.user_properties;
+        let text: usize = properties.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let pairs = properties.capacity() * size_of::<(String, String)>();
+        self.payload.len() + self.topic.len() + pairs + text
+    }
+}
+
 impl Publication {
     /// A publication that is not retained and has no user properties.
     pub fn new(topic: impl Into<String>, payload: impl Into<Bytes>, qos: Qos) -> Self {

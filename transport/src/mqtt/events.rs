@@ -122,12 +122,7 @@ impl Event {
     /// Bytes that it holds in memory, nearly.
     fn weight(&self) -> usize {
         match self {
-            Self::Received(received) => {
-                let properties = &received.user_properties;
-                let text: usize = properties.iter().map(|(name, value)| name.len() + value.len()).sum();
-                let pairs = properties.capacity() * size_of::<(String, String)>();
-                received.payload.len() + received.topic.len() + pairs + text
-            }
+            Self::Received(received) => received.weight(),
             Self::Refused(refused) => refused.payload.len() + refused.topic.len(),
             Self::Unusable(_) | Self::Closed(_) => 0,
         }

@@ -9,8 +9,8 @@ use rumqttc::v5::mqttbytes::{
     v5::{Packet, Publish, check},
 };
 
-/// Properties of one PUBLISH that are taken, in bytes on the wire. Each takes five or more there and some fifty in memory,
-/// before the broker's limit for a packet or ours could tell; what uses them needs a hundred bytes.
+/// Properties of one PUBLISH that are taken, in bytes on the wire. An empty one has five bytes there and fifty in memory,
+/// so that no limit for packets bounds them; the two that MCP wants need a hundred.
 pub const MAX_PROPERTY_BYTES: usize = 64 << 10;
 
 /// What came.
