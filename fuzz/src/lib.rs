@@ -5,6 +5,7 @@
 //! for some seconds in each run of the tests.
 
 mod control;
+mod envelope;
 mod jsonrpc;
 mod lines;
 mod pieces;
@@ -21,12 +22,13 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     Target { name: "topic", run: topic::run },
     Target { name: "jsonrpc", run: jsonrpc::run },
     Target { name: "sse", run: sse::run },
     Target { name: "lines", run: lines::run },
     Target { name: "control", run: control::run },
+    Target { name: "envelope", run: envelope::run },
 ];
 
 /// The target of that name.

@@ -127,7 +127,7 @@ fn root() -> &'static Path {
 #[test]
 fn every_target_has_a_corpus_a_dictionary_and_a_test() {
     let names = mcp_mqtt_fuzz::TARGETS.map(|target| target.name);
-    assert_eq!(names, ["topic", "jsonrpc", "sse", "lines", "control"]);
+    assert_eq!(names, ["topic", "jsonrpc", "sse", "lines", "control", "envelope"]);
     for name in names {
         assert!(!words(name).is_empty(), "{name}");
     }
@@ -156,4 +156,9 @@ fn lines() {
 #[test]
 fn control() {
     replay("control");
+}
+
+#[test]
+fn envelope() {
+    replay("envelope");
 }

@@ -53,6 +53,9 @@ pub struct Manner {
     pub closes_on: Option<(u8, &'static str)>,
     /// Closes it in the middle of the packet of the broker that names this text.
     pub cuts_in: Option<&'static str>,
+    /// Puts a byte that is no UTF-8 in the place of the first one of this text, in whatever the broker sends: some brokers
+    /// forward what Mosquitto refuses.
+    pub garbles: Option<&'static str>,
     /// Adds this user property to CONNACK.
     pub server_name: Option<&'static str>,
     /// Adds this Maximum Packet Size to CONNACK.
@@ -286,9 +289,15 @@ async fn down(
     }
     downward.send((connack, false)).await?;
     loop {
-        let packet = packet(&mut broker).await?;
+        let mut packet = packet(&mut broker).await?;
         shared.thawed(connect).await?;
-        let cut = lock(&shared.manner).cuts_in.is_some_and(|text| names(&packet, text));
+        let manner = lock(&shared.manner).clone();
+        if let Some(text) = manner.garbles
+            && let Some(at) = packet.windows(text.len()).position(|window| window == text.as_bytes())
+        {
+            packet[at] = 0xFF;
+        }
+        let cut = manner.cuts_in.is_some_and(|text| names(&packet, text));
         downward.send((packet, cut)).await?;
     }
 }

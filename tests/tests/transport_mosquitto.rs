@@ -45,6 +45,7 @@ async fn received(events: &mut Events) -> Result<Received> {
         Some(Event::Received(received)) => Ok(received),
         Some(Event::Closed(reason)) => bail!("the connection closed: {reason}"),
         Some(Event::Refused(refused)) => bail!("refused: {refused:?}"),
+        Some(Event::Unusable(why)) => bail!("unusable: {why:?}"),
         None => bail!("no more events"),
     }
 }
@@ -52,7 +53,7 @@ async fn received(events: &mut Events) -> Result<Received> {
 async fn closed(events: &mut Events) -> Result<CloseReason> {
     loop {
         match timeout(LONG, events.recv()).await.context("it did not close")? {
-            Some(Event::Received(_) | Event::Refused(_)) => {}
+            Some(Event::Received(_) | Event::Refused(_) | Event::Unusable(_)) => {}
             Some(Event::Closed(reason)) => return Ok(reason),
             None => bail!("no more events"),
         }

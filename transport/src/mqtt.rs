@@ -6,6 +6,7 @@ mod dial;
 mod driver;
 mod error;
 mod events;
+mod incoming;
 mod outbox;
 mod packet;
 mod publisher;
@@ -26,10 +27,17 @@ pub use self::{
     ack::Ack,
     error::{CloseReason, ConnectError, PublishError},
     events::{Event, Events, Refused},
+    incoming::{MAX_PROPERTY_BYTES, Unusable},
     publisher::{FilterReply, PublishReply, Publisher},
     reason::ReasonCode,
     reconnect::Reconnect,
 };
+
+/// The parser of what strangers write into a PUBLISH, for the fuzz targets; no part of the interface.
+#[doc(hidden)]
+pub mod parsers {
+    pub use super::incoming::Envelope;
+}
 
 /// The keep alive that a connection may have: a shorter one would be pings without a use, and MQTT says it in 16 bits of
 /// seconds.
@@ -168,6 +176,16 @@ impl Connection {
         let accepted = dialled.accepted.clone();
         let (publisher, events) = driver::start(dialled, options.manual_acks);
         Ok(Self { publisher, events, accepted })
+    }
+}
+
+impl Received {
+    /// Bytes that it holds in memory, nearly.
+    pub fn weight(&self) -> usize {
+        let properties = &self.user_properties;
+        let text: usize = properties.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let pairs = properties.capacity() * size_of::<(String, String)>();
+        self.payload.len() + self.topic.len() + pairs + text
     }
 }
 

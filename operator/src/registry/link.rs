@@ -103,6 +103,7 @@ pub(super) async fn run(
                 loop {
                     let received = match connection.events.recv().await {
                         Some(Event::Received(received)) => received,
+                        Some(Event::Unusable(_)) => continue,
                         Some(Event::Refused(refused)) => {
                             let refused = Happening::Refused(refused.topic, refused.reason);
                             if happenings.send((key.clone(), refused)).await.is_err() {

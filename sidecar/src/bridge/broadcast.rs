@@ -15,8 +15,9 @@ use bytes::Bytes;
 pub const MERGE_WINDOW: Duration = Duration::from_millis(50);
 /// Different notifications that may wait; one more goes out at once. Only `resources/updated` has many forms.
 const MAX_WAITING: usize = 1024;
-/// And their bytes: a server may write much into one, and there are as many servers as sessions.
-const MAX_BYTES: usize = 1 << 20;
+/// And their bytes: a server may write much into one, and there are as many servers as sessions. As many may wait once
+/// more for the connection, where it does not keep up.
+pub(super) const MAX_BYTES: usize = 1 << 20;
 
 /// What waits to be broadcast.
 #[derive(Debug, Default)]
@@ -68,13 +69,6 @@ impl Broadcasts {
         self.waiting.remove(&payload);
         self.bytes -= payload.len();
         Some(payload)
-    }
-
-    /// Forgets what waits: nobody is connected any more.
-    pub fn clear(&mut self) {
-        self.due.clear();
-        self.waiting.clear();
-        self.bytes = 0;
     }
 }
 
@@ -134,8 +128,5 @@ mod tests {
         assert_eq!(broadcasts.say(large(1), now), Said::Merged);
         assert!(broadcasts.take_due(now + MERGE_WINDOW).is_some());
         assert_eq!(broadcasts.say(large(3), now), Said::Waits, "there is room again");
-        broadcasts.clear();
-        assert_eq!(broadcasts.say(large(1), now), Said::Waits);
-        assert_eq!(broadcasts.say(large(2), now), Said::Waits);
     }
 }

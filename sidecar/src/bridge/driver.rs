@@ -117,7 +117,7 @@ impl<'a> Driver<'a> {
             topic::server_presence(&setting.server_id, &server_name),
             topic::control(&setting.server_id, &server_name),
         );
-        // An error for all that can be in flight, a goodbye to all, and what goes to all.
+        // An error for all that can be in flight, a goodbye to all, and what the driver says of itself.
         let errors = u64::from(limits.max_sessions) * (u64::from(limits.max_in_flight) + 4) + 1024;
         let outbox_limit = usize::try_from(errors).unwrap_or(usize::MAX);
         bridge.board.set_workers(workers.iter().map(|worker| worker.client_id().to_owned()).collect());
@@ -250,6 +250,10 @@ impl<'a> Driver<'a> {
             let from_backend = match next? {
                 LinkEvent::Event(Event::Received(received)) => {
                     self.take_received(link, received);
+                    false
+                }
+                LinkEvent::Event(Event::Unusable(why)) => {
+                    self.dropped(why.as_str());
                     false
                 }
                 LinkEvent::Event(Event::Refused(refused)) => {

@@ -60,12 +60,12 @@ pub struct InFlight {
 }
 
 impl InFlight {
-    /// None yet; at most `limit` at a time.
+    /// None yet; somebody waits for `limit` of them at most, and there are twice as many with those that were cancelled.
     pub fn new(limit: usize) -> Self {
         Self { open: HashMap::new(), limit, cancelled: 0 }
     }
 
-    /// Takes a request; tells its deadline.
+    /// Takes a request.
     ///
     /// # Errors
     /// Its id is in use, or too many are in flight.
@@ -75,11 +75,12 @@ impl InFlight {
         request: &Message,
         timeouts: &Timeouts,
         now: Instant,
-    ) -> Result<Instant, Refused> {
+    ) -> Result<(), Refused> {
         if self.open.contains_key(id) {
             return Err(Refused::DuplicateId);
         }
-        if self.open.len() >= self.limit {
+        // What nobody waits for takes no place, up to a bound: who cancels all calls at once may call again.
+        if self.waiting() >= self.limit || self.open.len() >= self.limit.saturating_mul(2) {
             return Err(Refused::TooMany);
         }
         let method = Method::of(request.method().unwrap_or_default());
@@ -94,9 +95,8 @@ impl InFlight {
             cancelled: false,
             span: None,
         };
-        let deadline = pending.deadline;
         self.open.insert(id.clone(), pending);
-        Ok(deadline)
+        Ok(())
     }
 
     /// Gives a request in flight its span.
@@ -221,8 +221,8 @@ mod tests {
         for (method, seconds) in table {
             let mut in_flight = InFlight::new(1);
             let id = RequestId::number(1);
-            let deadline = in_flight.take(&id, &request(1, method), &TIMEOUTS, start).unwrap();
-            assert_eq!(deadline, after(start, seconds), "{method}");
+            in_flight.take(&id, &request(1, method), &TIMEOUTS, start).unwrap();
+            assert_eq!(in_flight.next_deadline(), Some(after(start, seconds)), "{method}");
             assert!(in_flight.expire(after(start, seconds - 1)).is_empty(), "{method}");
             assert!(
                 matches!(&in_flight.expire(after(start, seconds))[..], [Expired::TimedOut(i, _)] if *i == id),
@@ -253,9 +253,7 @@ mod tests {
     fn an_id_in_flight_is_not_taken_twice_and_the_limit_holds() {
         let now = Instant::now();
         let mut in_flight = InFlight::new(2);
-        let mut take = |id: u64| {
-            in_flight.take(&RequestId::number(id), &request(id, "ping"), &TIMEOUTS, now).map(|_| ())
-        };
+        let mut take = |id: u64| in_flight.take(&RequestId::number(id), &request(id, "ping"), &TIMEOUTS, now);
         assert_eq!(take(1), Ok(()));
         assert_eq!(take(1), Err(Refused::DuplicateId));
         assert_eq!(take(2), Ok(()));

@@ -4,6 +4,7 @@
 //! Each has its own queues, so one that stands still holds up its own sessions' backends and no others.
 
 use std::{
+    future::pending,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -114,6 +115,10 @@ impl Link {
             self.room = Some(Box::pin(async move {
                 sleep(RETRY_PAUSE).await;
                 publisher.ready(1).await;
+                if publisher.is_closed() {
+                    // Its end is an event, behind what had come before; with it the link goes.
+                    pending::<()>().await;
+                }
             }));
         }
     }
@@ -217,5 +222,75 @@ impl Links {
             Poll::Pending
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use mcp_mqtt_transport::{
+        mqtt::{ConnectOptions, Publication, Qos},
+        topic::ClientId,
+    };
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    const CONNACK: [u8; 5] = [0x20, 3, 0, 0, 0];
+    /// Of nothing, on the topic "t", at QoS 0.
+    const PUBLISH: [u8; 6] = [0x30, 4, 0, 1, b't', 0];
+
+    /// A connection that is over, and on which so many messages came before.
+    async fn over(messages: usize) -> Connection {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("mqtt://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let broker = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0, "CONNECT");
+            stream.write_all(&CONNACK).await.unwrap();
+            stream.write_all(&PUBLISH.repeat(messages)).await.unwrap();
+        };
+        let options = ConnectOptions::new(url, "link");
+        let (connection, ()) = tokio::join!(Connection::open(&options), broker);
+        let connection = connection.unwrap();
+        connection.publisher.closed().await;
+        connection
+    }
+
+    fn publish(publisher: &Publisher, _: &Outgoing) -> Result<Sent, PublishError> {
+        publisher.try_publish(Publication::new("t", "x", Qos::AtLeastOnce)).map(|()| Sent::Bytes(1))
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_between_the_end_of_a_connection_and_the_word_of_it_waits_and_nothing_spins() {
+        let link = Link::new(over(3).await, Instant::now(), 10, 1 << 20);
+        let mut links = Links::new(link, 0);
+        let (id, first) = links.next().await;
+        assert!(matches!(first, LinkEvent::Event(Event::Received(_))), "{first:?}");
+        let client = ClientId::new("c").unwrap();
+        let answer = Outgoing::ToClient { client, payload: Bytes::from_static(b"answer"), owed: true };
+        let sent = links.get_mut(id).unwrap().send(answer, publish);
+        assert!(matches!(sent, Ok(Sent::Waits)), "{sent:?}");
+        for closed in [false, false, true] {
+            // Long enough to find room, if there could be any.
+            let started = Instant::now();
+            while started.elapsed() < 5 * RETRY_PAUSE {
+                let Poll::Pending = futures::poll!(links.get_mut(id).unwrap().room.as_mut().unwrap()) else {
+                    panic!("there is no room on a connection that is over");
+                };
+                sleep(RETRY_PAUSE).await;
+            }
+            match links.next().await.1 {
+                LinkEvent::Event(Event::Received(_)) => assert!(!closed),
+                LinkEvent::Event(Event::Closed(_)) => assert!(closed),
+                other => panic!("{other:?}"),
+            }
+        }
+        let mut lost = links.remove(id).unwrap();
+        assert!(lost.retry(publish).is_none());
+        assert_eq!(lost.into_waiting().count(), 1);
     }
 }

@@ -1,6 +1,9 @@
-//! What waits because the connection's own queue is full. While anything waits, nothing is taken from the backends;
-//! what still comes is errors for clients, which is why the bound is high and nothing large. What is not owed has a
-//! bound of its own.
+//! What waits because the connection's own queue is full, or because the connection is over and its end not yet told:
+//! then it goes out on another one.
+//!
+//! While anything waits, nothing is taken from the backends of the connection's sessions; what still comes for these is
+//! errors, which is why their bound is high and nothing large. What is not owed has a bound of its own. So has what goes
+//! to all clients: it may come from the backends of other connections' sessions, which go on, and may be large.
 
 use std::collections::VecDeque;
 
@@ -10,6 +13,7 @@ use mcp_mqtt_transport::{
     topic::ClientId,
 };
 
+use super::broadcast;
 use crate::backend::SessionId;
 
 /// Answers that are not owed (see [`Action::ToClient`](super::action::Action::ToClient)) and may wait: a burst of many
@@ -42,10 +46,13 @@ pub(super) enum Sent {
 #[derive(Debug)]
 pub(super) struct Outbox {
     waiting: VecDeque<Outgoing>,
+    /// Of `waiting`, how many are owed, and how many may be.
+    owed: usize,
+    limit: usize,
     /// Of `waiting`, how many are not owed.
     unowed: usize,
-    /// Of the others.
-    limit: usize,
+    /// Of `waiting`, the bytes of what goes to all clients.
+    to_all_bytes: usize,
     /// Something was dropped since it was last empty.
     overflows: bool,
 }
@@ -61,7 +68,7 @@ pub(super) enum Unsent {
 
 impl Outbox {
     pub(super) fn new(limit: usize) -> Self {
-        Self { waiting: VecDeque::new(), unowed: 0, limit, overflows: false }
+        Self { waiting: VecDeque::new(), owed: 0, limit, unowed: 0, to_all_bytes: 0, overflows: false }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -81,58 +88,84 @@ impl Outbox {
     ) -> Result<Sent, Unsent> {
         if self.waiting.is_empty() {
             match transmit(&outgoing) {
-                Err(PublishError::Full) => {}
+                Err(error) if has_to_wait(&error) => {}
                 Err(error) => return Err(Unsent::Refused(outgoing, error)),
                 Ok(sent) => return Ok(sent),
             }
         }
-        let is_full = if outgoing.is_owed() {
-            self.waiting.len() - self.unowed >= self.limit
-        } else {
-            self.unowed >= UNOWED
-        };
-        if is_full {
+        if !self.has_room(&outgoing) {
             let first = !std::mem::replace(&mut self.overflows, true);
             return Err(Unsent::Overflow { outgoing, first });
         }
-        self.unowed += usize::from(!outgoing.is_owed());
+        self.count_in(&outgoing);
         self.waiting.push_back(outgoing);
         Ok(Sent::Waits)
     }
 
-    /// Sends the first that waits; nothing when none does or there is still no room.
+    fn has_room(&self, outgoing: &Outgoing) -> bool {
+        match outgoing {
+            // One is always taken, whatever its size.
+            Outgoing::ToAll { payload } => {
+                self.to_all_bytes == 0 || self.to_all_bytes + payload.len() <= broadcast::MAX_BYTES
+            }
+            Outgoing::ToClient { owed: false, .. } => self.unowed < UNOWED,
+            _ => self.owed < self.limit,
+        }
+    }
+
+    fn count_in(&mut self, outgoing: &Outgoing) {
+        match outgoing {
+            Outgoing::ToAll { payload } => self.to_all_bytes += payload.len(),
+            Outgoing::ToClient { owed: false, .. } => self.unowed += 1,
+            _ => self.owed += 1,
+        }
+    }
+
+    fn count_out(&mut self, outgoing: &Outgoing) {
+        match outgoing {
+            Outgoing::ToAll { payload } => self.to_all_bytes -= payload.len(),
+            Outgoing::ToClient { owed: false, .. } => self.unowed -= 1,
+            _ => self.owed -= 1,
+        }
+    }
+
+    /// Sends the first that waits; nothing when none does or it still cannot go.
     pub(super) fn retry(
         &mut self,
         transmit: impl FnOnce(&Outgoing) -> Result<Sent, PublishError>,
     ) -> Option<Result<Sent, Unsent>> {
         let sent = transmit(self.waiting.front()?);
-        if matches!(sent, Err(PublishError::Full)) {
+        if sent.as_ref().is_err_and(has_to_wait) {
             return None;
         }
         let outgoing = self.waiting.pop_front()?;
-        self.unowed -= usize::from(!outgoing.is_owed());
+        self.count_out(&outgoing);
         self.overflows &= !self.waiting.is_empty();
         Some(sent.map_err(|error| Unsent::Refused(outgoing, error)))
     }
 }
 
-impl Outgoing {
-    fn is_owed(&self) -> bool {
-        !matches!(self, Self::ToClient { owed: false, .. })
-    }
+/// On a connection that is over, until its end is told: then all of it is handed on.
+fn has_to_wait(error: &PublishError) -> bool {
+    matches!(error, PublishError::Full | PublishError::Closed)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn to_all(text: &'static str) -> Outgoing {
-        Outgoing::ToAll { payload: Bytes::from_static(text.as_bytes()) }
+    fn to_client(text: &'static str) -> Outgoing {
+        let payload = Bytes::from_static(text.as_bytes());
+        Outgoing::ToClient { client: ClientId::new("c").unwrap(), payload, owed: true }
+    }
+
+    fn to_all(bytes: usize) -> Outgoing {
+        Outgoing::ToAll { payload: Bytes::from(vec![b'x'; bytes]) }
     }
 
     fn text(outgoing: &Outgoing) -> String {
         match outgoing {
-            Outgoing::ToAll { payload } => String::from_utf8_lossy(payload).into_owned(),
+            Outgoing::ToClient { payload, .. } => String::from_utf8_lossy(payload).into_owned(),
             other => panic!("{other:?}"),
         }
     }
@@ -143,15 +176,18 @@ mod tests {
         let mut sent = Vec::new();
         assert!(
             outbox
-                .send(to_all("a"), |o| {
+                .send(to_client("a"), |o| {
                     sent.push(text(o));
                     Ok(Sent::Waits)
                 })
                 .is_ok()
         );
-        assert!(outbox.send(to_all("b"), |_| Err(PublishError::Full)).is_ok());
-        assert!(outbox.send(to_all("c"), |_| panic!("not before b")).is_ok());
-        assert!(matches!(outbox.send(to_all("d"), |_| panic!()), Err(Unsent::Overflow { first: true, .. })));
+        assert!(outbox.send(to_client("b"), |_| Err(PublishError::Full)).is_ok());
+        assert!(outbox.send(to_client("c"), |_| panic!("not before b")).is_ok());
+        assert!(matches!(
+            outbox.send(to_client("d"), |_| panic!()),
+            Err(Unsent::Overflow { first: true, .. })
+        ));
         assert!(outbox.retry(|_| Err(PublishError::Full)).is_none() && !outbox.is_empty());
         while outbox
             .retry(|o| {
@@ -189,7 +225,38 @@ mod tests {
     #[test]
     fn what_the_connection_refuses_does_not_stay() {
         let mut outbox = Outbox::new(2);
-        let refused = outbox.send(to_all("a"), |_| Err(PublishError::Invalid("no")));
+        let refused = outbox.send(to_client("a"), |_| Err(PublishError::Invalid("no")));
         assert!(matches!(refused, Err(Unsent::Refused(..))) && outbox.is_empty());
+    }
+    #[test]
+    fn what_a_connection_that_is_over_does_not_take_stays_to_be_handed_on() {
+        let mut outbox = Outbox::new(3);
+        assert!(matches!(outbox.send(to_client("a"), |_| Err(PublishError::Closed)), Ok(Sent::Waits)));
+        assert!(matches!(outbox.send(to_client("b"), |_| panic!("not before a")), Ok(Sent::Waits)));
+        assert!(outbox.retry(|_| Err(PublishError::Closed)).is_none() && !outbox.is_empty());
+        assert!(outbox.send(to_client("c"), |_| panic!("not before a")).is_ok());
+        let beyond = outbox.send(to_client("d"), |_| panic!("not before a"));
+        assert!(matches!(beyond, Err(Unsent::Overflow { first: true, .. })), "the bound holds there, too");
+        let waiting: Vec<_> = outbox.into_waiting().map(|outgoing| text(&outgoing)).collect();
+        assert_eq!(waiting, ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn what_goes_to_all_is_bounded_by_its_bytes_and_takes_no_place_of_what_is_owed() {
+        const HALF: usize = broadcast::MAX_BYTES / 2;
+        let full = |_: &Outgoing| Err(PublishError::Full);
+        let mut outbox = Outbox::new(2);
+        assert!(outbox.send(to_all(HALF), full).is_ok() && outbox.send(to_all(HALF), full).is_ok());
+        let beyond = outbox.send(to_all(1), full);
+        assert!(matches!(beyond, Err(Unsent::Overflow { outgoing: Outgoing::ToAll { .. }, first: true })));
+        assert!(outbox.send(to_client("a"), full).is_ok() && outbox.send(to_client("b"), full).is_ok());
+        assert!(outbox.send(to_client("c"), full).is_err());
+        // One that went makes room for as much.
+        assert!(outbox.retry(|_| Ok(Sent::Waits)).is_some());
+        assert!(outbox.send(to_all(HALF), full).is_ok() && outbox.send(to_all(1), full).is_err());
+        while outbox.retry(|_| Ok(Sent::Waits)).is_some() {}
+        // A single one may be larger than all of them.
+        assert!(outbox.send(to_all(2 * broadcast::MAX_BYTES), full).is_ok());
+        assert!(outbox.send(to_all(1), full).is_err());
     }
 }

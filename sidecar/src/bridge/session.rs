@@ -220,7 +220,7 @@ impl Session {
                     (State::Opening { .. }, method) if method != "ping" => Some(Refusal::NotInitialized),
                     _ if self.draining => Some(Refusal::Draining),
                     _ => match self.from_client.take(id, &message, &turn.rules.timeouts, turn.now) {
-                        Ok(_deadline) => None,
+                        Ok(()) => None,
                         Err(Refused::DuplicateId) => Some(Refusal::DuplicateId),
                         Err(Refused::TooMany) => Some(Refusal::TooManyInFlight(turn.rules.max_in_flight)),
                     },
@@ -303,13 +303,16 @@ impl Session {
                     None => dropped("unknown-answer-of-server", turn),
                 }
             }
-            Kind::Request { id, .. } => {
+            Kind::Request { id, method } => {
                 let refusal = match (too_large, &self.state) {
                     (Some(refusal), _) => Some(refusal),
-                    // Before that the client may not even be listening.
+                    // Before that the client may not even be listening. The server may ping nevertheless (MCP, lifecycle).
+                    (None, State::Opening { .. }) if &**method == "ping" => {
+                        return self.to_backend(Message::result_of_parts(id, &["{}"]), turn);
+                    }
                     (None, State::Opening { .. }) => Some(Refusal::NotInitialized),
                     (None, _) => match self.from_server.take(id, &message, &turn.rules.timeouts, turn.now) {
-                        Ok(_deadline) => None,
+                        Ok(()) => None,
                         Err(Refused::DuplicateId) => Some(Refusal::DuplicateId),
                         Err(Refused::TooMany) => Some(Refusal::TooManyInFlight(turn.rules.max_in_flight)),
                     },
@@ -323,7 +326,7 @@ impl Session {
                 let opening = matches!(self.state, State::Opening { .. });
                 match &**method {
                     _ if too_large.is_some() => return dropped("message-too-large", turn),
-                    // Spec: the server may log before its initialize result, and nothing else.
+                    // Before `initialized` a server sends nothing but pings and logging (MCP, lifecycle).
                     other if opening && other != "notifications/message" => {
                         return dropped("not-initialized", turn);
                     }

@@ -33,6 +33,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const CONTROL_ECHO_TIMEOUT: Duration = Duration::from_secs(1);
 /// Messages of clients that may come meanwhile; they find an instance by a presence that does not stand yet.
 const EARLY: usize = 256;
+/// And their bytes: the largest that is taken, twice.
+const EARLY_BYTES: usize = 8 << 20;
 /// What is added to our id for the id of a client that is not there.
 const NOBODY: &str = "-self-test";
 /// Method of the message to ourselves.
@@ -100,7 +102,8 @@ impl SelfTest<'_> {
         let control = topic::control(self.server_id, self.server_name);
         let rpc = topic::rpc(&nobody, self.server_id, self.server_name);
         let of_clients = [rpc.clone(), topic::client_presence(&nobody), topic::client_capability(&nobody)];
-        let mut test = Test { connection, early: Vec::new(), seen: None, server_id: self.server_id };
+        let early = Early::default();
+        let mut test = Test { connection, early, seen: None, server_id: self.server_id };
 
         let of_server = self.registration.as_ref().map(|_| control.clone());
         let filters: Vec<String> = of_server.into_iter().chain(of_clients.iter().cloned()).collect();
@@ -137,7 +140,7 @@ impl SelfTest<'_> {
                  answer, let the gateway read that topic"
             ));
         }
-        Ok(Report { early: test.early, remark })
+        Ok(Report { early: test.early.messages, remark })
     }
 
     fn message(&self, topic: &str) -> Publication {
@@ -161,10 +164,29 @@ enum Echo {
     Silent,
 }
 
+/// What came before the registration stands; bounded, as a client may send whatever it likes.
+#[derive(Debug, Default)]
+struct Early {
+    messages: Vec<Received>,
+    bytes: usize,
+}
+
+impl Early {
+    fn keep(&mut self, received: Received) {
+        let bytes = self.bytes + received.weight();
+        if self.messages.len() >= EARLY || bytes > EARLY_BYTES {
+            let topic = received.topic;
+            return tracing::warn!(topic, "dropped: too much comes before the registration stands");
+        }
+        self.bytes = bytes;
+        self.messages.push(received);
+    }
+}
+
 /// A test that runs.
 struct Test<'a> {
     connection: &'a mut Connection,
-    early: Vec<Received>,
+    early: Early,
     /// Topic of the last message of ours that came.
     seen: Option<String>,
     server_id: &'a ServerId,
@@ -239,17 +261,13 @@ impl Test<'_> {
                 let sender = user_property::find(&received.user_properties, user_property::MQTT_CLIENT_ID);
                 if sender == Some(self.server_id.as_str()) {
                     self.seen = Some(received.topic);
-                } else if self.early.len() < EARLY {
-                    self.early.push(received);
                 } else {
-                    tracing::warn!(
-                        topic = received.topic,
-                        "dropped: too much comes before the registration stands"
-                    );
+                    self.early.keep(received);
                 }
                 Ok(())
             }
-            Some(Event::Refused(_)) => Ok(()), // only for what has a note
+            // The one only for what has a note; the other is no message of ours.
+            Some(Event::Refused(_) | Event::Unusable(_)) => Ok(()),
             Some(Event::Closed(why)) => Err(why),
             None => Err(CloseReason::ClosedByBroker),
         }
@@ -303,6 +321,11 @@ impl<'a> Step<'a> {
             CloseReason::Lost(_) | CloseReason::KeepAlive(_) | CloseReason::Unacknowledged(_) => {
                 (reason::BROKER_CONNECTION_LOST, "Trying again")
             }
+            CloseReason::Protocol(_) => (
+                reason::BROKER_CONNECTION_LOST,
+                "The broker, or a proxy before it, does what MQTT 5 does not allow: look for a newer version of it. Trying \
+                 again",
+            ),
             _ => next_step(ReasonCode::TOPIC_NAME_INVALID),
         };
         Failure { reason, message: format!("on {what} to {topic}: {why}. {next} (needed here: {verb})") }
@@ -348,5 +371,54 @@ fn next_step(code: ReasonCode) -> (&'static str, &'static str) {
             reason::BROKER_REFUSED_TOPICS,
             "The broker has to allow topics that begin with $mcp-: some refuse every topic with a $ by default",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_early_is_bounded_by_number_and_by_bytes() {
+        let received = |bytes: usize| Received {
+            topic: "t".to_owned(),
+            payload: vec![b'x'; bytes].into(),
+            retain: false,
+            user_properties: Vec::new(),
+            ack: None,
+        };
+        let mut early = Early::default();
+        for _ in 0..3 {
+            early.keep(received(EARLY_BYTES / 2 - 1));
+        }
+        assert_eq!(early.messages.len(), 2);
+        let mut early = Early::default();
+        early.keep(received(EARLY_BYTES));
+        for _ in 0..=EARLY {
+            early.keep(received(1));
+        }
+        assert_eq!(early.messages.len(), EARLY);
+    }
+
+    #[test]
+    fn what_ends_a_step_is_told_with_its_own_next_step() {
+        let disconnected = |reason| CloseReason::Disconnected { reason, text: None };
+        let table = [
+            (
+                CloseReason::Protocol("a packet".to_owned()),
+                reason::BROKER_CONNECTION_LOST,
+                "or a proxy before it",
+            ),
+            (CloseReason::Lost("reset".to_owned()), reason::BROKER_CONNECTION_LOST, "Trying again"),
+            (CloseReason::ClosedByBroker, reason::BROKER_REFUSED_TOPICS, "begin with $mcp-"),
+            (CloseReason::SessionTakenOver, reason::BROKER_SESSION_TAKEN_OVER, "another cluster"),
+            (disconnected(ReasonCode::NOT_AUTHORIZED), reason::BROKER_NOT_AUTHORIZED, "ACL"),
+        ];
+        for (why, expected, next) in table {
+            let failure = Step::publish("topic", "a message").closed(&why);
+            assert_eq!(failure.reason, expected, "{why}");
+            assert!(failure.message.contains(next), "{}", failure.message);
+            assert_eq!(failure.message.contains("$mcp-"), next.contains("$mcp-") || next == "ACL", "{why}");
+        }
     }
 }

@@ -40,7 +40,7 @@ pub(super) async fn is_left_to_us(
                 Some(Event::Received(received)) if received.topic == topic => {
                     break Online::parse(&received.payload).is_ok_and(|online| online.is_left_to(own));
                 }
-                Some(Event::Received(_) | Event::Refused(_)) => {}
+                Some(Event::Received(_) | Event::Refused(_) | Event::Unusable(_)) => {}
                 Some(Event::Closed(why)) => return Err(closed(&topic, &why)),
                 None => return Err(closed(&topic, &CloseReason::ClosedByBroker)),
             },

@@ -119,7 +119,7 @@ impl Client {
         match event.context("no reply")? {
             Some(Event::Received(received)) => Ok(received.payload),
             Some(Event::Closed(reason)) => bail!("the connection is over: {reason}"),
-            Some(Event::Refused(_)) | None => bail!("the connection is over"),
+            Some(Event::Refused(_) | Event::Unusable(_)) | None => bail!("the connection is over"),
         }
     }
 

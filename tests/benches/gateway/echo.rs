@@ -95,7 +95,7 @@ pub(crate) async fn serve(broker: &Url, kind: Echo) -> Result<()> {
                     waiting.push_back(publication);
                 }
             }
-            Some(Event::Refused(_)) => {} // only for what has a note
+            Some(Event::Refused(_) | Event::Unusable(_)) => {} // none has a note, and all are well-formed
             Some(Event::Closed(reason)) => bail!("the echo lost its connection: {reason}"),
             None => return Ok(()),
         }

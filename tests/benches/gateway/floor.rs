@@ -52,7 +52,7 @@ pub(crate) async fn serve(broker: &Url, server: &Path) -> Result<()> {
                 line.push(b'\n');
                 server.stdin.write_all(&line).await?;
             }
-            Event::Refused(_) => {} // only for what has a note
+            Event::Refused(_) | Event::Unusable(_) => {} // none has a note, and all are well-formed
             Event::Closed(reason) => bail!("the floor lost its connection: {reason}"),
         }
     }

@@ -6,7 +6,8 @@ use anyhow::Result;
 use mcp_mqtt_tests::{
     baseline::Baseline,
     broker::Mosquitto,
-    gateway::{Gateway, Options, call, connect, open, reason},
+    gateway::{Gateway, Options, PATIENCE, call, connect, open, reason},
+    proxy::{Manner, Proxy},
     raw::{Raw, echo},
 };
 use serde_json::json;
@@ -103,4 +104,36 @@ async fn json_nested_without_end_is_an_error_to_who_asked_and_costs_no_stack() -
     raw.echo(6).await?;
     assert_eq!(gateway.metric(r#"requests_refused_total{reason="nested-too-deep"}"#).await?, 4);
     before.regained(&gateway).await
+}
+
+/// Behind a broker that forwards strings as they are. A retained message comes again on every connection.
+#[tokio::test]
+async fn a_user_property_that_is_not_utf_8_costs_its_own_message_and_no_session() -> Result<()> {
+    let broker = Mosquitto::start().await?;
+    let proxy = Proxy::start(broker.port(), Manner { garbles: Some("garbled"), ..Manner::default() }).await?;
+    let gateway = Gateway::ready_at(&proxy.url()).await?;
+    let other = connect(&broker.url(), "other").await?;
+    let session = open(&other, &gateway.instance()).await?;
+    let mut raw = Raw::connect(&broker.url(), "raw", &gateway).await?;
+    raw.open(1).await?;
+    let publisher = &raw.connection.publisher;
+    let counted = r#"messages_dropped_total{reason="malformed-packet"}"#;
+    for (n, topic) in (1..).zip([&raw.rpc, &raw.control, &raw.control]) {
+        let mut publication = raw.publication(topic, Some("raw"), echo(&json!(2), "x"));
+        publication.user_properties.push(("garbled".to_owned(), String::new()));
+        publication.retain = n == 3;
+        publisher.publish_confirmed(publication, PATIENCE).await?;
+        gateway.wait_metric(counted, n).await?;
+    }
+    raw.echo(3).await?;
+    assert_eq!(call(&session, "echo", json!({"message": "x"})).await?, "x");
+    assert_eq!(gateway.metric("broker_reconnects_total").await?, 0);
+
+    proxy.cut();
+    gateway.wait_metric("broker_reconnects_total", 1).await?;
+    gateway.wait_ready().await?;
+    let session = open(&other, &gateway.instance()).await?;
+    assert_eq!(call(&session, "echo", json!({"message": "x"})).await?, "x");
+    assert_eq!(gateway.metric("broker_reconnects_total").await?, 1);
+    Ok(())
 }

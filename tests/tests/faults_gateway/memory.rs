@@ -11,7 +11,7 @@ use mcp_mqtt_tests::{
     gateway::{Gateway, Options, call, connect, open, reason},
     raw::Raw,
 };
-use mcp_mqtt_transport::client::Session;
+use mcp_mqtt_transport::{client::Session, mqtt::MAX_PROPERTY_BYTES};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::json;
 use tokio::time::sleep;
@@ -210,4 +210,40 @@ async fn a_strangers_batches_of_a_million_parts_fit_into_the_containers_memory_a
     assert_eq!(warnings, 0);
     session.close();
     before.regained_within(&gateway, 32 << 20).await
+}
+
+/// User properties without a name and a value: five bytes each on the wire, and ten times as much once they are read.
+#[tokio::test]
+async fn a_strangers_messages_of_a_million_properties_fit_into_the_containers_memory_and_harm_nobody()
+-> Result<()> {
+    const PROPERTIES: usize = 800_000;
+    const MESSAGES: usize = 12;
+    let broker = Mosquitto::options().line("max_queued_messages 0").start().await?;
+    let gateway = Gateway::ready_at(&broker.url()).await?;
+    limit(&gateway)?;
+    let before = Baseline::of(&gateway);
+    let client = connect(&broker.url(), "bystander").await?;
+    let session = open(&client, &gateway.instance()).await?;
+    let stranger = Raw::connect_deaf(&broker.url(), "stranger", &gateway).await?;
+    let mut large = stranger.publication(&stranger.control, None, "x");
+    large.user_properties = vec![(String::new(), String::new()); PROPERTIES];
+    // As many as are taken, and as often: these wait for each other, by what they are in memory.
+    let mut allowed = large.clone();
+    allowed.user_properties.truncate(MAX_PROPERTY_BYTES / 5);
+    let mut flood = vec![large; MESSAGES];
+    flood.extend(vec![allowed; 20 * MESSAGES]);
+    let sent = flood.len();
+    let poured = stranger.pour(flood);
+    for _ in 0..50 {
+        assert_eq!(call(&session, "echo", json!({"message": "x"})).await?, "x");
+    }
+    poured.await??;
+    let too_large = r#"messages_dropped_total{reason="properties-too-large"}"#;
+    gateway.wait_metric(too_large, u64::try_from(MESSAGES)?).await?;
+    let of_nobody = r#"messages_dropped_total{reason="no-client-id"}"#;
+    gateway.wait_metric(of_nobody, u64::try_from(sent - MESSAGES)?).await?;
+    assert_eq!(call(&session, "echo", json!({"message": "x"})).await?, "x");
+    assert_eq!(gateway.metric("broker_reconnects_total").await?, 0);
+    session.close();
+    before.regained_within(&gateway, 48 << 20).await
 }

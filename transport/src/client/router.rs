@@ -65,8 +65,8 @@ impl Router {
         while let Some(event) = events.recv().await {
             match event {
                 Event::Received(received) => self.route(received),
-                // Only for what was published with a note, which a client does not.
-                Event::Refused(_) => {}
+                // The one only for what was published with a note, which a client does not; the other is nobody's.
+                Event::Refused(_) | Event::Unusable(_) => {}
                 Event::Closed(reason) => {
                     for session in self.sessions() {
                         session.end(SessionEnd::Connection(reason.clone()));

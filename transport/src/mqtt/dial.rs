@@ -6,7 +6,9 @@ use rumqttc::v5::mqttbytes::v5::{ConnAck, Connect, ConnectProperties, ConnectRet
 use tokio::time::timeout;
 
 use super::{
-    Accepted, ConnectError, ConnectOptions, KEEP_ALIVE, PublishError, ReasonCode, packet,
+    Accepted, ConnectError, ConnectOptions, KEEP_ALIVE, PublishError, ReasonCode,
+    incoming::Incoming,
+    packet,
     socket::{Address, caused_by_tls},
     wire::{Wire, WireError},
 };
@@ -41,7 +43,7 @@ async fn shake_hands(options: &ConnectOptions, address: &Address) -> Result<Dial
         }
         error => protocol(error.to_string()),
     })?;
-    let Packet::ConnAck(connack) = first else {
+    let Incoming::Packet(Packet::ConnAck(connack)) = first else {
         return Err(protocol(format!("it sent {first:?} first")));
     };
     if connack.code != ConnectReturnCode::Success {
@@ -54,7 +56,7 @@ async fn shake_hands(options: &ConnectOptions, address: &Address) -> Result<Dial
     Ok(Dialled { wire, accepted })
 }
 
-async fn first_packet(wire: &mut Wire) -> Result<Packet, WireError> {
+async fn first_packet(wire: &mut Wire) -> Result<Incoming, WireError> {
     loop {
         if let Some(packet) = wire.packet()? {
             return Ok(packet);

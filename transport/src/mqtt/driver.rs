@@ -13,9 +13,10 @@ use rumqttc::v5::mqttbytes::{
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{
-    Ack, CloseReason, Event, Events, Publisher, Qos, ReasonCode, Received,
+    Ack, CloseReason, Event, Events, Publisher, Qos, ReasonCode, Received, Unusable,
     dial::{self, Dialled},
     events::{self, Sink},
+    incoming::Incoming,
     outbox::{Outbox, Written},
     publisher::{Limits, Link},
     wire::{Moved, Wire, WireError},
@@ -191,7 +192,10 @@ impl Driver {
             }
             self.clock.paused = None;
             match self.wire.packet() {
-                Ok(Some(packet)) => self.handle(packet)?,
+                Ok(Some(Incoming::Packet(packet))) => self.handle(packet)?,
+                Ok(Some(Incoming::Unusable { id, topic, why, detail })) => {
+                    self.pass_over(id, &topic, why, &detail)?;
+                }
                 Ok(None) => return Ok(true),
                 Err(error) => return Err(self.close_reason(&error)),
             }
@@ -323,10 +327,12 @@ impl Driver {
         if publish.topic.is_empty() {
             return Err(CloseReason::Protocol("a topic alias, though we allowed none".to_owned()));
         }
-        let Ok(topic) = std::str::from_utf8(&publish.topic) else {
-            return Err(CloseReason::Protocol("a topic that is not UTF-8".to_owned()));
-        };
         let acked = publish.qos == QoS::AtLeastOnce;
+        let Ok(topic) = std::str::from_utf8(&publish.topic) else {
+            let topic = String::from_utf8_lossy(&publish.topic);
+            let id = acked.then_some(publish.pkid);
+            return self.pass_over(id, &topic, Unusable::Malformed, "its topic is not UTF-8");
+        };
         let ack = (acked && self.manual_acks).then(|| Ack::new(publish.pkid, self.link.clone()));
         let received = Received {
             topic: topic.to_owned(),
@@ -340,6 +346,19 @@ impl Driver {
         };
         self.pass_on(Event::Received(received));
         if acked && !self.manual_acks { self.acknowledge(publish.pkid) } else { Ok(()) }
+    }
+
+    /// A message that nobody can use is acknowledged here, even where that is done by hand: or it would come again.
+    fn pass_over(
+        &mut self,
+        id: Option<u16>,
+        topic: &str,
+        why: Unusable,
+        detail: &str,
+    ) -> Result<(), CloseReason> {
+        tracing::debug!(topic, "a message that arrived is of no use: {detail}");
+        self.pass_on(Event::Unusable(why));
+        id.map_or(Ok(()), |id| self.acknowledge(id))
     }
 
     fn acknowledge(&mut self, id: u16) -> Result<(), CloseReason> {

@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 
-use super::{CloseReason, ReasonCode, Received, publisher::Link};
+use super::{CloseReason, ReasonCode, Received, Unusable, publisher::Link};
 
 /// Messages that wait before reading stops: a burst of many clients at once.
 pub(super) const PAUSE_MESSAGES: usize = 1024;
@@ -26,6 +26,8 @@ pub(super) const PAUSE_BYTES: usize = 8 << 20;
 pub enum Event {
     /// A message arrived.
     Received(Received),
+    /// A message arrived that is of no use; it is acknowledged, and the connection goes on.
+    Unusable(Unusable),
     /// The broker refused what was published with a note.
     Refused(Refused),
     /// The connection is over; nothing follows.
@@ -120,9 +122,9 @@ impl Event {
     /// Bytes that it holds in memory, nearly.
     fn weight(&self) -> usize {
         match self {
-            Self::Received(received) => received.payload.len() + received.topic.len(),
+            Self::Received(received) => received.weight(),
             Self::Refused(refused) => refused.payload.len() + refused.topic.len(),
-            Self::Closed(_) => 0,
+            Self::Unusable(_) | Self::Closed(_) => 0,
         }
     }
 }

@@ -17,7 +17,10 @@ use rumqttc::v5::mqttbytes::{
 use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
 
-use super::socket::ByteStream;
+use super::{
+    incoming::{self, Incoming},
+    socket::ByteStream,
+};
 
 /// Room that is made for reading: some twenty calls.
 const READ_BYTES: usize = 8 << 10;
@@ -105,17 +108,18 @@ impl Wire {
     }
 
     /// The next packet of what came in.
-    pub(super) fn packet(&mut self) -> Result<Option<Packet>, WireError> {
+    pub(super) fn packet(&mut self) -> Result<Option<Incoming>, WireError> {
         if self.input.is_empty() {
             return Ok(None);
         }
         if self.input.starts_with(&NORMAL_DISCONNECT) {
             // The codec refuses the short form, which MQTT 5 (section 3.14.2.1) allows.
             self.input.advance(NORMAL_DISCONNECT.len());
-            return Ok(Some(Packet::Disconnect(Disconnect::new(DisconnectReasonCode::NormalDisconnection))));
+            let disconnect = Disconnect::new(DisconnectReasonCode::NormalDisconnection);
+            return Ok(Some(Incoming::Packet(Packet::Disconnect(disconnect))));
         }
-        match Packet::read(&mut self.input, Some(self.max_incoming)) {
-            Ok(packet) => Ok(Some(packet)),
+        match incoming::take(&mut self.input, self.max_incoming) {
+            Ok(incoming) => Ok(Some(incoming)),
             Err(CodecError::InsufficientBytes(missing)) => {
                 self.input.reserve(missing);
                 Ok(None)

@@ -31,7 +31,7 @@ fn cpu_time() -> Duration {
 async fn closed(connection: &mut Connection) -> CloseReason {
     loop {
         match timeout(LONG, connection.events.recv()).await.expect("in time") {
-            Some(Event::Received(_) | Event::Refused(_)) => {}
+            Some(Event::Received(_) | Event::Refused(_) | Event::Unusable(_)) => {}
             Some(Event::Closed(reason)) => return reason,
             None => panic!("no close reason"),
         }

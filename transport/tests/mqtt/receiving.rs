@@ -2,7 +2,9 @@
 
 use std::{io, time::Duration};
 
-use mcp_mqtt_transport::mqtt::{CloseReason, ConnectOptions, Connection, Event, Publication, Qos, Received};
+use mcp_mqtt_transport::mqtt::{
+    CloseReason, ConnectOptions, Connection, Event, MAX_PROPERTY_BYTES, Publication, Qos, Received, Unusable,
+};
 use tokio::time::{Instant, timeout};
 
 use crate::fake_broker::{
@@ -13,6 +15,13 @@ async fn received(events: &mut mcp_mqtt_transport::mqtt::Events) -> Received {
     match timeout(LONG, events.recv()).await.expect("in time") {
         Some(Event::Received(received)) => received,
         other => panic!("no message: {other:?}"),
+    }
+}
+
+async fn unusable(events: &mut mcp_mqtt_transport::mqtt::Events) -> Unusable {
+    match timeout(LONG, events.recv()).await.expect("in time") {
+        Some(Event::Unusable(why)) => why,
+        other => panic!("not passed over: {other:?}"),
     }
 }
 
@@ -48,16 +57,73 @@ async fn a_topic_alias_that_we_never_allowed_ends_the_connection() {
     );
 }
 
+/// Some brokers forward what is not UTF-8: no client is to end the connections of others with it.
 #[tokio::test]
-async fn a_topic_that_is_not_utf_8_ends_the_connection_and_nothing_panics() {
+async fn a_string_that_is_not_utf_8_costs_its_message_and_neither_the_connection_nor_the_next_one() {
+    // A user property, a content type, a response topic.
+    let strings: [&[u8]; 3] = [b"\x26\0\x01a\0\x02\xC3\x28", b"\x03\0\x01\xFF", b"\x08\0\x01\xFF"];
+    let broker = FakeBroker::start().await;
+    for manual_acks in [false, true] {
+        let options = ConnectOptions { manual_acks, ..broker.options() };
+        let (connection, (mut peer, _)) = tokio::join!(Connection::open(&options), broker.accept_with(&[]));
+        let mut connection = connection.expect("accepted");
+        for properties in strings {
+            let at_least_once = publish("t", Some(7), properties, b"x");
+            peer.send(&[publish("t", None, properties, b"x"), at_least_once].concat()).await;
+            for _ in 0..2 {
+                assert_eq!(unusable(&mut connection.events).await, Unusable::Malformed);
+            }
+            assert_eq!(peer.packet().await, Packet { head: 0x40, body: vec![0, 7] });
+        }
+        // In the topic itself; and retained, as it would come again on each connection.
+        for packet in [packet(0x31, &[0, 1, 0xFF, 0, b'x']), packet(0x32, &[0, 1, 0xFF, 0, 8, 0, b'x'])] {
+            peer.send(&packet).await;
+            assert_eq!(unusable(&mut connection.events).await, Unusable::Malformed);
+        }
+        assert_eq!(peer.packet().await, Packet { head: 0x40, body: vec![0, 8] });
+        peer.send(&publish("t", None, &[], b"next")).await;
+        assert_eq!(received(&mut connection.events).await.payload, b"next"[..]);
+    }
+}
+
+#[tokio::test]
+async fn a_message_with_too_many_properties_is_passed_over_and_acknowledged_and_the_rest_is_counted() {
+    /// A user property without a name and a value.
+    const EMPTY: [u8; 5] = [0x26, 0, 0, 0, 0];
     let broker = FakeBroker::start().await;
     let (mut connection, mut peer) = broker.connected(&[]).await;
-    peer.send(&packet(0x30, &[0, 1, 0xFF, 0, b'x'])).await;
-    let event = timeout(LONG, connection.events.recv()).await.expect("in time");
-    assert!(
-        matches!(&event, Some(Event::Closed(CloseReason::Protocol(what))) if what.contains("UTF-8")),
-        "{event:?}"
-    );
+    let allowed = EMPTY.repeat(MAX_PROPERTY_BYTES / EMPTY.len());
+    let too_many = EMPTY.repeat(MAX_PROPERTY_BYTES / EMPTY.len() + 1);
+    peer.send(&publish("t", Some(7), &too_many, b"x")).await;
+    assert_eq!(unusable(&mut connection.events).await, Unusable::Properties);
+    assert_eq!(peer.packet().await, Packet { head: 0x40, body: vec![0, 7] });
+    peer.send(&publish("t", Some(8), &allowed, b"x")).await;
+    assert_eq!(received(&mut connection.events).await.user_properties.len(), allowed.len() / EMPTY.len());
+    assert_eq!(peer.packet().await, Packet { head: 0x40, body: vec![0, 8] });
+
+    // Of those that are allowed only some megabytes wait, by what they take in memory: then reading stops.
+    let count = 30_u16;
+    let flood: Vec<u8> = (1..=count).flat_map(|id| publish("t", Some(id), &allowed, b"")).collect();
+    peer.send(&flood).await;
+    let mut seen = Flood { acknowledged: 0, pings: 0 };
+    seen.read(&mut peer, Duration::from_secs(1), usize::MAX).await.expect("the connection stays");
+    let acknowledged = seen.acknowledged;
+    assert!((8..20).contains(&acknowledged), "{acknowledged} were read, though nobody took them");
+    for _ in 0..count {
+        received(&mut connection.events).await;
+    }
+}
+
+#[tokio::test]
+async fn a_publish_that_is_broken_by_the_broker_itself_ends_the_connection() {
+    let broker = FakeBroker::start().await;
+    // The topic goes beyond the packet; the packet id is 0; there is no QoS 3.
+    for (head, body) in [(0x30, &b"\0\x09t\0"[..]), (0x32, b"\0\x01t\0\0\0"), (0x36, b"\0\x01t\0\x01\0")] {
+        let (mut connection, mut peer) = broker.connected(&[]).await;
+        peer.send(&packet(head, body)).await;
+        let event = timeout(LONG, connection.events.recv()).await.expect("in time");
+        assert!(matches!(&event, Some(Event::Closed(CloseReason::Protocol(_)))), "{head:#x}: {event:?}");
+    }
 }
 
 #[tokio::test]

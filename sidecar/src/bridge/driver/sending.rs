@@ -55,8 +55,6 @@ impl Driver<'_> {
                 Answer::Announced(online, answer.unwrap_or(Err(PublishError::Timeout(PRESENCE_TIMEOUT))))
             })),
             Ok(Sent::Waits) => {}
-            // Once closed, the events tell why, and its sessions end.
-            Err(Unsent::Refused(outgoing, PublishError::Closed)) => self.not_unsubscribing(&outgoing),
             Err(Unsent::Overflow { outgoing, first }) => {
                 if first {
                     tracing::warn!("messages are dropped until the broker has taken what waits");

@@ -74,7 +74,7 @@ impl Driver<'_> {
     async fn answer_late(&mut self) {
         // What came before the broker's acknowledgement may be heard after it: they come by two ways.
         if self.take_waiting(LinkId::REGISTERING).is_some() {
-            self.links.remove(LinkId::REGISTERING);
+            self.remove(LinkId::REGISTERING);
         }
         if self.core.sessions.next_deadline().is_some() {
             self.reading(sleep_until(Instant::now() + REFUSAL_DELAY)).await;
@@ -95,7 +95,7 @@ impl Driver<'_> {
         {
             // A DISCONNECT would keep the will from clearing it: a lost connection does not.
             tracing::warn!(%error, "the broker did not take the empty presence; leaving it to the will");
-            self.links.remove(LinkId::REGISTERING);
+            self.remove(LinkId::REGISTERING);
         }
     }
 
@@ -103,9 +103,7 @@ impl Driver<'_> {
     /// presence says the same, but not every client takes it as an answer to what it waits for.
     pub(super) async fn lost(mut self, why: CloseReason) -> End {
         self.unwatch_place();
-        if let Some(lost) = self.links.remove(LinkId::REGISTERING) {
-            self.hand_on(LinkId::REGISTERING, lost);
-        }
+        self.remove(LinkId::REGISTERING);
         let heard = self.links.iter().next().is_some();
         let reason = if heard { EndReason::ConnectionLost } else { EndReason::BrokerLost };
         self.core.sessions.end_all(&reason, now(), &mut self.actions);
@@ -118,6 +116,13 @@ impl Driver<'_> {
             }
         }
         if self.drain.is_some() { self.end(End::Drained) } else { self.end(End::Lost(why)) }
+    }
+
+    /// Takes a connection away; what waits for it goes out on another one, if there is one.
+    fn remove(&mut self, id: LinkId) {
+        if let Some(lost) = self.links.remove(id) {
+            self.hand_on(id, lost);
+        }
     }
 
     fn publishers(&self) -> Vec<Publisher> {
@@ -169,7 +174,7 @@ impl Driver<'_> {
         tokio::select! {
             (link, event) = self.links.next() => {
                 if self.take_link_events(link, event).is_some() {
-                    self.links.remove(LinkId::REGISTERING);
+                    self.remove(LinkId::REGISTERING);
                     return false;
                 }
             }

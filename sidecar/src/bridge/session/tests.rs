@@ -159,11 +159,13 @@ fn before_the_initialize_result_only_ping_is_taken() {
 }
 
 #[test]
-fn before_the_initialize_result_the_server_may_only_log() {
+fn before_the_initialize_result_the_server_may_only_ping_and_log() {
     Scene::opening().play(&[
         (Server("notifications/tools/list_changed"), &["dropped not-initialized"]),
         (Server("notifications/message"), &["c < notifications/message"]),
         (Server("7 roots/list"), &["server 1 < 7 error not-initialized"]),
+        (Server("8 ping"), &["server 1 < 8 ok"]),
+        (Server("8 ping"), &["server 1 < 8 ok"]),
         (Server("9 ok"), &["dropped unknown-answer-of-server"]),
     ]);
 }
@@ -239,6 +241,31 @@ fn requests_in_flight_are_bounded_either_way() {
         (Server("2 roots/list"), &["c < 2 roots/list"]),
         (Server("3 roots/list"), &["c < 3 roots/list"]),
         (Server("4 roots/list"), &["server 1 < 4 error too-many-in-flight"]),
+    ]);
+}
+
+#[test]
+fn cancelled_requests_take_no_place_of_new_ones_up_to_as_many_again() {
+    Scene::open().play(&[
+        (Client("1 tools/call"), &["server 1 < 1 tools/call"]),
+        (Client("2 tools/call"), &["server 1 < 2 tools/call"]),
+        (Client("3 tools/call"), &["server 1 < 3 tools/call"]),
+        (Client("notifications/cancelled 1"), &["server 1 < notifications/cancelled 1"]),
+        (Client("notifications/cancelled 2"), &["server 1 < notifications/cancelled 2"]),
+        (Client("notifications/cancelled 3"), &["server 1 < notifications/cancelled 3"]),
+        (Client("4 tools/call"), &["server 1 < 4 tools/call"]),
+        (Client("5 tools/call"), &["server 1 < 5 tools/call"]),
+        (Client("6 tools/call"), &["server 1 < 6 tools/call"]),
+        (Client("7 tools/call"), &["c < 7 error too-many-in-flight"]),
+        // Six are known, and nobody waits for four of them.
+        (Client("notifications/cancelled 4"), &["server 1 < notifications/cancelled 4"]),
+        (Client("7 tools/call"), &["c < 7 error too-many-in-flight"]),
+        (Server("1 error"), &["c < 1 error"]),
+        (Client("7 tools/call"), &["server 1 < 7 tools/call"]),
+        (Seconds(10), &[]),
+        (Client("8 tools/call"), &["c < 8 error too-many-in-flight"]),
+        (Server("5 ok"), &["c < 5 ok"]),
+        (Client("8 tools/call"), &["server 1 < 8 tools/call"]),
     ]);
 }
 
