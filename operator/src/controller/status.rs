@@ -299,6 +299,15 @@ fn readiness(outcome: &Outcome, seen: &Seen<'_>, ready: i32) -> Judgment {
     }
 }
 
+/// How [`draining`] puts it, of one instance and of several.
+const DRAINS: [&str; 2] = [" is draining and has ", " are draining and have "];
+
+/// Whether the condition says that somebody goes down and waits for its sessions, whatever else is to be told.
+pub fn tells_of_draining(condition: &Condition) -> bool {
+    let last = condition.message.rsplit("; ").next().unwrap_or_default();
+    condition.reason == reasons::DRAINING_SESSIONS || DRAINS.iter().any(|words| last.contains(words))
+}
+
 /// Who goes down and waits for its sessions; none: nobody does.
 fn draining(seen: &Seen<'_>) -> Option<String> {
     let leaving = seen.pods.iter().filter(|(pod, _)| leaves(pod));
@@ -310,11 +319,12 @@ fn draining(seen: &Seen<'_>) -> Option<String> {
         .collect();
     let sessions: u32 = waiting.iter().map(|(_, sessions)| sessions).sum();
     let sessions = format!("{sessions} session{}", if sessions == 1 { "" } else { "s" });
+    let [of_one, of_several] = DRAINS;
     match waiting.as_slice() {
         [] => None,
-        [(one, _)] => Some(format!("{one} is draining and has {sessions} left")),
+        [(one, _)] => Some(format!("{one}{of_one}{sessions} left")),
         [(first, _), rest @ ..] => {
-            Some(format!("{first} and {} more are draining and have {sessions} left", rest.len()))
+            Some(format!("{first} and {} more{of_several}{sessions} left", rest.len()))
         }
     }
 }
