@@ -321,6 +321,7 @@ fn see<'a>(scope: &Scope, service: &'a Guarded, readable: Option<&McpService>) -
         replicas: readable.map_or(0, |service| service.spec.replicas),
         registry: scope.registry.seen(&reference),
         awaits_registry: scope.registry.is_pending(&reference),
+        serves_sessions: scope.settings.serves_sessions,
     }
 }
 
