@@ -31,6 +31,8 @@ const USER_AGENT: &str = "mcp-mqtt-operator/";
 const OUTAGE: Duration = Duration::from_mins(1);
 /// Then all that happened meanwhile is made good: no watch waits for longer than 5 s.
 const AFTER_OUTAGE: Duration = Duration::from_secs(20);
+/// What is contested is left alone for half a minute at first; nothing else is to wait for that.
+const PAUSE: Duration = Duration::from_secs(15);
 /// No write for so long, and there will be none.
 const CALM: Duration = Duration::from_secs(5);
 
@@ -303,12 +305,13 @@ async fn a_contest_over_one_object_keeps_none_of_the_others_waiting() -> Result<
     let mends = applies(&space, "networkpolicies")?;
 
     // A new image, more instances and with them a new object.
-    let image = "registry.example/weather:4";
+    let (image, begin) = ("registry.example/weather:4", Instant::now());
     space.patch(NAME, json!({"spec": {"replicas": 2, "server": {"image": image}}})).await?;
     replicas(&space, 2).await?;
     let spec = serde_json::to_value(space.api::<Deployment>().get(NAME).await?.spec)?;
     ensure!(spec["template"]["spec"]["containers"][0]["image"] == image, "{spec}");
     let budget: PodDisruptionBudget = space.appears(NAME).await?;
+    ensure!(begin.elapsed() < PAUSE, "only after {:?}", begin.elapsed());
     space.condition(NAME, "Accepted", "False", "FieldsContested").await?;
     // What was deleted comes back, and what is contested stays as the other one has it.
     space.api::<PodDisruptionBudget>().delete(NAME, &DeleteParams::default()).await?;
