@@ -1,7 +1,6 @@
-//! Events: what people see in `kubectl describe`. Only transitions of conditions and writes are news; a sentence that
-//! changes is not. They are written one after the other, beside the reconciles: what is told of one service keeps no
-//! other from being made. What comes faster than the API server takes it is left out after a
-//! moment.
+//! Events: what people see in `kubectl describe`. Only transitions of conditions, the begin of a drain and writes are
+//! news; a sentence that changes is not. They are written one after the other, beside the reconciles: what is told of one
+//! service keeps no other from being made. What comes faster than the API server takes it is left out after a moment.
 
 use std::{
     sync::{
@@ -155,7 +154,8 @@ pub(super) fn tell_changes(scope: &Scope, service: &Guarded, changes: &[Change])
     }
 }
 
-/// An Event for each condition that turned, or that fails for another reason than before.
+/// An Event for each condition that turned, or that fails for another reason than before; and for a drain that begins to
+/// wait for its sessions.
 pub(super) async fn tell_conditions(
     scope: &Scope,
     service: &Guarded,

@@ -56,10 +56,10 @@ fn unserved(resources: &Resources<Applied>) -> Option<String> {
     let mut of_service = metrics.iter().filter_map(|metric| metric.object.as_ref());
     let metric = &of_service.next()?.metric.name;
     Some(format!(
-        "the autoscaler has no {metric} to go by, as this operator does not serve custom.metrics.k8s.io (its chart leaves that \
-         out with watchNamespaces, and where another adapter serves it): set the chart's value \
-         autoscaling.sessionMetrics.enabled to true, or autoscaling.metrics to keda, or scale by \
-         spec.autoscaling.resources alone"
+        "the autoscaler has no {metric} to go by, as this operator does not serve custom.metrics.k8s.io (its chart \
+         leaves that out with watchNamespaces, and where another adapter serves it): set the chart's value \
+         autoscaling.sessionMetrics.enabled to true, or beside another adapter autoscaling.metrics to keda, or scale \
+         by spec.autoscaling.resources alone"
     ))
 }
 
