@@ -350,6 +350,7 @@ impl Part<'_> {
     ) -> Watched {
         let secret = self.settings.default_broker.as_ref().and_then(|broker| broker.secret.as_deref());
         let secret = secret.map(|name| DefaultSecret { namespace: &self.args.namespace, name });
+        let applied = Arc::new(controller::apply::AppliedMemory::default());
         let (stores, watches) = watches::watch(
             self.client,
             namespace,
@@ -358,6 +359,7 @@ impl Part<'_> {
                 keda: self.settings.keda_scaler.is_some(),
                 network_policies: self.args.network_policy_from.is_some(),
             },
+            &applied,
         );
         let observations = Arc::new(Observations::default());
         let (sender, changed) = mpsc::channel::<ServiceRef>(CHANGED_CAPACITY);
@@ -388,7 +390,7 @@ impl Part<'_> {
             registry: self.registry.clone(),
             events,
             references: controller::resolve::ReferenceMemory::default(),
-            applied: controller::apply::AppliedMemory::default(),
+            applied,
             contests: controller::apply::Contests::default(),
             statuses: controller::status::StatusMemory::default(),
             failures: Failures::default(),

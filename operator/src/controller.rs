@@ -156,7 +156,9 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
     let (outcome, counted) = match result {
         Ok(resources) => (Outcome::Accepted(resources), Counted::Accepted),
         Err(Stop::Paused) => (Outcome::Paused, Counted::Accepted),
-        Err(Stop::Refused(problem)) => (Outcome::Refused(problem), Counted::Refused),
+        Err(Stop::Refused(problem) | Stop::Contested(problem)) => {
+            (Outcome::Refused(problem), Counted::Refused)
+        }
         Err(Stop::Failed(error)) => {
             scope.metrics.reconciled(Counted::Failed, seconds(begin));
             return Err(error);
@@ -164,13 +166,14 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
     };
     let deferred = status(&scope, &service, &reference, &outcome).await?;
     scope.metrics.reconciled(counted, seconds(begin));
+    let sooner = progress.look_again.into_iter().chain(deferred).min();
     if matches!(outcome, Outcome::Refused(_)) {
         // What was refused waits for a change; but quotas, webhooks and others' objects change unseen.
         let pause = scope.failures.pause(&reference);
-        return Ok(Action::requeue(deferred.map_or(pause, |deferred| pause.min(deferred))));
+        return Ok(Action::requeue(sooner.map_or(pause, |sooner| pause.min(sooner))));
     }
     scope.failures.forget(&reference);
-    Ok(Action::requeue(progress.look_again.into_iter().chain(deferred).min().unwrap_or(RESYNC)))
+    Ok(Action::requeue(sooner.unwrap_or(RESYNC)))
 }
 
 /// Why the steps ended early.
@@ -179,6 +182,9 @@ enum Stop {
     Paused,
     /// The service cannot be as it is: told in its status.
     Refused(Problem),
+    /// One of its objects is left as somebody else has it, and the service is as it asks to be all the same: told in its
+    /// status, and to nobody who wakes it.
+    Contested(Problem),
     /// Something failed that may pass: tried again.
     Failed(ReconcileError),
 }
@@ -190,7 +196,7 @@ impl Stop {
             // Its place is looked after all the same: with the credentials that it has now.
             Self::Paused => Some(format!("{}: the service is paused", reasons::PAUSED)),
             Self::Refused(problem) => Some(problem.quoted()),
-            Self::Failed(_) => None,
+            Self::Contested(_) | Self::Failed(_) => None,
         }
     }
 }
@@ -315,6 +321,7 @@ fn see<'a>(scope: &Scope, service: &'a Guarded, readable: Option<&McpService>) -
         replicas: readable.map_or(0, |service| service.spec.replicas),
         registry: scope.registry.seen(&reference),
         awaits_registry: scope.registry.is_pending(&reference),
+        serves_sessions: scope.settings.serves_sessions,
     }
 }
 
@@ -378,9 +385,40 @@ impl From<ResolveError> for Stop {
 
 impl From<ApplyError> for Stop {
     fn from(error: ApplyError) -> Self {
-        match error.reason() {
-            Some(reason) => Self::Refused(Problem { reason: reason.to_owned(), message: error.to_string() }),
-            None => Self::Failed(error.into()),
+        let Some(reason) = error.reason() else { return Self::Failed(error.into()) };
+        let problem = Problem { reason: reason.to_owned(), message: error.to_string() };
+        if error.spares_pods() { Self::Contested(problem) } else { Self::Refused(problem) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controller::apply::ObjectName;
+
+    #[test]
+    fn whoever_wakes_a_service_hears_of_a_contest_over_its_deployment_and_over_nothing_else() {
+        let refusal = |kind| {
+            let object = ObjectName { kind, namespace: "meteo".to_owned(), name: "weather".to_owned() };
+            let contested = ApplyError::Contested {
+                object,
+                field: "spec".into(),
+                rival: "guard".into(),
+                wait: Duration::from_secs(30),
+            };
+            Stop::from(contested).refusal()
+        };
+        for companion in [
+            "Secret",
+            "NetworkPolicy",
+            "ServiceAccount",
+            "PodDisruptionBudget",
+            "HorizontalPodAutoscaler",
+            "ScaledObject",
+        ] {
+            assert_eq!(refusal(companion), None, "{companion}");
         }
+        let said = refusal("Deployment").unwrap();
+        assert!(said.starts_with("FieldsContested: guard keeps changing spec of the Deployment"), "{said}");
     }
 }

@@ -135,7 +135,8 @@ pub struct McpServiceSpec {
     #[schemars(range(min = 0, max = 10_000))]
     pub replicas: i32,
 
-    /// Lets Kubernetes' `HorizontalPodAutoscaler` write `replicas`.
+    /// Lets Kubernetes' `HorizontalPodAutoscaler` write `replicas`. Of `sessions`, `inFlight` and `resources`, the one that
+    /// asks for the most instances wins; without any of them it goes by sessions, at 80 % of `gateway.maxSessions`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoscaling: Option<Box<AutoscalingSpec>>,
 

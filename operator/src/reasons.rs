@@ -46,7 +46,7 @@ pub const CONTAINER_FAILED: &str = "ContainerFailed";
 pub const GATEWAY_NOT_ANSWERING: &str = "GatewayNotAnswering";
 /// `Ready=True` while a new spec is on its way to the pods.
 pub const ROLLING_OUT: &str = "RollingOut";
-/// `Ready=True` while instances that go down let their sessions finish.
+/// `Ready=True` while instances that go down let their sessions finish. Event: they begin to, whatever `Ready` says.
 pub const DRAINING_SESSIONS: &str = "DrainingSessions";
 /// The pod goes down.
 pub const DRAINING: &str = "Draining";

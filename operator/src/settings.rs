@@ -20,6 +20,8 @@ pub struct Settings {
     pub default_broker: Option<DefaultBroker>,
     /// Whom a service's `NetworkPolicy` lets through to its gateways; none: services have no such policy.
     pub network_policy_from: Option<Vec<NetworkPolicyPeer>>,
+    /// Whether Kubernetes' autoscaler can ask for the services' sessions.
+    pub serves_sessions: bool,
     /// Where KEDA finds its external scaler; none: services are scaled without KEDA.
     pub keda_scaler: Option<String>,
 }
@@ -97,6 +99,7 @@ impl Settings {
                 .transpose()
                 .map_err(SettingsError::NetworkPolicyFrom)?
                 .flatten(),
+            serves_sessions: args.session_metrics.session_metrics_service.is_some(),
             keda_scaler: args
                 .keda
                 .keda_scaler_service
@@ -143,6 +146,15 @@ mod tests {
                 .unwrap();
         let broker = settings.default_broker.unwrap();
         assert_eq!((broker.url.as_str(), broker.secret.as_deref()), ("mqtt://broker:1883", Some("creds")));
+    }
+
+    #[test]
+    fn sessions_are_served_where_there_is_a_service_for_them() {
+        let serves = |service: &str| {
+            let args = ["--session-metrics-service", service, "--pod-ip", "10.0.0.1"];
+            settings(&args).unwrap().serves_sessions
+        };
+        assert!(serves("metrics") && !serves(""));
     }
 
     #[test]

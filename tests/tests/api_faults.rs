@@ -10,6 +10,8 @@ use k8s_openapi::api::{
     },
     apps::v1::Deployment,
     core::v1::{Namespace, ResourceQuota, ServiceAccount},
+    networking::v1::NetworkPolicy,
+    policy::v1::PodDisruptionBudget,
 };
 use kube::{
     Api, ResourceExt,
@@ -29,6 +31,8 @@ const USER_AGENT: &str = "mcp-mqtt-operator/";
 const OUTAGE: Duration = Duration::from_mins(1);
 /// Then all that happened meanwhile is made good: no watch waits for longer than 5 s.
 const AFTER_OUTAGE: Duration = Duration::from_secs(20);
+/// What is contested is left alone for half a minute at first; nothing else is to wait for that.
+const PAUSE: Duration = Duration::from_secs(15);
 /// No write for so long, and there will be none.
 const CALM: Duration = Duration::from_secs(5);
 
@@ -273,6 +277,56 @@ async fn somebody_who_writes_the_same_fields_is_told_of_and_not_fought() -> Resu
     space.patch(NAME, json!({"spec": {"server": {"image": "registry.example/weather:4"}}})).await?;
     replicas(&space, 0).await?;
     accepted(&space, NAME).await?;
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test]
+async fn a_contest_over_one_object_keeps_none_of_the_others_waiting() -> Result<()> {
+    let space = Space::new("companion").await?;
+    let operator = Operator::start(&space, &["--network-policy-from", r#"[{"podSelector": {}}]"#]).await?;
+    space.create(NAME, &smallest(0)).await?;
+    accepted(&space, NAME).await?;
+    let policies = space.api::<NetworkPolicy>();
+    // Whether it lets everybody in, as the other one wants it.
+    let open = async || Some(policies.get(NAME).await.ok()?.spec?.ingress?.first()?.from.is_none());
+    let rival = Patch::Merge(json!({"spec": {"ingress": [{}]}}));
+    let said = eventually(PATIENCE, async || {
+        if open().await == Some(false) {
+            policies.patch(NAME, &by("guard"), &rival).await.ok()?;
+        }
+        let service = space.services().get(NAME).await.ok()?;
+        let accepted = service.data["status"]["conditions"][0].clone();
+        (accepted["reason"] == "FieldsContested").then(|| accepted["message"].to_string())
+    })
+    .await
+    .context("nobody is told")?;
+    ensure!(said.contains("guard keeps changing spec.ingress of the NetworkPolicy"), "{said}");
+    let mends = applies(&space, "networkpolicies")?;
+
+    // A new image, more instances and with them a new object.
+    let (image, begin) = ("registry.example/weather:4", Instant::now());
+    space.patch(NAME, json!({"spec": {"replicas": 2, "server": {"image": image}}})).await?;
+    replicas(&space, 2).await?;
+    let spec = serde_json::to_value(space.api::<Deployment>().get(NAME).await?.spec)?;
+    ensure!(spec["template"]["spec"]["containers"][0]["image"] == image, "{spec}");
+    let budget: PodDisruptionBudget = space.appears(NAME).await?;
+    ensure!(begin.elapsed() < PAUSE, "only after {:?}", begin.elapsed());
+    space.condition(NAME, "Accepted", "False", "FieldsContested").await?;
+    // What was deleted comes back, and what is contested stays as the other one has it.
+    space.api::<PodDisruptionBudget>().delete(NAME, &DeleteParams::default()).await?;
+    eventually(PATIENCE, async || {
+        let uid = space.api::<PodDisruptionBudget>().get_opt(NAME).await.ok()??.uid();
+        (uid != budget.uid()).then_some(())
+    })
+    .await
+    .context("a deleted PodDisruptionBudget is not made anew")?;
+    ensure!(open().await == Some(true) && applies(&space, "networkpolicies")? == mends, "it fights on");
+    ensure!(applies(&space, "deployments")? == 2, "the Deployment is applied again and again");
+
+    // After a pause it tries once more, and nobody is in the way.
+    accepted(&space, NAME).await?;
+    ensure!(open().await == Some(false) && applies(&space, "networkpolicies")? == mends + 1, "not mended");
     operator.stop().await?;
     space.remove().await
 }

@@ -87,6 +87,8 @@ async fn under_an_autoscaler_it_never_writes_replicas_and_says_who_does() -> Res
         said.contains("spec.replicas is managed by HorizontalPodAutoscaler weather, from 2 to 3"),
         "{said}"
     );
+    // This operator serves no metrics.
+    ensure!(said.contains("the autoscaler has no mcp_sessions to go by"), "{said}");
     let replicas = async |wanted: i64| {
         eventually(PATIENCE, async || {
             let service = space.services().get("weather").await.ok()?;

@@ -1,7 +1,10 @@
 //! What the operator makes of an `McpService`, at a real API server. No pod has to run for it: the images do not exist.
 #![allow(clippy::unwrap_used, reason = "what the tests themselves write is as they write it")]
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::{
@@ -397,6 +400,17 @@ async fn what_somebody_changed_by_hand_is_mended() -> Result<()> {
     })
     .await
     .context("a deleted Deployment is not made anew")?;
+
+    // Nor does it take longer where it was made a moment ago: that its watch is behind is believed for 5 s.
+    let gone = deployments.get(NAME).await?.uid();
+    deployments.delete(NAME, &DeleteParams::default()).await?;
+    let begin = Instant::now();
+    eventually(PATIENCE, async || {
+        deployments.get_opt(NAME).await.ok()??.uid().filter(|uid| Some(uid) != gone.as_ref())
+    })
+    .await
+    .context("a Deployment that was deleted at once is not made anew")?;
+    ensure!(begin.elapsed() < Duration::from_secs(3), "made anew only after {:?}", begin.elapsed());
 
     // What others add stays theirs: `kubectl rollout restart` works by an annotation.
     let restart = json!({"spec": {"template": {"metadata": {"annotations": {"kubectl.kubernetes.io/restartedAt": "now"}}}}});

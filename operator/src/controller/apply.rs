@@ -20,12 +20,15 @@ mod error;
 mod field_conflicts;
 mod memory;
 
-use self::memory::{BEHIND, Memory, Record};
 pub use self::{
     child::{Child, ObjectName},
     error::ApplyError,
     field_conflicts::Contests,
     memory::AppliedMemory,
+};
+use self::{
+    field_conflicts::Contest,
+    memory::{BEHIND, Memory, Record},
 };
 use super::{
     build::{Applied, Prepared, Resources},
@@ -55,7 +58,7 @@ pub struct Change {
 pub struct Progress {
     /// The writes.
     pub changes: Vec<Change>,
-    /// When to look again at stores that are behind.
+    /// When to look again: at stores that are behind, at what is contested.
     pub look_again: Option<Duration>,
 }
 
@@ -64,10 +67,12 @@ pub struct Progress {
 const REFUSALS: [u16; 5] = [400, 403, 413, 422, 500];
 
 /// Applies all of a service's objects, in the order in which they need each other: what its pods are to find there
-/// before the Deployment.
+/// before the Deployment. One that somebody fights over is left alone, and keeps none of the others waiting: there is
+/// one already, and they need no more.
 ///
 /// # Errors
-/// The first object that could not be applied; what was applied before it stays.
+/// The first object that could not be applied, with what comes before it applied; or, with all others applied, one that
+/// is contested.
 pub async fn apply(
     scope: &Scope,
     identity: &Identity,
@@ -87,12 +92,13 @@ pub async fn apply(
     } = resources;
     let stores = &scope.stores;
     let step = Step { scope, identity, progress: Mutex::new(progress) };
+    let mut contest = Contest::default();
     let copy = names::broker_secret(&identity.name);
-    step.keep(&copy, broker_secret.as_ref(), &stores.secrets).await?;
+    contest.pass(step.keep(&copy, broker_secret.as_ref(), &stores.secrets).await)?;
     // Before the pods are there.
     let child = names::child(&identity.name);
     if let Some(policies) = &stores.network_policies {
-        step.keep(&child, network_policy.as_ref(), policies).await?;
+        contest.pass(step.keep(&child, network_policy.as_ref(), policies).await)?;
     }
     if shrinks(&deployment, watched_deployment(scope, &identity.namespace, &identity.name).as_deref()) {
         // Boxed: it is large, and seldom.
@@ -101,15 +107,16 @@ pub async fn apply(
     // No pod is to run as somebody else. Where `podTemplate` names another account, ours stays unused: the garbage
     // collector takes it with the service.
     if let Some(account) = &service_account {
-        step.apply(account, live(&stores.service_accounts, account)).await?;
+        contest.pass(step.apply(account, live(&stores.service_accounts, account)).await)?;
     }
-    step.apply(&deployment, live(&stores.deployments, &deployment)).await?;
+    contest.pass(step.apply(&deployment, live(&stores.deployments, &deployment)).await)?;
     let budgets = &stores.disruption_budgets;
-    step.keep(&child, disruption_budget.as_ref(), budgets).await?;
-    step.keep(&child, autoscaler.as_ref(), &stores.autoscalers).await?;
+    contest.pass(step.keep(&child, disruption_budget.as_ref(), budgets).await)?;
+    contest.pass(step.keep(&child, autoscaler.as_ref(), &stores.autoscalers).await)?;
     if let Some(objects) = &stores.scaled_objects {
-        step.keep(&child, scaled_object.as_ref(), objects).await?;
+        contest.pass(step.keep(&child, scaled_object.as_ref(), objects).await)?;
     }
+    contest.end()?;
     Ok(Resources {
         service_account,
         broker_secret,
@@ -230,6 +237,7 @@ impl Step<'_> {
                 return Ok(None);
             };
             if let Err(wait) = self.scope.contests.mend(&self.key(K::KIND, &due.name), Instant::now()) {
+                self.look_again(wait);
                 return Err(self.contested::<K>(&due.name, field, wait).await?);
             }
         }

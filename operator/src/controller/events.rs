@@ -1,7 +1,6 @@
-//! Events: what people see in `kubectl describe`. Only transitions of conditions and writes are news; a sentence that
-//! changes is not. They are written one after the other, beside the reconciles: what is told of one service keeps no
-//! other from being made. What comes faster than the API server takes it is left out after a
-//! moment.
+//! Events: what people see in `kubectl describe`. Only transitions of conditions, the begin of a drain and writes are
+//! news; a sentence that changes is not. They are written one after the other, beside the reconciles: what is told of one
+//! service keeps no other from being made. What comes faster than the API server takes it is left out after a moment.
 
 use std::{
     sync::{
@@ -11,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{
     Client, Resource,
     runtime::events::{Event, EventType, Recorder, Reporter},
@@ -27,6 +26,7 @@ use tokio::{
 use super::{
     apply::Change,
     scope::{Guarded, Scope},
+    status::tells_of_draining,
 };
 use crate::{
     crd::{McpService, McpServiceStatus},
@@ -154,7 +154,8 @@ pub(super) fn tell_changes(scope: &Scope, service: &Guarded, changes: &[Change])
     }
 }
 
-/// An Event for each condition that turned, or that fails for another reason than before.
+/// An Event for each condition that turned, or that fails for another reason than before; and for a drain that begins to
+/// wait for its sessions.
 pub(super) async fn tell_conditions(
     scope: &Scope,
     service: &Guarded,
@@ -167,9 +168,9 @@ pub(super) async fn tell_conditions(
     }
 }
 
-/// What is news though the condition holds as before.
+/// What is news though the condition holds as before. That somebody drains is told when it begins.
 fn worth_telling(reason: &str) -> bool {
-    matches!(reason, reasons::DRAINING_SESSIONS | reasons::ASLEEP | reasons::PAUSED)
+    matches!(reason, reasons::ASLEEP | reasons::PAUSED)
 }
 
 struct Transition<'a> {
@@ -189,6 +190,8 @@ fn transitions<'a>(last: Option<&McpServiceStatus>, now: &'a McpServiceStatus) -
                 && (before.reason == condition.reason
                     || condition.status == "True" && !worth_telling(&condition.reason))
         });
+        // Whatever the reason is: an instance that goes down begins to wait for its sessions.
+        let drains = tells_of_draining(condition) && !before.is_some_and(tells_of_draining);
         // That it is on its way, or waits for another condition, is no news.
         let passing = condition.reason == reasons::NOT_ACCEPTED || reasons::passes(&condition.reason);
         // What was applied has told as much.
@@ -200,18 +203,24 @@ fn transitions<'a>(last: Option<&McpServiceStatus>, now: &'a McpServiceStatus) -
         let implied = condition.reason == reasons::REGISTERED
             && transitions.iter().any(|transition: &Transition<'_>| transition.reason == reasons::READY);
         let told = told || implied;
-        if same || passing || first || told {
-            continue;
+        if !(same || passing || first || told) {
+            let good = condition.status == "True" || condition.reason == reasons::SCALED_TO_ZERO;
+            transitions.push(transition(condition, &condition.reason, good));
         }
-        let good = condition.status == "True" || condition.reason == reasons::SCALED_TO_ZERO;
-        transitions.push(Transition {
-            kind: if good { EventType::Normal } else { EventType::Warning },
-            reason: condition.reason.clone(),
-            condition: &condition.type_,
-            note: condition.message.clone(),
-        });
+        if drains && transitions.iter().all(|transition| transition.reason != reasons::DRAINING_SESSIONS) {
+            transitions.push(transition(condition, reasons::DRAINING_SESSIONS, true));
+        }
     }
     transitions
+}
+
+fn transition<'a>(condition: &'a Condition, reason: &str, good: bool) -> Transition<'a> {
+    Transition {
+        kind: if good { EventType::Normal } else { EventType::Warning },
+        reason: reason.to_owned(),
+        condition: &condition.type_,
+        note: condition.message.clone(),
+    }
 }
 
 fn event(type_: EventType, reason: &str, action: &str, mut note: String) -> Event {
@@ -324,6 +333,40 @@ mod tests {
         assert_eq!(reasons_of(Some(&unreachable), &refused), ["BrokerRefusedCredentials"]);
         assert_eq!(reasons_of(Some(&refused), &refused), Vec::<String>::new());
         assert_eq!(reasons_of(None, &status(&[("Ready", "False", "Progressing")])), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_instance_that_begins_to_wait_for_its_sessions_is_told_of_once_whatever_the_reason() {
+        let with = |status_and_reason: (&str, &str), message: &str| {
+            let (holds, reason) = status_and_reason;
+            let mut status = status(&[("Ready", holds, reason)]);
+            status.conditions[0].message = message.to_owned();
+            status
+        };
+        let [calm, drains] = ["m", "m; b is draining and has 3 sessions left"];
+        let several = "m; b and 1 more are draining and have 2 sessions left";
+        let [zero, asleep] = [("False", "ScaledToZero"), ("True", "Asleep")];
+        let [starts, runs] = [("False", "Progressing"), ("True", "Ready")];
+        let [rolls, waits] = [("True", "RollingOut"), ("True", "DrainingSessions")];
+        let running = with(runs, calm);
+        for (last, now, told) in [
+            (&running, with(zero, drains), &["ScaledToZero", "DrainingSessions"][..]),
+            (&running, with(asleep, several), &["Asleep", "DrainingSessions"]),
+            (&running, with(starts, drains), &["DrainingSessions"]),
+            (&running, with(rolls, drains), &["DrainingSessions"]),
+            (&running, with(waits, drains), &["DrainingSessions"]),
+            (&with(zero, calm), with(zero, drains), &["DrainingSessions"]),
+            // It goes on, or is over.
+            (&with(zero, drains), with(zero, several), &[]),
+            (&with(rolls, drains), with(waits, drains), &[]),
+            (&with(waits, drains), with(zero, drains), &["ScaledToZero"]),
+            (&with(waits, drains), running.clone(), &[]),
+        ] {
+            assert_eq!(reasons_of(Some(last), &now), told, "{now:?}");
+        }
+        let begun = with(starts, drains);
+        let kinds = transitions(Some(&running), &begun);
+        assert!(matches!(kinds[0].kind, EventType::Normal), "it is no fault");
     }
 
     #[test]

@@ -59,6 +59,7 @@ pub(crate) fn settings() -> Settings {
             token: None,
         }),
         network_policy_from: None,
+        serves_sessions: true,
         keda_scaler: None,
     }
 }

@@ -99,7 +99,7 @@ pub struct Scope {
     /// Hashes of referenced objects, and who refers to them.
     pub references: ReferenceMemory,
     /// What was applied and is not in the stores yet.
-    pub applied: AppliedMemory,
+    pub applied: Arc<AppliedMemory>,
     /// Objects that somebody else keeps changing.
     pub contests: Contests,
     /// Statuses that were written and are not in the stores yet.

@@ -10,11 +10,13 @@ use k8s_openapi::{
 use kube::api::ObjectMeta;
 use mcp_mqtt_sidecar::status::{GatewayStatus, reason};
 
+mod accepted;
 mod defer;
 mod memory;
 #[cfg(test)]
 mod tests;
 
+use self::accepted::accepted;
 pub use self::{
     defer::{defer_status, is_mere_progress, is_start},
     memory::{StatusMemory, patch_status},
@@ -26,7 +28,7 @@ use super::{
 use crate::{
     crd::{McpServiceStatus, status::ServerStatus},
     live::{Deployment, pod::Pod},
-    names::{PAUSED, POD_TEMPLATE_HASH, SERVICE_LABEL, child},
+    names::{POD_TEMPLATE_HASH, SERVICE_LABEL, child},
     observe::{Observation, Observations, is_ready, leaves},
     reasons, registry,
 };
@@ -68,6 +70,8 @@ pub struct Seen<'a> {
     pub registry: Option<registry::wanted::Seen>,
     /// Whether it is about to say something, as this operator has just started.
     pub awaits_registry: bool,
+    /// Whether Kubernetes' autoscaler can ask this operator for the service's sessions.
+    pub serves_sessions: bool,
 }
 
 impl Seen<'_> {
@@ -188,7 +192,7 @@ pub fn build_status(
         conditions: Vec::new(),
     };
     let judged = [
-        (reasons::ACCEPTED, accepted(outcome)),
+        (reasons::ACCEPTED, accepted(outcome, seen.serves_sessions)),
         (reasons::READY, ready_condition(outcome, seen, ready)),
         (reasons::REGISTERED, registered_condition(outcome, seen)),
     ];
@@ -221,46 +225,6 @@ fn holds(reason: &str, message: impl Into<String>) -> Judgment {
 
 fn fails(reason: &str, message: impl Into<String>) -> Judgment {
     (false, Problem { reason: reason.to_owned(), message: message.into() })
-}
-
-fn accepted(outcome: &Outcome) -> Judgment {
-    match outcome {
-        Outcome::Accepted(resources) => {
-            let usable = "the spec and what it refers to are usable";
-            let owner = owner_of_replicas(resources).map(|owner| format!("; {owner}"));
-            holds(reasons::ACCEPTED, format!("{usable}{}", owner.unwrap_or_default()))
-        }
-        Outcome::Paused => holds(
-            reasons::PAUSED,
-            format!("the annotation {PAUSED} is true: the operator leaves the service's objects as they are"),
-        ),
-        Outcome::Refused(problem) => (false, problem.clone()),
-    }
-}
-
-/// Who writes `spec.replicas`, for the person who wonders what became of their own value; none: people do.
-fn owner_of_replicas(resources: &Resources<Applied>) -> Option<String> {
-    let (owner, fewest, most, but) = match (&resources.autoscaler, &resources.scaled_object) {
-        (Some(autoscaler), _) => {
-            let spec = autoscaler.spec.as_ref()?;
-            let owner = format!("HorizontalPodAutoscaler {}", autoscaler.metadata.name.as_deref()?);
-            // At none Kubernetes' autoscaler leaves it alone.
-            (
-                owner,
-                spec.min_replicas.unwrap_or(1),
-                spec.max_replicas,
-                ", except 0, which suspends autoscaling",
-            )
-        }
-        (None, Some(object)) => {
-            let owner = format!("ScaledObject {}", object.metadata.name.as_deref()?);
-            (owner, object.spec.min_replica_count, object.spec.max_replica_count, "")
-        }
-        (None, None) => return None,
-    };
-    Some(format!(
-        "spec.replicas is managed by {owner}, from {fewest} to {most}: manual changes are overwritten{but}"
-    ))
 }
 
 /// Whether enough instances are ready, and which ones still let their sessions finish, whatever else is to be told.
@@ -299,6 +263,15 @@ fn readiness(outcome: &Outcome, seen: &Seen<'_>, ready: i32) -> Judgment {
     }
 }
 
+/// How [`draining`] puts it, of one instance and of several.
+const DRAINS: [&str; 2] = [" is draining and has ", " are draining and have "];
+
+/// Whether the condition says that somebody goes down and waits for its sessions, whatever else is to be told.
+pub fn tells_of_draining(condition: &Condition) -> bool {
+    let last = condition.message.rsplit("; ").next().unwrap_or_default();
+    condition.reason == reasons::DRAINING_SESSIONS || DRAINS.iter().any(|words| last.contains(words))
+}
+
 /// Who goes down and waits for its sessions; none: nobody does.
 fn draining(seen: &Seen<'_>) -> Option<String> {
     let leaving = seen.pods.iter().filter(|(pod, _)| leaves(pod));
@@ -310,11 +283,12 @@ fn draining(seen: &Seen<'_>) -> Option<String> {
         .collect();
     let sessions: u32 = waiting.iter().map(|(_, sessions)| sessions).sum();
     let sessions = format!("{sessions} session{}", if sessions == 1 { "" } else { "s" });
+    let [of_one, of_several] = DRAINS;
     match waiting.as_slice() {
         [] => None,
-        [(one, _)] => Some(format!("{one} is draining and has {sessions} left")),
+        [(one, _)] => Some(format!("{one}{of_one}{sessions} left")),
         [(first, _), rest @ ..] => {
-            Some(format!("{first} and {} more are draining and have {sessions} left", rest.len()))
+            Some(format!("{first} and {} more{of_several}{sessions} left", rest.len()))
         }
     }
 }

@@ -225,6 +225,7 @@ pub fn validate(
         log: spec.gateway.log.level.clone(),
     };
     gateway.check().map_err(|error| ValidateError::Gateway(error.problems.join("; ")))?;
+    references::check(&broker, &spec.server, pod_template.as_ref())?;
     let references = references::collect(&broker, &spec.server, &spec.gateway, pod_template.as_ref());
     Ok(ValidService {
         identity,

@@ -26,6 +26,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::{
+    apply::{AppliedMemory, Child},
     pods::{Index, Pods},
     scope::{Guarded, Stores},
     trim,
@@ -50,6 +51,8 @@ struct Lists {
     unsynced: Arc<watch::Sender<Vec<&'static str>>>,
     /// Counts up with each list but the first.
     relist: Arc<watch::Sender<u64>>,
+    /// What was applied to the objects in them.
+    applied: Arc<AppliedMemory>,
 }
 
 /// A watch's objects: all that are touched, deleted ones too.
@@ -146,12 +149,13 @@ pub fn watch(
     namespace: Option<&str>,
     default_secret: Option<&DefaultSecret<'_>>,
     optional: Optional,
+    applied: &Arc<AppliedMemory>,
 ) -> (Stores, Watches) {
     let everything = watcher::Config::default().page_size(PAGE);
     let ours = everything.clone().labels(SERVICE_LABEL);
     let (unsynced, relisted) = (watch::Sender::new(Vec::new()), watch::Sender::new(0));
     let (when_synced, when_relisted) = (unsynced.subscribe(), relisted.subscribe());
-    let lists = &Lists { unsynced: Arc::new(unsynced), relist: Arc::new(relisted) };
+    let lists = &Lists { unsynced: Arc::new(unsynced), relist: Arc::new(relisted), applied: applied.clone() };
 
     let (services, writer) = reflector::store();
     let stream = watcher::watcher(api::<Guarded>(client, namespace), everything.clone())
@@ -167,7 +171,7 @@ pub fn watch(
     let service_stream = stream.boxed();
 
     let (deployments, deployment_stream) =
-        kept::<wire::Deployment>(client, namespace, ours.clone(), lists.count("Deployments"));
+        kept::<wire::Deployment>(client, namespace, ours.clone(), lists.count_ours("Deployments"));
     let index = Index::default();
     let noted = index.clone();
     let pod_events = events(client, namespace, ours.clone(), |mut pod: Pod| {
@@ -177,36 +181,40 @@ pub fn watch(
     let (pods, pod_stream) =
         into_store(pod_events.inspect_ok(move |event| noted.note(event)), lists.count("Pods"));
     let pods = Pods::new(pods, index);
-    let (service_accounts, service_account_stream) =
-        kept::<Metadata<ServiceAccount>>(client, namespace, ours.clone(), lists.count("ServiceAccounts"));
+    let (service_accounts, service_account_stream) = kept::<Metadata<ServiceAccount>>(
+        client,
+        namespace,
+        ours.clone(),
+        lists.count_ours("ServiceAccounts"),
+    );
     let (disruption_budgets, disruption_budget_stream) = kept::<Metadata<PodDisruptionBudget>>(
         client,
         namespace,
         ours.clone(),
-        lists.count("PodDisruptionBudgets"),
+        lists.count_ours("PodDisruptionBudgets"),
     );
     let (autoscalers, autoscaler_stream) = kept::<Metadata<HorizontalPodAutoscaler>>(
         client,
         namespace,
         ours.clone(),
-        lists.count("HorizontalPodAutoscalers"),
+        lists.count_ours("HorizontalPodAutoscalers"),
     );
     let (network_policies, network_policy_stream) = optional
         .network_policies
         .then(|| {
-            let count = lists.count("NetworkPolicies");
+            let count = lists.count_ours("NetworkPolicies");
             kept::<Metadata<NetworkPolicy>>(client, namespace, ours.clone(), count)
         })
         .unzip();
     let (scaled_objects, scaled_object_stream) = optional
         .keda
         .then(|| {
-            let count = lists.count("ScaledObjects (is KEDA installed?)");
+            let count = lists.count_ours("ScaledObjects (is KEDA installed?)");
             kept::<Metadata<ScaledObject>>(client, namespace, ours, count)
         })
         .unzip();
     let (secrets, secret_stream) =
-        kept::<Metadata<Secret>>(client, namespace, everything.clone(), lists.count("Secrets"));
+        kept::<Metadata<Secret>>(client, namespace, everything.clone(), lists.count_ours("Secrets"));
     let (config_maps, config_map_stream) =
         kept::<Metadata<ConfigMap>>(client, namespace, everything, lists.count("ConfigMaps"));
     let (default_broker_secret, default_stream) = default_secret
@@ -333,6 +341,20 @@ impl Lists {
             _ => {}
         }
     }
+
+    /// As [`count`](Self::count), of a kind that we make: the end of an object ends the wait for what was written to it.
+    fn count_ours<K: Child, State: 'static>(
+        &self,
+        kind: &'static str,
+    ) -> impl FnMut(&watcher::Event<Live<K, State>>) + Send + use<K, State> + 'static {
+        let (applied, mut count) = (self.applied.clone(), self.count(kind));
+        move |event| {
+            if let watcher::Event::Delete(object) = event {
+                applied.note_deletion(K::KIND, &object.meta);
+            }
+            count(event);
+        }
+    }
 }
 
 fn into_store<K>(
@@ -359,7 +381,8 @@ mod tests {
     #[test]
     fn a_kind_is_synced_by_its_first_list_and_every_other_list_is_counted() {
         let (unsynced, relist) = (watch::Sender::new(Vec::new()), watch::Sender::new(0));
-        let lists = Lists { unsynced: Arc::new(unsynced), relist: Arc::new(relist) };
+        let applied = Arc::default();
+        let lists = Lists { unsynced: Arc::new(unsynced), relist: Arc::new(relist), applied };
         let mut pods = lists.count::<Pod>("Pods");
         let mut secrets = lists.count::<Live<Secret>>("Secrets");
         let so_far = || (lists.unsynced.borrow().clone(), *lists.relist.borrow());

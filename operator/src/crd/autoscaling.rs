@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How many instances run, by Kubernetes' own `HorizontalPodAutoscaler`: of the metrics given, the one that asks for
-/// the most instances wins. Without any: 80 % of `gateway.maxSessions`.
+/// the most instances wins. Without any: sessions, at 80 % of `gateway.maxSessions`.
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -36,7 +36,7 @@ pub struct AutoscalingSpec {
     #[schemars(range(min = 1, max = 10_000))]
     pub max_replicas: i32,
 
-    /// MCP sessions.
+    /// MCP sessions. Where neither these nor `inFlight` nor `resources` are given: at 80 % of `gateway.maxSessions`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sessions: Option<SessionsTarget>,
 

@@ -108,7 +108,7 @@ pub struct ServiceAccountTokenSpec {
     #[schemars(range(min = 600, max = 4_294_967_296_i64))]
     pub expiration_seconds: i64,
 
-    /// The user name that goes with it; without it the MQTT client id serves.
+    /// The user name that goes with it; without it the broker sees none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub username: Option<String>,

@@ -42,6 +42,7 @@ fn deployment(name: &str, namespace: &str, sidecar_image: &str) -> Result<Deploy
         image_pull_secrets: Vec::new(),
         default_broker: Some(DefaultBroker { url: BROKER.parse()?, secret: None, token: None }),
         network_policy_from: None,
+        serves_sessions: true,
         keda_scaler: None,
     };
     let service: McpService = serde_json::from_value(json!({

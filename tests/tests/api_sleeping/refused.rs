@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::{
     admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
+    autoscaling::v2::HorizontalPodAutoscaler,
     core::v1::{ResourceQuota, Secret},
 };
 use kube::{
@@ -186,6 +187,29 @@ async fn an_admission_policy_that_lets_nobody_scale_the_service_is_the_answer() 
     policies.delete(&name, &DeleteParams::default()).await?;
     eventually(PATIENCE, async || scaled().await.ok().map(drop)).await.context("the policy stays")?;
     wakes(&space, &broker, &client, &instance).await?;
+    operator.stop().await?;
+    space.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_who_fights_over_its_autoscaler_keeps_no_client_from_waking_it() -> Result<()> {
+    let Scene { space, broker, operator, instance } = Scene::asleep("contest").await?;
+    let autoscalers = space.api::<HorizontalPodAutoscaler>();
+    let rival = Patch::Merge(json!({"spec": {"maxReplicas": 9}}));
+    let by_rival = PatchParams { field_manager: Some("tuner".to_owned()), ..PatchParams::default() };
+    eventually(PATIENCE, async || {
+        if autoscalers.get(NAME).await.ok()?.spec?.max_replicas == 3 {
+            autoscalers.patch(NAME, &by_rival, &rival).await.ok()?;
+        }
+        let service = space.services().get(NAME).await.ok()?;
+        (service.data["status"]["conditions"][0]["reason"] == "FieldsContested").then_some(())
+    })
+    .await
+    .context("nobody is told")?;
+    let client = client(&broker).await?;
+    wakes(&space, &broker, &client, &instance).await?;
+    let now = autoscalers.get(NAME).await?.spec.context("a spec")?;
+    ensure!(now.max_replicas == 9, "it was not contested any more");
     operator.stop().await?;
     space.remove().await
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::ObjectName;
+use k8s_openapi::api::apps::v1::Deployment;
+
+use super::{Child, ObjectName};
 use crate::reasons;
 
 /// Why an object could not be applied.
@@ -68,5 +70,11 @@ impl ApplyError {
             Self::Contested { .. } => Some(reasons::FIELDS_CONTESTED),
             Self::Leaving { .. } | Self::Api { .. } => None,
         }
+    }
+
+    /// Whether the pods are as the service asks for all the same: somebody fights over a companion of the Deployment,
+    /// and that is all.
+    pub fn spares_pods(&self) -> bool {
+        matches!(self, Self::Contested { object, .. } if object.kind != Deployment::KIND)
     }
 }

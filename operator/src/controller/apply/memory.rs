@@ -39,9 +39,10 @@ pub(super) enum Memory {
     Silent,
     /// that it stands as it was applied.
     Settled,
-    /// that the store is behind, or the object was deleted since: look again soon.
+    /// that the store is behind: look again soon.
     Behind,
-    /// that the store is behind for longer than a watch takes, or the object was deleted: the API server knows.
+    /// that the store is behind for longer than a watch takes, or a list came after the object was deleted: the API
+    /// server knows.
     Stale,
 }
 
@@ -74,6 +75,17 @@ impl AppliedMemory {
         let key = (kind, live.namespace.to_string(), live.name.to_string());
         let after = records.get(&key).and_then(|record| record.after.as_ref());
         after.is_some() && after == live.version.as_ref()
+    }
+
+    /// The watch saw the object go: what was written to it by then is not waited for any more. What was written later
+    /// made another one.
+    pub fn note_deletion(&self, kind: &'static str, gone: &Meta) {
+        let mut records = lock(&self.0);
+        let key = (kind, gone.namespace.to_string(), gone.name.to_string());
+        let Some(record) = records.get(&key) else { return };
+        if !is_behind(gone.version.as_deref(), record.before.as_deref(), record.after.as_deref()) {
+            records.remove(&key);
+        }
     }
 
     /// How long ago the object was applied; none: not by this operator.
@@ -148,6 +160,25 @@ mod tests {
         assert!(!memory.is_own("Secret", &seen("5")));
         assert!(memory.age("Deployment", "meteo", "weather").is_some());
         assert!(memory.age("Deployment", "meteo", "tides").is_none());
+    }
+
+    #[test]
+    fn an_object_that_the_watch_saw_go_is_not_waited_for() {
+        let gone =
+            |version: &str| Meta { namespace: "meteo".into(), name: "weather".into(), ..meta(version) };
+        for before in [None, Some("3")] {
+            let memory = AppliedMemory::default();
+            memory.remember(key(), record(before, "5"));
+            memory.note_deletion("Secret", &gone("6"));
+            memory.note_deletion("Deployment", &gone("4"));
+            assert!(memory.is_own("Deployment", &gone("5")), "another one was made after that");
+            memory.note_deletion("Deployment", &gone("6"));
+            assert_eq!(memory.ask(&key(), None, "h"), Memory::Silent, "it was made a moment ago");
+        }
+        let memory = AppliedMemory::default();
+        memory.remember(key(), record(None, "5"));
+        memory.note_deletion("Deployment", &gone("5"));
+        assert_eq!(memory.ask(&key(), None, "h"), Memory::Silent, "as it was when it went");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use mcp_mqtt_sidecar::status::reason;
 
-use super::{Outcome, Seen};
+use super::{Outcome, Seen, tells_of_draining};
 use crate::{
     controller::problems::Problem,
     crd::McpServiceStatus,
@@ -93,6 +93,8 @@ pub fn is_mere_progress(last: &McpServiceStatus, now: &McpServiceStatus) -> bool
             && before.observed_generation == now.observed_generation
             && reasons::passes(&before.reason)
             && reasons::passes(&now.reason)
+            // That somebody waits for its sessions is told whatever else goes on.
+            && tells_of_draining(before) == tells_of_draining(now)
     };
     let mut conditions = last.conditions.iter().zip(&now.conditions);
     last.conditions.len() == now.conditions.len()
@@ -159,6 +161,13 @@ mod tests {
         {
             assert!(!is_mere_progress(before, now), "{before:?} {now:?}");
         }
+        // Somebody who goes down begins to wait, and is done.
+        let mut leaving = (*ready_pod("b")).clone();
+        leaving.metadata.deletion_timestamp = serde_json::from_value(json!("2027-01-15T08:00:00Z")).unwrap();
+        let of = |sessions| (Arc::new(leaving.clone()), Some(registered(sessions)));
+        let drains = McpServiceStatus { sessions: 0, ..status(1, vec![(starting_pod("a"), None), of(3)]) };
+        let done = status(1, vec![(starting_pod("a"), None), of(0)]);
+        assert!(!is_mere_progress(&done, &drains) && !is_mere_progress(&drains, &done));
         let of_older = |mut status: McpServiceStatus| {
             status.conditions[1].observed_generation = Some(6);
             status

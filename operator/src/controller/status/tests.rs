@@ -68,6 +68,7 @@ pub(super) fn seen(
         replicas,
         registry: None,
         awaits_registry: false,
+        serves_sessions: true,
     }
 }
 

@@ -7,7 +7,11 @@ use k8s_openapi::api::core::v1::{
     Container, EnvFromSource, EnvVar, PodSpec, PodTemplateSpec, Volume, VolumeProjection,
 };
 
-use super::broker::{Source, ValidBroker};
+use super::{
+    ValidateError,
+    broker::{Source, ValidBroker, file},
+    pod_template::PodTemplateError,
+};
 use crate::crd::{GatewaySpec, ServerSpec};
 
 /// Kind of a referenced object.
@@ -51,29 +55,101 @@ pub(super) fn collect(
     template: Option<&PodTemplateSpec>,
 ) -> Vec<Reference> {
     let mut found = Collector::default();
-    for file in &broker.files {
-        match &file.source {
-            Source::Secret { name, key, field: Some(field) } => {
-                found.key(Kind::Secret, name, key, None, (*field).to_owned());
-            }
-            Source::ConfigMap { name, key } => {
-                found.key(Kind::ConfigMap, name, key, None, "spec.broker.tls.ca.configMapKeyRef".to_owned());
-            }
-            Source::Secret { field: None, .. } | Source::Token { .. } | Source::Text(_) => {}
-        }
-    }
-    found.env("spec.server", server.env.as_deref(), server.env_from.as_deref());
+    found.broker(broker);
     found.env("spec.gateway", gateway.env.as_deref(), None);
-    if let Some(spec) = template.and_then(|template| template.spec.as_ref()) {
-        found.pod("spec.podTemplate.spec", spec);
-    }
-    found.0
+    found.containers(server, template);
+    merged(found.0)
 }
 
+/// Keeps the broker's credentials in the gateway: no other container may read the Secrets, or the keys of them, that hold
+/// them. Certificates to trust are no secret.
+pub(super) fn check(
+    broker: &ValidBroker,
+    server: &ServerSpec,
+    template: Option<&PodTemplateSpec>,
+) -> Result<(), ValidateError> {
+    let mut found = Collector::default();
+    found.containers(server, template);
+    let holds = |reference: &Reference| {
+        let mut secret = broker.files.iter().filter(|file| file.name != file::CA);
+        secret.any(|file| match &file.source {
+            Source::Secret { name, key, .. } => {
+                *name == reference.name && (reference.keys.is_empty() || reference.keys.contains(key))
+            }
+            Source::ConfigMap { .. } | Source::Token { .. } | Source::Text(_) => false,
+        })
+    };
+    let Some(found) = found.0.iter().find(|reference| reference.kind == Kind::Secret && holds(reference))
+    else {
+        return Ok(());
+    };
+    let problem = format!(
+        "must not read the broker's credentials from the Secret {}: only the gateway has them; \
+         give the server a Secret of its own",
+        found.name
+    );
+    Err(match found.field.strip_prefix("spec.podTemplate.") {
+        Some(path) => PodTemplateError::Reserved { path: path.to_owned(), problem }.into(),
+        None => ValidateError::field(found.field.trim_start_matches("spec."), problem),
+    })
+}
+
+/// Each object once.
+fn merged(all: Vec<Reference>) -> Vec<Reference> {
+    let mut merged: Vec<Reference> = Vec::new();
+    for mut next in all {
+        if next.optional {
+            next.keys.clear(); // it asks for none: without them the pod starts as well
+        }
+        let place = (next.kind, next.name.as_str());
+        match merged.binary_search_by(|known| (known.kind, known.name.as_str()).cmp(&place)) {
+            Ok(index) => {
+                let known = &mut merged[index];
+                if known.optional && !next.optional {
+                    known.field = next.field; // the one that is in the way when the object is missing
+                }
+                known.optional &= next.optional;
+                known.keys.append(&mut next.keys);
+            }
+            Err(index) => merged.insert(index, next),
+        }
+    }
+    merged
+}
+
+/// Every reference as it was found: with the keys that it names, or with none where it is to the whole object.
 #[derive(Default)]
 struct Collector(Vec<Reference>);
 
 impl Collector {
+    fn broker(&mut self, broker: &ValidBroker) {
+        for file in &broker.files {
+            match &file.source {
+                Source::Secret { name, key, field: Some(field) } => {
+                    self.key(Kind::Secret, name, key, None, (*field).to_owned());
+                }
+                Source::ConfigMap { name, key } => {
+                    self.key(
+                        Kind::ConfigMap,
+                        name,
+                        key,
+                        None,
+                        "spec.broker.tls.ca.configMapKeyRef".to_owned(),
+                    );
+                }
+                Source::Secret { field: None, .. } | Source::Token { .. } | Source::Text(_) => {}
+            }
+        }
+    }
+
+    /// What is not the gateway's.
+    fn containers(&mut self, server: &ServerSpec, template: Option<&PodTemplateSpec>) {
+        self.env("spec.server", server.env.as_deref(), server.env_from.as_deref());
+        if let Some(spec) = template.and_then(|template| template.spec.as_ref()) {
+            self.pod("spec.podTemplate.spec", spec);
+        }
+    }
+
     fn add(
         &mut self,
         kind: Kind,
@@ -82,23 +158,8 @@ impl Collector {
         optional: Option<bool>,
         field: String,
     ) {
-        let optional = optional == Some(true);
-        // An optional reference asks for no keys: without them the pod starts as well.
-        let keys = keys.into_iter().filter(|_| !optional);
-        match self.0.binary_search_by(|known| (known.kind, known.name.as_str()).cmp(&(kind, name))) {
-            Ok(index) => {
-                let known = &mut self.0[index];
-                if known.optional && !optional {
-                    known.field = field; // the one that is in the way when the object is missing
-                }
-                known.optional &= optional;
-                known.keys.extend(keys);
-            }
-            Err(index) => {
-                let keys = keys.collect();
-                self.0.insert(index, Reference { kind, name: name.to_owned(), keys, optional, field });
-            }
-        }
+        let (keys, optional) = (keys.into_iter().collect(), optional == Some(true));
+        self.0.push(Reference { kind, name: name.to_owned(), keys, optional, field });
     }
 
     fn key(&mut self, kind: Kind, name: &str, key: &str, optional: Option<bool>, field: String) {

@@ -1,9 +1,12 @@
+use k8s_openapi::ByteString;
+
 use crate::controller::{
     build::RESERVED_VOLUMES,
     fixtures::{STDIO, service, settings, validated},
 };
 
 use super::*;
+use crate::settings::DefaultBroker;
 
 fn error(spec: &str) -> (&'static str, String) {
     let error = validated(spec).unwrap_err();
@@ -111,6 +114,63 @@ fn the_servers_mounts_leave_the_operators_volumes_alone() {
             "{message}"
         );
     }
+}
+
+#[test]
+fn the_brokers_credentials_are_for_the_gateway_alone() {
+    let broker = "broker: {url: 'mqtts://sea.example', auth: {passwordSecret: login}, \
+        tls: {clientCertificateSecret: badge, ca: {secretKeyRef: {name: roots}}}}";
+    let server = |more: &str| STDIO.replace("weather:3}", &format!("weather:3, {more}}}"));
+    let of_key = |secret: &str, key: &str| {
+        server(&format!("env: [{{name: A, valueFrom: {{secretKeyRef: {{name: {secret}, key: {key}}}}}}}]"))
+    };
+    let template = |more: &str| format!("{STDIO}\npodTemplate: {{spec: {{{more}}}}}");
+    let whole =
+        server("envFrom: [{configMapRef: {name: login}}, {secretRef: {name: login, optional: true}}]");
+    let volume = template("volumes: [{name: a, secret: {secretName: badge}}]");
+    let item = "volumes: [{name: a, projected: {sources: [{secret: {name: badge, items: [{key: tls.key, path: k}]}}]}}]";
+    let more = template("containers: [{name: more, envFrom: [{secretRef: {name: login}}]}]");
+    for (spec, field, secret) in [
+        (of_key("login", "password"), "server.env[0]", "login"),
+        (of_key("badge", "tls.key"), "server.env[0]", "badge"),
+        (whole, "server.envFrom[1]", "login"),
+        (volume, "podTemplate.spec.volumes[0]", "badge"),
+        (template(item), "podTemplate.spec.volumes[0].projected.sources[0]", "badge"),
+        (more, "podTemplate.spec.containers[0].envFrom[0]", "login"),
+    ] {
+        let (reason, said) = error(&format!("{spec}\n{broker}"));
+        let in_template = field.starts_with("podTemplate");
+        let expected = if in_template { reasons::INVALID_POD_TEMPLATE } else { reasons::INVALID_SPEC };
+        assert_eq!(reason, expected, "{spec}");
+        let problem = format!("must not read the broker's credentials from the Secret {secret}: only");
+        assert!(said.starts_with(&format!("spec.{field} {problem}")), "{said}");
+        assert!(validated(&spec).is_ok(), "with another broker they are none");
+    }
+    // Another key of the same Secret, a ConfigMap of the same name, and what is no secret.
+    let map = server("envFrom: [{configMapRef: {name: login}}]");
+    for spec in [of_key("login", "api-key"), of_key("roots", "ca.crt"), map] {
+        assert!(validated(&format!("{spec}\n{broker}")).is_ok(), "{spec}");
+    }
+}
+
+#[test]
+fn the_copy_of_the_default_brokers_credentials_is_for_the_gateway_alone() {
+    let default = DefaultBroker {
+        url: Url::parse("mqtts://hub.example:8883").unwrap(),
+        secret: Some("hub".to_owned()),
+        token: None,
+    };
+    let settings = Settings { default_broker: Some(default), ..settings() };
+    let data = [("username", "u"), ("password", "p"), ("ca.crt", "c")];
+    let data = data.map(|(key, value)| (key.to_owned(), ByteString(value.into())));
+    let fetched = Fetched { default_broker_secret: Some(data.into()) };
+    let with = |more: &str| {
+        let spec = STDIO.replace("weather:3}", "weather:3, envFrom: [{secretRef: {name: weather-broker}}]}");
+        validate(&service(&format!("{spec}\n{more}")), &fetched, &settings)
+    };
+    let said = with("").unwrap_err().to_string();
+    assert!(said.starts_with("spec.server.envFrom[0] must not read the broker's credentials"), "{said}");
+    assert!(with("broker: {url: 'mqtt://own.example'}").is_ok(), "there is no copy");
 }
 
 #[test]
