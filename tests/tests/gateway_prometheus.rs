@@ -5,8 +5,9 @@ use std::{fs, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use mcp_mqtt_operator::{
-    admin::{self, Readiness},
+    admin::{self, Readiness, Shown},
     metrics::{Metrics, Outcome},
+    serving::Pulse,
 };
 use mcp_mqtt_tests::{
     broker::Mosquitto,
@@ -29,7 +30,8 @@ async fn operator() -> Result<std::net::SocketAddr> {
     metrics.asked_gateway(true);
     metrics.knows("Pod", "*", 1);
     metrics.counted("*", "True", "Ready", 1);
-    Ok(admin::serve(([127, 0, 0, 1], 0).into(), Readiness::pending("nothing"), metrics).await?)
+    let shown = Shown { readiness: Readiness::pending("nothing"), pulse: Pulse::default(), metrics };
+    Ok(admin::serve(([127, 0, 0, 1], 0).into(), shown).await?)
 }
 
 #[tokio::test]
