@@ -86,6 +86,8 @@ async fn what_changed_while_the_broker_was_away_is_put_right_within_five_seconds
 {
     /// By then attempts to connect are as seldom as they get.
     const AWAY: Duration = Duration::from_secs(20);
+    /// As of a broker that was restored from an old store.
+    const GHOSTS: usize = 500;
     let (Scene { space, broker, operator, instance }, proxy) = Scene::asleep_behind_a_proxy("away").await?;
     let name = server_name(&space)?;
     let place = topic::server_presence(&instance.server_id, &name);
@@ -93,16 +95,20 @@ async fn what_changed_while_the_broker_was_away_is_put_right_within_five_seconds
     let mark = presences.next_at(&place, false).await?.user_properties;
     proxy.behave(Manner { refuses: Some(0x88), ..Manner::default() });
     proxy.cut();
-    let ghost = ServerId::new(&format!("kubernetes.{}.ghost-1", space.namespace))?;
     let online = Online::new(name.as_str(), "", None).to_payload();
-    presences.write(&topic::server_presence(&ghost, &name), online, &mark).await?;
-    tokio::time::sleep(AWAY).await;
+    let away = Instant::now();
+    for number in 0..GHOSTS {
+        let ghost = ServerId::new(&format!("kubernetes.{}.ghost-{number}", space.namespace))?;
+        presences.write(&topic::server_presence(&ghost, &name), online.clone(), &mark).await?;
+    }
+    println!("{GHOSTS} ghosts are there after {:?}", away.elapsed());
+    tokio::time::sleep(AWAY.saturating_sub(away.elapsed())).await;
     let watching = client(&broker).await?;
     let mut watch = watching.watch(name.as_str()).await?;
-    timeout(PATIENCE, watch.until(|all| all.len() == 2)).await?;
+    timeout(PATIENCE, watch.until(|all| all.len() == GHOSTS + 1)).await?;
     proxy.behave(Manner::default());
     let back = Instant::now();
-    timeout(PATIENCE, watch.until(|all| all.len() == 1)).await.context("the ghost stays")?;
+    timeout(PATIENCE, watch.until(|all| all.len() == 1)).await.context("ghosts stay")?;
     ensure!(watch.instances()[0].online.is_parked(), "{:?}", watch.instances());
     println!("put right {:?} after the broker was back", back.elapsed());
     ensure!(back.elapsed() < Duration::from_secs(5), "only after {:?}", back.elapsed());

@@ -193,6 +193,11 @@ impl Broker {
         self.publisher.is_some() && to_say
     }
 
+    /// Whether it takes what is said, and has taken all that was.
+    pub(super) fn takes(&self) -> bool {
+        self.publisher.is_some() && self.pending.is_empty()
+    }
+
     /// Whether answers of instances reach us.
     pub(super) fn hears(&self) -> bool {
         self.hears
