@@ -7,6 +7,7 @@ mod first_look;
 mod liveness;
 mod messages;
 mod missing_presences;
+mod scaling;
 mod stale_presences;
 
 use std::{
@@ -83,7 +84,7 @@ struct Service {
     probes: liveness::Probes,
     /// Whether a request to scale is under way, and what to ask for after it.
     scaling: bool,
-    scale_next: Option<i32>,
+    scale_next: Option<scaling::Step>,
 }
 
 /// Something that was waited for.
@@ -92,7 +93,8 @@ enum Done {
     Watching(String, u64, Result<Vec<ReasonCode>, PublishError>),
     /// A broker's answer to the subscription of a service's control topic.
     Subscribed(ServiceRef, u64, Result<ReasonCode, PublishError>),
-    Scaled(ServiceRef, i32, Result<(), Obstacle>),
+    /// Whether a request to scale to so many was written, or somebody else has scaled the service meanwhile.
+    Scaled(ServiceRef, i32, Result<bool, Obstacle>),
     /// Whether all gateways have said just now for how long nobody has had a session.
     Asked(ServiceRef, bool),
     /// The time has come to say that a message that was for a service is refused.

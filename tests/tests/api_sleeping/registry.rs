@@ -7,7 +7,7 @@ use bytes::Bytes;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams, PostParams};
 use mcp_mqtt_tests::{
-    cluster::{PATIENCE, Space, eventually},
+    cluster::{PATIENCE, Space, eventually, smallest},
     operator::Operator,
     presences::Presences,
     proxy::Manner,
@@ -157,5 +157,26 @@ async fn what_was_said_of_a_sleeping_service_while_the_operator_was_away_is_publ
     space.patch(NAME, json!({"spec": {"description": "tells the tides"}})).await?;
     instances(&space, &broker, says("tells the tides")).await?;
     operator.stop().await?;
+    space.remove().await
+}
+
+/// What the operator relies on where a person scales a service while it does.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_server_scales_nothing_that_has_changed_since() -> Result<()> {
+    let space = Space::new("version").await?;
+    space.create(NAME, &smallest(0)).await?;
+    let services = space.services();
+    let decided = services.get(NAME).await?.metadata.resource_version;
+    let scale = async |replicas: i32, version: Option<&String>| {
+        let patch = json!({"metadata": {"resourceVersion": version}, "spec": {"replicas": replicas}});
+        services.patch_scale(NAME, &PatchParams::default(), &Patch::Merge(patch)).await
+    };
+    scale(5, None).await?;
+    let late = scale(1, decided.as_ref()).await;
+    ensure!(matches!(&late, Err(kube::Error::Api(answer)) if answer.is_conflict()), "{late:?}");
+    ensure!(services.get(NAME).await?.data["spec"]["replicas"] == 5);
+    let now = services.get(NAME).await?.metadata.resource_version;
+    scale(1, now.as_ref()).await?;
+    ensure!(services.get(NAME).await?.data["spec"]["replicas"] == 1);
     space.remove().await
 }
