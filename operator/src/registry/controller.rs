@@ -217,11 +217,17 @@ impl RegistryController {
 
     /// Brokers that nobody uses any more.
     fn close_unused(&mut self) {
+        let now = Instant::now();
         let used: HashSet<&str> =
             self.services.values().map(|service| service.wanted.broker.key.as_str()).collect();
         self.brokers.retain(|key, broker| {
-            used.contains(key.as_str()) || broker.is_busy() || self.first_look.keeps(key)
+            broker.stays(used.contains(key.as_str()) || self.first_look.keeps(key), now)
         });
+    }
+
+    /// Whether a service uses the broker, or it is looked at first.
+    fn is_used(&self, key: &str) -> bool {
+        self.first_look.keeps(key) || self.services.values().any(|service| service.wanted.broker.key == key)
     }
 
     /// A connection that services share goes by the reference of one that uses it now. One that is refused may have
