@@ -75,6 +75,8 @@ struct ServiceLabels {
 pub enum Trouble {
     /// It asks for instances, and the broker's registry has none.
     Unregistered,
+    /// It has no instance and may be woken, and nothing would do that.
+    CannotWake,
     /// It is ready, and a new spec is on its way to its pods.
     RollingOut,
 }
@@ -143,8 +145,8 @@ impl Metrics {
         let help = "McpServices by the status and the reason of their condition Ready";
         registry.register("services", help, services.clone());
         let troubles = Family::default();
-        let help = "1 for each McpService without a registered instance, though it asks for some, and for each whose \
-                    rollout goes on; none for all others";
+        let help = "1 for each McpService without a registered instance, though it asks for some, for each that has none \
+                    and cannot be woken, and for each whose rollout goes on; none for all others";
         registry.register("service_trouble", help, troubles.clone());
         let watch_failures = Counter::default();
         registry.register(

@@ -65,19 +65,29 @@ impl ServiceCounts {
 
 /// None of a service that was never accepted: nobody has lost it.
 fn trouble(service: &Guarded) -> Option<Trouble> {
-    let ready = ready(service)?;
-    let service = service.0.as_ref().ok()?;
-    let registered = service.status.as_ref()?.registered;
+    let ready = ready(service).filter(|ready| ready.reason != reasons::NOT_ACCEPTED)?;
     if ready.reason == reasons::ROLLING_OUT {
         return Some(Trouble::RollingOut);
     }
-    let lost = registered == 0 && service.spec.replicas > 0 && ready.reason != reasons::NOT_ACCEPTED;
-    lost.then_some(Trouble::Unregistered)
+    let registered = condition(service, reasons::REGISTERED);
+    let service = service.0.as_ref().ok()?;
+    if service.spec.replicas > 0 {
+        let lost = service.status.as_ref()?.registered == 0;
+        return lost.then_some(Trouble::Unregistered);
+    }
+    // Whatever the reason is: it would be there for clients.
+    let may_sleep =
+        service.spec.autoscaling.as_ref().is_some_and(|autoscaling| autoscaling.min_replicas == 0);
+    (may_sleep && registered?.status == "False").then_some(Trouble::CannotWake)
 }
 
 fn ready(service: &Guarded) -> Option<&Condition> {
+    condition(service, reasons::READY)
+}
+
+fn condition<'a>(service: &'a Guarded, type_: &str) -> Option<&'a Condition> {
     let status = service.0.as_ref().ok()?.status.as_ref()?;
-    status.conditions.iter().find(|condition| condition.type_ == reasons::READY)
+    status.conditions.iter().find(|condition| condition.type_ == type_)
 }
 
 #[cfg(test)]
@@ -145,5 +155,28 @@ mod tests {
         counts.tell_troubles(&[service("False", "Unschedulable")], &metrics);
         counts.tell_troubles(&[], &metrics);
         assert!(!metrics.encode().contains("service_trouble{"), "it was deleted");
+    }
+
+    #[test]
+    fn a_service_at_zero_is_in_trouble_where_it_is_to_be_woken_and_cannot_be() {
+        let at_zero = |registered: (&str, &str), ready: &str, fewest: Option<i32>| {
+            let mut service = service("False", ready);
+            let known = Arc::get_mut(&mut service).unwrap().0.as_mut().unwrap();
+            known.spec.replicas = 0;
+            known.spec.autoscaling = fewest.map(|fewest| {
+                serde_json::from_value(json!({"minReplicas": fewest, "maxReplicas": 3})).unwrap()
+            });
+            let (status, reason) = registered;
+            let condition = json!({"type": "Registered", "status": status, "reason": reason, "message": "", "lastTransitionTime": "2027-01-15T08:00:00Z"});
+            known.status.as_mut().unwrap().conditions.push(serde_json::from_value(condition).unwrap());
+            trouble(&service)
+        };
+        for reason in ["RegistryUnreachable", "BrokerNotAuthorized", "ScaledToZero"] {
+            assert_eq!(at_zero(("False", reason), "ScaledToZero", Some(0)), Some(Trouble::CannotWake));
+        }
+        assert_eq!(at_zero(("True", "Asleep"), "Asleep", Some(0)), None);
+        assert_eq!(at_zero(("False", "ScaledToZero"), "ScaledToZero", Some(1)), None, "somebody wants it so");
+        assert_eq!(at_zero(("False", "ScaledToZero"), "ScaledToZero", None), None);
+        assert_eq!(at_zero(("False", "NotAccepted"), "NotAccepted", Some(0)), None, "it never was there");
     }
 }

@@ -7,6 +7,7 @@ mod first_look;
 mod liveness;
 mod messages;
 mod missing_presences;
+mod scaling;
 mod stale_presences;
 
 use std::{
@@ -86,7 +87,7 @@ struct Service {
     probes: liveness::Probes,
     /// Whether a request to scale is under way, and what to ask for after it.
     scaling: bool,
-    scale_next: Option<i32>,
+    scale_next: Option<scaling::Step>,
 }
 
 /// Something that was waited for.
@@ -95,7 +96,8 @@ enum Done {
     Watching(String, u64, Result<Vec<ReasonCode>, PublishError>),
     /// A broker's answer to the subscription of a service's control topic.
     Subscribed(ServiceRef, u64, Result<ReasonCode, PublishError>),
-    Scaled(ServiceRef, i32, Result<(), Obstacle>),
+    /// Whether a request to scale to so many was written, or somebody else has scaled the service meanwhile.
+    Scaled(ServiceRef, i32, Result<bool, Obstacle>),
     /// Whether all gateways have said just now for how long nobody has had a session.
     Asked(ServiceRef, bool),
     /// The time has come to say that a message that was for a service is refused.
@@ -219,11 +221,17 @@ impl RegistryController {
 
     /// Brokers that nobody uses any more.
     fn close_unused(&mut self) {
+        let now = Instant::now();
         let used: HashSet<&str> =
             self.services.values().map(|service| service.wanted.broker.key.as_str()).collect();
         self.brokers.retain(|key, broker| {
-            used.contains(key.as_str()) || broker.is_busy() || self.first_look.keeps(key)
+            broker.stays(used.contains(key.as_str()) || self.first_look.keeps(key), now)
         });
+    }
+
+    /// Whether a service uses the broker, or it is looked at first.
+    fn is_used(&self, key: &str) -> bool {
+        self.first_look.keeps(key) || self.services.values().any(|service| service.wanted.broker.key == key)
     }
 
     /// A connection that services share goes by the reference of one that uses it now. One that is refused may have

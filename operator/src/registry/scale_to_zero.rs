@@ -172,6 +172,17 @@ impl ScaleToZero {
         self.step(now, out);
     }
 
+    /// Somebody else has scaled it since [`Action::Scale`] was asked for: what there is to do is looked at anew.
+    pub fn outrun(&mut self, replicas: i32, now: Instant, out: &mut Vec<Action>) {
+        if self.scaling.is_some_and(|(wanted, _)| wanted == replicas) {
+            self.scaling = None;
+            if replicas == 0 {
+                self.parking_after = Some(now + PARKING_PAUSE);
+            }
+        }
+        self.step(now, out);
+    }
+
     /// The gateways' answer to [`Action::Ask`].
     pub fn asked(&mut self, idle: Idle, now: Instant, out: &mut Vec<Action>) {
         self.observed.idle = idle;
@@ -380,8 +391,9 @@ impl ScaleToZero {
     fn scale(&mut self, replicas: i32, now: Instant, out: &mut Vec<Action>) {
         if due(self.asked_scale, AGAIN, now) || self.scaling.is_some() {
             self.asked_scale = Some(now);
+            let from = self.replicas();
             self.scaling = Some((replicas, now));
-            out.push(Action::Scale(replicas));
+            out.push(Action::Scale { from, to: replicas });
         }
     }
 

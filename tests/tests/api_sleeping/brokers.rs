@@ -33,8 +33,17 @@ async fn a_broker_that_cannot_be_reached_concerns_its_own_services_only() -> Res
     space.condition(NAME, "Ready", "True", "Asleep").await?;
     let told = |status: &Value| status["conditions"][2]["message"].as_str().unwrap_or_default().to_owned();
     space.status("elsewhere", |status| told(status).contains("cannot reach the broker at 127.0.0.1")).await?;
+    // What the alert goes by.
+    let trouble =
+        format!(r#"mcp_namespace="{}",mcp_service="elsewhere",trouble="CannotWake""#, space.namespace);
+    let in_trouble = async || operator.get("/metrics").await.ok().map(|text| text.contains(&trouble));
+    let counted = eventually(PATIENCE, async || in_trouble().await.filter(|is| *is)).await;
+    counted.context("nobody is told that it cannot be woken")?;
     gone.restart().await?;
     space.condition("elsewhere", "Ready", "True", "Asleep").await?;
+    eventually(PATIENCE, async || in_trouble().await.filter(|is| !is))
+        .await
+        .context("it can be woken again")?;
     operator.stop().await?;
     space.remove().await
 }

@@ -2,6 +2,7 @@
 //! test's own takes the place of one, when and if the test wants it.
 
 mod brokers;
+mod missing;
 mod namespaces;
 mod refused;
 mod registry;

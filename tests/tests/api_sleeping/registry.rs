@@ -7,7 +7,7 @@ use bytes::Bytes;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams, PostParams};
 use mcp_mqtt_tests::{
-    cluster::{PATIENCE, Space, eventually},
+    cluster::{PATIENCE, Space, eventually, smallest},
     operator::Operator,
     presences::Presences,
     proxy::Manner,
@@ -86,6 +86,8 @@ async fn what_changed_while_the_broker_was_away_is_put_right_within_five_seconds
 {
     /// By then attempts to connect are as seldom as they get.
     const AWAY: Duration = Duration::from_secs(20);
+    /// As of a broker that was restored from an old store.
+    const GHOSTS: usize = 500;
     let (Scene { space, broker, operator, instance }, proxy) = Scene::asleep_behind_a_proxy("away").await?;
     let name = server_name(&space)?;
     let place = topic::server_presence(&instance.server_id, &name);
@@ -93,16 +95,20 @@ async fn what_changed_while_the_broker_was_away_is_put_right_within_five_seconds
     let mark = presences.next_at(&place, false).await?.user_properties;
     proxy.behave(Manner { refuses: Some(0x88), ..Manner::default() });
     proxy.cut();
-    let ghost = ServerId::new(&format!("kubernetes.{}.ghost-1", space.namespace))?;
     let online = Online::new(name.as_str(), "", None).to_payload();
-    presences.write(&topic::server_presence(&ghost, &name), online, &mark).await?;
-    tokio::time::sleep(AWAY).await;
+    let away = Instant::now();
+    for number in 0..GHOSTS {
+        let ghost = ServerId::new(&format!("kubernetes.{}.ghost-{number}", space.namespace))?;
+        presences.write(&topic::server_presence(&ghost, &name), online.clone(), &mark).await?;
+    }
+    println!("{GHOSTS} ghosts are there after {:?}", away.elapsed());
+    tokio::time::sleep(AWAY.saturating_sub(away.elapsed())).await;
     let watching = client(&broker).await?;
     let mut watch = watching.watch(name.as_str()).await?;
-    timeout(PATIENCE, watch.until(|all| all.len() == 2)).await?;
+    timeout(PATIENCE, watch.until(|all| all.len() == GHOSTS + 1)).await?;
     proxy.behave(Manner::default());
     let back = Instant::now();
-    timeout(PATIENCE, watch.until(|all| all.len() == 1)).await.context("the ghost stays")?;
+    timeout(PATIENCE, watch.until(|all| all.len() == 1)).await.context("ghosts stay")?;
     ensure!(watch.instances()[0].online.is_parked(), "{:?}", watch.instances());
     println!("put right {:?} after the broker was back", back.elapsed());
     ensure!(back.elapsed() < Duration::from_secs(5), "only after {:?}", back.elapsed());
@@ -151,5 +157,26 @@ async fn what_was_said_of_a_sleeping_service_while_the_operator_was_away_is_publ
     space.patch(NAME, json!({"spec": {"description": "tells the tides"}})).await?;
     instances(&space, &broker, says("tells the tides")).await?;
     operator.stop().await?;
+    space.remove().await
+}
+
+/// What the operator relies on where a person scales a service while it does.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_server_scales_nothing_that_has_changed_since() -> Result<()> {
+    let space = Space::new("version").await?;
+    space.create(NAME, &smallest(0)).await?;
+    let services = space.services();
+    let decided = services.get(NAME).await?.metadata.resource_version;
+    let scale = async |replicas: i32, version: Option<&String>| {
+        let patch = json!({"metadata": {"resourceVersion": version}, "spec": {"replicas": replicas}});
+        services.patch_scale(NAME, &PatchParams::default(), &Patch::Merge(patch)).await
+    };
+    scale(5, None).await?;
+    let late = scale(1, decided.as_ref()).await;
+    ensure!(matches!(&late, Err(kube::Error::Api(answer)) if answer.is_conflict()), "{late:?}");
+    ensure!(services.get(NAME).await?.data["spec"]["replicas"] == 5);
+    let now = services.get(NAME).await?.metadata.resource_version;
+    scale(1, now.as_ref()).await?;
+    ensure!(services.get(NAME).await?.data["spec"]["replicas"] == 1);
     space.remove().await
 }

@@ -6,10 +6,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use kube::{
-    Api,
-    api::{Patch, PatchParams},
-};
 use mcp_mqtt_transport::{
     jsonrpc::Message,
     mqtt::{Ack, Filter, Publication, PublishError, Qos, ReasonCode},
@@ -17,22 +13,18 @@ use mcp_mqtt_transport::{
     topic::{self, ServerId, Topic},
     user_property::{self, Component},
 };
-use serde_json::json;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::{
     Done, PendingInitialize, RegistryController, Wanted,
     broker::{Line, Right},
 };
 use crate::{
-    api_client::is_refused,
     controller::scope::ServiceRef,
-    crd::McpService,
-    names::FIELD_MANAGER,
     observe::ask_now,
     registry::{
         pending::{IN_ALL, WakeError},
-        scale_to_zero::{Action, Need, Obstacle},
+        scale_to_zero::{Action, Need},
     },
 };
 
@@ -41,8 +33,6 @@ use crate::{
 const REFUSAL_DELAY: Duration = Duration::from_millis(20);
 /// Messages of a broker that are acknowledged only when their error is said: fewer than it lets be in flight.
 const REFUSALS_UNACKED: usize = 8;
-/// For the API server to answer.
-const ANSWER: Duration = Duration::from_secs(10);
 /// Gateways asked at one time.
 const CONCURRENCY: usize = 16;
 
@@ -54,14 +44,6 @@ pub(super) struct Rejection {
     pub(super) refusal: WakeError,
     /// For the message, where it comes from the broker just now.
     ack: Option<Ack>,
-}
-
-/// The API server's own words, where they are its.
-fn words(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
-    }
 }
 
 impl RegistryController {
@@ -85,7 +67,7 @@ impl RegistryController {
                 self.place(&wanted, presence);
             }
             Action::Clear => self.place(&wanted, Bytes::new()),
-            Action::Scale(replicas) => self.scale(reference, replicas),
+            Action::Scale { from, to } => self.scale(reference, from, to),
             Action::Ask => self.ask(reference),
             Action::Nudge(instance) => self.nudge(&wanted, &instance),
             Action::Keep(held) => {
@@ -262,50 +244,6 @@ impl RegistryController {
         if let Some(broker) = self.brokers.get_mut(&wanted.broker.key) {
             broker.write_down(wanted.standby.as_str(), &held.client, None);
         }
-    }
-
-    /// One after the other: the API server may take two at once in any order.
-    fn scale(&mut self, reference: &ServiceRef, replicas: i32) {
-        let Some(service) = self.services.get_mut(reference) else { return };
-        if service.scaling {
-            service.scale_next = Some(replicas);
-            return;
-        }
-        service.scaling = true;
-        let api: Api<McpService> =
-            Api::namespaced(self.setting.client.clone(), reference.namespace.as_deref().unwrap_or_default());
-        tracing::info!(service = %reference, replicas, "{}", if replicas == 0 { "to sleep" } else { "wakes" });
-        let reference = reference.clone();
-        self.done.push(Box::pin(async move {
-            let parameters =
-                PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-            let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
-            let result = match timeout(ANSWER, api.patch_scale(&reference.name, &parameters, &patch)).await {
-                Ok(Ok(_)) => Ok(()),
-                Ok(Err(error)) => Err((words(&error), is_refused(&error))),
-                Err(_) => Err((format!("no answer within {ANSWER:?}"), false)),
-            };
-            let result = result.map_err(|(why, hopeless)| Obstacle {
-                why: format!("the API server does not scale it: {why}"),
-                hopeless,
-            });
-            Done::Scaled(reference, replicas, result)
-        }));
-    }
-
-    pub(super) fn scaled(&mut self, reference: &ServiceRef, replicas: i32, result: Result<(), Obstacle>) {
-        match &result {
-            Ok(()) => self.setting.metrics.wrote("McpService", "scale"),
-            Err(Obstacle { why, .. }) => tracing::warn!(service = %reference, replicas, "{why}"),
-        }
-        let next = self.services.get_mut(reference).and_then(|service| {
-            service.scaling = false;
-            service.scale_next.take()
-        });
-        if let Some(next) = next {
-            return self.scale(reference, next);
-        }
-        self.with(reference, |machine, now, out| machine.scaled(replicas, result, now, out));
     }
 
     pub(super) fn ask(&mut self, reference: &ServiceRef) {

@@ -52,6 +52,9 @@ const REFUSALS: u64 = 0;
 const OVERFLOW: Duration = Duration::from_mins(5);
 /// How long the last words may take.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// How long a broker that nobody uses any more stays connected for what is still to be said: what is kept there for
+/// services that are not known is answered by then. One that always finds something more to ask is left all the same.
+const UNUSED: Duration = Duration::from_secs(90);
 /// A broker that is away for less is no news.
 const WORTH_TELLING: Duration = Duration::from_secs(15);
 /// Server name under which the operator sends itself a message, to see whether answers would reach it.
@@ -87,6 +90,8 @@ pub(super) struct Broker {
     pub(super) refusals: usize,
     /// Whether what is said to us reaches us on this connection, and no ACL keeps it from us without a word.
     hears: bool,
+    /// Since when nobody has used it.
+    unused: Option<Instant>,
     /// By the server id that they are for, each with the time until which it waits here.
     unclaimed: HashMap<String, Vec<(Instant, Unclaimed)>>,
 }
@@ -148,6 +153,7 @@ impl Broker {
             watches: Watches::begin(),
             refusals: 0,
             hears: false,
+            unused: None,
             unclaimed: HashMap::new(),
         }
     }
@@ -187,10 +193,25 @@ impl Broker {
         self.why.clone().filter(|_| self.down_since.elapsed() >= WORTH_TELLING)
     }
 
+    /// Whether it stays connected: it is used, or something is still to be said and there is time for that.
+    pub(super) fn stays(&mut self, used: bool, now: Instant) -> bool {
+        if used {
+            self.unused = None;
+            return true;
+        }
+        let since = *self.unused.get_or_insert(now);
+        self.is_busy() && now.duration_since(since) < UNUSED
+    }
+
     /// Whether something is still to be said.
-    pub(super) fn is_busy(&self) -> bool {
+    fn is_busy(&self) -> bool {
         let to_say = self.refusals > 0 || !self.pending.is_empty() || !self.unclaimed.is_empty();
         self.publisher.is_some() && to_say
+    }
+
+    /// Whether it takes what is said, and has taken all that was.
+    pub(super) fn takes(&self) -> bool {
+        self.publisher.is_some() && self.pending.is_empty()
     }
 
     /// Whether answers of instances reach us.

@@ -102,8 +102,9 @@ impl RegistryController {
         if let Some(reference) = self.by_standby.get(standby).filter(here).cloned() {
             return self.take_unclaimed(&reference, unclaimed, ack);
         }
-        // Not told of yet: the broker kept it while there was no operator.
-        let room = self.has_room(key, unclaimed.payload.len());
+        // Not told of yet: the broker kept it while there was no operator. Where no service is looked after any more, none
+        // is about to be, and what is kept would keep the connection, too.
+        let room = self.is_used(key) && self.has_room(key, unclaimed.payload.len());
         if is_request(&unclaimed.payload)
             && ServerId::new(standby).is_ok() // no service has another
             && let Some(broker) = self.brokers.get_mut(key)

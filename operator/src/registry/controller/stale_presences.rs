@@ -2,7 +2,8 @@
 //! restored from an old store. The watches may not know a pod yet, so the API server has the last word.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
+    mem,
     time::{Duration, Instant},
 };
 
@@ -20,21 +21,27 @@ use crate::{
     observe::is_over,
 };
 
-/// What nobody seems to stand behind for so long is looked into.
-const DOUBT: Duration = Duration::from_secs(1);
+/// What nobody seems to stand behind for so long is looked into: two looks later, and a little less, so that it is not
+/// three where a look comes a moment early.
+const DOUBT: Duration = Duration::from_millis(900);
 /// What was looked into, and exists, is left alone for so long.
 const TRUST: Duration = Duration::from_secs(30);
 /// And so long where the API server could not say.
 const UNTOLD: Duration = Duration::from_secs(1);
 /// For the API server to answer.
 const ANSWER: Duration = Duration::from_secs(5);
-/// Questions at one time.
+/// Questions at one time: the next is asked as soon as one is answered, so that a thousand take a second or two, and the
+/// API server no burst.
 const AT_ONCE: usize = 16;
 
 /// Presences that nobody seems to stand behind, and how far each check has come.
 #[derive(Debug, Default)]
 pub(super) struct StaleChecks {
     states: HashMap<StalePresence, CheckState>,
+    /// Those of the last look that are to be asked about, as soon as there is room.
+    due: VecDeque<StalePresence>,
+    /// Questions without an answer.
+    asked: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +59,47 @@ pub(super) struct StalePresence {
     server_name: String,
 }
 
+impl StaleChecks {
+    /// These are doubted now.
+    fn look(&mut self, suspects: Vec<StalePresence>, now: Instant) {
+        let mut before = mem::take(&mut self.states);
+        self.due.clear();
+        for suspect in suspects {
+            let mut state = before.remove(&suspect).unwrap_or(CheckState::Since(now));
+            match state {
+                CheckState::Since(since) if now.duration_since(since) >= DOUBT => {
+                    self.due.push_back(suspect.clone());
+                }
+                CheckState::TrustedUntil(until) if until <= now => state = CheckState::Since(now),
+                _ => {}
+            }
+            self.states.insert(suspect, state);
+        }
+        // The answer is on its way, whether or not it is still doubted.
+        self.states.extend(before.into_iter().filter(|(_, state)| matches!(state, CheckState::Asked)));
+    }
+
+    /// The next one that is to be asked about now, if it `may`; one that may not is left to the next look.
+    fn next(&mut self, may: impl Fn(&StalePresence) -> bool) -> Option<StalePresence> {
+        if self.asked >= AT_ONCE {
+            return None;
+        }
+        while let Some(suspect) = self.due.pop_front() {
+            if may(&suspect) {
+                self.asked += 1;
+                self.states.insert(suspect.clone(), CheckState::Asked);
+                return Some(suspect);
+            }
+        }
+        None
+    }
+
+    fn answered(&mut self, suspect: StalePresence, state: CheckState) {
+        self.asked -= 1;
+        self.states.insert(suspect, state);
+    }
+}
+
 impl Setting {
     /// Whether it is of a namespace that is watched, and not listed yet.
     pub(super) fn is_unlisted(&self, server_id: &str) -> bool {
@@ -67,23 +115,18 @@ impl RegistryController {
     /// Looks at all presences that bear our mark.
     pub(super) fn check_stale_presences(&mut self, now: Instant) {
         let suspects = self.suspects();
-        self.stale_checks
-            .states
-            .retain(|suspect, state| suspects.contains(suspect) || matches!(state, CheckState::Asked));
-        let asked =
-            self.stale_checks.states.values().filter(|state| matches!(state, CheckState::Asked)).count();
-        let mut room = AT_ONCE.saturating_sub(asked);
-        for suspect in suspects {
-            let state = self.stale_checks.states.entry(suspect.clone()).or_insert(CheckState::Since(now));
-            match *state {
-                CheckState::Since(since) if now.duration_since(since) >= DOUBT && room > 0 => {
-                    *state = CheckState::Asked;
-                    room -= 1;
-                    self.ask_whether_it_exists(suspect);
-                }
-                CheckState::TrustedUntil(until) if until <= now => *state = CheckState::Since(now),
-                _ => {}
-            }
+        self.stale_checks.look(suspects, now);
+        self.ask_about_stale_presences();
+    }
+
+    /// As many as there is room for. What is to be cleared must have a broker that takes it: else they would push out what
+    /// waits for the broker already.
+    fn ask_about_stale_presences(&mut self) {
+        while let Some(suspect) = self.stale_checks.next(|suspect| {
+            let broker = self.brokers.get(&suspect.broker);
+            broker.is_some_and(|broker| broker.presences.settled() && broker.takes())
+        }) {
+            self.ask_whether_it_exists(suspect);
         }
     }
 
@@ -176,7 +219,8 @@ impl RegistryController {
                 tracing::warn!(server_id = suspect.server_id, "whether it exists cannot be told: {error}");
             }
         }
-        self.stale_checks.states.insert(suspect, verdict(&exists, Instant::now()));
+        self.stale_checks.answered(suspect, verdict(&exists, Instant::now()));
+        self.ask_about_stale_presences();
     }
 
     fn clear(&mut self, suspect: &StalePresence) {
@@ -214,6 +258,55 @@ mod tests {
     fn what_a_broker_shows_on_its_return_is_put_right_within_five_seconds() {
         let steps = LONGEST_WAIT + SETTLE + DOUBT + Duration::from_secs(1);
         assert!(steps < Duration::from_secs(5), "with the ticks, and the API server's answer: {steps:?}");
+    }
+
+    fn ghosts(broker: &str, number: usize) -> Vec<StalePresence> {
+        let ghost = |number| StalePresence {
+            broker: broker.to_owned(),
+            server_id: format!("north.meteo.ghost-{number}"),
+            server_name: "meteo/weather".to_owned(),
+        };
+        (0..number).map(ghost).collect()
+    }
+
+    #[test]
+    fn the_next_of_a_thousand_is_asked_about_as_soon_as_one_is_answered() {
+        let (mut checks, now) = (StaleChecks::default(), Instant::now());
+        checks.look(ghosts("one", 1000), now);
+        assert!(checks.next(|_| true).is_none(), "somebody may be about to stand behind it");
+        checks.look(ghosts("one", 1000), now + DOUBT);
+        let mut asked: VecDeque<_> = std::iter::from_fn(|| checks.next(|_| true)).collect();
+        assert_eq!(asked.len(), AT_ONCE);
+        let mut answered = 0;
+        while let Some(suspect) = asked.pop_front() {
+            checks.answered(suspect, verdict(&Ok(false), now + DOUBT));
+            answered += 1;
+            asked.extend(std::iter::from_fn(|| checks.next(|_| true)));
+            assert!(asked.len() <= AT_ONCE);
+        }
+        assert_eq!(answered, 1000);
+        checks.look(ghosts("one", 1000), now + DOUBT);
+        assert!(checks.next(|_| true).is_none(), "each was asked about just now");
+        checks.look(Vec::new(), now + DOUBT);
+        assert!(checks.states.is_empty() && checks.due.is_empty());
+    }
+
+    #[test]
+    fn what_a_broker_does_not_take_is_asked_about_later_and_holds_up_no_other() {
+        let (mut checks, now) = (StaleChecks::default(), Instant::now());
+        let all = [ghosts("mute", 100), ghosts("one", 3)].concat();
+        let next = |checks: &mut StaleChecks, taking: &[&str]| {
+            let next = || checks.next(|suspect| taking.contains(&suspect.broker.as_str()));
+            std::iter::from_fn(next).collect::<Vec<_>>()
+        };
+        checks.look(all.clone(), now);
+        checks.look(all.clone(), now + DOUBT);
+        assert_eq!(next(&mut checks, &["one"]), ghosts("one", 3));
+        // Their answers are on their way, though nobody doubts them any more.
+        checks.look(ghosts("mute", 100), now + DOUBT);
+        assert_eq!(next(&mut checks, &["one", "mute"]).len(), AT_ONCE - 3);
+        checks.look(all, now + DOUBT);
+        assert!(next(&mut checks, &["one", "mute"]).is_empty(), "as many as may are asked about");
     }
 
     #[test]

@@ -75,6 +75,23 @@ async fn what_comes_for_an_unknown_service_has_no_more_room_than_the_rest() {
 }
 
 #[tokio::test]
+async fn a_broker_that_no_service_uses_keeps_its_connection_by_nothing_new() {
+    let mut controller = controller();
+    controller.told(&weather(), Arc::new(wanted()));
+    let key = wanted().broker.key;
+    let hear = |controller: &mut RegistryController, client: u32| {
+        controller.heard(&key, "north.meteo.sun_service", initialize(client, 0), &mut None);
+        controller.held().messages
+    };
+    assert_eq!(hear(&mut controller, 1), 1);
+    controller.gone(&weather());
+    assert_eq!(hear(&mut controller, 2), 1, "only what was kept before");
+    assert_eq!(key, wanted::DEFAULT);
+    controller.first_look = first_look::FirstLook::Until(Instant::now() + Duration::from_mins(1));
+    assert_eq!(hear(&mut controller, 3), 2, "an operator that has just started finds what was asked before");
+}
+
+#[tokio::test]
 async fn a_message_waits_for_a_namespace_to_be_listed_but_not_for_long() {
     let mut controller = controller();
     let (unsynced, stores) = tokio::sync::watch::channel(vec!["McpServices"]);

@@ -15,8 +15,14 @@ pub enum Action {
     Park,
     /// Clear our presence.
     Clear,
-    /// Have so many instances: [`ScaleToZero::scaled`](super::ScaleToZero::scaled) tells how it went.
-    Scale(i32),
+    /// Have `to` instances in place of `from`: [`ScaleToZero::scaled`](super::ScaleToZero::scaled) tells how it went,
+    /// [`ScaleToZero::outrun`](super::ScaleToZero::outrun) that there are no longer `from`.
+    Scale {
+        /// What it was decided on.
+        from: i32,
+        /// What there is to be.
+        to: i32,
+    },
     /// Ask the gateways for their sessions now: [`ScaleToZero::asked`](super::ScaleToZero::asked) tells.
     Ask,
     /// Ask this instance to register anew.

@@ -46,7 +46,7 @@ impl Scene {
             Action::Unsubscribe => "unsubscribe".to_owned(),
             Action::Park => "park".to_owned(),
             Action::Clear => "clear".to_owned(),
-            Action::Scale(replicas) => format!("scale {replicas}"),
+            Action::Scale { to, .. } => format!("scale {to}"),
             Action::Ask => "ask".to_owned(),
             Action::Nudge(instance) => format!("nudge {instance}"),
             Action::Keep(held) => format!("keep {}", held.client),
@@ -65,9 +65,10 @@ impl Scene {
                 self.place(ServicePresence::Parked);
             }
             Action::Clear => self.place(ServicePresence::Empty),
-            Action::Scale(replicas) => {
-                self.machine.observed.replicas = *replicas;
-                self.with(|machine, now, out| machine.scaled(*replicas, Ok(()), now, out));
+            Action::Scale { from, to } => {
+                assert_eq!(self.machine.observed.replicas, *from);
+                self.machine.observed.replicas = *to;
+                self.with(|machine, now, out| machine.scaled(*to, Ok(()), now, out));
             }
             _ => {}
         }
@@ -363,6 +364,44 @@ fn a_service_that_may_sleep_no_more_or_is_deleted_leaves_nothing_behind() {
     scene.obeys = false;
     scene.with(|machine, _, out| machine.end(&WakeError::Gone, out));
     scene.expect(&["subscribe", "keep a", "scale 1", "refuse a gone", "clear", "unsubscribe"]);
+}
+
+#[test]
+fn whoever_scales_a_service_while_it_goes_to_sleep_keeps_it_awake() {
+    let mut scene = Scene::new(1, ServicePresence::Empty);
+    scene.machine.observed.idle = Idle::For(IDLE);
+    scene.pass(Duration::from_secs(2));
+    scene.obeys = false;
+    scene.log.clear();
+    scene.with(|machine, now, out| machine.asked(Idle::For(IDLE), now, out));
+    scene.expect(&["scale 0"]);
+    // What follows would be of what we asked for, whether or not it shows.
+    let mut out = Vec::new();
+    scene.machine.scale(1, scene.now + AGAIN, &mut out);
+    assert_eq!(out, [Action::Scale { from: 0, to: 1 }]);
+    scene.machine.scale(0, scene.now + AGAIN, &mut out);
+    scene.machine.observed.replicas = 5;
+    scene.with(|machine, now, out| machine.outrun(0, now, out));
+    assert_eq!(scene.machine.replicas(), 5);
+    scene.log.clear();
+    scene.place(ServicePresence::Empty);
+    scene.pass(PARKING_PAUSE / 2);
+    assert!(!scene.log.contains(&"park".to_owned()), "{:?}", scene.log);
+}
+
+#[test]
+fn whoever_scales_a_service_while_it_wakes_has_woken_it() {
+    let mut scene = Scene::new(0, ServicePresence::Parked);
+    scene.obeys = false;
+    scene.with(|machine, now, out| machine.subscribed(true, now, out));
+    scene.initialize("a");
+    scene.expect(&["subscribe", "keep a", "scale 1"]);
+    scene.with(|machine, now, out| machine.outrun(1, now, out));
+    assert_eq!((scene.machine.replicas(), scene.machine.unscaled()), (0, None));
+    scene.machine.observed.replicas = 5;
+    scene.pass(AGAIN * 2);
+    scene.expect(&[]);
+    assert!(scene.machine.waiting().holds("a"));
 }
 
 #[test]

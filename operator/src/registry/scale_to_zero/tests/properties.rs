@@ -128,7 +128,7 @@ proptest! {
                     Action::Drop(held) | Action::Forward(held) | Action::Refuse(held, _) => {
                         prop_assert!(open.remove(held.id.as_json()), "{held:?} ends twice");
                     }
-                    Action::Scale(0) => {
+                    Action::Scale { to: 0, .. } => {
                         prop_assert_eq!(scene.machine.observed.place, ServicePresence::Parked);
                         prop_assert_eq!(scene.machine.control, Control::On);
                         prop_assert!(scene.machine.waiting().is_empty());
