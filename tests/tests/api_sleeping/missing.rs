@@ -109,6 +109,7 @@ async fn a_ready_pod_that_the_broker_does_not_show_is_told_to_register_again() -
         refuses_subscription: Some(("$mcp-server/presence/", 0x87)),
         refuses_publish: None,
         swallows: None,
+        garbles: None,
     };
     let (space, broker) = (Space::new("missing").await?, Mosquitto::start().await?);
     let operator = Operator::start(&space, &[]).await?;

@@ -93,12 +93,14 @@ async fn every_alert_names_its_section_of_the_runbook_and_the_runbook_has_no_oth
 }
 
 #[tokio::test]
-async fn without_an_address_of_the_runbook_no_alert_names_one() -> Result<()> {
+async fn without_an_address_of_the_runbook_alerts_name_its_file_and_their_section() -> Result<()> {
     let objects = template(&["--set", "metrics.prometheusRule.enabled=true"]).await?;
     let rules = find(&objects, "PrometheusRule", OPERATOR)?;
     ensure!(!alerts(rules).is_empty(), "no alerts");
     for alert in alerts(rules) {
         ensure!(alert["annotations"].get("runbook_url").is_none(), "{alert}");
+        let section = alert["alert"].as_str().context("a name")?.to_lowercase();
+        ensure!(alert["annotations"]["runbook"] == format!("docs/runbook.md#{section}"), "{alert}");
         ensure!(alert["annotations"]["summary"].is_string(), "{alert}");
     }
     Ok(())
