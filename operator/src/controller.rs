@@ -156,7 +156,7 @@ async fn reconcile(service: Arc<Guarded>, scope: Arc<Scope>) -> Result<Action, R
     let (outcome, counted) = match result {
         Ok(resources) => (Outcome::Accepted(resources), Counted::Accepted),
         Err(Stop::Paused) => (Outcome::Paused, Counted::Accepted),
-        Err(Stop::Refused(problem) | Stop::Contested(problem)) => {
+        Err(Stop::Refused(problem) | Stop::Objected(problem)) => {
             (Outcome::Refused(problem), Counted::Refused)
         }
         Err(Stop::Failed(error)) => {
@@ -182,9 +182,9 @@ enum Stop {
     Paused,
     /// The service cannot be as it is: told in its status.
     Refused(Problem),
-    /// One of its objects is left as somebody else has it, and the service is as it asks to be all the same: told in its
+    /// One of the objects around its pods is not as it should be, and they are as it asks for all the same: told in its
     /// status, and to nobody who wakes it.
-    Contested(Problem),
+    Objected(Problem),
     /// Something failed that may pass: tried again.
     Failed(ReconcileError),
 }
@@ -196,7 +196,7 @@ impl Stop {
             // Its place is looked after all the same: with the credentials that it has now.
             Self::Paused => Some(format!("{}: the service is paused", reasons::PAUSED)),
             Self::Refused(problem) => Some(problem.quoted()),
-            Self::Contested(_) | Self::Failed(_) => None,
+            Self::Objected(_) | Self::Failed(_) => None,
         }
     }
 }
@@ -387,7 +387,7 @@ impl From<ApplyError> for Stop {
     fn from(error: ApplyError) -> Self {
         let Some(reason) = error.reason() else { return Self::Failed(error.into()) };
         let problem = Problem { reason: reason.to_owned(), message: error.to_string() };
-        if error.spares_pods() { Self::Contested(problem) } else { Self::Refused(problem) }
+        if error.spares_pods() { Self::Objected(problem) } else { Self::Refused(problem) }
     }
 }
 

@@ -19,6 +19,7 @@ mod child;
 mod error;
 mod field_conflicts;
 mod memory;
+mod objections;
 
 pub use self::{
     child::{Child, ObjectName},
@@ -27,7 +28,7 @@ pub use self::{
     memory::AppliedMemory,
 };
 use self::{
-    field_conflicts::Contest,
+    objections::Objections,
     memory::{BEHIND, Memory, Record},
 };
 use super::{
@@ -67,12 +68,12 @@ pub struct Progress {
 const REFUSALS: [u16; 5] = [400, 403, 413, 422, 500];
 
 /// Applies all of a service's objects, in the order in which they need each other: what its pods are to find there
-/// before the Deployment. One that somebody fights over is left alone, and keeps none of the others waiting: there is
-/// one already, and they need no more.
+/// before the Deployment. One that somebody fights over is left alone, and keeps none of the others waiting; nor does one
+/// that comes after the Deployment.
 ///
 /// # Errors
 /// The first object that could not be applied, with what comes before it applied; or, with all others applied, one that
-/// is contested.
+/// keeps none of them waiting.
 pub async fn apply(
     scope: &Scope,
     identity: &Identity,
@@ -92,13 +93,13 @@ pub async fn apply(
     } = resources;
     let stores = &scope.stores;
     let step = Step { scope, identity, progress: Mutex::new(progress) };
-    let mut contest = Contest::default();
+    let mut objections = Objections::default();
     let copy = names::broker_secret(&identity.name);
-    contest.pass(step.keep(&copy, broker_secret.as_ref(), &stores.secrets).await)?;
+    objections.pass(step.keep(&copy, broker_secret.as_ref(), &stores.secrets).await)?;
     // Before the pods are there.
     let child = names::child(&identity.name);
     if let Some(policies) = &stores.network_policies {
-        contest.pass(step.keep(&child, network_policy.as_ref(), policies).await)?;
+        objections.pass(step.keep(&child, network_policy.as_ref(), policies).await)?;
     }
     if shrinks(&deployment, watched_deployment(scope, &identity.namespace, &identity.name).as_deref()) {
         // Boxed: it is large, and seldom.
@@ -107,16 +108,16 @@ pub async fn apply(
     // No pod is to run as somebody else. Where `podTemplate` names another account, ours stays unused: the garbage
     // collector takes it with the service.
     if let Some(account) = &service_account {
-        contest.pass(step.apply(account, live(&stores.service_accounts, account)).await)?;
+        objections.pass(step.apply(account, live(&stores.service_accounts, account)).await)?;
     }
-    contest.pass(step.apply(&deployment, live(&stores.deployments, &deployment)).await)?;
+    objections.pass(step.apply(&deployment, live(&stores.deployments, &deployment)).await)?;
     let budgets = &stores.disruption_budgets;
-    contest.pass(step.keep(&child, disruption_budget.as_ref(), budgets).await)?;
-    contest.pass(step.keep(&child, autoscaler.as_ref(), &stores.autoscalers).await)?;
+    objections.pass(step.keep(&child, disruption_budget.as_ref(), budgets).await)?;
+    objections.pass(step.keep(&child, autoscaler.as_ref(), &stores.autoscalers).await)?;
     if let Some(objects) = &stores.scaled_objects {
-        contest.pass(step.keep(&child, scaled_object.as_ref(), objects).await)?;
+        objections.pass(step.keep(&child, scaled_object.as_ref(), objects).await)?;
     }
-    contest.end()?;
+    objections.end()?;
     Ok(Resources {
         service_account,
         broker_secret,

@@ -2,10 +2,16 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::{
+    apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler, policy::v1::PodDisruptionBudget,
+};
 
 use super::{Child, ObjectName};
-use crate::reasons;
+use crate::{keda::scaled_object::ScaledObject, reasons};
+
+/// What is applied after the Deployment.
+const AROUND_PODS: [&str; 3] =
+    [PodDisruptionBudget::KIND, HorizontalPodAutoscaler::KIND, ScaledObject::KIND];
 
 /// Why an object could not be applied.
 #[derive(Debug, thiserror::Error)]
@@ -72,9 +78,13 @@ impl ApplyError {
         }
     }
 
-    /// Whether the pods are as the service asks for all the same: somebody fights over a companion of the Deployment,
-    /// and that is all.
+    /// Whether the pods are as the service asks for all the same: somebody fights over a companion of the Deployment, or
+    /// one that no pod needs cannot be had.
     pub fn spares_pods(&self) -> bool {
-        matches!(self, Self::Contested { object, .. } if object.kind != Deployment::KIND)
+        match self {
+            Self::Contested { object, .. } => object.kind != Deployment::KIND,
+            Self::NameTaken { object } | Self::Rejected { object, .. } => AROUND_PODS.contains(&object.kind),
+            Self::Leaving { .. } | Self::Api { .. } => false,
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::{ApplyError, memory::Key};
+use super::memory::Key;
 use crate::{controller::scope::lock, names::FIELD_MANAGER};
 
 /// A person who tries something out is corrected this often before it counts as a contest.
@@ -56,30 +56,6 @@ fn wait(times: u32) -> Duration {
     }
 }
 
-/// What of one apply is contested: the Deployment before all, or else what came first.
-#[derive(Debug, Default)]
-pub(super) struct Contest(Option<ApplyError>);
-
-impl Contest {
-    /// Takes note of a contest, which keeps nothing else from being applied; any other failure does.
-    pub(super) fn pass(&mut self, applied: Result<(), ApplyError>) -> Result<(), ApplyError> {
-        match applied {
-            Err(contested @ ApplyError::Contested { .. }) => {
-                if self.0.is_none() || !contested.spares_pods() {
-                    self.0 = Some(contested);
-                }
-                Ok(())
-            }
-            other => other,
-        }
-    }
-
-    /// Once all is applied that could be.
-    pub(super) fn end(self) -> Result<(), ApplyError> {
-        self.0.map_or(Ok(()), Err)
-    }
-}
-
 /// Who wrote the object last, but for us.
 pub(super) fn rival(live: &ObjectMeta) -> Option<String> {
     let others = live.managed_fields.iter().flatten().filter(|entry| {
@@ -94,55 +70,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{controller::apply::ObjectName, reasons};
-
-    fn object(kind: &'static str) -> ObjectName {
-        ObjectName { kind, namespace: "meteo".to_owned(), name: "weather".to_owned() }
-    }
-
-    fn contested(kind: &'static str) -> Result<(), ApplyError> {
-        Err(ApplyError::Contested {
-            object: object(kind),
-            field: "spec".into(),
-            rival: "guard".into(),
-            wait: FIRST_WAIT,
-        })
-    }
-
-    #[test]
-    fn what_is_contested_keeps_nothing_else_from_being_applied_and_is_told_in_the_end() {
-        let told = |kinds: &[&'static str]| {
-            let mut contest = Contest::default();
-            for kind in kinds {
-                contest.pass(contested(kind)).unwrap();
-                contest.pass(Ok(())).unwrap();
-            }
-            contest.end().map_err(|error| (error.to_string(), error.spares_pods()))
-        };
-        let starts = |(said, spares): (String, bool), start: &str, spares_pods| {
-            assert!(said.starts_with(start) && spares == spares_pods, "{said}, {spares}");
-        };
-        assert_eq!(told(&[]), Ok(()));
-        let policy = "guard keeps changing spec of the NetworkPolicy meteo/weather";
-        starts(told(&["NetworkPolicy", "PodDisruptionBudget"]).unwrap_err(), policy, true);
-        let deployment = "guard keeps changing spec of the Deployment meteo/weather";
-        let all = ["NetworkPolicy", "Deployment", "PodDisruptionBudget"];
-        starts(told(&all).unwrap_err(), deployment, false);
-    }
-
-    #[test]
-    fn what_fails_otherwise_ends_an_apply_whatever_is_contested() {
-        let mut contest = Contest::default();
-        contest.pass(contested("NetworkPolicy")).unwrap();
-        let rejected = ApplyError::Rejected {
-            object: object("Deployment"),
-            reason: reasons::DEPLOYMENT_REJECTED,
-            message: "no".to_owned(),
-        };
-        let error = contest.pass(Err(rejected)).unwrap_err();
-        assert_eq!(error.reason(), Some(reasons::DEPLOYMENT_REJECTED));
-        assert!(!error.spares_pods());
-    }
 
     #[test]
     fn a_few_changes_are_mended_at_once_and_a_contest_seldom() {
