@@ -397,28 +397,25 @@ mod tests {
     use crate::controller::apply::ObjectName;
 
     #[test]
-    fn whoever_wakes_a_service_hears_of_a_contest_over_its_deployment_and_over_nothing_else() {
-        let refusal = |kind| {
-            let object = ObjectName { kind, namespace: "meteo".to_owned(), name: "weather".to_owned() };
-            let contested = ApplyError::Contested {
-                object,
-                field: "spec".into(),
-                rival: "guard".into(),
-                wait: Duration::from_secs(30),
-            };
-            Stop::from(contested).refusal()
+    fn whoever_wakes_a_service_hears_of_what_concerns_its_pods_and_of_nothing_else() {
+        let object = |kind| ObjectName { kind, namespace: "meteo".to_owned(), name: "weather".to_owned() };
+        let contested = |kind| {
+            let (field, rival, wait) = ("spec".into(), "guard".into(), Duration::from_secs(30));
+            Stop::from(ApplyError::Contested { object: object(kind), field, rival, wait }).refusal()
         };
-        for companion in [
-            "Secret",
-            "NetworkPolicy",
-            "ServiceAccount",
-            "PodDisruptionBudget",
-            "HorizontalPodAutoscaler",
-            "ScaledObject",
-        ] {
-            assert_eq!(refusal(companion), None, "{companion}");
+        let rejected = |kind| {
+            let (reason, message) = (reasons::DEPLOYMENT_REJECTED, "no".to_owned());
+            Stop::from(ApplyError::Rejected { object: object(kind), reason, message }).refusal()
+        };
+        for companion in ["Secret", "NetworkPolicy", "ServiceAccount"] {
+            assert_eq!(contested(companion), None, "{companion}");
+            assert!(rejected(companion).is_some(), "{companion}");
         }
-        let said = refusal("Deployment").unwrap();
+        for around in ["PodDisruptionBudget", "HorizontalPodAutoscaler", "ScaledObject"] {
+            assert_eq!((contested(around), rejected(around)), (None, None), "{around}");
+        }
+        let said = contested("Deployment").unwrap();
         assert!(said.starts_with("FieldsContested: guard keeps changing spec of the Deployment"), "{said}");
+        assert!(rejected("Deployment").is_some());
     }
 }

@@ -28,8 +28,8 @@ pub use self::{
     memory::AppliedMemory,
 };
 use self::{
-    objections::Objections,
     memory::{BEHIND, Memory, Record},
+    objections::Objections,
 };
 use super::{
     build::{Applied, Prepared, Resources},

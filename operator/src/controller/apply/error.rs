@@ -10,8 +10,7 @@ use super::{Child, ObjectName};
 use crate::{keda::scaled_object::ScaledObject, reasons};
 
 /// What is applied after the Deployment.
-const AROUND_PODS: [&str; 3] =
-    [PodDisruptionBudget::KIND, HorizontalPodAutoscaler::KIND, ScaledObject::KIND];
+const AROUND_PODS: [&str; 3] = [PodDisruptionBudget::KIND, HorizontalPodAutoscaler::KIND, ScaledObject::KIND];
 
 /// Why an object could not be applied.
 #[derive(Debug, thiserror::Error)]
