@@ -11,7 +11,10 @@ use mcp_mqtt_tests::{
     gateway::{Gateway, Options, call, connect, open, reason},
     raw::Raw,
 };
-use mcp_mqtt_transport::{client::Session, mqtt::MAX_PROPERTY_BYTES};
+use mcp_mqtt_transport::{
+    client::{Client, Session},
+    mqtt::MAX_PROPERTY_BYTES,
+};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::json;
 use tokio::time::sleep;
@@ -185,31 +188,48 @@ async fn requests_that_servers_of_the_new_era_do_not_answer_fit_into_the_contain
     before.regained_within(&gateway, 48 << 20).await
 }
 
+/// A gateway within its limit, somebody who has a session there, and a stranger who has none.
+struct Scene {
+    gateway: Gateway,
+    before: Baseline,
+    session: Session,
+    stranger: Raw,
+    _client: Client,
+    _broker: Mosquitto,
+}
+
+impl Scene {
+    async fn set() -> Result<Self> {
+        let broker = Mosquitto::options().line("max_queued_messages 0").start().await?;
+        let gateway = Gateway::ready_at(&broker.url()).await?;
+        limit(&gateway)?;
+        let before = Baseline::of(&gateway);
+        let client = connect(&broker.url(), "bystander").await?;
+        let session = open(&client, &gateway.instance()).await?;
+        let stranger = Raw::connect_deaf(&broker.url(), "stranger", &gateway).await?;
+        Ok(Self { gateway, before, session, stranger, _client: client, _broker: broker })
+    }
+}
+
 /// Batches that a packet has room for, of somebody without a session.
 #[tokio::test]
 async fn a_strangers_batches_of_a_million_parts_fit_into_the_containers_memory_and_harm_nobody() -> Result<()>
 {
     const PACKET: usize = 4_000_000;
-    let broker = Mosquitto::options().line("max_queued_messages 0").start().await?;
-    let gateway = Gateway::ready_at(&broker.url()).await?;
-    limit(&gateway)?;
-    let before = Baseline::of(&gateway);
-    let client = connect(&broker.url(), "bystander").await?;
-    let session = open(&client, &gateway.instance()).await?;
-    let stranger = Raw::connect_deaf(&broker.url(), "stranger", &gateway).await?;
+    let Scene { gateway, before, session, stranger, .. } = &Scene::set().await?;
     let refused = r#"{"jsonrpc":"2.0","id":1,"method":""},"#;
     for part in ["1,", refused, "1,", refused] {
         let batch = format!("[{}1]", part.repeat(PACKET / part.len()));
         stranger.send(&stranger.control, Some("stranger"), batch).await?;
-        assert_eq!(call(&session, "echo", json!({"message": "x"})).await?, "x");
+        assert_eq!(call(session, "echo", json!({"message": "x"})).await?, "x");
     }
     gateway.wait_metric(r#"messages_dropped_total{reason="batch"}"#, 4).await?;
-    assert_eq!(call(&session, "echo", json!({"message": "x"})).await?, "x");
+    assert_eq!(call(session, "echo", json!({"message": "x"})).await?, "x");
     assert_eq!(gateway.metric(r#"messages_dropped_total{reason="outbox-full"}"#).await?, 0);
     let warnings = gateway.log().lines().filter(|line| line.contains(" WARN ")).count();
     assert_eq!(warnings, 0);
     session.close();
-    before.regained_within(&gateway, 32 << 20).await
+    before.regained_within(gateway, 32 << 20).await
 }
 
 /// User properties without a name and a value: five bytes each on the wire, and ten times as much once they are read.
@@ -218,13 +238,7 @@ async fn a_strangers_messages_of_a_million_properties_fit_into_the_containers_me
 -> Result<()> {
     const PROPERTIES: usize = 800_000;
     const MESSAGES: usize = 12;
-    let broker = Mosquitto::options().line("max_queued_messages 0").start().await?;
-    let gateway = Gateway::ready_at(&broker.url()).await?;
-    limit(&gateway)?;
-    let before = Baseline::of(&gateway);
-    let client = connect(&broker.url(), "bystander").await?;
-    let session = open(&client, &gateway.instance()).await?;
-    let stranger = Raw::connect_deaf(&broker.url(), "stranger", &gateway).await?;
+    let Scene { gateway, before, session, stranger, .. } = &Scene::set().await?;
     let mut large = stranger.publication(&stranger.control, None, "x");
     large.user_properties = vec![(String::new(), String::new()); PROPERTIES];
     // As many as are taken, and as often: these wait for each other, by what they are in memory.
@@ -235,15 +249,15 @@ async fn a_strangers_messages_of_a_million_properties_fit_into_the_containers_me
     let sent = flood.len();
     let poured = stranger.pour(flood);
     for _ in 0..50 {
-        assert_eq!(call(&session, "echo", json!({"message": "x"})).await?, "x");
+        assert_eq!(call(session, "echo", json!({"message": "x"})).await?, "x");
     }
     poured.await??;
     let too_large = r#"messages_dropped_total{reason="properties-too-large"}"#;
     gateway.wait_metric(too_large, u64::try_from(MESSAGES)?).await?;
     let of_nobody = r#"messages_dropped_total{reason="no-client-id"}"#;
     gateway.wait_metric(of_nobody, u64::try_from(sent - MESSAGES)?).await?;
-    assert_eq!(call(&session, "echo", json!({"message": "x"})).await?, "x");
+    assert_eq!(call(session, "echo", json!({"message": "x"})).await?, "x");
     assert_eq!(gateway.metric("broker_reconnects_total").await?, 0);
     session.close();
-    before.regained_within(&gateway, 48 << 20).await
+    before.regained_within(gateway, 48 << 20).await
 }
