@@ -149,7 +149,7 @@ pub struct McpServiceSpec {
     /// A fragment of a `PodTemplateSpec`, merged last into what the operator builds, by Kubernetes' own
     /// strategic merge (containers, volumes and env by their names): nodeSelector, tolerations, volumes,
     /// annotations, further containers … It is parsed strictly: an unknown field is an error in the
-    /// condition `Accepted`.
+    /// condition `Accepted`. (`kubectl explain deployment.spec.template` has its fields.)
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::any_object")]
     pub pod_template: Option<serde_json::Map<String, serde_json::Value>>,
