@@ -86,13 +86,7 @@ pub async fn serve(address: SocketAddr, shown: Shown) -> Result<SocketAddr, Admi
 
 /// A leader that stands still would keep the Lease for ever.
 async fn healthz(State(shown): State<Shown>) -> (StatusCode, String) {
-    match shown.pulse.standstill() {
-        None => (StatusCode::OK, "ok\n".to_owned()),
-        Some(silence) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("the task that keeps the registry has stood still for {} s\n", silence.as_secs()),
-        ),
-    }
+    serving::health(&shown.pulse, "the task that keeps the registry")
 }
 
 #[cfg(test)]

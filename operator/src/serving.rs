@@ -4,7 +4,7 @@ use std::{fmt::Display, time::Duration};
 
 pub use mcp_mqtt_sidecar::{
     pulse::Pulse,
-    serving::{ConnectionError, OPENMETRICS, accept, admin},
+    serving::{ConnectionError, OPENMETRICS, accept, admin, health},
 };
 use tokio::time::sleep;
 

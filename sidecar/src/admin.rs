@@ -65,13 +65,7 @@ pub fn serve(address: SocketAddr, board: Board, metrics: Metrics) -> io::Result<
 
 /// The kubelet restarts a gateway that stands still, as nothing else would mend it.
 async fn healthz(State(admin): State<Admin>) -> impl IntoResponse {
-    match admin.board.pulse().standstill() {
-        None => (StatusCode::OK, "ok\n".to_owned()),
-        Some(silence) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("the task that serves all sessions has stood still for {} s\n", silence.as_secs()),
-        ),
-    }
+    serving::health(admin.board.pulse(), "the task that serves all sessions")
 }
 
 async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {

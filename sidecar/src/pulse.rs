@@ -9,7 +9,7 @@ use std::{
 /// How often there is to be a beat.
 pub const BEAT: Duration = Duration::from_secs(10);
 /// After so long without one, the work stands still: whatever it waits for has an end sooner.
-pub const STANDSTILL: Duration = Duration::from_mins(1);
+const STANDSTILL: Duration = Duration::from_mins(1);
 
 /// When the work last showed that it goes on; none: it has not begun, or has ended. All clones are one.
 #[derive(Debug, Clone, Default)]

@@ -3,7 +3,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use axum::Router;
+use axum::{Router, http::StatusCode};
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{
@@ -12,6 +12,8 @@ use tokio::{
     sync::Semaphore,
     time::{sleep, timeout},
 };
+
+use crate::pulse::Pulse;
 
 /// What Prometheus is told of the text that it gets: as plain text it would refuse the type `info`.
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -30,6 +32,16 @@ pub type ConnectionError = Box<dyn std::error::Error + Send + Sync>;
 /// Serves an admin port: probes, metrics, and what else is said at once and to everybody.
 pub async fn admin(listener: TcpListener, router: Router) {
     accept("admin", listener, ADMIN_CONNECTIONS, |stream| answer_once(stream, router.clone())).await;
+}
+
+/// What `/healthz` says of the work that this is the pulse of; `who` is at it.
+pub fn health(pulse: &Pulse, who: &str) -> (StatusCode, String) {
+    match pulse.standstill() {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(silence) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{who} has stood still for {} s\n", silence.as_secs()))
+        }
+    }
 }
 
 /// One request of a connection, so that nobody holds a place who has nothing to ask.
